@@ -1,0 +1,2 @@
+"""prefcls_lib."""
+__version__ = "0.1.0"

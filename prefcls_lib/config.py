@@ -1,0 +1,204 @@
+"""RunConfig: every setting of a run, in one flat frozen record.
+
+The names are those of `--set key=value`, of a YAML file, and of the notebooks' parameters cell, so a value
+means the same thing wherever it is typed.
+"""
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import yaml
+
+from prefcls_lib.files import UserError
+
+CHOICES = {
+    "text_cleaning": ("none", "whitespace", "ascii"),
+    "pooling": ("mean", "first"),
+    "head": ("symmetric", "concat"),
+    "mixed_precision": ("auto", "no", "bf16", "fp16"),
+}
+# setting: (smallest allowed value, largest allowed value)
+RANGES = {
+    "max_train_rows": (0, math.inf),
+    "num_folds": (2, 100),
+    "seed": (0, 2**32 - 1),
+    "max_length": (16, 65_536),
+    "num_epochs": (1, 1000),
+    "batch_size": (1, 65_536),
+    "max_tokens_per_micro_step": (16, math.inf),
+    "validations_per_epoch": (1, 1000),
+    "learning_rate": (0.0, 1.0),
+    "head_learning_rate": (0.0, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "warmup_ratio": (0.0, 1.0),
+    "label_smoothing": (0.0, 0.5),
+    "dropout": (0.0, 0.9),
+    "max_grad_norm": (1e-6, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings of one run. `None` means: what the backbone's recipe says (`backbones.RECIPES`)."""
+
+    # what is run, on what, to where
+    backbone: str = "microsoft/deberta-v3-xsmall"  # folder, attached Kaggle input, or hub name
+    train: str = "competition"  # CSV path, "sample", or "competition" (the attached Kaggle input)
+    test: str = "competition"  # the same
+    out: str = "auto"  # run folder; auto: /kaggle/working on Kaggle, else runs/<backbone>
+    # rows and folds
+    max_train_rows: int = 0  # rows of the training file to use, chosen by content; 0: all
+    num_folds: int = 10  # stratified folds grouped by prompt
+    folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
+    seed: int = 42
+    # tokens
+    text_cleaning: str = "none"  # none | whitespace | ascii
+    max_length: int = 512  # tokens of one side, special tokens included
+    # model
+    pooling: str = "mean"  # mean | first
+    head: str = "symmetric"  # symmetric | concat (the original's)
+    structure_features: bool = True
+    dropout: float = 0.0
+    # training
+    num_epochs: int | None = None
+    learning_rate: float | None = None  # peak rate of the encoder
+    head_learning_rate: float = 5e-4
+    batch_size: int = 32  # pairs in one optimizer step
+    max_tokens_per_micro_step: int | None = None  # tokens held for one backward pass
+    validations_per_epoch: int | None = None
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    label_smoothing: float | None = None  # in the training loss only, never in a reported number
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "auto"  # auto | no | bf16 | fp16
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = _coerce(field.name, getattr(self, field.name), _TYPES[field.name])
+            object.__setattr__(self, field.name, value)
+            _check_value(field.name, value)
+        bad = [fold for fold in self.folds if not 0 <= fold < self.num_folds]
+        if bad or not self.folds or len(set(self.folds)) != len(self.folds):
+            raise UserError(
+                f"setting folds={list(self.folds)}: give different whole numbers from 0 to "
+                f"{self.num_folds - 1} (num_folds={self.num_folds})."
+            )
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, object], source: str = "settings") -> "RunConfig":
+        """Build a config from names and values, as a YAML file, `--set` or papermill deliver them.
+
+        Values may be text ("false", "1e-4", "[1,2]"): they are coerced to the setting's type.
+
+        Raises:
+            UserError: a name that is no setting (with the nearest right one), or a value out of range.
+        """
+        names = list(_TYPES)
+        for name in settings:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Settings are: {', '.join(names)}."
+                raise UserError(f"{source}: unknown setting {name!r}. {hint}")
+        return cls(**settings)
+
+    @classmethod
+    def from_namespace(cls, namespace: Mapping[str, object]) -> "RunConfig":
+        """Build a config from a notebook's `globals()`, right after its parameters cell.
+
+        Every plain value defined so far is taken as a setting, so that a parameter which papermill
+        injected under a mistyped name stops the run instead of being ignored.
+        """
+        plain = (str, int, float, bool, list, tuple, dict, types.NoneType)
+        ipython = {"In", "Out"}
+        settings = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, plain) and not name.startswith("_") and name not in ipython
+        }
+        return cls.from_mapping(settings, source="notebook parameters")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path | None, overrides: Mapping[str, object]) -> "RunConfig":
+        """Read settings from a YAML file (or none), then apply `overrides` on top."""
+        settings: dict = {}
+        if path is not None:
+            try:
+                settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise UserError(f"{path}: cannot be read as YAML ({error}).") from error
+            if not isinstance(settings, dict):
+                raise UserError(f"{path}: expected lines of `setting: value`, found a {_kind(settings)}.")
+        return cls.from_mapping({**settings, **overrides}, source=str(path or "--set"))
+
+    def with_recipe(self, recipe: Mapping[str, object]) -> "RunConfig":
+        """Fill every setting that is still None from the backbone's recipe."""
+        return replace(self, **{k: v for k, v in recipe.items() if getattr(self, k) is None})
+
+    def to_dict(self) -> dict:
+        """Plain values, as they are stored in config.json."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+_TYPES = typing.get_type_hints(RunConfig)
+
+
+def _kind(value: object) -> str:
+    return "list" if isinstance(value, list) else type(value).__name__
+
+
+def _coerce(name: str, value: object, annotation: object) -> object:
+    """Turn `value` into the annotated type, or say what was expected."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    if types.NoneType in options:
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "null")):
+            return None
+        annotation = options[0]
+    error = UserError(f"setting {name}={value!r}: expected {_describe(annotation)}.")
+    if isinstance(value, str) and annotation is not str:
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise error from None
+    if annotation == tuple[int, ...]:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_coerce(name, item, int) for item in items)
+    if annotation is bool:
+        if isinstance(value, bool):
+            return value
+        raise error
+    if annotation is str:
+        if isinstance(value, (str, Path)) and str(value).strip():
+            return str(value)
+        raise error
+    if isinstance(value, bool) or value is None or isinstance(value, (list, tuple, dict)):
+        raise error
+    try:
+        number = float(value)  # YAML reads 1e-4 as text
+    except (TypeError, ValueError):
+        raise error from None
+    if annotation is int:
+        if not number.is_integer():
+            raise error
+        return int(number)
+    return number
+
+
+def _describe(annotation: object) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(annotation, "a list of whole numbers such as [0, 1]")
+
+
+def _check_value(name: str, value: object) -> None:
+    if name in CHOICES and value not in CHOICES[name]:
+        raise UserError(f"setting {name}={value!r}: choose one of {', '.join(CHOICES[name])}.")
+    if name in RANGES and value is not None:
+        low, high = RANGES[name]
+        if not low <= value <= high:  # also false for NaN
+            raise UserError(f"setting {name}={value!r}: expected a number from {low:g} to {high:g}.")
+        if not math.isfinite(value):
+            raise UserError(f"setting {name}={value!r}: expected a finite number.")
