@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from prefcls_lib.calibration import (
+    Blend,
+    Calibration,
+    blend_out_of_fold,
+    calibrate_out_of_fold,
+    fit_blend,
+    fit_calibration,
+)
+from prefcls_lib.files import UserError
+from prefcls_lib.metrics import log_loss
+from prefcls_lib.schema import SWAP
+
+
+def _draw_labels(probs: np.ndarray, seed: int) -> np.ndarray:
+    """Labels drawn from each row's probabilities, which are then perfectly calibrated."""
+    uniform = np.random.default_rng(seed).uniform(size=(len(probs), 1))
+    return (uniform > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
+
+
+def _random_probs(num_rows: int, seed: int) -> np.ndarray:
+    return softmax(np.random.default_rng(seed).standard_normal((num_rows, 3)), axis=1)
+
+
+def _plan(num_rows: int, num_folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Folds and groups, one row a group."""
+    return np.arange(num_rows) % num_folds, np.arange(num_rows).astype(str)
+
+
+def test_calibration_by_hand():
+    """Temperature 1/2 squares: (.5,.25,.25) -> (4,1,1)/6; a bias of ln 2 doubles the tie: (2,1,2)/5."""
+    probs = np.array([[0.5, 0.25, 0.25]])
+    assert Calibration(temperature=0.5).apply(probs)[0] == pytest.approx([4 / 6, 1 / 6, 1 / 6])
+    assert Calibration(tie_bias=np.log(2)).apply(probs)[0] == pytest.approx([2 / 5, 1 / 5, 2 / 5])
+
+
+def test_fit_finds_the_temperature_and_bias_that_spoiled_the_probabilities():
+    """Sharpened by 1/2 and a tie bias of .4 taken off: calibration gives both back."""
+    true = _random_probs(20_000, 0)
+    spoiled = softmax(2.0 * (np.log(true) - np.array([0, 0, 0.4])), axis=1)
+    found = fit_calibration(_draw_labels(true, 1), spoiled)
+    assert found.temperature == pytest.approx(2.0, rel=0.04)
+    assert found.tie_bias == pytest.approx(0.4, abs=0.05)
+
+
+def test_calibration_does_not_explode_on_two_rows():
+    """Two rows that are right would ask for temperature 0; the weak prior keeps it well above."""
+    found = fit_calibration(np.array([0, 1]), np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]]))
+    assert 0.3 < found.temperature < 1.0 and -1.5 < found.tie_bias < 0
+
+
+def test_calibration_and_blend_swap_with_the_answers_exactly():
+    """A and B share the bias, so swapped probabilities come out swapped, to the bit."""
+    predictions = [_random_probs(50, seed) for seed in (2, 3)]
+    blend = Blend((0.3, 0.7), Calibration(0.8, 0.25))
+    swapped = blend.apply([probs[:, list(SWAP)] for probs in predictions])
+    assert (swapped[:, list(SWAP)] == blend.apply(predictions)).all()
+
+
+def test_calibration_of_noise_flatters_on_its_own_rows_and_not_out_of_fold():
+    """60 rows whose labels know nothing of the probabilities: fitted on themselves the log loss beats ln 3,
+    which no honest guess does, and fitted on the other folds it does not."""
+    own, nested = [], []
+    for seed in range(20):
+        labels = np.random.default_rng(seed).integers(0, 3, 60)
+        probs = _random_probs(60, 100 + seed)
+        own.append(log_loss(labels, fit_calibration(labels, probs).apply(probs)))
+        nested.append(log_loss(labels, calibrate_out_of_fold(labels, probs, *_plan(60, 5))))
+    assert np.mean(own) < np.log(3) < np.mean(nested)
+
+
+def test_out_of_fold_calibration_never_sees_the_fold_it_scores():
+    """Changing the labels of one fold leaves that fold's own calibrated probabilities as they were."""
+    probs, (folds, groups) = _random_probs(90, 4), _plan(90, 3)
+    labels = _draw_labels(probs, 5)
+    changed = np.where(folds == 1, (labels + 1) % 3, labels)
+    before = calibrate_out_of_fold(labels, probs, folds, groups)
+    after = calibrate_out_of_fold(changed, probs, folds, groups)
+    assert (before[folds == 1] == after[folds == 1]).all()
+    assert (before[folds != 1] != after[folds != 1]).all()
+
+
+def test_one_fold_is_calibrated_in_two_halves_of_its_prompts():
+    """With one fold each half is fitted on the other, so no row is left out and none fits itself."""
+    probs, groups = _random_probs(80, 6), np.arange(80).astype(str)
+    labels = _draw_labels(probs, 7)
+    calibrated = calibrate_out_of_fold(labels, probs, np.zeros(80, dtype=int), groups)
+    assert calibrated.sum(axis=1) == pytest.approx(np.ones(80))
+    assert (calibrated != fit_calibration(labels, probs).apply(probs)).all()
+    with pytest.raises(UserError, match="too few prompts"):
+        calibrate_out_of_fold(labels, probs, np.zeros(80, dtype=int), np.full(80, "one prompt"))
+
+
+def test_blend_by_hand():
+    """Equal weights: the root of the products, (.4*.1, .2*.2, .4*.7) -> (.2, .2, .529)/.929."""
+    blend = Blend((0.5, 0.5), Calibration())
+    mean = blend.apply([np.array([[0.4, 0.2, 0.4]]), np.array([[0.1, 0.2, 0.7]])])
+    roots = np.sqrt([0.04, 0.04, 0.28])
+    assert mean[0] == pytest.approx(roots / roots.sum())
+
+
+def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
+    """Two halves of the truth weigh the same, noise nothing, and the blend beats the better half."""
+    generator = np.random.default_rng(8)
+    signals = generator.standard_normal((2, 6000, 3))
+    labels = _draw_labels(softmax(signals.sum(axis=0), axis=1), 9)
+    first, second = (softmax(signal, axis=1) for signal in signals)
+    blend = fit_blend(labels, [first, second, _random_probs(6000, 10)])
+    assert blend.weights == pytest.approx((0.5, 0.5, 0.0), abs=0.03) and sum(blend.weights) == pytest.approx(
+        1.0
+    )
+    assert blend.calibration.temperature == pytest.approx(0.5, rel=0.05)
+    nested = blend_out_of_fold(labels, [first, second], *_plan(6000, 4))
+    assert log_loss(labels, nested) < min(log_loss(labels, first), log_loss(labels, second)) - 0.02
+
+
+def test_blend_of_one_is_its_calibration():
+    """With a single run the weight is 1 and the rest is temperature and bias."""
+    probs = _random_probs(200, 11)
+    labels = _draw_labels(probs, 12)
+    blend = fit_blend(labels, [probs])
+    assert blend.weights == (1.0,)
+    assert blend.apply([probs]) == pytest.approx(fit_calibration(labels, probs).apply(probs))
+
+
+def test_blend_out_of_fold_never_sees_the_fold_it_scores():
+    """A planted leak, a run that knows the labels of fold 0 only: the blend of all rows rushes to it, while
+    the nested one scores fold 0 with what the other folds taught."""
+    probs, (folds, groups) = _random_probs(300, 13), _plan(300, 3)
+    labels = _draw_labels(probs, 14)
+    leaked = _random_probs(300, 15)
+    leaked[folds == 0] = np.where(np.eye(3)[labels[folds == 0]] == 1, 0.98, 0.01)
+    nested = blend_out_of_fold(labels, [probs, leaked], folds, groups)
+    fitted = fit_blend(labels, [probs, leaked]).apply([probs, leaked])
+    taught = fit_blend(labels[folds != 0], [probs[folds != 0], leaked[folds != 0]])
+    assert (nested[folds == 0] == taught.apply([probs[folds == 0], leaked[folds == 0]])).all()
+    assert (
+        log_loss(labels[folds == 0], fitted[folds == 0])
+        < log_loss(labels[folds == 0], nested[folds == 0]) - 0.2
+    )
+
+
+def test_blend_and_calibration_come_back_from_json_to_the_bit():
+    """What blend.json holds gives the same probabilities after it is read."""
+    predictions = [_random_probs(30, seed) for seed in (16, 17)]
+    blend = fit_blend(_draw_labels(predictions[0], 18), predictions)
+    again = Blend.from_dict(json.loads(json.dumps(blend.to_dict())))
+    assert again == blend and (again.apply(predictions) == blend.apply(predictions)).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": [0.5, 0.6]},
+        {"weights": [-0.5, 1.5]},
+        {"weights": None},
+        {"weights": ["a", 1.0]},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"tie_bias": "0"},
+    ],
+)
+def test_broken_blend_files_are_refused(change):
+    """A weight or temperature that cannot be right stops with one message."""
+    good = {"weights": [0.5, 0.5], "temperature": 1.0, "tie_bias": 0.0}
+    assert Blend.from_dict(good) == Blend((0.5, 0.5), Calibration())
+    with pytest.raises(UserError, match=r"again"):
+        Blend.from_dict({**good, **change})
+
+
+def test_blend_refuses_another_number_of_runs():
+    """A missing run is no blend of the rest."""
+    with pytest.raises(UserError, match="fitted on 2 predictions, given 1"):
+        Blend((0.5, 0.5), Calibration()).apply([_random_probs(3, 19)])

@@ -1,0 +1,232 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+from prefcls_lib import data, metrics
+from prefcls_lib.files import UserError
+
+HALF_AND_QUARTERS = np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
+
+
+def _random_probs(num_rows: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet([4, 4, 4], num_rows)
+
+
+def _rows(prompts: list, a: list, b: list, **columns: list) -> pd.DataFrame:
+    """Rows as `data.read_rows` gives them, of one turn each."""
+    rows = pd.DataFrame({"id": [str(number) for number in range(len(prompts))]})
+    for name, texts in (("prompt", prompts), ("response_a", a), ("response_b", b)):
+        rows[name] = pd.Series([[text] if isinstance(text, str) else text for text in texts], dtype=object)
+    rows["group"] = [data.prompt_group(turns[0]) for turns in rows["prompt"]]
+    return rows.assign(**columns)
+
+
+def test_log_loss_is_the_mean_of_minus_log_of_the_true_class():
+    """By hand: the true classes got 1/2 and 1/4, so (ln 2 + ln 4) / 2 = 1.5 ln 2."""
+    labels = np.array([0, 0])
+    assert metrics.row_losses(labels, HALF_AND_QUARTERS) == pytest.approx([np.log(2), np.log(4)])
+    assert metrics.log_loss(labels, HALF_AND_QUARTERS) == pytest.approx(1.5 * np.log(2))
+
+
+def test_log_loss_equals_that_of_scikit_learn_even_for_a_certain_mistake():
+    """Clipping is scikit-learn's, so a probability of zero costs the same here as there."""
+    labels = np.array([0, 1, 2, 1])
+    probs = np.vstack([_random_probs(3, 0), [[1.0, 0.0, 0.0]]])
+    assert metrics.log_loss(labels, probs) == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]))
+
+
+def test_accuracy_and_brier_score_by_hand():
+    """Row 1 is right: .25+.0625+.0625 = .375; row 2 is wrong: .5625+.25+.0625 = .875; mean .625."""
+    labels = np.array([0, 0])
+    assert metrics.accuracy(labels, HALF_AND_QUARTERS) == 0.5
+    assert metrics.brier_score(labels, HALF_AND_QUARTERS) == pytest.approx(0.625)
+
+
+def test_expected_calibration_error_by_hand():
+    """Bin (.4,.6]: confidence .5, accuracy 1/2, gap 0; bin (.8,1]: .9 and 1, gap .1; half the rows each."""
+    probs = np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]])
+    labels = np.array([0, 1, 1, 2])
+    assert metrics.expected_calibration_error(labels, probs, num_bins=5) == pytest.approx(0.05)
+    table = metrics.reliability_table(labels, probs, num_bins=5)
+    assert table.to_dict("list") == {
+        "low": [0.4, 0.8],
+        "high": [0.6, 1.0],
+        "count": [2, 2],
+        "confidence": [0.5, 0.9],
+        "accuracy": [0.5, 1.0],
+    }
+
+
+@pytest.mark.parametrize(
+    "bad_row", [[0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [-0.1, 0.6, 0.5], [np.nan, 0.5, 0.5], [np.inf, 0.5, 0.5]]
+)
+def test_check_probs_names_the_first_bad_row(bad_row):
+    """What is not a distribution is stopped with its place, and a good one passes."""
+    good = np.full((3, 3), 1 / 3)
+    metrics.check_probs(good, "good.csv")
+    good[1:] = bad_row
+    with pytest.raises(UserError, match=r"oof\.csv: row 2:.*2 such rows"):
+        metrics.check_probs(good, "oof.csv")
+
+
+def test_bootstrap_interval_of_equal_groups_is_that_of_their_means():
+    """Ten rows a group, all alike: 200 independent values, so the interval is +-1.96 / sqrt(200) wide, not
+    +-1.96 / sqrt(2000) as if rows were independent."""
+    values = np.repeat(np.random.default_rng(1).standard_normal(200), 10)
+    groups = np.repeat(np.arange(200), 10).astype(str)
+    low, high = metrics.bootstrap_interval(values, groups, num_resamples=2000)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(200), rel=0.08)
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    """Mean 0 data in groups of 1 to 5 rows that share an effect: 95 % intervals hold 0 in 88 to 100 draws."""
+    generator = np.random.default_rng(2)
+    covered = 0
+    for draw in range(100):
+        groups = np.repeat(np.arange(80), generator.integers(1, 6, size=80))
+        values = generator.standard_normal(80)[groups] + 0.3 * generator.standard_normal(len(groups))
+        low, high = metrics.bootstrap_interval(values, groups.astype(str), num_resamples=300, seed=draw)
+        covered += low <= 0 <= high
+    assert 88 <= covered <= 100
+
+
+def test_no_interval_from_one_group():
+    """A single prompt says nothing about others: no interval, and no verdict."""
+    labels, probs = np.array([0, 1]), HALF_AND_QUARTERS
+    assert np.isnan(metrics.bootstrap_interval(np.arange(2.0), np.array(["g", "g"]))).all()
+    with pytest.raises(UserError, match="share one prompt"):
+        metrics.compare(labels, probs, probs, np.array(["g", "g"]))
+
+
+def test_compare_gives_each_verdict_and_covers_the_known_difference():
+    """The true class gets .5 against about .4: the difference is near ln(.4/.5) = -.22, and mirrored."""
+    generator = np.random.default_rng(3)
+    labels, groups = generator.integers(0, 3, 600), generator.integers(0, 300, 600).astype(str)
+    good = np.where(np.eye(3)[labels] == 1, 0.5, 0.25)
+    true = generator.uniform(0.35, 0.45, (600, 1))
+    fair = np.where(np.eye(3)[labels] == 1, true, (1 - true) / 2)
+    beats = metrics.compare(labels, good, fair, groups)
+    assert beats.verdict == "BEATS" and beats.low < np.log(0.4 / 0.5) < beats.high < 0
+    assert metrics.compare(labels, fair, good, groups).verdict == "LOSES"
+    same = metrics.compare(labels, good, good, groups)
+    assert (same.verdict, same.difference, same.low, same.high) == ("TIES", 0.0, 0.0, 0.0)
+    assert (beats.rows, beats.groups) == (600, len(set(groups)))
+
+
+def test_compare_says_ties_when_the_interval_holds_zero_and_what_it_could_have_found():
+    """On noise the verdict is TIES, and 2.8 standard errors are 2.8 / 3.92 of the interval's width."""
+    labels = np.random.default_rng(4).integers(0, 3, 300)
+    found = metrics.compare(labels, _random_probs(300, 5), _random_probs(300, 6), np.arange(300).astype(str))
+    assert found.verdict == "TIES" and found.low < 0 < found.high
+    assert found.smallest_detectable == pytest.approx(2.8 / 3.92 * (found.high - found.low), rel=0.1)
+    assert found.to_dict()["verdict"] == "TIES"
+
+
+def test_halves_depend_on_the_group_and_not_on_the_order():
+    """The same group is always in the same half, and both halves are used."""
+    groups = np.array([f"group {number % 40}" for number in range(120)])
+    half = metrics.split_halves(groups)
+    assert (metrics.split_halves(groups[::-1]) == half[::-1]).all()
+    assert 30 < half.sum() < 90
+
+
+def test_choosing_honestly_takes_each_half_from_the_step_that_the_other_half_chose():
+    """Step 0 is good on half one only, step 1 on the other: each half gets the step that is bad for it."""
+    groups = np.arange(40).astype(str)
+    half, labels = metrics.split_halves(groups), np.zeros(40, dtype=int)
+    good, bad = [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]
+    steps = np.stack([np.where(half[:, None], good, bad), np.where(half[:, None], bad, good)])
+    probs, best = metrics.choose_honestly(steps, labels, groups)
+    assert (probs == bad).all()
+    assert best == (0 if half.sum() > 20 else 1)
+
+
+def test_choosing_honestly_is_worse_than_the_flattering_pick_on_noise():
+    """Of 30 steps of pure noise the best looks better than it is; the honest number does not."""
+    generator = np.random.default_rng(7)
+    steps = generator.dirichlet([4, 4, 4], (30, 200))
+    labels, groups = generator.integers(0, 3, 200), np.arange(200).astype(str)
+    probs, best = metrics.choose_honestly(steps, labels, groups)
+    average = np.mean([metrics.log_loss(labels, step) for step in steps])
+    assert metrics.log_loss(labels, steps[best]) < average - 0.04 < metrics.log_loss(labels, probs)
+
+
+def test_choosing_among_one_step_returns_it():
+    """With one validation there is nothing to choose."""
+    steps = _random_probs(6, 8)[None]
+    probs, best = metrics.choose_honestly(steps, np.zeros(6, dtype=int), np.arange(6).astype(str))
+    assert best == 0 and (probs == steps[0]).all()
+
+
+def test_flip_rate_undoes_the_swap_first():
+    """Row 1 says A in both orders (B's column once swapped): no flip; row 2 says the first answer: a flip."""
+    probs = np.array([[0.6, 0.2, 0.2], [0.6, 0.2, 0.2]])
+    swapped = np.array([[0.2, 0.6, 0.2], [0.6, 0.2, 0.2]])
+    assert metrics.flip_rate(probs, swapped) == 0.5
+
+
+def test_slices_of_four_rows_by_hand():
+    """Each row is put where its text says, and slices without rows are left out."""
+    rows = _rows(
+        prompts=["p", ["q", "r"], "s", "t"],
+        a=["a" * 500, ["same", "x"], "", "```code```"],
+        b=["b" * 100, ["same", "x"], "é" * 9, "12345678901"],
+        label=[0, 2, 1, 2],
+        model_a=["m", "n", "m", "k"],
+        model_b=["n", "m", "n", "l"],
+    )
+    probs = np.array([[0.5, 0.25, 0.25]] * 4)
+    table = metrics.slice_table(
+        rows, rows["label"].to_numpy(), probs, cut=np.array([True, False, False, False]), top=1
+    )
+    assert table.set_index(["name", "value"])["count"].to_dict() == {
+        ("who is longer", "B, 3 times or more"): 1,
+        ("who is longer", "about equal"): 2,
+        ("who is longer", "A, 3 times or more"): 1,
+        ("characters", "under 1,000"): 4,
+        ("turns", "1"): 3,
+        ("turns", "2"): 1,
+        ("code fence in an answer", "no"): 3,
+        ("code fence in an answer", "yes"): 1,
+        ("non-ASCII characters", "none"): 3,
+        ("non-ASCII characters", "10 % or more"): 1,
+        ("tie", "no"): 2,
+        ("tie", "yes"): 2,
+        ("identical answers", "no"): 3,
+        ("identical answers", "yes"): 1,
+        ("empty or null answer", "no"): 3,
+        ("empty or null answer", "yes"): 1,
+        ("cut", "no"): 3,
+        ("cut", "yes"): 1,
+        ("model pair", "m / n"): 3,
+    }
+    tie = table[(table["name"] == "tie") & (table["value"] == "no")].iloc[0]
+    assert tie["log_loss"] == pytest.approx((np.log(2) + np.log(4)) / 2) and tie["accuracy"] == 0.5
+
+
+def test_slices_of_real_rows_hold_every_row_once_and_compare_with_a_baseline():
+    """Counts of a slicing sum to all rows, and the difference is that of the two log losses."""
+    rows = data.read_rows(data.sample_path("train"), labelled=True)
+    labels, probs = rows["label"].to_numpy(), _random_probs(len(rows), 9)
+    uniform = np.full_like(probs, 1 / 3)
+    table = metrics.slice_table(rows, labels, probs, uniform, top=3)
+    sums = table[table["name"] != "model pair"].groupby("name")["count"].sum()
+    assert (sums == len(rows)).all() and len(sums) == 8
+    assert (table["name"] == "model pair").sum() == 3
+    assert table["difference"].to_numpy() == pytest.approx(table["log_loss"].to_numpy() - np.log(3))
+    assert (table["low"] <= table["log_loss"]).all() and (table["log_loss"] <= table["high"]).all()
+
+
+def test_most_confident_mistakes_come_first_and_point_at_their_rows():
+    """Row 2 is wrong at .8, row 0 at .5; row 1 is right and left out."""
+    rows = _rows(["p", "q", "r"], ["a"] * 3, ["b"] * 3, label=[1, 1, 2])
+    probs = np.array([[0.5, 0.3, 0.2], [0.05, 0.9, 0.05], [0.8, 0.1, 0.1]])
+    table = metrics.most_confident_mistakes(rows, probs, 5)
+    assert list(table.index) == [2, 0]
+    assert table.to_dict("list") == {
+        "id": ["2", "0"],
+        "label": [2, 1],
+        "predicted": [0, 0],
+        "confidence": [0.8, 0.5],
+    }
