@@ -160,10 +160,10 @@ def test_choosing_among_one_step_returns_it():
 
 
 def test_flip_rate_undoes_the_swap_first():
-    """Row 1 says A in both orders (B's column once swapped): no flip; row 2 says the first answer: a flip."""
-    probs = np.array([[0.6, 0.2, 0.2], [0.6, 0.2, 0.2]])
-    swapped = np.array([[0.2, 0.6, 0.2], [0.6, 0.2, 0.2]])
-    assert metrics.flip_rate(probs, swapped) == 0.5
+    """Rows 1 and 2 say A in both orders (B's column once swapped), row 3 the first answer: 1 flip of 3."""
+    probs = np.array([[0.6, 0.2, 0.2], [0.5, 0.2, 0.3], [0.6, 0.2, 0.2]])
+    swapped = np.array([[0.2, 0.6, 0.2], [0.3, 0.5, 0.2], [0.6, 0.2, 0.2]])
+    assert metrics.flip_rate(probs, swapped) == pytest.approx(1 / 3)
 
 
 def test_slices_of_four_rows_by_hand():
