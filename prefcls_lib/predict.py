@@ -1,0 +1,77 @@
+"""Probabilities for rows: each different side is embedded once, sorted by length."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from prefcls_lib.batching import Examples, TokenCount, make_chunks
+from prefcls_lib.environment import progress_file
+from prefcls_lib.model import PreferenceModel
+from prefcls_lib.schema import NUM_CLASSES
+
+HEAD_ROWS = 4096  # rows in one pass of the head
+PREDICT_SIDES = 32
+PREDICT_TOKENS = 8192
+
+
+def predict_proba(
+    model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
+) -> tuple[np.ndarray, TokenCount]:
+    """Probabilities of the three classes for every row.
+
+    The sides are embedded in an order that depends on their token ids alone (length, then ids), and both orders of
+    a pair go through the head in calls of equal shape. So with the symmetric head, swapping A and B in the rows
+    permutes the probabilities exactly, in any precision.
+
+    Args:
+        model: on `accelerator.device`.
+        examples: the rows.
+        accelerator: gives device and autocast.
+        pad_id: padding token of the backbone.
+        label: shows a progress bar with this name; "" shows none.
+
+    Returns:
+        (N, 3) float64 in LABEL_COLUMNS order, each row summing to 1; and the tokens that it took.
+    """
+    embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
+    probs = np.empty((len(examples), NUM_CLASSES))
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(examples), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            sides = torch.as_tensor(examples.sides[rows].copy(), device=accelerator.device)
+            x = None
+            if examples.features is not None:
+                x = torch.as_tensor(examples.features[rows], device=accelerator.device)
+            logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
+            probs[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+    return probs, tokens
+
+
+def embed_unique_sides(
+    model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
+) -> tuple[torch.Tensor, TokenCount]:
+    """Embeddings (U, H) fp32 of every side that the rows use (others stay zero), and the tokens."""
+    used = np.unique(examples.sides)
+    token_ids = [examples.token_ids[i] for i in used]
+    chunks = make_chunks(
+        token_ids, pad_id, PREDICT_SIDES, PREDICT_TOKENS, 8 if accelerator.device.type == "cuda" else 1
+    )
+    embeddings = None
+    model.eval()
+    progress = tqdm(
+        total=len(used), desc=label, unit="side", disable=not label, file=progress_file(), mininterval=1, leave=False
+    )
+    with torch.inference_mode(), progress:
+        for chunk in chunks:
+            chunk = chunk.to(accelerator.device)
+            with accelerator.autocast():
+                embedded = model.embed(chunk)
+            if embeddings is None:
+                embeddings = embedded.new_zeros((len(examples.token_ids), embedded.shape[1]))
+            places = torch.as_tensor(used, device=accelerator.device)[chunk.indices]
+            embeddings[places] = embedded
+            progress.update(len(places))
+    computed = sum(chunk.tokens_computed for chunk in chunks)
+    return embeddings, TokenCount(sum(map(len, token_ids)), computed)

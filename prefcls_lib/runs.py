@@ -1,0 +1,133 @@
+"""The run folder: what a run leaves behind, and how a second start finds its way in it.
+
+    config.json      settings, and SHA-256 of the data files: written first, compared at the next start
+    submission.csv   the prior's until the trained model's replaces it
+    model/fold0/     one folder a fold, there once that fold is done: weights, tokenizer, and its
+                     history.csv, oof.csv, valid.csv, fold.json
+    history.csv      one line a validation of every fold
+    oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection
+    valid.csv        the same rows as the saved weights predict them (they were chosen on these rows)
+    result.json      the numbers; written last: a run that has it is complete
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.config import RunConfig
+from prefcls_lib.files import UserError, read_json, write_json, write_whole
+from prefcls_lib.schema import ID, LABEL_COLUMNS
+
+FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
+_PLACES = ("train", "test", "out")  # settings that name places: what lies there is compared by its SHA-256
+
+
+class RunFolder:
+    """Paths in a run folder and the questions asked of it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def begin(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
+        """Claim the folder for this run, or make sure that the run in it is the same one.
+
+        Raises:
+            UserError: it holds a run with other settings or data (named), or it cannot be written.
+        """
+        wanted = {"settings": config.to_dict(), "data_sha256": data_sha256}
+        if not (self / "config.json").exists():
+            write_json(self / "config.json", wanted)
+            return
+        found = read_json(self / "config.json")
+        if not isinstance(found, dict) or set(found) != set(wanted):
+            raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
+        for name in found["settings"].keys() | wanted["settings"].keys():
+            before, now = found["settings"].get(name), wanted["settings"].get(name)
+            if name not in _PLACES and before != now:
+                raise UserError(
+                    f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
+                    "Name another folder with --out, or delete that one."
+                )
+        for name, before in found["data_sha256"].items():
+            if before != data_sha256[name]:
+                raise UserError(
+                    f"{self.path}: holds a run on another {name} file ({config.to_dict()[name]} has changed or is a "
+                    "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
+                )
+
+    @property
+    def complete(self) -> bool:
+        """Whether a run ended here."""
+        return (self / "result.json").is_file()
+
+    def fold_folder(self, fold: int) -> Path:
+        """Where the model of a fold lies once it is done."""
+        return self.path / "model" / f"fold{fold}"
+
+    def fold_folders(self) -> list[Path]:
+        """Folders of all folds that are done.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = sorted((self / "model").glob("fold*"), key=lambda p: int(p.name.removeprefix("fold")))
+        if not found:
+            raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
+        return found
+
+    def gather_folds(self, folds: tuple[int, ...]) -> list[dict]:
+        """Write the run's tables from those of its folds; return the folds' fold.json records."""
+        for name in FOLD_TABLES:
+            tables = [read_table(self.fold_folder(fold) / name) for fold in folds]
+            write_table(self / name, pd.concat(tables, ignore_index=True))
+        return [read_json(self.fold_folder(fold) / "fold.json") for fold in folds]
+
+
+def prediction_table(rows: pd.DataFrame, folds: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
+    """Out-of-sample predictions in their one format: id, fold, label and three probabilities."""
+    table = {ID: rows[ID].to_numpy(), "fold": folds, "label": rows["label"].to_numpy()}
+    return pd.DataFrame({**table, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, whole or not at all; floats keep every bit."""
+    write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table that `write_table` wrote, ids as text.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        return pd.read_csv(path, dtype={ID: str}, float_precision="round_trip")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Copy the run folder again.") from error
+
+
+def result_table(result: dict) -> pd.DataFrame:
+    """The ladder's rungs and the network of one result.json, one line each, with 95 % intervals."""
+    network = {
+        "rung": f"network: {Path(result['backbone']).name}",
+        "log_loss": result["log_loss"],
+        "low": result["log_loss_interval"][0],
+        "high": result["log_loss_interval"][1],
+        "accuracy": result["accuracy"],
+        "seconds": result["seconds"],
+    }
+    return pd.DataFrame([*result["ladder"], network]).rename(columns={"rung": "model"}).set_index("model")
+
+
+def verdict(result: dict) -> str:
+    """One sentence: the network against the best rung of the ladder, with its interval and what it can detect."""
+    c = result["comparison"]
+    return (
+        f"network {c['verdict']} {result['ladder_best']}: log loss {c['difference']:+.4f}, 95 % interval "
+        f"[{c['low']:+.4f}, {c['high']:+.4f}] on {c['rows']} validation rows; a difference under "
+        f"{c['smallest_detectable']:.4f} cannot be detected on so few."
+    )

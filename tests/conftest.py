@@ -1,0 +1,192 @@
+"""Tiny pretrained encoders with real tokenizers of all four kinds, made in process: no network, no downloads."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    ElectraConfig,
+    ElectraModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from prefcls_lib import data
+
+KINDS = ("deberta-v2", "roberta", "electra", "bert")
+VOCABULARY = 600
+
+
+@pytest.fixture(scope="session")
+def sample_rows():
+    """The first 120 shipped training rows."""
+    return data.read_rows(data.sample_path("train"), labelled=True).head(120)
+
+
+@pytest.fixture(scope="session")
+def backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
+    """kind -> folder with config.json, model.safetensors and tokenizer, as a hub checkpoint has them."""
+    texts = [turn for name in ("prompt", "response_a") for turns in sample_rows[name] for turn in turns]
+    texts = [text[:1000] for text in texts] + ["one ¶ two ¶ three … ... ¶ one ¶"] * 200
+    root = tmp_path_factory.mktemp("backbones")
+    makers = {
+        "deberta-v2": (make_unigram, make_deberta),
+        "roberta": (make_byte_bpe, make_roberta),
+        "electra": (make_wordpiece, make_electra),
+        "bert": (make_wordpiece, make_bert),
+    }
+    folders = {}
+    for kind, (make_tokenizer, make_encoder) in makers.items():
+        torch.manual_seed(0)
+        folders[kind] = root / f"tiny-{kind}"
+        tokenizer = make_tokenizer(texts)
+        tokenizer.save_pretrained(folders[kind])
+        make_encoder(len(tokenizer)).save_pretrained(folders[kind])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny(backbone_folders) -> Path:
+    """The quickest of them, where the kind does not matter."""
+    return backbone_folders["bert"]
+
+
+@pytest.fixture
+def write_csv(tmp_path):
+    """write_csv(name, rows, drop=...) -> path of a CSV in the competition's columns; cells are given as in the file."""
+
+    def write(name: str, rows: list[dict], columns: tuple[str, ...] | None = None) -> Path:
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns or list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+def make_row(number: int, winner: int | None = None, **cells: object) -> dict:
+    """One row as the competition writes it; `winner` adds the three label columns."""
+    row = {
+        "id": str(1000 + number),
+        "prompt": json.dumps([f"question {number}?"]),
+        "response_a": json.dumps([f"answer a {number} " + "yes " * (number % 7)]),
+        "response_b": json.dumps([f"answer b {number} " + "no " * (number % 5)]),
+    }
+    if winner is not None:
+        row |= {f"winner_{name}": int(winner == i) for i, name in enumerate(("model_a", "model_b", "tie"))}
+    return {**row, **cells}
+
+
+def make_unigram(texts: list[str]) -> PreTrainedTokenizerFast:
+    """As DeBERTa-v3's: white space collapsed, Metaspace, Unigram; [CLS] [SEP] are pieces of the vocabulary."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, unk_token="[UNK]", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _finish_tokenizer(tokenizer)
+
+
+def make_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
+    """As BERT's and ELECTRA's, with truncation and padding baked in as ELECTRA's tokenizer.json has them."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    )
+    finished = _finish_tokenizer(tokenizer)
+    finished.backend_tokenizer.enable_truncation(12)
+    finished.backend_tokenizer.enable_padding(length=12)
+    return finished
+
+
+def _finish_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def make_byte_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
+    """As RoBERTa's: bytes, so nothing is unknown and newlines are kept."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), True, False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>",
+        unk_token="<unk>", mask_token="<mask>",
+    )  # fmt: skip
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+def make_deberta(vocab_size: int) -> DebertaV2Model:
+    """Two layers with DeBERTa-v3's kind of relative attention."""
+    return DebertaV2Model(
+        DebertaV2Config(
+            vocab_size=vocab_size, **SIZES, max_position_embeddings=64, type_vocab_size=0, relative_attention=True,
+            position_buckets=16, norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"],
+            position_biased_input=False, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def make_roberta(vocab_size: int) -> RobertaModel:
+    """66 positions, so 64 tokens, as 514 hold 512 in the real one."""
+    return RobertaModel(
+        RobertaConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1),
+        add_pooling_layer=False,
+    )
+
+
+def make_electra(vocab_size: int) -> ElectraModel:
+    """With the projection that ELECTRA has where its embeddings are narrower than its layers."""
+    return ElectraModel(
+        ElectraConfig(vocab_size=vocab_size, embedding_size=16, **SIZES, max_position_embeddings=64, pad_token_id=0)
+    )
+
+
+def make_bert(vocab_size: int) -> BertModel:
+    """As the demo's MiniLM, smaller."""
+    config = BertConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=64, pad_token_id=0)
+    return BertModel(config, add_pooling_layer=False)

@@ -1,0 +1,151 @@
+"""Layout, budget and special tokens, for all four tokenizers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import KINDS
+from transformers import AutoTokenizer
+
+from prefcls_lib.files import UserError
+from prefcls_lib.tokenization import SideTokenizer, clean_text, encode_rows
+
+
+@pytest.fixture(params=KINDS)
+def tokenizer(request, backbone_folders) -> SideTokenizer:
+    return SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders[request.param]))
+
+
+def ids(count: int, start: int = 100) -> np.ndarray:
+    return np.arange(start, start + count, dtype=np.int32)
+
+
+def rows_of(prompt: list[str], a: list[str], b: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"id": ["1"], "prompt": [prompt], "response_a": [a], "response_b": [b]})
+
+
+def test_short_side_is_laid_out_whole(tokenizer):
+    """[CLS] p1 [SEP] a1 [SEP] p2 [SEP] a2 [SEP], with the backbone's own separator between texts."""
+    laid, seen = tokenizer.lay_out([(ids(2), ids(3, 200)), (ids(1, 300), ids(2, 400))], 64)
+    between = tokenizer.between.tolist()
+    cls_id, sep_id = tokenizer.prefix.tolist(), tokenizer.suffix.tolist()
+    expected = [*cls_id, 100, 101, *between, 200, 201, 202, *between, 300, *between, 400, 401, *sep_id]
+    assert laid.tolist() == expected
+    assert seen == 5
+
+
+def test_budget_by_hand(backbone_folders):
+    """[CLS] P [SEP] A [SEP] in 29 tokens: 26 for texts; the prompt may take 6 of them, the answer gets 20."""
+    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
+    tokenizer.cut_marker = np.array([7], dtype=np.int32)
+    laid, seen = tokenizer.lay_out([(ids(50, 100), ids(50, 200))], 29)
+    cls_id, sep_id = int(tokenizer.prefix[0]), int(tokenizer.suffix[0])
+    prompt = [100, 101, 102, 7, 148, 149]  # 6 = 3 head + marker + 2 tail
+    answer = [*range(200, 210), 7, *range(241, 250)]  # 20 = 10 head + marker + 9 tail
+    assert laid.tolist() == [cls_id, *prompt, sep_id, *answer, sep_id]
+    assert seen == 19
+
+
+def test_unused_budget_is_handed_on(backbone_folders):
+    """A short answer leaves its room to the prompt, and a short last turn to the turn before it."""
+    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
+    laid, _ = tokenizer.lay_out([(ids(50, 100), ids(4, 200))], 29)
+    assert len(laid) == 29
+    assert laid.tolist()[-5:-1] == [200, 201, 202, 203]  # the whole answer; the prompt has the other 22
+    laid, _ = tokenizer.lay_out([(ids(3, 100), ids(90, 200)), (ids(2, 300), ids(2, 400))], 40)
+    assert len(laid) == 40
+    assert laid.tolist()[-6:-1] == [300, 301, int(tokenizer.between[0]), 400, 401]  # the last turn is whole
+
+
+def test_last_turns_come_first(backbone_folders):
+    """A last turn that fills the budget leaves nothing to the first."""
+    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
+    tokenizer.cut_marker = np.array([7], dtype=np.int32)
+    laid, _ = tokenizer.lay_out([(ids(9, 100), ids(90, 200)), (ids(5, 300), ids(90, 400))], 32)
+    assert len(laid) == 32
+    assert not set(range(100, 300)) & set(laid.tolist())
+
+
+def test_never_longer_than_max_length(tokenizer):
+    """Whatever the turns, and however small the budget."""
+    random = np.random.default_rng(0)
+    for max_length in (16, 17, 40, 64):
+        for _ in range(200):
+            turns = [(ids(random.integers(0, 60)), ids(random.integers(0, 60))) for _ in range(random.integers(1, 6))]
+            laid, seen = tokenizer.lay_out(turns, max_length)
+            assert len(laid) <= max_length
+            assert 0 <= seen <= sum(len(answer) for _, answer in turns)
+
+
+def test_special_tokens_in_text_stay_text(tokenizer):
+    """Text that spells special tokens gets none of their ids, in any spelling tried."""
+    evil = "a</s> [SEP] [CLS] <mask>[MASK] <s><pad>[PAD] [[SEP]SEP] <</s>/s> \u200b[SEP] [UNK]<unk>"
+    (encoded,) = tokenizer.encode_texts([evil])
+    assert tokenizer.special_ids.isdisjoint(encoded.tolist())
+    rows = rows_of([evil], [evil], [f"{evil} {evil}"])
+    side = encode_rows(rows, tokenizer, 512, "none").token_ids[0].tolist()
+    assert sum(i in tokenizer.special_ids for i in side) == 2 + len(tokenizer.between)
+
+
+def test_layout_is_that_of_the_tokenizer(tokenizer):
+    """A one-turn side has the ids that the tokenizer itself gives the pair."""
+    encoded = encode_rows(rows_of(["one"], ["two three"], ["two"]), tokenizer, 64, "none")
+    own = tokenizer.tokenizer("one", "two three", truncation=False, padding=False)["input_ids"]
+    assert encoded.token_ids[encoded.sides[0, 0]].tolist() == own
+
+
+def test_newlines_survive(tokenizer):
+    """A line break leaves a trace in the ids of every tokenizer; where it is a marker, it is one token."""
+    broken, plain = tokenizer.encode_texts(["one\n\n two", "one two"])
+    assert broken.tolist() != plain.tolist()
+    if tokenizer.newline_marker is not None:
+        assert len(broken) == len(plain) + 1
+        assert tokenizer.tokenizer.unk_token_id not in broken
+
+
+def test_long_text_is_not_cut_by_a_baked_in_limit(tokenizer):
+    """The tiny WordPiece tokenizer.json truncates and pads at 12, as ELECTRA's does at 256."""
+    (encoded,) = tokenizer.encode_texts(["one two three " * 50])
+    assert len(encoded) >= 150
+    (short,) = tokenizer.encode_texts(["one"])
+    assert len(short) < 5
+
+
+def test_equal_sides_are_stored_once_and_order_depends_on_ids_only(tokenizer, sample_rows):
+    """Identical answers share one side; rows in another order give the same list of sides."""
+    rows = sample_rows.head(30).copy()
+    rows.at[3, "response_b"] = rows.at[3, "response_a"]
+    encoded = encode_rows(rows, tokenizer, 64, "none")
+    assert encoded.sides[3, 0] == encoded.sides[3, 1]
+    again = encode_rows(rows[::-1], tokenizer, 64, "none")
+    assert [i.tolist() for i in encoded.token_ids] == [i.tolist() for i in again.token_ids]
+    assert (np.diff(encoded.lengths) >= 0).all()
+
+
+def test_cut_share_and_answer_tokens_seen(backbone_folders):
+    """One side fits, the other is cut; of 100 answer tokens in 64 - 4 places, with marker, 59 are seen."""
+    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
+    tokenizer.cut_marker = np.array([7], dtype=np.int32)
+    encoded = encode_rows(rows_of(["one"], ["two"], ["one " * 100]), tokenizer, 64, "none")
+    assert encoded.cut.tolist() == [[False, True]]
+    assert encoded.answer_seen.tolist() == [[1.0, 0.59]]  # [CLS] one [SEP] 59 + marker [SEP]
+    assert encoded.describe()["cut_row_share"] == 1.0
+
+
+def test_clean_text():
+    """"ascii" works on parsed text: it strips what is not ASCII and collapses white space; "none" touches nothing."""
+    text = "  Caf\u00e9\n\n \u4f60 ok\t"
+    assert clean_text(text, "none") == text
+    assert clean_text(text, "whitespace") == "Caf\u00e9 \u4f60 ok"
+    assert clean_text(text, "ascii") == "Caf ok"
+
+
+def test_tokenizer_without_its_special_tokens_is_refused(backbone_folders):
+    """As DeBERTa's tokenizer made from spm.model is in transformers 5.0 to 5.3."""
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folders["deberta-v2"])
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A $B", special_tokens=[]
+    )
+    with pytest.raises(UserError, match="special tokens are not in place"):
+        SideTokenizer(tokenizer)
