@@ -174,10 +174,10 @@ def compare(
 
 
 def split_halves(groups: np.ndarray) -> np.ndarray:
-    """(N,) bool: the half of each row, by a hash of its prompt group, whatever the order of the rows."""
-    return np.array(
-        [hashlib.blake2b(str(group).encode()).digest()[0] % 2 == 1 for group in groups], dtype=bool
-    )
+    """(N,) bool: prompt groups in two halves, by a hash of the group, whatever the order of the rows."""
+    names, index = np.unique(groups, return_inverse=True)
+    rank = np.argsort(np.argsort([hashlib.blake2b(str(name).encode()).hexdigest() for name in names]))
+    return (rank % 2 == 1)[index]
 
 
 def choose_honestly(
@@ -186,7 +186,7 @@ def choose_honestly(
     """Predictions of the best validation step, free of the bias of having picked it on the same rows.
 
     The step with the lowest log loss on one half of the prompt groups supplies the other half's predictions,
-    and the other way round.
+    and the other way round. A single prompt group has no halves: there the best step's predictions come back.
 
     Args:
         valid_probs: (V, N, 3) probabilities of the validation rows at each of V validations.
@@ -198,7 +198,7 @@ def choose_honestly(
     best = int(losses.mean(axis=1).argmin())
     probs = valid_probs[best].copy()
     half = split_halves(groups)
-    if half.any() and not half.all():
+    if half.any():
         for chosen_on in (half, ~half):
             probs[~chosen_on] = valid_probs[losses[:, chosen_on].mean(axis=1).argmin()][~chosen_on]
     return probs, best
