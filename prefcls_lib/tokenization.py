@@ -68,9 +68,7 @@ class SideTokenizer:
         self.special_ids = frozenset(ids - {tokenizer.unk_token_id})
         self._spelled = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if len(t) > 1))
         self._read_layout()
-        self.newline_marker = None
-        if self._ids("a\nb") == self._ids("a b"):
-            self.newline_marker = next((m for m in _NEWLINE_MARKERS if self._is_one_token(f"a {m} b")), None)
+        self.newline_marker = self._choose_newline_marker()
         known = [m for m in _CUT_MARKERS if tokenizer.unk_token_id not in self._ids(m)]
         self.cut_marker = np.array(self._ids((known or [" "])[0]), dtype=np.int32)
 
@@ -136,10 +134,13 @@ class SideTokenizer:
     def _ids(self, text: str) -> list[int]:
         return self._call([text])[0]
 
-    def _is_one_token(self, text: str) -> bool:
-        """Whether the marker in "a MARKER b" is one known token of its own."""
-        ids = self._ids(text)
-        return len(ids) == 3 and self.tokenizer.unk_token_id not in ids
+    def _choose_newline_marker(self) -> str | None:
+        """The known marker of fewest tokens (one, in every real vocabulary), where line breaks are dropped."""
+        if self._ids("a\nb") != self._ids("a b"):
+            return None
+        marked = {marker: self._ids(f"a {marker} b") for marker in _NEWLINE_MARKERS}
+        known = [marker for marker, ids in marked.items() if self.tokenizer.unk_token_id not in ids]
+        return min(known, key=lambda marker: len(marked[marker]), default=None)
 
     def _read_layout(self) -> None:
         """Learn prefix, between and suffix from how the tokenizer itself joins a pair, and check them."""
