@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -41,7 +42,8 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # mostly: it is not there; below a regular file that is another error
+                temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
