@@ -100,8 +100,8 @@ class RunConfig:
         """
         names = list(_TYPES)
         for name in settings:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            if name not in names:  # a YAML key may be a number, or `on`, which YAML reads as true
+                near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Settings are: {', '.join(names)}."
                 raise UserError(f"{source}: unknown setting {name!r}. {hint}")
         return cls(**settings)
@@ -129,7 +129,7 @@ class RunConfig:
         if path is not None:
             try:
                 settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
                 raise UserError(f"{path}: cannot be read as YAML ({error}).") from error
             if not isinstance(settings, dict):
                 raise UserError(f"{path}: expected lines of `setting: value`, found a {_kind(settings)}.")
@@ -162,7 +162,7 @@ def _coerce(name: str, value: object, annotation: object) -> object:
     if isinstance(value, str) and annotation is not str:
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 is a date to YAML
             raise error from None
     if annotation == tuple[int, ...]:
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -179,7 +179,7 @@ def _coerce(name: str, value: object, annotation: object) -> object:
         raise error
     try:
         number = float(value)  # YAML reads 1e-4 as text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise error from None
     if annotation is int:
         if not number.is_integer():
