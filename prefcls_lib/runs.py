@@ -105,7 +105,7 @@ def read_table(path: Path) -> pd.DataFrame:
         UserError: the file is missing or broken.
     """
     try:
-        return pd.read_csv(path, dtype={ID: str}, float_precision="round_trip")
+        return pd.read_csv(path, dtype={ID: str}, float_precision="round_trip", keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Copy the run folder again.") from error
 

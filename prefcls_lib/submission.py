@@ -44,7 +44,11 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype={ID: str}, float_precision="round_trip")
+        # an id such as "NA" is text; only a probability can be missing
+        missing = {name: ["", "nan", "NaN"] for name in LABEL_COLUMNS}
+        table = pd.read_csv(
+            path, dtype={ID: str}, float_precision="round_trip", keep_default_na=False, na_values=missing
+        )
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
