@@ -5,13 +5,13 @@ Weights are loaded as fp32 master weights, from safetensors where the checkpoint
 """
 
 import importlib.util
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -108,7 +108,7 @@ def load_backbone(name: str, max_length: int) -> Backbone:
         raise UserError(f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError, json.JSONDecodeError) as error:
+    except Exception as error:  # a broken file raises whatever transformers and tokenizers stumble over
         raise UserError(
             f"backbone {name!r}: no tokenizer could be loaded from {path} ({_first_line(error)}). "
             "The folder needs tokenizer.json and tokenizer_config.json."
@@ -133,15 +133,22 @@ def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
     try:
         with quiet_transformers():
             encoder, info = AutoModel.from_pretrained(
-                path, config=config, dtype=torch.float32, output_loading_info=True, **extra
+                path,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named below, where they are refused
+                **extra,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: weights cannot be loaded ({_first_line(error)}).") from error
-    missing = sorted(info["missing_keys"])
-    if missing or info["mismatched_keys"]:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: weights cannot be loaded ({_first_line(error)}). Get the checkpoint again."
+        ) from error
+    wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if wrong:
         raise UserError(
             f"{path}: weights do not match the architecture in config.json; missing or of another shape: "
-            f"{', '.join([*missing, *map(str, info['mismatched_keys'])][:3])} ... Get the checkpoint again."
+            f"{', '.join(wrong[:3])} ({len(wrong)} in all). Get the checkpoint again."
         )
     return encoder.train()
 
@@ -159,7 +166,7 @@ def find_backbone(name: str) -> Path:
     if (folder / "config.json").is_file():
         return folder
     hub_name = HUB_NAMES.get(name, name)
-    for short in dict.fromkeys([name.split("/")[-1], hub_name.split("/")[-1]]):
+    for short in dict.fromkeys(filter(None, [folder.name, hub_name.split("/")[-1]])):
         patterns = _kaggle_patterns(short)
         for pattern in patterns:
             tried.append(f"Kaggle input {input_root() / pattern}")
