@@ -48,8 +48,10 @@ def save_model(
             model.encoder.save_pretrained(folder)
         backbone.tokenizer.tokenizer.save_pretrained(folder)
         save_file({k: v.contiguous().cpu() for k, v in model.head.state_dict().items()}, folder / "head.safetensors")
-    except SafetensorError as error:  # what a full disk looks like from safetensors
-        raise OSError(str(error)) from error
+    except Exception as error:
+        if isinstance(error, SafetensorError) or type(error) is Exception:  # so safetensors and tokenizers
+            raise OSError(str(error)) from error  # say that the disk is full
+        raise
     state = {
         "head": config.head,
         "pooling": config.pooling,
