@@ -147,6 +147,19 @@ def describe_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"value": facts}, dtype=object)
 
 
+def format_row(row: pd.Series, max_chars: int = 3000) -> str:
+    """One comparison as text, to be read in full: each turn's prompt, answer A, answer B, and the verdict."""
+    lines = [f"id {row[ID]}, {len(row[PROMPT])} turn(s)"]
+    for number, (prompt, a, b) in enumerate(zip(*(row[name] for name in TEXT_COLUMNS), strict=True), 1):
+        for title, text in (("PROMPT", prompt), ("ANSWER A", a), ("ANSWER B", b)):
+            shown = text if len(text) <= max_chars else f"{text[:max_chars]} ... ({len(text):,} characters)"
+            lines += ["", f"--- {title}, turn {number} " + "-" * 40, shown or "(empty)"]
+    if "label" in row:
+        models = f"  (A: {row[MODEL_COLUMNS[0]]}, B: {row[MODEL_COLUMNS[1]]})" if MODEL_COLUMNS[0] in row else ""
+        lines += ["", f"=== {('A wins', 'B wins', 'tie')[row['label']]}{models}"]
+    return "\n".join(lines)
+
+
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and records of a CSV file, each record as long as the header."""
     if path.is_dir():

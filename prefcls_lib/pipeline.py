@@ -17,7 +17,7 @@ import pandas as pd
 from prefcls_lib import metrics
 from prefcls_lib.backbones import Backbone, load_backbone
 from prefcls_lib.baselines import FAST_RUNGS, OutOfSample, best_rung, cross_validate, ladder_table
-from prefcls_lib.batching import Examples, TokenCount
+from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.checkpoint import SavedModel, build_model, load_model, save_model
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import assign_folds, read_rows, sample_path, take_rows
@@ -107,6 +107,20 @@ def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, 
     return cross_validate(rung_names, job.rows, job.folds, job.config.folds, job.config.seed)
 
 
+def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
+    """The chunks of the first optimizer step: their micro-step, shape, and share of useful tokens."""
+    train, _, _ = _split(job, encoded, job.config.folds[0])
+    step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
+    lines = []
+    for number, rows in enumerate(split_step(step, train.lengths, job.config.max_tokens_per_micro_step)):
+        token_ids = [train.token_ids[i] for i in np.unique(train.sides[rows])]
+        for chunk in make_chunks(token_ids, job.backbone.tokenizer.pad_id):
+            sides, length = chunk.input_ids.shape
+            share = float(chunk.attention_mask.float().mean())
+            lines.append({"micro_step": number, "sides": sides, "length": length, "useful_token_share": share})
+    return pd.DataFrame(lines)
+
+
 def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> float:
     """Log loss of the untrained model on the first validation rows: the cross-entropy of the training prior.
 
@@ -140,8 +154,7 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     records = folder.gather_folds(config.folds)
     probs, test_tokens = predict_run(folder, job.test_rows)
     write_submission(folder / "submission.csv", list(job.test_rows[ID]), probs)
-    rows = job.rows[job.validated].reset_index(drop=True)
-    honest = _read_probs(folder / "oof.csv", rows)
+    rows, honest = read_out_of_sample(job)
     naive = _read_probs(folder / "valid.csv", rows)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     best = best_rung(ladder, job.rows["label"].to_numpy())
@@ -175,6 +188,12 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
+    """The validated rows of a finished run and their out-of-sample probabilities (N, 3)."""
+    rows = job.rows[job.validated].reset_index(drop=True)
+    return rows, _read_probs(job.folder / "oof.csv", rows)
 
 
 def run(config: RunConfig) -> RunFolder:

@@ -72,6 +72,21 @@ def plot_ladder(table: pd.DataFrame) -> Figure:
     return _finish(figure)
 
 
+def plot_reliability(table: pd.DataFrame, ece: float) -> Figure:
+    """`metrics.reliability_table`: accuracy against confidence; points as large as their rows are many."""
+    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([1 / 3, 1], [1 / 3, 1], color="black", lw=1, ls=":", label="perfectly calibrated")
+    sizes = 20 + 300 * table["count"] / table["count"].sum()
+    axes.scatter(table["confidence"], table["accuracy"], s=sizes, color=BLUE, alpha=0.8, label="validation rows")
+    axes.set(
+        title=f"Calibration: expected error {ece:.3f}", xlabel="confidence in the verdict",
+        ylabel="share that was right", xlim=(0.3, 1), ylim=(0, 1),
+    )  # fmt: skip
+    axes.legend(frameon=False, loc="upper left")
+    return _finish(figure)
+
+
 def _class_shares(labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels, minlength=3) / len(labels) if len(labels) else np.full(3, np.nan)
 

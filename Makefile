@@ -1,0 +1,53 @@
+# Every target that needs Python makes .venv first. `make` alone prints this help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Another package index for torch alone; on a machine without a GPU the CPU build is 10 times smaller:
+#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH := torch==2.13.0
+
+BACKBONE ?= minilm
+NOTEBOOK ?= 02_roberta_base
+DEMO := runs/demo
+NOTEBOOKS := $(patsubst notebooks/%.py,%,$(wildcard notebooks/0*.py))
+
+.PHONY: help install demo test lint notebooks
+
+help: ## print this help
+	@echo "prefcls: predict which of two LLM answers people prefer"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+install: $(VENV)/installed ## make .venv with the tested versions (TORCH_INDEX=URL: torch from there)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,demo,test]'
+	@touch $@
+	@echo "installed into $(VENV); next: make demo"
+
+demo: install ## run one notebook on the shipped rows with a small pretrained encoder (BACKBONE= NOTEBOOK=)
+	@mkdir -p $(DEMO)
+	$(BIN)/papermill notebooks/$(NOTEBOOK).ipynb $(DEMO)/$(NOTEBOOK).ipynb --kernel python3 --progress-bar \
+	  -f notebooks/params/demo.yaml -r backbone "$(BACKBONE)" -r out $(DEMO)/run
+	@$(BIN)/jupyter nbconvert --to html --log-level WARN $(DEMO)/$(NOTEBOOK).ipynb
+	@$(BIN)/prefcls run --config notebooks/params/demo.yaml --set backbone="$(BACKBONE)" --out $(DEMO)/run
+	@echo "page to look at: $(DEMO)/$(NOTEBOOK).html"
+
+test: install lint ## run the linter and the tests
+	$(BIN)/python -m pytest
+
+lint: install ## check style, format, and that notebooks match their .py
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: install ## build notebooks/*.ipynb from their .py
+	$(BIN)/python notebooks/build.py $(NOTEBOOKS)

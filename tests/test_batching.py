@@ -1,0 +1,131 @@
+"""Steps of whole pairs and chunks of nearly equal length, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.features import SIGNS
+
+
+def lengths_of(num_rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, 60, (num_rows, 2))
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(1, 8), (8, 8), (9, 8), (203, 8), (50, 64)])
+def test_epoch_holds_every_row_once(num_rows, batch_size):
+    """Whatever divides or does not divide: no row is lost or doubled, and at most one step is short."""
+    steps = plan_epoch(lengths_of(num_rows), batch_size, seed=1, epoch=0)
+    assert sorted(np.concatenate(steps).tolist()) == list(range(num_rows))
+    sizes = sorted(len(step) for step in steps)
+    assert sizes[1:] == [batch_size] * (len(steps) - 1)
+    assert len(steps) == -(-num_rows // batch_size)
+
+
+def test_epoch_is_fixed_by_seed_and_number():
+    """The same twice; another epoch or another seed has other steps, not only another order of them."""
+    lengths = lengths_of(200)
+    plans = {key: plan_epoch(lengths, 8, *key) for key in ((1, 0), (1, 1), (2, 0))}
+    again = plan_epoch(lengths, 8, 1, 0)
+    assert [step.tolist() for step in plans[1, 0]] == [step.tolist() for step in again]
+    sets = {key: {frozenset(step.tolist()) for step in plan} for key, plan in plans.items()}
+    assert not sets[1, 0] & sets[1, 1]
+    assert not sets[1, 0] & sets[2, 0]
+
+
+def test_pairs_of_a_step_are_alike():
+    """The spread of lengths inside a step is a fraction of that among all rows."""
+    lengths = lengths_of(640)
+    totals = lengths.sum(axis=1)
+    inside = np.mean([totals[step].std() for step in plan_epoch(lengths, 8, 0, 0)])
+    assert inside < totals.std() / 3
+
+
+def test_steps_come_in_no_order_of_length():
+    """Short steps first would be a curriculum nobody asked for: first and last half are alike."""
+    lengths = lengths_of(1600)
+    means = [lengths[step].sum(axis=1).mean() for step in plan_epoch(lengths, 8, 0, 0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
+
+
+def test_micro_steps_by_hand():
+    """Rows of 10, 30, 20, 50 tokens under a cap of 40, sorted by their longer side."""
+    lengths = np.array([[5, 5], [10, 20], [12, 8], [25, 25]])
+    micro_steps = split_step(np.array([3, 1, 0, 2]), lengths, max_tokens=40)
+    assert [rows.tolist() for rows in micro_steps] == [
+        [0, 2],
+        [1],
+        [3],
+    ]  # 10 + 20; 30; 50 alone is over the cap
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 200, 10**9])
+def test_micro_steps_hold_whole_pairs_under_the_cap(max_tokens):
+    """Every row once; only a micro-step of a single pair may be over the cap."""
+    lengths = lengths_of(40)
+    step = np.random.default_rng(3).permutation(40)[:32]
+    micro_steps = split_step(step, lengths, max_tokens)
+    assert sorted(np.concatenate(micro_steps).tolist()) == sorted(step.tolist())
+    assert all(len(rows) == 1 or lengths[rows].sum() <= max_tokens for rows in micro_steps)
+    if max_tokens == 10**9:
+        assert len(micro_steps) == 1
+
+
+SIDES = [np.array(ids, dtype=np.int32) for ids in ([7, 8], [1, 2, 3, 4], [5], [1, 2, 3, 9], [6, 6])]
+
+
+def test_chunks_by_hand():
+    """Longest first (equal lengths: the larger ids first), padded on the right to the chunk's longest."""
+    first, second, third = make_chunks(SIDES, pad_id=0, max_sides=2)
+    assert first.indices.tolist() == [3, 1]
+    assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4]]
+    assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    assert second.indices.tolist() == [0, 4]
+    assert second.input_ids.tolist() == [[7, 8], [6, 6]]
+    assert third.indices.tolist() == [2]
+    assert third.input_ids.tolist() == [[5]]
+
+
+def test_padding_by_hand():
+    """Two chunks of three and two sides, rounded up to 4: 5 and 3 of 12 and 8 places are real."""
+    first, second = make_chunks(SIDES, pad_id=99, max_sides=3, multiple_of=4)
+    assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4], [7, 8, 99, 99]]
+    assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert second.input_ids.tolist() == [[6, 6, 99, 99], [5, 99, 99, 99]]
+    assert (first.tokens_computed, second.tokens_computed) == (12, 8)
+    assert TokenCount(13, 20).useful_share == 0.65
+    assert int(first.attention_mask.sum() + second.attention_mask.sum()) == 13
+
+
+def test_chunk_caps():
+    """At most 8 places in a chunk: two sides of 4, then three of 2; a side over the cap goes alone."""
+    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=8)] == [2, 3]
+    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=3)] == [1, 1, 1, 1, 1]
+
+
+def test_chunks_do_not_depend_on_the_order_of_the_sides():
+    """Only on their ids: this is what makes a swap of A and B exact."""
+    order = [4, 2, 0, 3, 1]
+    plain, shuffled = (make_chunks(sides, 0, 2) for sides in (SIDES, [SIDES[i] for i in order]))
+    for one, other in zip(plain, shuffled, strict=True):
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+        assert one.indices.tolist() == [order[i] for i in other.indices]
+
+
+def test_token_counts_add_up():
+    """Shares are of sums, not means of shares; nothing computed is nothing wasted."""
+    assert TokenCount(1, 2) + TokenCount(3, 8) == TokenCount(4, 10)
+    assert (TokenCount(1, 2) + TokenCount(3, 8)).useful_share == 0.4
+    assert TokenCount().useful_share == 1.0
+
+
+def test_swapped_examples_swap_back():
+    """Sides change places, antisymmetric features their sign; twice is the same rows again."""
+    features = np.random.default_rng(0).normal(size=(2, len(SIGNS))).astype(np.float32)
+    examples = Examples(SIDES, np.array([[0, 1], [2, 2]]), features, np.array([0, 2]))
+    swapped = examples.swapped()
+    assert swapped.sides.tolist() == [[1, 0], [2, 2]]
+    assert (swapped.features == features * SIGNS).all()
+    assert swapped.labels is None
+    assert examples.lengths.tolist() == [[2, 4], [1, 1]]
+    assert swapped.lengths.tolist() == [[4, 2], [1, 1]]
+    assert (swapped.swapped().features == features).all()

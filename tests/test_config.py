@@ -1,0 +1,202 @@
+"""Settings: coerced to their type, refused by name, the same after a trip through JSON."""
+
+import json
+import math
+import types
+
+import pytest
+
+from prefcls_lib.backbones import RECIPES
+from prefcls_lib.config import CHOICES, RANGES, RunConfig
+from prefcls_lib.files import UserError
+
+# what papermill and --set deliver: setting, text, value
+TEXTS = [
+    ("structure_features", "false", False),
+    ("structure_features", "True", True),
+    ("learning_rate", "1e-4", 0.0001),
+    ("learning_rate", " 3e-5 ", 0.00003),
+    ("folds", "[1,2]", (1, 2)),
+    ("folds", "3", (3,)),
+    ("num_epochs", "none", None),
+    ("num_epochs", "null", None),
+    ("label_smoothing", "", None),
+    ("num_epochs", "2", 2),
+    ("max_length", "256", 256),
+    ("batch_size", "1e1", 10),
+    ("backbone", "FacebookAI/roberta-base", "FacebookAI/roberta-base"),
+]
+
+# setting, wrong value, words that the message must have
+WRONG = [
+    ("learning_rate", "fast", "expected a number"),
+    ("learning_rate", [1], "expected a number"),
+    ("learning_rate", "2026-13-45", "expected a number"),
+    ("learning_rate", float("nan"), "expected a number from 0 to 1"),
+    ("learning_rate", "nan", "expected a number from 0 to 1"),
+    ("learning_rate", ".nan", "expected a number from 0 to 1"),
+    ("learning_rate", -1e-5, "expected a number from 0 to 1"),
+    ("learning_rate", 2, "expected a number from 0 to 1"),
+    ("max_grad_norm", math.inf, "finite"),
+    ("num_epochs", 0, "expected a number from 1 to 1000"),
+    ("num_epochs", 1.5, "expected a whole number"),
+    ("num_epochs", True, "expected a whole number"),
+    ("num_epochs", float("nan"), "expected a whole number"),
+    ("batch_size", None, "expected a whole number"),
+    ("batch_size", math.inf, "expected a whole number"),
+    ("seed", "9" * 400, "expected a whole number"),
+    ("seed", -1, "expected a number from 0"),
+    ("max_length", 15, "expected a number from 16"),
+    ("structure_features", "maybe", "expected true or false"),
+    ("structure_features", 1, "expected true or false"),
+    ("backbone", "", "expected text"),
+    ("backbone", 5, "expected text"),
+    ("head", "siamese", "choose one of symmetric, concat"),
+    ("mixed_precision", "fp8", "choose one of auto, no, bf16, fp16"),
+    ("folds", "all", "expected a whole number"),
+    ("folds", {"a": 1}, "expected a whole number"),
+    ("folds", "[0, [1]]", "expected a whole number"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), TEXTS)
+def test_text_becomes_the_type_of_the_setting(name, text, value):
+    """Papermill and --set deliver text; a run sees the same value as one who typed it in Python."""
+    coerced = getattr(RunConfig.from_mapping({name: text}), name)
+    assert coerced == value
+    assert type(coerced) is type(value)
+
+
+@pytest.mark.parametrize(("name", "value", "words"), WRONG)
+def test_wrong_value_is_refused_by_name(name, value, words):
+    """The message names the setting and what it expected."""
+    with pytest.raises(UserError, match=f"^setting {name}=") as error:
+        RunConfig.from_mapping({name: value})
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "right"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("max_lenght", "max_length"),
+        ("epochs", "num_epochs"),
+        ("fold", "folds"),
+    ],
+)
+def test_mistyped_name_gets_the_nearest_right_one(mistyped, right):
+    """A setting that does not exist is never ignored."""
+    with pytest.raises(UserError, match=f"unknown setting '{mistyped}'. Did you mean '{right}'"):
+        RunConfig.from_mapping({mistyped: 1})
+
+
+@pytest.mark.parametrize("name", ["xyzzy", 1, True])
+def test_name_like_no_other_gets_the_whole_list(name):
+    """Also where YAML read the name as a number or as true."""
+    with pytest.raises(UserError, match=r"unknown setting .*Settings are: backbone, train"):
+        RunConfig.from_mapping({name: 1})
+
+
+@pytest.mark.parametrize(
+    ("num_folds", "folds"), [(5, [5]), (5, [-1]), (5, []), (5, [1, 1]), (2, [0, 1, 2]), (10, "[3,3]")]
+)
+def test_folds_that_contradict_num_folds_are_refused(num_folds, folds):
+    """Folds are different numbers below num_folds, one at least."""
+    with pytest.raises(
+        UserError, match=rf"^setting folds=.*from 0 to {num_folds - 1} \(num_folds={num_folds}\)"
+    ):
+        RunConfig(num_folds=num_folds, folds=folds)
+
+
+def test_ranges_and_choices_name_settings_and_hold_the_defaults():
+    """Every guard guards something, and no default is out of its own bounds."""
+    names = RunConfig().to_dict()
+    assert set(RANGES) | set(CHOICES) <= set(names)
+    for name, (low, high) in RANGES.items():
+        assert names[name] is None or low <= names[name] <= high
+
+
+def test_yaml_file_with_overrides_on_top(tmp_path):
+    """--set wins over the file, the file over the default; 1e-4 is a number although YAML says text."""
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: 1e-4\nfolds: [0, 1]\nnum_epochs: 3\n", encoding="utf-8")
+    config = RunConfig.from_yaml(path, {"num_epochs": "5"})
+    assert (config.learning_rate, config.folds, config.num_epochs, config.seed) == (0.0001, (0, 1), 5, 42)
+
+
+def test_empty_yaml_file_and_no_file_are_the_defaults(tmp_path):
+    """Comments alone are no settings."""
+    path = tmp_path / "run.yaml"
+    path.write_text("# nothing yet\n", encoding="utf-8")
+    assert RunConfig.from_yaml(path, {}) == RunConfig.from_yaml(None, {}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"seed: [1", "cannot be read as YAML"),
+        (b"seed: \xff\xfe", "cannot be read as YAML"),
+        (b"seed: 2026-13-45", "cannot be read as YAML"),
+        (b"- seed\n- 3\n", "found a list"),
+        (b"seed 3", "found a str"),
+        (b"sed: 3", "unknown setting 'sed'. Did you mean 'seed'"),
+        (b"on: 3", "unknown setting True"),
+        (b"seed: .nan", "setting seed=nan"),
+    ],
+)
+def test_bad_yaml_file_is_refused_with_its_name(tmp_path, content, words):
+    """One message that says which file; a wrong value is named by its setting."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        RunConfig.from_yaml(path, {})
+    assert words in str(error.value)
+    assert str(path) in str(error.value) or str(error.value).startswith("setting seed")
+
+
+def test_missing_yaml_file_is_refused(tmp_path):
+    """A folder and a file that is not there are both "cannot be read"."""
+    for path in (tmp_path, tmp_path / "none.yaml"):
+        with pytest.raises(UserError, match="cannot be read as YAML"):
+            RunConfig.from_yaml(path, {})
+
+
+def test_namespace_of_a_notebook_is_read_without_what_is_ipythons():
+    """Modules, functions, classes, private names, In and Out are no settings; everything plain is."""
+    namespace = {
+        "__name__": "__main__", "_": 1, "_i1": "x = 1", "In": ["x = 1"], "Out": {}, "math": math,
+        "get_ipython": lambda: None, "exit": types.SimpleNamespace(), "RunConfig": RunConfig,
+        "backbone": "minilm", "num_epochs": "2", "folds": [0, 1],
+    }  # fmt: skip
+    config = RunConfig.from_namespace(namespace)
+    assert config == RunConfig(backbone="minilm", num_epochs=2, folds=(0, 1))
+
+
+@pytest.mark.parametrize("value", [1e-4, "1e-4", None, [1], True])
+def test_mistyped_injected_parameter_stops_the_notebook(value):
+    """Papermill adds a mistyped name to the namespace; it must not be ignored, whatever its value."""
+    with pytest.raises(
+        UserError, match=r"notebook parameters: unknown setting 'leraning_rate'. Did you mean 'lear"
+    ):
+        RunConfig.from_namespace({"backbone": "minilm", "leraning_rate": value})
+
+
+def test_config_survives_json():
+    """to_dict is plain JSON, and from_mapping of it is the same config."""
+    config = RunConfig(folds=(2, 0), learning_rate=3e-5, num_epochs=None, structure_features=False, out="x/y")
+    text = json.dumps(config.to_dict(), allow_nan=False)
+    assert RunConfig.from_mapping(json.loads(text)) == config
+    assert json.loads(text)["folds"] == [2, 0]
+
+
+def test_recipe_fills_only_what_is_open():
+    """A setting that the user gave stays; what is still None comes from the backbone's recipe."""
+    config = RunConfig(learning_rate=0.5).with_recipe(RECIPES["bert"])
+    assert config.learning_rate == 0.5
+    assert config.num_epochs == RECIPES["bert"]["num_epochs"]
+
+
+@pytest.mark.parametrize("model_type", RECIPES)
+def test_every_recipe_completes_a_config(model_type):
+    """After the recipe nothing is None, and every value of it is allowed."""
+    assert None not in RunConfig().with_recipe(RECIPES[model_type]).to_dict().values()
