@@ -76,10 +76,14 @@ config = RunConfig.from_namespace(globals())
 # %%
 # %matplotlib inline
 import inspect
+import warnings
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
 import pandas as pd
+from IPython.display import Code
 
-from prefcls_lib import baselines, data, environment, metrics, model, pipeline, plots, runs, submission, tokenization
+from prefcls_lib import baselines, data, environment, metrics, model, pipeline
+from prefcls_lib import plots, runs, submission, tokenization
 
 pd.Series(environment.versions(), name="version").to_frame()
 
@@ -146,7 +150,7 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 # than a quarter of a turn's room for the prompt while the answer needs it.
 
 # %%
-print(inspect.getsource(tokenization.SideTokenizer.lay_out))
+Code(inspect.getsource(tokenization.SideTokenizer.lay_out), language="python")
 
 # %%
 encoded = pipeline.encode(job)
@@ -184,8 +188,9 @@ pipeline.describe_first_step(job, encoded)
 # so the first loss is that of the prior.
 
 # %%
-print(inspect.getsource(model.PreferenceHead.forward))
-print(inspect.getsource(model.PreferenceHead._one_order))
+head = model.PreferenceHead
+Code(inspect.getsource(head.forward) + "
+" + inspect.getsource(head._one_order), language="python")
 
 # %%
 print(f"untrained model, log loss on 64 validation rows: {pipeline.untrained_log_loss(job, encoded):.4f}")
@@ -246,12 +251,15 @@ plots.plot_ladder(runs.result_table(result))
 # ## 12. Calibration
 #
 # Log loss punishes confidence that is not earned. Where points lie below the diagonal the model is too sure of itself;
-# a temperature, fitted on out-of-sample predictions, mends that (`prefcls blend`).
+# a temperature and a tie bias, fitted on other out-of-sample rows, can mend that: `calibrated_log_loss` says by how much,
+# and `prefcls blend` applies it. `flip_rate` is the share of rows whose verdict changes when the answers change places.
 
 # %%
 rows, probs = pipeline.read_out_of_sample(job)
 labels = rows["label"].to_numpy()
 ece = metrics.expected_calibration_error(labels, probs)
+for name in ("log_loss", "calibrated_log_loss", "flip_rate"):
+    print(f"{name:20} {result[name]:.4f}")
 plots.plot_reliability(metrics.reliability_table(labels, probs), ece)
 
 # %% [markdown]

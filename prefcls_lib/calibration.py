@@ -44,9 +44,7 @@ class Calibration:
         """
         temperature, tie_bias = (_number(state, name) for name in ("temperature", "tie_bias"))
         if temperature <= 0:
-            raise UserError(
-                f"calibration: temperature={temperature:g} must be above 0. Fit the calibration again."
-            )
+            raise UserError(f"calibration: temperature={temperature:g} must be above 0. Fit the calibration again.")
         return cls(temperature, tie_bias)
 
 
@@ -87,9 +85,7 @@ class Blend:
             raise UserError("blend: 'weights' is missing or empty. Fit the blend again.")
         weights = tuple(_number({"weights": weight}, "weights") for weight in weights)
         if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-            raise UserError(
-                f"blend: weights {weights} must not be negative and must sum to 1. Fit the blend again."
-            )
+            raise UserError(f"blend: weights {weights} must not be negative and must sum to 1. Fit the blend again.")
         return cls(weights, Calibration.from_dict(state))
 
 
@@ -131,9 +127,7 @@ def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
     return Blend(tuple(weights.tolist()), Calibration(float(1 / total), tie_bias))
 
 
-def calibrate_out_of_fold(
-    labels: np.ndarray, probs: np.ndarray, folds: np.ndarray, groups: np.ndarray
-) -> np.ndarray:
+def calibrate_out_of_fold(labels: np.ndarray, probs: np.ndarray, folds: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Each fold's probabilities (N, 3) calibrated on the other folds: what calibration is honestly worth.
 
     With one fold present the prompt groups are split in two halves instead.
@@ -156,9 +150,7 @@ def blend_out_of_fold(
     if len(np.unique(parts)) == 1:
         parts = split_halves(groups)
         if len(np.unique(parts)) == 1:
-            raise UserError(
-                "calibration: too few prompts to fit on some and score on others. Validate on more rows."
-            )
+            raise UserError("calibration: too few prompts to fit on some and score on others. Validate on more rows.")
     blended = np.empty((len(labels), NUM_CLASSES))
     for part in np.unique(parts):
         here = parts == part

@@ -1,8 +1,8 @@
 """A fold's model on disk: encoder and tokenizer as transformers saves them, head, and all that predicting needs.
 
-    model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and AutoTokenizer load these
-                  head.safetensors                                   the head's weights
-                  preference.json                                    layout, text settings, feature scaler
+model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and AutoTokenizer load these
+              head.safetensors                                   the head's weights
+              preference.json                                    layout, text settings, feature scaler
 """
 
 from dataclasses import dataclass
@@ -84,6 +84,4 @@ def load_model(folder: Path) -> SavedModel:
         model.head.load_state_dict(load_file(folder / "head.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the saved model cannot be read ({error}). Copy the run folder again.") from error
-    return SavedModel(
-        model, backbone, scaler, state["max_length"], state["text_cleaning"], state["mixed_precision"]
-    )
+    return SavedModel(model, backbone, scaler, state["max_length"], state["text_cleaning"], state["mixed_precision"])

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from prefcls_lib import data
 from prefcls_lib.config import RunConfig
@@ -18,7 +19,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"prefcls: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("prefcls: interrupted. Folds that are done are kept; run the same command to go on.", file=sys.stderr)
+        print(
+            "prefcls: interrupted. Folds that are done are kept; run the same command to go on.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -28,15 +32,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="train, validate, predict: from CSV to a checked submission")
-    run.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
-    run.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
-    run.add_argument("--out", help="run folder")
-    run.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be repeated")
-    run.set_defaults(command=_run)
+    ladder = commands.add_parser("ladder", help="the CPU baselines, with the same files")
+    for command, function in ((run, _run), (ladder, _ladder)):
+        command.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
+        command.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
+        command.add_argument("--out", help="run folder")
+        command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be repeated"
+        )
+        command.set_defaults(command=function)
 
-    predict = commands.add_parser("predict", help="predict new rows with a finished run")
-    predict.add_argument("--run", required=True, metavar="DIR", help="run folder")
+    blend = commands.add_parser("blend", help="weigh and calibrate runs on their out-of-sample predictions")
+    blend.add_argument("--runs", required=True, nargs="+", type=Path, metavar="DIR", help="finished run folders")
+    blend.add_argument("--out", required=True, type=Path, help="blend.json to write")
+    blend.set_defaults(command=_blend)
+
+    predict = commands.add_parser("predict", help="predict new rows with a finished run or a blend")
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="DIR", help="run folder")
+    source.add_argument("--blend", metavar="blend.json", type=Path, help="what `prefcls blend` wrote")
     predict.add_argument("--test", required=True, help='test CSV or "sample"')
     predict.add_argument("--out", required=True, help="submission CSV to write")
     predict.set_defaults(command=_predict)
@@ -48,12 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _config(arguments: argparse.Namespace) -> RunConfig:
     overrides = dict(_key_value(text) for text in arguments.set)
     for name in ("train", "test", "out"):
         if getattr(arguments, name) is not None:
             overrides[name] = getattr(arguments, name)
-    config = RunConfig.from_yaml(arguments.config, overrides)
+    return RunConfig.from_yaml(arguments.config, overrides)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
     from prefcls_lib import pipeline, runs  # torch is loaded only where it is needed
 
     folder = pipeline.run(config)
@@ -63,13 +82,45 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"submission: {folder / 'submission.csv'}")
 
 
+def _ladder(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    from prefcls_lib import ladder, runs
+
+    folder = ladder.run_ladder_job(config)
+    result = read_json(folder / "result.json")
+    print(runs.read_table(folder / "history.csv").set_index("rung").to_string(float_format="{:.4f}".format))
+    print(
+        f"best rung: {result['ladder_best']}; log loss {result['log_loss']:.4f} (honest about choosing it), "
+        f"calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} validation rows"
+    )
+    print(f"submission: {folder / 'submission.csv'}")
+
+
+def _blend(arguments: argparse.Namespace) -> None:
+    from prefcls_lib import blend
+
+    result = blend.fit_runs(arguments.runs, arguments.out)
+    print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
+    c = result["comparison"]
+    print(
+        f"blend {c['verdict']} {result['runs'][result['best_run']]}: log loss {c['difference']:+.4f}, 95 % interval "
+        f"[{c['low']:+.4f}, {c['high']:+.4f}] on {c['rows']} rows; temperature {result['temperature']:.3f}, tie bias "
+        f"{result['tie_bias']:+.3f}"
+    )
+    print(f"blend: {arguments.out}")
+
+
 def _predict(arguments: argparse.Namespace) -> None:
-    from prefcls_lib import pipeline
+    from prefcls_lib import blend, pipeline
+    from prefcls_lib.job import locate_csv
     from prefcls_lib.runs import RunFolder
     from prefcls_lib.submission import write_submission
 
-    rows = data.read_rows(pipeline.locate_csv(arguments.test, "test"), labelled=False)
-    probs, _ = pipeline.predict_run(RunFolder(arguments.run), rows)
+    rows = data.read_rows(locate_csv(arguments.test, "test"), labelled=False)
+    if arguments.blend:
+        probs = blend.predict_blend(arguments.blend, rows)
+    else:
+        probs, _ = pipeline.predict_run(RunFolder(arguments.run), rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 

@@ -57,8 +57,7 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
         if header.count(name) != 1:
             state = "missing" if name not in header else "there more than once"
             raise UserError(
-                f"{path}: column {name!r} is {state}. Columns found: {', '.join(header)}. "
-                f"Needed: {', '.join(needed)}."
+                f"{path}: column {name!r} is {state}. Columns found: {', '.join(header)}. Needed: {', '.join(needed)}."
             )
     table = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
     rows = pd.DataFrame({ID: pd.Series(table[ID], dtype=object)})

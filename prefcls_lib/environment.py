@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,12 @@ def find_competition_file(name: str) -> Path:
     Raises:
         UserError: not attached; the message lists what was tried.
     """
-    folders = [f"competitions/{COMPETITION}", COMPETITION, f"competitions/{COMPETITION}/*", f"{COMPETITION}/*"]
+    folders = [
+        f"competitions/{COMPETITION}",
+        COMPETITION,
+        f"competitions/{COMPETITION}/*",
+        f"{COMPETITION}/*",
+    ]
     tried = [f"{folder}/{name}{zipped}" for folder in folders for zipped in ("", ".gz")]
     for pattern in tried:
         for path in sorted(input_root().glob(pattern)):
@@ -102,11 +106,6 @@ def machine_name() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def progress_file():
-    """Where progress bars go: into the output of a notebook cell, else to stderr."""
-    return sys.stdout if "ipykernel" in sys.modules else sys.stderr
 
 
 def _cpu_has_bf16() -> bool:

@@ -32,7 +32,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}). "

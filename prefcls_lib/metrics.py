@@ -45,9 +45,7 @@ def check_probs(probs: np.ndarray, what: str) -> None:
             such row (1 = first).
     """
     if probs.ndim != 2 or probs.shape[1] != NUM_CLASSES:
-        raise UserError(
-            f"{what}: expected {NUM_CLASSES} probabilities a row, found an array of shape {probs.shape}."
-        )
+        raise UserError(f"{what}: expected {NUM_CLASSES} probabilities a row, found an array of shape {probs.shape}.")
     with np.errstate(invalid="ignore"):
         good = (probs > 0) & (probs < 1)  # false for NaN
         sums = np.abs(probs.sum(axis=1) - 1) <= 1e-6
@@ -118,11 +116,7 @@ def bootstrap_interval(
         (low, high); (nan, nan) with fewer than two groups, where nothing can be said.
     """
     means = _bootstrap_means(values, groups, num_resamples, seed)
-    return (
-        (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
-        if len(means)
-        else (np.nan, np.nan)
-    )
+    return (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))) if len(means) else (np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -158,9 +152,7 @@ def compare(
     differences = row_losses(labels, probs) - row_losses(labels, other_probs)
     means = _bootstrap_means(differences, groups, num_resamples, seed)
     if not len(means):
-        raise UserError(
-            "comparison: all rows share one prompt, so no interval can be given. Validate on more rows."
-        )
+        raise UserError("comparison: all rows share one prompt, so no interval can be given. Validate on more rows.")
     low, high = np.quantile(means, [0.025, 0.975])
     return Comparison(
         difference=float(differences.mean()),
@@ -180,9 +172,7 @@ def split_halves(groups: np.ndarray) -> np.ndarray:
     return (rank % 2 == 1)[index]
 
 
-def choose_honestly(
-    valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray
-) -> tuple[np.ndarray, int]:
+def choose_honestly(valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
     """Predictions of the best validation step, free of the bias of having picked it on the same rows.
 
     The step with the lowest log loss on one half of the prompt groups supplies the other half's predictions,
@@ -319,9 +309,7 @@ def _slices(
     if cut is not None:
         yield "cut", NO_YES, np.asarray(cut, dtype=int)
     if set(MODEL_COLUMNS) <= set(rows.columns):
-        pairs = [
-            " / ".join(sorted(pair)) for pair in zip(*(rows[name] for name in MODEL_COLUMNS), strict=True)
-        ]
+        pairs = [" / ".join(sorted(pair)) for pair in zip(*(rows[name] for name in MODEL_COLUMNS), strict=True)]
         names, index, counts = np.unique(pairs, return_inverse=True, return_counts=True)
         most = np.argsort(-counts, kind="stable")[:top]
         yield "model pair", names[most], (index[:, None] == most) @ np.arange(1, len(most) + 1) - 1

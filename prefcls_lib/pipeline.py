@@ -1,79 +1,44 @@
 """The main job in the order of its steps; the command line and the notebooks both call these and nothing else.
 
-    job = start(config)              everything that can be wrong is found here; a prior submission is in place
-    encoded = encode(job)            token ids of the training rows
-    ladder = run_ladder(job)         plain baselines on the same folds
-    fit_folds(job, encoded)          one model a fold, each saved when it is done
-    result = finish(job, ladder)     submission.csv, the tables, result.json
+job = start(config)              everything that can be wrong is found here; a prior submission is in place
+encoded = encode(job)            token ids of the training rows
+ladder = run_ladder(job)         plain baselines on the same folds
+fit_folds(job, encoded)          one model a fold, each saved when it is done
+result = finish(job, ladder)     submission.csv, the tables, result.json
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from prefcls_lib import metrics
-from prefcls_lib.backbones import Backbone, load_backbone
-from prefcls_lib.baselines import FAST_RUNGS, OutOfSample, best_rung, cross_validate, ladder_table
+from prefcls_lib.backbones import load_backbone
+from prefcls_lib.baselines import (
+    FAST_RUNGS,
+    OutOfSample,
+    best_rung,
+    cross_validate,
+    ladder_table,
+    load_rung,
+    predict_rows,
+)
 from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.checkpoint import SavedModel, build_model, load_model, save_model
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data import assign_folds, read_rows, sample_path, take_rows
-from prefcls_lib.environment import (
-    default_out,
-    find_competition_file,
-    make_accelerator,
-    seed_everything,
-    versions,
-)
+from prefcls_lib.environment import make_accelerator, seed_everything
 from prefcls_lib.features import FeatureScaler, compute_features
-from prefcls_lib.files import UserError, sha256, write_json, write_whole
+from prefcls_lib.files import write_json, write_whole
+from prefcls_lib.job import Job, claim_folder, read_job, read_out_of_sample, score_job
 from prefcls_lib.model import PreferenceModel
 from prefcls_lib.predict import predict_proba
-from prefcls_lib.runs import RunFolder, prediction_table, read_table, write_table
-from prefcls_lib.schema import ID, LABEL_COLUMNS, NUM_CLASSES
+from prefcls_lib.runs import RunFolder, prediction_table, write_table
+from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission
 from prefcls_lib.tokenization import EncodedRows, encode_rows
 from prefcls_lib.train import MIN_ROWS_TO_SELECT, fit
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run whose inputs were all found and checked.
-
-    Attributes:
-        config: with the backbone's recipe filled in.
-        folder: where everything goes.
-        rows, test_rows: from `data.read_rows`.
-        folds: (N,) the fold in which each training row is validated.
-        backbone: found, its tokenizer checked.
-        data_sha256: of the train and the test file.
-    """
-
-    config: RunConfig
-    folder: RunFolder
-    rows: pd.DataFrame
-    test_rows: pd.DataFrame
-    folds: np.ndarray
-    backbone: Backbone
-    data_sha256: dict[str, str]
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def validated(self) -> np.ndarray:
-        """(N,) bool: rows that some model of this run is validated on."""
-        return np.isin(self.folds, self.config.folds)
-
-
-def locate_csv(name: str, kind: str) -> Path:
-    """The file behind `--train` or `--test`: a path, "sample", or "competition"; kind is "train" or "test"."""
-    if name == "sample":
-        return sample_path(kind)
-    if name == "competition":
-        return find_competition_file(f"{kind}.csv")
-    return Path(name)
 
 
 def start(config: RunConfig) -> Job:
@@ -82,19 +47,10 @@ def start(config: RunConfig) -> Job:
     Raises:
         UserError: whatever is wrong, before any time is spent.
     """
-    paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
-    rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.seed)
-    test_rows = read_rows(paths["test"], labelled=False)
-    folds = assign_folds(rows, config.num_folds, config.seed)
+    job = read_job(config)
     backbone = load_backbone(config.backbone, config.max_length)
-    config = config.with_recipe(backbone.recipe)
     make_accelerator(config.mixed_precision)
-    folder = RunFolder(default_out(config.backbone) if config.out == "auto" else config.out)
-    data_sha256 = {kind: sha256(path) for kind, path in paths.items()}
-    folder.begin(config, data_sha256)
-    if not (folder / "submission.csv").exists():
-        write_submission(folder / "submission.csv", list(test_rows[ID]), np.tile(_prior(rows), (len(test_rows), 1)))
-    return Job(config, folder, rows, test_rows, folds, backbone, data_sha256)
+    return claim_folder(replace(job, config=config.with_recipe(backbone.recipe), backbone=backbone))
 
 
 def encode(job: Job) -> EncodedRows:
@@ -150,50 +106,33 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     Returns:
         The content of result.json.
     """
-    config, folder = job.config, job.folder
-    records = folder.gather_folds(config.folds)
-    probs, test_tokens = predict_run(folder, job.test_rows)
-    write_submission(folder / "submission.csv", list(job.test_rows[ID]), probs)
+    records = job.folder.gather_folds(job.config.folds)
+    probs, test_tokens = predict_run(job.folder, job.test_rows)
+    write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     rows, honest = read_out_of_sample(job)
-    naive = _read_probs(folder / "valid.csv", rows)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     best = best_rung(ladder, job.rows["label"].to_numpy())
     best_probs = ladder[best].probs[job.validated]
     table = ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
-    comparison = metrics.compare(labels, honest, best_probs, groups)
     tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
     predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
+    flips = [record["flip_rate"] for record in records]
     result = {
-        "log_loss": metrics.log_loss(labels, honest),
-        "log_loss_interval": list(metrics.bootstrap_interval(metrics.row_losses(labels, honest), groups)),
-        "log_loss_naive": metrics.log_loss(labels, naive),
-        "accuracy": metrics.accuracy(labels, honest),
+        **score_job(job),
         "ladder_log_loss": metrics.log_loss(labels, best_probs),
         "ladder_best": best,
         "ladder": table.to_dict(orient="records"),
-        "comparison": comparison.to_dict(),
-        "rows": len(job.rows),
-        "valid_rows": len(rows),
-        "test_rows": len(job.test_rows),
+        "comparison": metrics.compare(labels, honest, best_probs, groups).to_dict(),
+        "flip_rate": float(np.average(flips, weights=[record["valid_rows"] for record in records])),
         "useful_token_share": tokens.useful_share,
         "predict_useful_token_share": predicted.useful_share,
         "tokens_per_second": tokens.real / sum(record["step_seconds"] for record in records),
         "seconds": _total_seconds(job, records),
         "best_epoch": float(np.mean([record["best_epoch"] for record in records])),
         "folds": records,
-        "backbone": config.backbone,
-        "seed": config.seed,
-        "versions": versions(),
-        "data_sha256": job.data_sha256,
     }
-    write_json(folder / "result.json", result)
+    write_json(job.folder / "result.json", result)
     return result
-
-
-def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
-    """The validated rows of a finished run and their out-of-sample probabilities (N, 3)."""
-    rows = job.rows[job.validated].reset_index(drop=True)
-    return rows, _read_probs(job.folder / "oof.csv", rows)
 
 
 def run(config: RunConfig) -> RunFolder:
@@ -211,17 +150,18 @@ def run(config: RunConfig) -> RunFolder:
 
 def predict_run(folder: RunFolder, rows: pd.DataFrame) -> tuple[np.ndarray, TokenCount]:
     """Probabilities (N, 3) of new rows, averaged over the run's folds; needs nothing but the run folder."""
+    folders = folder.fold_folders()
+    if (folders[0] / "rung.json").exists():
+        return predict_rows([load_rung(path) for path in folders], rows), TokenCount()
     total = np.zeros((len(rows), NUM_CLASSES))
     tokens = TokenCount()
     raw = encoded = None
-    folders = folder.fold_folders()
     for number, path in enumerate(folders, 1):
         saved = load_model(path)
         if encoded is None:  # the folds of a run share tokenizer and text settings
             encoded = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning)
             raw = compute_features(rows) if saved.scaler else None
-        label = f"predict {number}/{len(folders)}"
-        probs, used = _predict_saved(saved, encoded, raw, label)
+        probs, used = _predict_saved(saved, encoded, raw, f"predict {number}/{len(folders)}")
         total += probs
         tokens += used
     return total / len(folders), tokens
@@ -245,12 +185,14 @@ def _fit_fold(job: Job, encoded: EncodedRows, fold: int, target: Path) -> None:
     model = _new_model(job, train.labels)
     fitted = fit(model, train, valid, config, accelerator, job.backbone.tokenizer.pad_id, f"fold {fold}")
     rows = job.rows[job.folds == fold]
-    folds = np.full(len(rows), fold)
-    honest = fitted.valid_probs[fitted.chosen]
+    swapped, _ = predict_proba(model, valid.swapped(), accelerator, job.backbone.tokenizer.pad_id)
+    saved = honest = fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:
         honest, _ = metrics.choose_honestly(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
     record = {
         "fold": fold,
+        "valid_rows": len(rows),
+        "flip_rate": metrics.flip_rate(saved, swapped),
         "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
         "tokens": [fitted.tokens.real, fitted.tokens.computed],
         "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
@@ -263,8 +205,8 @@ def _fit_fold(job: Job, encoded: EncodedRows, fold: int, target: Path) -> None:
         folder.mkdir()
         save_model(folder, model, job.backbone, scaler, config)
         write_table(folder / "history.csv", fitted.history.assign(fold=fold))
-        write_table(folder / "oof.csv", prediction_table(rows, folds, honest))
-        write_table(folder / "valid.csv", prediction_table(rows, folds, fitted.valid_probs[fitted.chosen]))
+        write_table(folder / "oof.csv", prediction_table(rows, fold, honest))
+        write_table(folder / "valid.csv", prediction_table(rows, fold, saved).assign(group=rows["group"].to_numpy()))
         write_json(folder / "fold.json", record)
 
     write_whole(target, write)
@@ -291,18 +233,6 @@ def _new_model(job: Job, labels: np.ndarray) -> PreferenceModel:
     model = build_model(job.backbone.path, job.config)
     model.head.start_at_prior(tuple(np.bincount(labels, minlength=NUM_CLASSES) / len(labels)))
     return model
-
-
-def _prior(rows: pd.DataFrame) -> np.ndarray:
-    return np.bincount(rows["label"], minlength=NUM_CLASSES) / len(rows)
-
-
-def _read_probs(path: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Probabilities of `rows` from a prediction table of the same rows in another order."""
-    table = read_table(path).set_index(ID)
-    if set(table.index) != set(rows[ID]):
-        raise UserError(f"{path}: does not hold this run's validation rows. Delete the run folder and run again.")
-    return table.loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:

@@ -47,9 +47,9 @@ def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for number, (_, fold) in enumerate(history.groupby("fold")):
-        label = (lambda name, first=number == 0: name if first else None)
-        axes.plot(fold["epoch"], fold["train_log_loss"], "o--", color=GREY, label=label("training rows"))
-        axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=label("validation rows"))
+        names = ("training rows", "validation rows") if number == 0 else (None, None)
+        axes.plot(fold["epoch"], fold["train_log_loss"], "o--", color=GREY, label=names[0])
+        axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=names[1])
     axes.axhline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
     axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baseline")
     axes.set(title="Log loss while training", xlabel="epoch", ylabel="log loss (unsmoothed)", xlim=(0, None))

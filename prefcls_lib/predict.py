@@ -3,11 +3,10 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from prefcls_lib.batching import Examples, TokenCount, make_chunks
-from prefcls_lib.environment import progress_file
 from prefcls_lib.model import PreferenceModel
+from prefcls_lib.progress import progress_bar
 from prefcls_lib.schema import NUM_CLASSES
 
 HEAD_ROWS = 4096  # rows in one pass of the head
@@ -60,10 +59,7 @@ def embed_unique_sides(
     )
     embeddings = None
     model.eval()
-    progress = tqdm(
-        total=len(used), desc=label, unit="side", disable=not label, file=progress_file(), mininterval=1, leave=False
-    )
-    with torch.inference_mode(), progress:
+    with torch.inference_mode(), progress_bar(len(used), label, "side", shown=bool(label)) as progress:
         for chunk in chunks:
             chunk = chunk.to(accelerator.device)
             with accelerator.autocast():

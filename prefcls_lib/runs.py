@@ -1,13 +1,14 @@
 """The run folder: what a run leaves behind, and how a second start finds its way in it.
 
-    config.json      settings, and SHA-256 of the data files: written first, compared at the next start
-    submission.csv   the prior's until the trained model's replaces it
-    model/fold0/     one folder a fold, there once that fold is done: weights, tokenizer, and its
-                     history.csv, oof.csv, valid.csv, fold.json
-    history.csv      one line a validation of every fold
-    oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection
-    valid.csv        the same rows as the saved weights predict them (they were chosen on these rows)
-    result.json      the numbers; written last: a run that has it is complete
+config.json      settings, and SHA-256 of the data files: written first, compared at the next start
+submission.csv   the prior's until the trained model's replaces it
+model/fold0/     one folder a fold, there once that fold is done: weights, tokenizer, and its
+                 history.csv, oof.csv, valid.csv, fold.json
+history.csv      one line a validation of every fold
+oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection
+valid.csv        the same rows as the saved weights predict them (they were chosen on these rows), with their
+                 prompt groups
+result.json      the numbers; written last: a run that has it is complete
 """
 
 from pathlib import Path
@@ -87,7 +88,7 @@ class RunFolder:
         return [read_json(self.fold_folder(fold) / "fold.json") for fold in folds]
 
 
-def prediction_table(rows: pd.DataFrame, folds: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
+def prediction_table(rows: pd.DataFrame, folds: np.ndarray | int, probs: np.ndarray) -> pd.DataFrame:
     """Out-of-sample predictions in their one format: id, fold, label and three probabilities."""
     table = {ID: rows[ID].to_numpy(), "fold": folds, "label": rows["label"].to_numpy()}
     return pd.DataFrame({**table, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})

@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from prefcls_lib import metrics
 from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import progress_file
 from prefcls_lib.files import UserError
 from prefcls_lib.model import PreferenceModel
 from prefcls_lib.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from prefcls_lib.predict import predict_proba
+from prefcls_lib.progress import progress_bar
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
 
@@ -83,8 +82,7 @@ def fit(
     selects = len(valid) >= MIN_ROWS_TO_SELECT
     meter = _Meter(accelerator.device)
     started = time.perf_counter()
-    progress = tqdm(total=total_steps, desc=label, unit="step", file=progress_file(), mininterval=2)
-    with progress:
+    with progress_bar(total_steps, label, "step") as progress:
         for step_number in range(total_steps):
             epoch, position = divmod(step_number, steps_per_epoch)
             if position == 0:
@@ -122,8 +120,7 @@ def fit(
                 meter.restart_loss()
                 progress.write(
                     f"{label}: step {step_number + 1}/{total_steps}  train {records[-1]['train_log_loss']:.4f}  "
-                    f"valid log loss {valid_loss:.4f}  accuracy {records[-1]['valid_accuracy']:.3f}",
-                    file=progress_file(),
+                    f"valid log loss {valid_loss:.4f}  accuracy {records[-1]['valid_accuracy']:.3f}"
                 )
                 if selects and valid_loss < best_loss:
                     best_loss, best_state = valid_loss, copy.deepcopy(_on_cpu(model.state_dict()))
@@ -131,9 +128,7 @@ def fit(
     if best_state is not None:
         chosen = int(np.argmin([record["valid_log_loss"] for record in records]))
         model.load_state_dict(best_state)
-    return FitResult(
-        pd.DataFrame(records), np.stack(valid_probs), chosen, meter.tokens, valid_tokens, meter.seconds
-    )
+    return FitResult(pd.DataFrame(records), np.stack(valid_probs), chosen, meter.tokens, valid_tokens, meter.seconds)
 
 
 def train_step(
@@ -160,7 +155,9 @@ def train_step(
     for rows in split_step(step, lengths, config.max_tokens_per_micro_step):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
-        chunks = [chunk.to(device) for chunk in make_chunks(token_ids, pad_id, multiple_of=8 if device.type == "cuda" else 1)]
+        chunks = [
+            chunk.to(device) for chunk in make_chunks(token_ids, pad_id, multiple_of=8 if device.type == "cuda" else 1)
+        ]
         with accelerator.autocast():
             embeddings = model.embed_sides(chunks)
         places = torch.as_tensor(places.reshape(-1, 2), device=device)

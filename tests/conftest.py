@@ -1,8 +1,10 @@
-"""Tiny pretrained encoders with real tokenizers of all four kinds, made in process: no network, no downloads."""
+"""Tiny pretrained encoders with real tokenizers of all four kinds, made in process: no network."""
 
 import csv
+import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,7 +25,7 @@ from transformers import (
     RobertaModel,
 )
 
-from prefcls_lib import data
+from prefcls_lib import cli, data
 
 KINDS = ("deberta-v2", "roberta", "electra", "bert")
 VOCABULARY = 600
@@ -63,9 +65,60 @@ def tiny(backbone_folders) -> Path:
     return backbone_folders["bert"]
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory, tiny) -> Path:
+    """A folder with what a run needs: train.csv (60 shipped rows), test.csv (12 others), backbone/."""
+    folder = tmp_path_factory.mktemp("home")
+    with gzip.open(data.sample_path("train"), "rt", encoding="utf-8", newline="") as file:
+        header, *records = csv.reader(file)
+    columns = [header.index(name) for name in ("id", "prompt", "response_a", "response_b")]
+    tables = {
+        "train.csv": [header, *records[:60]],
+        "test.csv": [[record[column] for column in columns] for record in (header, *records[60:72])],
+    }
+    for name, table in tables.items():
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(table)
+    shutil.copytree(tiny, folder / "backbone")
+    return folder
+
+
+def run_arguments(home: Path, out: Path, *settings: str) -> list[str]:
+    """`prefcls run` on the files of `home`, two of three folds, small; `settings` are KEY=VALUE."""
+    small = ("num_folds=3", "folds=[0,1]", "max_length=32", "num_epochs=1", "batch_size=8")
+    arguments = [
+        "run",
+        "--train",
+        str(home / "train.csv"),
+        "--test",
+        str(home / "test.csv"),
+        "--out",
+        str(out),
+    ]
+    for setting in (f"backbone={home / 'backbone'}", *small, *settings):
+        arguments += ["--set", setting]
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, home) -> Path:
+    """The folder of a finished run, which held a foreign file before; for tests that only read it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("not of this run", encoding="utf-8")
+    assert cli.main(run_arguments(home, out)) == 0
+    return out
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, hidden ones too: its path in the folder -> its bytes."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 @pytest.fixture
 def write_csv(tmp_path):
-    """write_csv(name, rows, drop=...) -> path of a CSV in the competition's columns; cells are given as in the file."""
+    """write_csv(name, rows, columns=None) -> path of a CSV; cells are given as they stand in the file."""
 
     def write(name: str, rows: list[dict], columns: tuple[str, ...] | None = None) -> Path:
         path = tmp_path / name
@@ -92,9 +145,11 @@ def make_row(number: int, winner: int | None = None, **cells: object) -> dict:
 
 
 def make_unigram(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As DeBERTa-v3's: white space collapsed, Metaspace, Unigram; [CLS] [SEP] are pieces of the vocabulary."""
+    """As DeBERTa-v3's: white space collapsed, Metaspace, Unigram; [CLS] [SEP] are of the vocabulary."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]

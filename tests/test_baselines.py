@@ -179,9 +179,7 @@ def test_tf_idf_is_learned_from_training_texts_only():
     assert state["kept"].tolist() == [0]
     assert state["idf"] == pytest.approx([1 + np.log(5 / 5)])
     every = baselines._fit_columns("tfidf_difference", inputs)
-    assert every["kept"].tolist() == [0, 1] and every["idf"] == pytest.approx(
-        [1 + np.log(9 / 7), 1 + np.log(9 / 5)]
-    )
+    assert every["kept"].tolist() == [0, 1] and every["idf"] == pytest.approx([1 + np.log(9 / 7), 1 + np.log(9 / 5)])
 
 
 def test_sides_are_weighed_sublinearly_to_one_length():
@@ -226,17 +224,13 @@ def test_a_prompt_group_in_two_folds_is_refused(rows):
         baselines.cross_validate(["prior"], rows, folds, (0,), seed=0, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("run_fold", "message"), [(7, "fold 7 has no rows"), (1, "fold 1 has rows of one class")]
-)
+@pytest.mark.parametrize(("run_fold", "message"), [(7, "fold 7 has no rows"), (1, "fold 1 has rows of one class")])
 def test_folds_that_cannot_be_scored_are_refused(rows, run_fold, message):
     """A fold without rows, or with one class only, stops with one message."""
     groups = [str(number) for number in range(len(rows))]
     folds = np.where(rows["label"] == 2, 1, 0)
     with pytest.raises(UserError, match=message):
-        baselines.cross_validate(
-            ["prior"], rows.assign(group=groups), folds, (run_fold,), seed=0, progress=False
-        )
+        baselines.cross_validate(["prior"], rows.assign(group=groups), folds, (run_fold,), seed=0, progress=False)
 
 
 def test_unknown_rungs_and_missing_classes_are_refused(rows):

@@ -111,9 +111,7 @@ def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
     labels = _draw_labels(softmax(signals.sum(axis=0), axis=1), 9)
     first, second = (softmax(signal, axis=1) for signal in signals)
     blend = fit_blend(labels, [first, second, _random_probs(6000, 10)])
-    assert blend.weights == pytest.approx((0.5, 0.5, 0.0), abs=0.03) and sum(blend.weights) == pytest.approx(
-        1.0
-    )
+    assert blend.weights == pytest.approx((0.5, 0.5, 0.0), abs=0.03) and sum(blend.weights) == pytest.approx(1.0)
     assert blend.calibration.temperature == pytest.approx(0.5, rel=0.05)
     nested = blend_out_of_fold(labels, [first, second], *_plan(6000, 4))
     assert log_loss(labels, nested) < min(log_loss(labels, first), log_loss(labels, second)) - 0.02
@@ -139,10 +137,7 @@ def test_blend_out_of_fold_never_sees_the_fold_it_scores():
     fitted = fit_blend(labels, [probs, leaked]).apply([probs, leaked])
     taught = fit_blend(labels[folds != 0], [probs[folds != 0], leaked[folds != 0]])
     assert (nested[folds == 0] == taught.apply([probs[folds == 0], leaked[folds == 0]])).all()
-    assert (
-        log_loss(labels[folds == 0], fitted[folds == 0])
-        < log_loss(labels[folds == 0], nested[folds == 0]) - 0.2
-    )
+    assert log_loss(labels[folds == 0], fitted[folds == 0]) < log_loss(labels[folds == 0], nested[folds == 0]) - 0.2
 
 
 def test_blend_and_calibration_come_back_from_json_to_the_bit():

@@ -102,9 +102,7 @@ def test_name_like_no_other_gets_the_whole_list(name):
 )
 def test_folds_that_contradict_num_folds_are_refused(num_folds, folds):
     """Folds are different numbers below num_folds, one at least."""
-    with pytest.raises(
-        UserError, match=rf"^setting folds=.*from 0 to {num_folds - 1} \(num_folds={num_folds}\)"
-    ):
+    with pytest.raises(UserError, match=rf"^setting folds=.*from 0 to {num_folds - 1} \(num_folds={num_folds}\)"):
         RunConfig(num_folds=num_folds, folds=folds)
 
 
@@ -175,9 +173,7 @@ def test_namespace_of_a_notebook_is_read_without_what_is_ipythons():
 @pytest.mark.parametrize("value", [1e-4, "1e-4", None, [1], True])
 def test_mistyped_injected_parameter_stops_the_notebook(value):
     """Papermill adds a mistyped name to the namespace; it must not be ignored, whatever its value."""
-    with pytest.raises(
-        UserError, match=r"notebook parameters: unknown setting 'leraning_rate'. Did you mean 'lear"
-    ):
+    with pytest.raises(UserError, match=r"notebook parameters: unknown setting 'leraning_rate'. Did you mean 'lear"):
         RunConfig.from_namespace({"backbone": "minilm", "leraning_rate": value})
 
 

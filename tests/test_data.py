@@ -22,9 +22,7 @@ def labelled_rows(num_rows: int, rows_per_prompt: int = 1, seed: int = 0) -> pd.
     """Rows with what a fold plan needs: id, label in three nearly equal shares, group."""
     labels = np.random.default_rng(seed).integers(0, 3, num_rows)
     groups = [data.prompt_group(f"prompt {number // rows_per_prompt}") for number in range(num_rows)]
-    return pd.DataFrame(
-        {"id": [f"r{number}" for number in range(num_rows)], "label": labels, "group": groups}
-    )
+    return pd.DataFrame({"id": [f"r{number}" for number in range(num_rows)], "label": labels, "group": groups})
 
 
 # raw cell, its turns
@@ -164,9 +162,7 @@ def test_folds_that_cannot_be_are_refused():
     rows = labelled_rows(60)
     with pytest.raises(UserError, match="no row has winner_tie=1"):
         data.assign_folds(rows.assign(label=rows["label"] % 2), 5, 42)
-    with pytest.raises(
-        UserError, match=r"too few for num_folds=50: 60 rows, 60 different prompts, \d+ rows of the"
-    ):
+    with pytest.raises(UserError, match=r"too few for num_folds=50: 60 rows, 60 different prompts, \d+ rows of the"):
         data.assign_folds(rows, 50, 42)
     with pytest.raises(UserError, match="too few for num_folds=5: 60 rows, 3 different prompts"):
         data.assign_folds(labelled_rows(60, 20), 5, 42)

@@ -181,9 +181,7 @@ def test_slices_of_four_rows_by_hand():
         model_b=["n", "m", "n", "l"],
     )
     probs = np.array([[0.5, 0.25, 0.25]] * 4)
-    table = metrics.slice_table(
-        rows, rows["label"].to_numpy(), probs, cut=np.array([True, False, False, False]), top=1
-    )
+    table = metrics.slice_table(rows, rows["label"].to_numpy(), probs, cut=np.array([True, False, False, False]), top=1)
     assert table.set_index(["name", "value"])["count"].to_dict() == {
         ("who is longer", "B, 3 times or more"): 1,
         ("who is longer", "about equal"): 2,

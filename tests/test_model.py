@@ -171,9 +171,7 @@ def test_concat_head_is_not_symmetric(kind, backbone_folders, examples_of):
     """The original's head knows position: a swap is no permutation, even for identical answers."""
     examples, swapped = examples_of(kind)
     model = make_model(backbone_folders[kind], head="concat")
-    probs, back = (
-        predict_proba(model, e, make_accelerator("no"), pad_id_of(model))[0] for e in (examples, swapped)
-    )
+    probs, back = (predict_proba(model, e, make_accelerator("no"), pad_id_of(model))[0] for e in (examples, swapped))
     assert np.abs(back - probs[:, [1, 0, 2]]).max() > 0.01
     assert probs[3, 0] != probs[3, 1]
 
@@ -203,9 +201,7 @@ def test_head_computes_in_fp32_inside_autocast():
 def test_autocast_reaches_the_encoder(tiny, examples_of):
     """bf16 gives other numbers than fp32, and not very different ones."""
     model, (examples, _) = make_model(tiny), examples_of("bert")
-    fp32, bf16 = (
-        predict_proba(model, examples, make_accelerator(p), pad_id_of(model))[0] for p in ("no", "bf16")
-    )
+    fp32, bf16 = (predict_proba(model, examples, make_accelerator(p), pad_id_of(model))[0] for p in ("no", "bf16"))
     assert 0 < np.abs(fp32 - bf16).max() < 0.05
 
 
@@ -263,7 +259,5 @@ def test_embeddings_come_back_in_the_order_of_the_sides(tiny):
     with torch.inference_mode():
         embedded = model.embed_sides(make_chunks(sides, 0, max_sides=1))
         for side, ids in enumerate(sides):
-            alone = Chunk(
-                torch.tensor([0]), torch.tensor([ids.tolist()]), torch.ones(1, len(ids), dtype=torch.long)
-            )
+            alone = Chunk(torch.tensor([0]), torch.tensor([ids.tolist()]), torch.ones(1, len(ids), dtype=torch.long))
             torch.testing.assert_close(embedded[side], model.embed(alone)[0], atol=1e-6, rtol=0)

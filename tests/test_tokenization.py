@@ -131,7 +131,7 @@ def test_cut_share_and_answer_tokens_seen(backbone_folders):
 
 
 def test_clean_text():
-    """"ascii" works on parsed text: it strips what is not ASCII and collapses white space; "none" touches nothing."""
+    """ "ascii" works on parsed text: it strips what is not ASCII and collapses white space; "none" touches nothing."""
     text = "  Caf\u00e9\n\n \u4f60 ok\t"
     assert clean_text(text, "none") == text
     assert clean_text(text, "whitespace") == "Caf\u00e9 \u4f60 ok"

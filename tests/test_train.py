@@ -51,9 +51,7 @@ def make_examples(num_rows: int, seed: int = 0, with_features: bool = False) -> 
     return Examples(token_ids, sides, features, labels)
 
 
-def fit(
-    model: PreferenceModel, config: RunConfig, train_examples: Examples, valid: Examples
-) -> train.FitResult:
+def fit(model: PreferenceModel, config: RunConfig, train_examples: Examples, valid: Examples) -> train.FitResult:
     accelerator = make_accelerator(config.mixed_precision)
     return train.fit(model, train_examples, valid, config, accelerator, model.encoder.config.pad_token_id)
 
@@ -62,9 +60,7 @@ def gradients(model: PreferenceModel) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def reference_gradients(
-    model: PreferenceModel, examples: Examples, step: np.ndarray, smoothing: float
-) -> dict:
+def reference_gradients(model: PreferenceModel, examples: Examples, step: np.ndarray, smoothing: float) -> dict:
     """The gradient without any of the library's batching: all sides A, then all sides B, one mean loss."""
     model.zero_grad()
     pooled = []
@@ -127,9 +123,7 @@ def logits_of(model: PreferenceModel, examples: Examples, step: np.ndarray) -> t
 
 def test_tokens_of_a_step_by_hand(tiny):
     """Sides of 3, 5, 2 and 3 tokens, one in all three rows: 13 real; in a chunk of 5 columns 20 computed."""
-    token_ids = [np.full(length, 110 + length, dtype=np.int32) for length in (3, 5, 2)] + [
-        np.array([120] * 3)
-    ]
+    token_ids = [np.full(length, 110 + length, dtype=np.int32) for length in (3, 5, 2)] + [np.array([120] * 3)]
     examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), None, np.array([0, 1, 2]))
     config = make_config(structure_features=False)
     model = make_model(tiny, config)
@@ -270,9 +264,7 @@ def test_loss_that_is_not_finite_stops_with_advice(tiny):
     model = make_model(tiny, config)
     with torch.no_grad():
         model.head.hidden.weight[0, 0] = math.nan
-    with pytest.raises(
-        UserError, match=r"training loss is nan at step 2\. Set learning_rate lower, or mixed_prec"
-    ):
+    with pytest.raises(UserError, match=r"training loss is nan at step 2\. Set learning_rate lower, or mixed_prec"):
         fit(model, config, make_examples(32, 1), make_examples(9, 2))
 
 
@@ -281,9 +273,7 @@ def test_same_seed_same_weights(tiny, precision):
     """Twice the same to the bit, dropout included; another seed is another model."""
     weights = []
     for seed in (1, 1, 2):
-        config = make_config(
-            seed=seed, dropout=0.1, mixed_precision=precision, num_epochs=1, learning_rate=1e-3
-        )
+        config = make_config(seed=seed, dropout=0.1, mixed_precision=precision, num_epochs=1, learning_rate=1e-3)
         model = make_model(tiny, config)
         fit(model, config, make_examples(32, 1, True), make_examples(9, 2, True))
         weights.append(model.state_dict())
