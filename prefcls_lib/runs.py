@@ -106,7 +106,9 @@ def read_table(path: Path) -> pd.DataFrame:
         UserError: the file is missing or broken.
     """
     try:
-        return pd.read_csv(path, dtype={ID: str}, float_precision="round_trip", keep_default_na=False)
+        # Python's float reads back every bit in every version of pandas; an id such as "NA" is text
+        exact = {ID: str, "group": str, **dict.fromkeys(LABEL_COLUMNS, float)}
+        return pd.read_csv(path, converters=exact)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Copy the run folder again.") from error
 

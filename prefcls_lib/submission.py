@@ -44,11 +44,7 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        # an id such as "NA" is text; only a probability can be missing
-        missing = {name: ["", "nan", "NaN"] for name in LABEL_COLUMNS}
-        table = pd.read_csv(
-            path, dtype={ID: str}, float_precision="round_trip", keep_default_na=False, na_values=missing
-        )
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)  # an id such as "NA" is text
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
@@ -62,7 +58,8 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
         if found != wanted:
             raise UserError(f"{path}: row {number} has id {found}; the test file has {wanted} there. Keep its order.")
     try:
-        probs = table[list(LABEL_COLUMNS)].to_numpy(dtype=np.float64)
+        # Python's float reads back every bit in every version of pandas; an empty cell is NaN, refused below
+        probs = np.array([[float(cell or "nan") for cell in table[name]] for name in LABEL_COLUMNS]).T
     except ValueError as error:
         raise UserError(f"{path}: a probability is not a number ({error}).") from error
     bad = ~np.isfinite(probs).all(axis=1) | (probs <= 0).any(axis=1) | (probs >= 1).any(axis=1)
@@ -73,4 +70,4 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
             f"{path}: row {row + 1} (id {ids[row]}): {probs[row].tolist()} are not three probabilities inside (0, 1) "
             f"that sum to 1 ({int(bad.sum())} such rows)."
         )
-    return table
+    return pd.DataFrame({ID: table[ID], **dict(zip(LABEL_COLUMNS, probs.T, strict=True))})

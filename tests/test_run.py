@@ -35,7 +35,7 @@ def oof(finished_run) -> pd.DataFrame:
 
 
 def read_probs(path: Path) -> np.ndarray:
-    return pd.read_csv(path, float_precision="round_trip")[list(LABEL_COLUMNS)].to_numpy()
+    return read_table(path)[list(LABEL_COLUMNS)].to_numpy()
 
 
 def predict(run: Path, test: Path, out: Path) -> Path:
