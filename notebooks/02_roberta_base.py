@@ -191,8 +191,7 @@ pipeline.describe_first_step(job, encoded)
 
 # %%
 head = model.PreferenceHead
-Code(inspect.getsource(head.forward) + "
-" + inspect.getsource(head._one_order), language="python")
+Code(inspect.getsource(head.forward) + inspect.getsource(head._one_order), language="python")
 
 # %%
 print(f"untrained model, log loss on 64 validation rows: {pipeline.untrained_log_loss(job, encoded):.4f}")
