@@ -219,9 +219,9 @@ def make_deberta(vocab_size: int) -> DebertaV2Model:
     """Two layers with DeBERTa-v3's kind of relative attention."""
     return DebertaV2Model(
         DebertaV2Config(
-            vocab_size=vocab_size, **SIZES, max_position_embeddings=64, type_vocab_size=0, relative_attention=True,
-            position_buckets=16, norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"],
-            position_biased_input=False, pad_token_id=0,
+            vocab_size=vocab_size, **SIZES, max_position_embeddings=64, type_vocab_size=0, pad_token_id=0,
+            relative_attention=True, position_buckets=16, norm_rel_ebd="layer_norm", share_att_key=True,
+            pos_att_type=["p2c", "c2p"], position_biased_input=False,
         )
     )  # fmt: skip
 
