@@ -123,6 +123,13 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
     splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=False)
     for fold, (_, valid) in enumerate(splitter.split(order, labels[order], groups[order])):
         folds[order[valid]] = fold
+    for fold in range(num_folds):
+        rest = np.bincount(labels[folds != fold], minlength=NUM_CLASSES)
+        if (rest == 0).any():  # they all share a few prompts
+            raise UserError(
+                f"training rows: all {counts[rest.argmin()]} rows with {LABEL_COLUMNS[rest.argmin()]}=1 have the same "
+                f"prompt or fall into one fold (fold {fold}), so nothing is left to learn it from. Give more rows."
+            )
     return folds
 
 
@@ -172,6 +179,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}. Save the file as UTF-8.") from None
     except (OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Download the file again.") from error
+    if "\0" in text:  # UTF-16 without a byte order mark passes as UTF-8; the cells escape what is not ASCII
+        raise UserError(f"{path}: not UTF-8 text: it holds zero bytes, as UTF-16 does. Save the file as UTF-8.")
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     records: list[list[str]] = []

@@ -22,6 +22,13 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
     Raises:
         UserError: the probabilities are not a submission, or the file cannot be written.
     """
+    good = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
+    if not good.all():  # clipping would hide it
+        row = int(np.argmin(good))
+        raise UserError(
+            f"{path}: not written: the prediction for id {ids[row]} is {probs[row].tolist()}, which are not three "
+            f"probabilities ({int((~good).sum())} such rows). Train again with a lower learning_rate."
+        )
     probs = np.clip(probs, SMALLEST, 1 - SMALLEST)
     probs = probs / probs.sum(axis=1, keepdims=True)
     table = pd.DataFrame({ID: ids, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
