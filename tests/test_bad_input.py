@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from prefcls_lib import checkpoint, cli, data
+from prefcls_lib.files import UserError
 from prefcls_lib.schema import LABEL_COLUMNS
 from prefcls_lib.submission import write_submission
 
@@ -147,9 +148,9 @@ BAD_FILES = {
     "cut_between.csv": ((GOOD + ROW + '8,"[""p""]","[""a""]"').encode(), "row 2 (line 3) has 3 of 7 columns"),
     "cut_in_labels.csv": ((GOOD + ROW + ROW[:-5].replace("7", "8")).encode(), "row 2 (line 3) has 6 of 7 col"),
     "too_many.csv": ((GOOD + ROW + ROW.replace(",1,0,0", ",1,0,0,0")).encode(), "row 2 (line 3) has 8 of 7"),
-    "latin1.csv": ((GOOD + ROW.replace("p", "caf\u00e9")).encode("latin-1"), "not UTF-8 text at byte 84"),
+    "latin1.csv": ((GOOD + ROW.replace("p", "caf\u00e9")).encode("latin-1"), "not UTF-8 text at byte 83"),
     "utf16.csv": ((GOOD + ROW).encode("utf-16"), "not UTF-8 text at byte 0. Save the file as UTF-8"),
-    "utf16_without_mark.csv": ((GOOD + ROW).encode("utf-16-le"), "column 'id' is missing"),
+    "utf16_without_mark.csv": ((GOOD + ROW).encode("utf-16-le"), "not UTF-8 text: it holds zero bytes"),
     "false.csv.gz": ((GOOD + ROW).encode(), "cannot be read (Not a gzipped file"),
     "cut.csv.gz": (gzip.compress((GOOD + ROW * 50).encode())[:-30], "cannot be read (Compressed file ended"),
     "broken.csv.gz": (gzip.compress(GOOD.encode())[:12] + b"\xff" * 30, "cannot be read ("),
@@ -182,8 +183,7 @@ def test_one_class_only_is_refused(refuse_run, write_csv):
     assert "no row has winner_tie=1" in refuse_run(train=write_csv("train.csv", rows))
     rows += [make_row(20 + number, 2, prompt='["the same"]') for number in range(4)]
     message = refuse_run(train=write_csv("train.csv", rows))
-    assert "winner_tie" in message
-    assert "prompt" in message
+    assert "all 4 rows with winner_tie=1 have the same prompt or fall into one fold" in message
 
 
 def test_too_few_rows_for_the_folds_are_refused(refuse_run):
@@ -270,7 +270,6 @@ def test_unknown_backbone_lists_what_was_tried(refuse_run, tmp_path, monkeypatch
     assert f"Kaggle input {tmp_path / 'input'}" in message
     assert "Give the path of a folder with config.json, weights and tokenizer" in message
     hub = {"acme/no-such-model": "acme/no-such-model", "roberta-base": "FacebookAI/roberta-base"}.get(name)
-    assert ("local hub cache" in message) == (hub is not None)
     if hub:
         assert f"local hub cache {hub} (" in message
         assert f"\n  hub {hub} (" in message
@@ -536,12 +535,12 @@ def test_good_submission_is_accepted(ids_csv, tmp_path, capsys):
     assert capsys.readouterr().out == f"{path}: a valid submission for 3 test rows\n"
 
 
-@pytest.mark.parametrize("bad", [[np.nan, 0.5, 0.5], [np.inf, 0.1, 0.1]])
+@pytest.mark.parametrize("bad", [[np.nan, 0.5, 0.5], [np.inf, 0.1, 0.1], [-0.5, 0.75, 0.75], [0.4, 0.4, 0.4]])
 def test_probabilities_that_are_none_never_become_a_submission(tmp_path, bad):
     """The older file stays, and no temporary one is left."""
     path = tmp_path / "submission.csv"
     path.write_bytes(b"older")
-    with np.errstate(invalid="ignore"), pytest.raises(Exception, match="are not three probabilities"):
+    with pytest.raises(UserError, match=r"id 2 is .* not three probabilities \(1 such rows\)"):
         write_submission(path, ["1", "2"], np.array([[0.2, 0.3, 0.5], bad]))
     assert read_tree(tmp_path) == {"submission.csv": b"older"}
 
