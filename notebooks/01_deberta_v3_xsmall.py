@@ -126,7 +126,7 @@ print(data.format_row(job.rows.iloc[0]))
 # %% [markdown]
 # ## 5. Folds
 #
-# Every sixth row shares its prompt with another row. If one of them trains and the other validates, the model has seen the
+# In the full data every sixth row shares its prompt with another row. If one of them trains and the other validates, the model has seen the
 # question, and validation flatters it. So folds are grouped by prompt and stratified by label, and they depend on the rows
 # themselves, not on their order. All models here, the baselines too, use this one plan.
 
@@ -146,8 +146,8 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 # - Loaded from `spm.model` in transformers 5.0 to 5.3 it forgets to add `[CLS]` and `[SEP]`, without a word. The library
 #   checks them at every load.
 #
-# Half a percent of the sides would need thousands of tokens. The budget below decides what is kept: last turns first,
-# the head and the tail of a long text, and never more than a quarter of a turn's room for the prompt while the answer needs it.
+# The budget below decides what is kept of a side that is too long: last turns first, the head and the tail of a long text,
+# and never more than a quarter of a turn's room for the prompt while the answer needs it.
 
 # %%
 Code(inspect.getsource(tokenization.SideTokenizer.lay_out), language="python")

@@ -19,6 +19,7 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True) -> tqdm:
         disable=not shown,
         file=file,
         mininterval=1,
+        ascii=False if in_notebook else None,
         ncols=100 if in_notebook else None,
         dynamic_ncols=not in_notebook,
     )

@@ -1,0 +1,111 @@
+"""The three notebooks: built from their .py, one skeleton, parameters are settings, and they run headless."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from conftest import KINDS
+
+from prefcls_lib.config import RunConfig
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NAMES = ("01_deberta_v3_xsmall", "02_roberta_base", "03_electra_large")
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def is_parameters(cell: nbformat.NotebookNode) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ipynb_is_what_its_py_builds(name):
+    """`make notebooks` changes nothing: the pair says the same, without outputs."""
+    spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    assert build.build(name) == (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
+    nbformat.validate(read(name))
+    for cell in read(name).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+def test_code_cells_are_the_same_in_all_three():
+    """Only the parameters cell differs, and the prose; the prose of each is its own."""
+    first, *others = ([c for c in read(name).cells if c.cell_type == "code" and not is_parameters(c)] for name in NAMES)
+    for cells in others:
+        assert [c.source for c in cells] == [c.source for c in first]
+    prose = ["".join(c.source for c in read(name).cells if c.cell_type == "markdown") for name in NAMES]
+    assert len(set(prose)) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_are_small_and_define_nothing(name):
+    """No def, no class, at most 12 lines of code a cell; the parameters are literals, one a line."""
+    for cell in read(name).cells:
+        if cell.cell_type != "code":
+            continue
+        source = cell.source.replace("%matplotlib", "# %matplotlib")
+        kinds = {type(node) for node in ast.walk(ast.parse(source))}
+        assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}
+        if is_parameters(cell):
+            assert kinds <= {ast.Module, ast.Assign, ast.Name, ast.Store, ast.Constant, ast.List, ast.Load}
+        else:
+            assert len([line for line in source.splitlines() if line.strip()]) <= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_settings_with_their_defaults(name):
+    """The cell changes nothing but the backbone: what a reader sees is what the library would do."""
+    (cell,) = [c for c in read(name).cells if is_parameters(c)]
+    namespace: dict = {}
+    exec(cell.source, namespace)
+    config = RunConfig.from_namespace(namespace)
+    different = {k: v for k, v in config.to_dict().items() if v != RunConfig().to_dict()[k]}
+    assert set(different) <= {"backbone"}
+
+
+def test_kernelspec_is_in_the_py():
+    """Without it papermill does not know which kernel to start."""
+    for name in NAMES:
+        assert jupytext.read(NOTEBOOKS / f"{name}.py").metadata["kernelspec"]["name"] == "python3"
+
+
+def run_papermill(name: str, out: Path, *parameters: str) -> subprocess.CompletedProcess:
+    notebook = out / "executed.ipynb"
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS / f"{name}.ipynb", notebook, "--no-progress-bar"]
+    command += ["-f", NOTEBOOKS / "params" / "demo.yaml", *parameters]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=out, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(("name", "kind"), list(zip(NAMES, KINDS, strict=False)))
+def test_runs_through_papermill(name, kind, backbone_folders, tmp_path):
+    """Headless, as users run it: from the sample's rows to a checked submission, on a tiny encoder of its kind."""
+    out = tmp_path / "run"
+    parameters = ["-p", "backbone", backbone_folders[kind], "-p", "out", out, "-p", "max_length", "32"]
+    parameters += ["-p", "max_train_rows", "120", "-p", "folds", "[0]", "-p", "structure_features", "true"]
+    done = run_papermill(name, tmp_path, *parameters)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((out / "result.json").read_text())["backbone"] == str(backbone_folders[kind])
+    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    shown = "".join(o.get("text", "") + str(o.get("data", "")) for c in executed.cells for o in c.get("outputs", []))
+    assert "untrained model, log loss" in shown
+    assert shown.count("image/png") == 5
+    assert not any(o.get("name") == "stderr" for c in executed.cells for o in c.get("outputs", []))
+
+
+def test_mistyped_parameter_stops_the_run(tiny, tmp_path):
+    """papermill only warns; the library stops with the name and the nearest right one."""
+    done = run_papermill(NAMES[0], tmp_path, "-p", "backbone", tiny, "-p", "lerning_rate", "1e-4")
+    assert done.returncode != 0
+    assert "'lerning_rate'" in done.stderr
+    assert "'learning_rate'" in done.stderr
