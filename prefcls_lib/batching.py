@@ -15,8 +15,9 @@ import torch
 from prefcls_lib.features import SIGNS
 
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
-CHUNK_SIDES = 16  # most sides in one chunk ...
-CHUNK_TOKENS = 4096  # ... and most tokens in it, padding included
+CHUNK_SIDES = 16  # most sides in one chunk,
+CHUNK_TOKENS = 4096  # most tokens in it, padding included,
+CHUNK_FILL = 0.85  # and every side at least this share of the longest one
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,18 @@ def make_chunks(
     Args:
         token_ids: S arrays (T,) of token ids.
         pad_id: fills the padding.
-        max_sides, max_tokens: a chunk holds no more than these, but always one side.
+        max_sides, max_tokens: a chunk holds no more than these, but always one side; a side shorter than CHUNK_FILL
+            of the longest starts a new chunk.
         multiple_of: padded lengths are rounded up to a multiple of this (8 suits a GPU).
     """
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
     chunks = []
     while order:
-        length = -(-len(token_ids[order[0]]) // multiple_of) * multiple_of
-        count = max(1, min(max_sides, max_tokens // length))
-        taken, order = order[:count], order[count:]
+        longest = len(token_ids[order[0]])
+        length = -(-longest // multiple_of) * multiple_of
+        most = max(1, min(max_sides, max_tokens // length))
+        taken = [i for i in order[:most] if len(token_ids[i]) >= CHUNK_FILL * longest]
+        order = order[len(taken) :]
         chunks.append(_pad_chunk(taken, token_ids, pad_id, length))
     return chunks
 

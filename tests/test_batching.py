@@ -86,20 +86,23 @@ def test_chunks_by_hand():
 
 
 def test_padding_by_hand():
-    """Two chunks of three and two sides, rounded up to 4: 5 and 3 of 12 and 8 places are real."""
-    first, second = make_chunks(SIDES, pad_id=99, max_sides=3, multiple_of=4)
-    assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4], [7, 8, 99, 99]]
-    assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
-    assert second.input_ids.tolist() == [[6, 6, 99, 99], [5, 99, 99, 99]]
-    assert (first.tokens_computed, second.tokens_computed) == (12, 8)
+    """Sides of 7 and 6 share a chunk (6 is over 85 % of 7), 2 does not; lengths are rounded up to 8 and 4."""
+    sides = [np.array([5, 5]), np.arange(1, 8), np.arange(11, 17)]
+    first, second = make_chunks(sides, pad_id=99, multiple_of=4)
+    assert first.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 99], [11, 12, 13, 14, 15, 16, 99, 99]]
+    assert first.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 0]]
+    assert first.indices.tolist() == [1, 2]
+    assert second.input_ids.tolist() == [[5, 5, 99, 99]]
+    assert (first.tokens_computed, second.tokens_computed) == (16, 4)
     assert TokenCount(13, 20).useful_share == 0.65
-    assert int(first.attention_mask.sum() + second.attention_mask.sum()) == 13
+    assert int(first.attention_mask.sum() + second.attention_mask.sum()) == 15
 
 
 def test_chunk_caps():
-    """At most 8 places in a chunk: two sides of 4, then three of 2; a side over the cap goes alone."""
-    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=8)] == [2, 3]
+    """At most 8 places in a chunk: two sides of 4, two of 2, then 1 alone; a side over the cap goes alone."""
+    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=8)] == [2, 2, 1]
     assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=3)] == [1, 1, 1, 1, 1]
+    assert [len(chunk.indices) for chunk in make_chunks([SIDES[0]] * 5, 0, max_sides=2)] == [2, 2, 1]
 
 
 def test_chunks_do_not_depend_on_the_order_of_the_sides():

@@ -159,6 +159,23 @@ def test_swapping_the_answers_permutes_the_probabilities_exactly(
     assert np.abs(probs[:, 0] - probs[:, 1]).max() > 0.01  # the head has something to say
 
 
+def test_swap_is_exact_even_where_a_side_is_computed_differently_in_another_place(tiny, examples_of):
+    """As kernels in half precision may: here each row of a chunk gets its place in the chunk added on top."""
+    examples, swapped = examples_of("bert")
+    model, accelerator = make_model(tiny), make_accelerator("no")
+
+    def disturb(module, inputs, output):
+        places = torch.arange(len(output.last_hidden_state))
+        output.last_hidden_state = output.last_hidden_state + 1e-3 * places[:, None, None].pow(2)
+
+    clean, _ = predict_proba(model, examples, accelerator, pad_id_of(model))
+    model.encoder.register_forward_hook(disturb)
+    probs, _ = predict_proba(model, examples, accelerator, pad_id_of(model))
+    back, _ = predict_proba(model, swapped, accelerator, pad_id_of(model))
+    assert (back == probs[:, [1, 0, 2]]).all()
+    assert (probs != clean).any()
+
+
 def test_identical_answers_are_equally_likely_to_win(kind, backbone_folders, examples_of, rows):
     """P(A) == P(B) to the bit where the answer is the same twice (row 3 is one), and nowhere else."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
@@ -212,7 +229,7 @@ def test_token_types_are_never_passed(kind, backbone_folders, examples_of):
     model.encoder.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append((len(args), set(kwargs))), with_kwargs=True
     )
-    (chunk,) = make_chunks(examples.token_ids[:4], pad_id_of(model))
+    chunk = make_chunks(examples.token_ids[:4], pad_id_of(model))[0]
     with torch.inference_mode():
         embedded = model.embed(chunk)
         assert seen == [(0, {"input_ids", "attention_mask"})]
@@ -248,7 +265,7 @@ def test_dropout_is_a_setting(kind, backbone_folders, examples_of):
         config = model.encoder.config
         assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == dropout
         assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {dropout}
-        (chunk,) = make_chunks(examples.token_ids[:3], pad_id_of(model))
+        chunk = make_chunks(examples.token_ids[:3], pad_id_of(model))[0]
         assert torch.equal(model.embed(chunk), model.embed(chunk)) == equal
 
 

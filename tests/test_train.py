@@ -122,15 +122,15 @@ def logits_of(model: PreferenceModel, examples: Examples, step: np.ndarray) -> t
 
 
 def test_tokens_of_a_step_by_hand(tiny):
-    """Sides of 3, 5, 2 and 3 tokens, one in all three rows: 13 real; in a chunk of 5 columns 20 computed."""
-    token_ids = [np.full(length, 110 + length, dtype=np.int32) for length in (3, 5, 2)] + [np.array([120] * 3)]
+    """Sides of 3, 8, 7 and 3 tokens, one in all three rows: 21 real; 8 with 7 and 3 with 3 make 16 + 6 computed."""
+    token_ids = [np.full(length, 110 + length, dtype=np.int32) for length in (3, 8, 7)] + [np.array([120] * 3)]
     examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), None, np.array([0, 1, 2]))
     config = make_config(structure_features=False)
     model = make_model(tiny, config)
     *_, tokens = train.train_step(
         model, examples, np.arange(3), examples.lengths, config, make_accelerator("no"), pad_id=0
     )
-    assert tokens == TokenCount(real=13, computed=20)
+    assert tokens == TokenCount(real=21, computed=22)
 
 
 def test_learning_rate_factor_by_hand():
