@@ -120,7 +120,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
     else:
-        probs, _ = pipeline.predict_run(RunFolder(arguments.run), rows)
+        folder = RunFolder(arguments.run)
+        read_json(folder / "result.json")  # an unfinished run would predict with fewer folds than its settings say
+        probs, _ = pipeline.predict_run(folder, rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 

@@ -450,6 +450,17 @@ def test_run_folder_without_a_model_is_refused(refuse, home, tmp_path):
     assert read_tree(tmp_path) == {}
 
 
+def test_unfinished_run_does_not_predict(refuse, finished_run, home, tmp_path):
+    """With one of its two folds it would be another model, and nobody would know."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "model" / "fold1")
+    (run / "result.json").unlink()
+    arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
+    assert f"{run / 'result.json'}: no such file. Is this the folder of a finished run?" in refuse(arguments)
+    assert not (tmp_path / "s.csv").exists()
+
+
 @pytest.mark.parametrize(
     "file", ["preference.json", "head.safetensors", "model.safetensors", "config.json", "tokenizer.json"]
 )
