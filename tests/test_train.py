@@ -279,3 +279,14 @@ def test_same_seed_same_weights(tiny, precision):
         weights.append(model.state_dict())
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     assert not torch.equal(weights[0]["head.hidden.weight"], weights[2]["head.hidden.weight"])
+
+
+def test_seed_decides_the_order_of_the_rows(tiny):
+    """From the same first weights: the seed of the settings shuffles the rows, nothing else is random."""
+    weights = []
+    for seed in (1, 1, 2):
+        model = make_model(tiny, make_config(seed=5, num_epochs=1))
+        fit(model, make_config(seed=seed, num_epochs=1), make_examples(64, 1, True), make_examples(9, 2, True))
+        weights.append(model.head.hidden.weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
