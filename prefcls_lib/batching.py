@@ -44,6 +44,11 @@ class Examples:
         """(N, 2) tokens of both sides of every row."""
         return np.array([len(ids) for ids in self.token_ids])[self.sides]
 
+    def take(self, chosen: np.ndarray | slice) -> "Examples":
+        """Some of the rows; the sides stay as they are numbered."""
+        features, labels = (None if x is None else x[chosen] for x in (self.features, self.labels))
+        return Examples(self.token_ids, self.sides[chosen], features, labels)
+
     def swapped(self) -> "Examples":
         """The same rows with A and B in each other's place; without labels."""
         features = None if self.features is None else (self.features * SIGNS).astype(np.float32)

@@ -18,12 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"prefcls: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         print(
-            "prefcls: interrupted. Folds that are done are kept; run the same command to go on.",
+            f"prefcls: {str(error) or 'interrupted'}. What was saved is kept; run the same command to go on.",
             file=sys.stderr,
         )
-        return 130
+        return 143 if str(error) else 130
     return 0
 
 

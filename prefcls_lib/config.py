@@ -20,6 +20,8 @@ CHOICES = {
     "text_cleaning": ("none", "whitespace", "ascii"),
     "pooling": ("mean", "first"),
     "head": ("symmetric", "concat"),
+    "recipe": ("default", "original"),
+    "schedule": ("linear", "plateau"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
 }
 # setting: (smallest allowed value, largest allowed value)
@@ -33,6 +35,10 @@ RANGES = {
     "max_tokens_per_micro_step": (16, math.inf),
     "validations_per_epoch": (1, 1000),
     "learning_rate": (0.0, 1.0),
+    "layer_decay": (0.1, 1.0),
+    "head_only_rows": (0, math.inf),
+    "save_every_minutes": (0.0, math.inf),
+    "time_budget_hours": (0.001, 1000.0),
     "head_learning_rate": (0.0, 1.0),
     "weight_decay": (0.0, 1.0),
     "warmup_ratio": (0.0, 1.0),
@@ -65,17 +71,26 @@ class RunConfig:
     structure_features: bool = True
     dropout: float = 0.0
     # training
+    recipe: str = "default"  # default | original (the study's, kept to show what it does)
     num_epochs: int | None = None
-    learning_rate: float | None = None  # peak rate of the encoder
+    learning_rate: float | None = None  # peak rate of the encoder's top layer
+    layer_decay: float | None = None  # each layer below has this share of the rate above it
     head_learning_rate: float = 5e-4
+    head_only_rows: int | None = None  # rows for a head-only phase before the encoder moves; 0: none
     batch_size: int = 32  # pairs in one optimizer step
     max_tokens_per_micro_step: int | None = None  # tokens held for one backward pass
+    gradient_checkpointing: bool = False  # recompute activations: a third more time, far less memory
     validations_per_epoch: int | None = None
-    warmup_ratio: float = 0.1
+    schedule: str | None = None  # linear (to zero) | plateau (a tenth after an epoch without progress)
+    warmup_ratio: float | None = None
     weight_decay: float = 0.01
     label_smoothing: float | None = None  # in the training loss only, never in a reported number
     max_grad_norm: float = 1.0
     mixed_precision: str = "auto"  # auto | no | bf16 | fp16
+    # the session
+    time_budget_hours: float | None = None  # the whole command ends within it; None: as long as it takes
+    save_every_minutes: float = 20.0  # a checkpoint at least this often, and at every validation
+    resume_from: str | None = None  # an earlier run's folder, read-only: it is copied, and the run goes on
 
     def __post_init__(self):
         for field in fields(self):
@@ -194,7 +209,7 @@ def _describe(annotation: object) -> str:
 
 
 def _check_value(name: str, value: object) -> None:
-    if name in CHOICES and value not in CHOICES[name]:
+    if name in CHOICES and value is not None and value not in CHOICES[name]:
         raise UserError(f"setting {name}={value!r}: choose one of {', '.join(CHOICES[name])}.")
     if name in RANGES and value is not None:
         low, high = RANGES[name]

@@ -31,8 +31,10 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(backup_of(path), ignore_errors=True)
+            path.replace(backup_of(path))  # killed after this line, the older folder is still there under that name
         temporary.replace(path)
+        shutil.rmtree(backup_of(path), ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}). "
@@ -44,6 +46,11 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         else:
             with suppress(OSError):  # mostly: it is not there; below a regular file that is another error
                 temporary.unlink()
+
+
+def backup_of(path: Path) -> Path:
+    """Where `write_whole` keeps an older folder for the moment between two renames."""
+    return path.with_name(f".{path.name}.old")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -42,6 +42,12 @@ class Job:
     started: float = field(default_factory=time.perf_counter)
 
     @property
+    def deadline(self) -> float | None:
+        """`time.perf_counter()` at which the time budget ends, or None."""
+        hours = self.config.time_budget_hours
+        return None if hours is None else self.started + 3600 * hours
+
+    @property
     def validated(self) -> np.ndarray:
         """(N,) bool: rows that some model of this run is validated on."""
         return np.isin(self.folds, self.config.folds)
@@ -76,6 +82,8 @@ def claim_folder(job: Job) -> Job:
     Raises:
         UserError: another run is in it, or it cannot be written.
     """
+    if job.config.resume_from is not None:
+        job.folder.copy_from(job.config.resume_from)
     job.folder.begin(job.config, job.data_sha256)
     if not (job.folder / "submission.csv").exists():
         prior = np.bincount(job.rows["label"], minlength=NUM_CLASSES) / len(job.rows)

@@ -1,5 +1,7 @@
 """Parameter groups and the learning rate schedule."""
 
+import re
+
 import torch
 from torch import nn
 
@@ -9,20 +11,27 @@ from prefcls_lib.model import PreferenceModel
 # Peak rate of the head's linear path from the structure features. They are few and standardised, so it is a logistic
 # regression trained by AdamW: at this rate 25 steps reach what scikit-learn's fit reaches, at 5e-4 they do not.
 WIDE_LEARNING_RATE = 1e-2
+_LAYER = re.compile(r"\blayer\.(\d+)\.")
 
 
 def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
-    """AdamW's groups: encoder, head and its linear path with their own rates; no weight decay on biases and norms.
+    """AdamW's groups: each encoder layer, the head and its linear path have their own rates.
 
-    Every trainable parameter is in exactly one group. `peak` keeps the rate that the schedule scales.
+    The encoder's top layer has `learning_rate`, each layer below it `layer_decay` times that of the layer above, and
+    what stands before or beside the layers (embeddings, ELECTRA's projection, DeBERTa's `rel_embeddings`) one step less
+    than the first layer (Clark et al. 2020, https://arxiv.org/abs/2003.10555, appendix B). Biases and norms are not
+    decayed. Every trainable parameter is in exactly one group. `peak` keeps the rate that the schedule scales.
     """
+    num_layers = model.encoder.config.num_hidden_layers
     norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = not name.endswith("bias") and id(parameter) not in norms
-        peak = config.learning_rate
+        layer = _LAYER.search(name)
+        depth = int(layer[1]) + 1 if layer else 0
+        peak = config.learning_rate * config.layer_decay ** (num_layers - depth)
         if name.startswith("head."):
             peak = WIDE_LEARNING_RATE if name.startswith("head.wide.") else config.head_learning_rate
         group = groups.setdefault(
@@ -44,6 +53,19 @@ def learning_rate_factor(step: int, total_steps: int, warmup_ratio: float) -> fl
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return (total_steps - step) / max(1, total_steps - warmup_steps)
+
+
+def plateau_factor(losses: list[float], patience: int = 1, factor: float = 0.1) -> float:
+    """Share of the peak rate after validations with these losses, as torch's ReduceLROnPlateau has it.
+
+    After more than `patience` validations without a new best, the rate is cut to `factor` of what it was.
+    """
+    best, waited, share = float("inf"), 0, 1.0
+    for loss in losses:
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
+        if waited > patience:
+            share, waited = share * factor, 0
+    return share
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

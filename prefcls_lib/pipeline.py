@@ -7,6 +7,7 @@ fit_folds(job, encoded)          one model a fold, each saved when it is done
 result = finish(job, ladder)     submission.csv, the tables, result.json
 """
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +35,14 @@ from prefcls_lib.files import write_json, write_whole
 from prefcls_lib.job import Job, claim_folder, read_job, read_out_of_sample, score_job
 from prefcls_lib.model import PreferenceModel
 from prefcls_lib.predict import predict_proba
+from prefcls_lib.resume import stop_on_sigterm
 from prefcls_lib.runs import RunFolder, prediction_table, write_table
 from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission
 from prefcls_lib.tokenization import EncodedRows, encode_rows
-from prefcls_lib.train import MIN_ROWS_TO_SELECT, fit
+from prefcls_lib.train import MIN_ROWS_TO_SELECT, Session, fit
+
+FINISH_SECONDS = 10  # of a time budget, for loading and saving after the last fold
 
 
 def start(config: RunConfig) -> Job:
@@ -50,7 +54,7 @@ def start(config: RunConfig) -> Job:
     job = read_job(config)
     backbone = load_backbone(config.backbone, config.max_length)
     make_accelerator(config.mixed_precision)
-    return claim_folder(replace(job, config=config.with_recipe(backbone.recipe), backbone=backbone))
+    return claim_folder(replace(job, config=config.with_recipe(backbone.recipe(config.recipe)), backbone=backbone))
 
 
 def encode(job: Job) -> EncodedRows:
@@ -83,7 +87,7 @@ def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> fl
     Says at once whether data, labels and head fit together.
     """
     train, valid, _ = _split(job, encoded, job.config.folds[0])
-    valid = _take(valid, slice(0, max_rows))
+    valid = valid.take(slice(0, max_rows))
     accelerator = make_accelerator(job.config.mixed_precision)
     model = _new_model(job, train.labels).to(accelerator.device)
     probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
@@ -91,13 +95,25 @@ def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> fl
 
 
 def fit_folds(job: Job, encoded: EncodedRows) -> None:
-    """Train one model for each of `config.folds`; a fold that was finished before is kept."""
-    for fold in job.config.folds:
-        target = job.folder.fold_folder(fold)
-        if target.is_dir():
-            print(f"fold {fold}: done before, kept in {target}", flush=True)
-        else:
-            _fit_fold(job, encoded, fold, target)
+    """Train one model for each of `config.folds`; a fold that was finished before is kept, one under way gone on with.
+
+    Raises:
+        Stopped: SIGTERM came; the state of the fold under way is saved.
+    """
+    left = [fold for fold in job.config.folds if not job.folder.fold_folder(fold).is_dir()]
+    for fold in sorted(set(job.config.folds) - set(left)):
+        print(f"fold {fold}: done before, kept in {job.folder.fold_folder(fold)}", flush=True)
+    side_tokens = encoded.lengths[encoded.sides].mean()
+    tokens_to_predict = int(2 * side_tokens * len(job.test_rows) * len(job.config.folds))
+    with stop_on_sigterm() as stop:
+        for number, fold in enumerate(left):
+            deadline = job.deadline
+            if deadline is not None:  # an equal share of what is left for each fold, after loading and saving
+                now = time.perf_counter()
+                deadline = now + (deadline - FINISH_SECONDS - now) / (len(left) - number)
+            session = Session(job.folder.state_folder(fold), deadline, tokens_to_predict, stop)
+            _fit_fold(job, encoded, fold, session)
+            shutil.rmtree(job.folder.state_folder(fold), ignore_errors=True)
 
 
 def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
@@ -177,15 +193,16 @@ def _predict_saved(
     return predict_proba(model, examples, accelerator, saved.backbone.tokenizer.pad_id, label)
 
 
-def _fit_fold(job: Job, encoded: EncodedRows, fold: int, target: Path) -> None:
+def _fit_fold(job: Job, encoded: EncodedRows, fold: int, session: Session) -> None:
     config, started = job.config, time.perf_counter()
     seed_everything(config.seed + fold)
     train, valid, scaler = _split(job, encoded, fold)
     accelerator = make_accelerator(config.mixed_precision)
     model = _new_model(job, train.labels)
-    fitted = fit(model, train, valid, config, accelerator, job.backbone.tokenizer.pad_id, f"fold {fold}")
+    pad_id = job.backbone.tokenizer.pad_id
+    fitted = fit(model, train, valid, config, accelerator, pad_id, f"fold {fold}", session)
     rows = job.rows[job.folds == fold]
-    swapped, _ = predict_proba(model, valid.swapped(), accelerator, job.backbone.tokenizer.pad_id)
+    swapped, _ = predict_proba(model, valid.swapped(), accelerator, pad_id)
     saved = honest = fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:
         honest, _ = metrics.choose_honestly(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
@@ -197,6 +214,8 @@ def _fit_fold(job: Job, encoded: EncodedRows, fold: int, target: Path) -> None:
         "tokens": [fitted.tokens.real, fitted.tokens.computed],
         "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
         "step_seconds": fitted.step_seconds,
+        "steps": int(fitted.history["step"].iloc[-1]),
+        "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
         "mixed_precision": accelerator.mixed_precision,
         "seconds": time.perf_counter() - started,
     }
@@ -209,7 +228,7 @@ def _fit_fold(job: Job, encoded: EncodedRows, fold: int, target: Path) -> None:
         write_table(folder / "valid.csv", prediction_table(rows, fold, saved).assign(group=rows["group"].to_numpy()))
         write_json(folder / "fold.json", record)
 
-    write_whole(target, write)
+    write_whole(job.folder.fold_folder(fold), write)
 
 
 def _split(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Examples, FeatureScaler | None]:
@@ -221,12 +240,7 @@ def _split(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Example
         scaler = FeatureScaler.fit(raw[is_train])
         features = scaler.transform(raw).astype(np.float32)
     everything = Examples(encoded.token_ids, encoded.sides, features, job.rows["label"].to_numpy())
-    return _take(everything, is_train), _take(everything, ~is_train), scaler
-
-
-def _take(examples: Examples, chosen: np.ndarray | slice) -> Examples:
-    features = None if examples.features is None else examples.features[chosen]
-    return Examples(examples.token_ids, examples.sides[chosen], features, examples.labels[chosen])
+    return everything.take(is_train), everything.take(~is_train), scaler
 
 
 def _new_model(job: Job, labels: np.ndarray) -> PreferenceModel:

@@ -11,6 +11,7 @@ valid.csv        the same rows as the saved weights predict them (they were chos
 result.json      the numbers; written last: a run that has it is complete
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from prefcls_lib.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.schema import ID, LABEL_COLUMNS
 
 FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
-_PLACES = ("train", "test", "out")  # settings that name places: what lies there is compared by its SHA-256
+# settings that may differ when a run is gone on with: places (their data is compared by SHA-256) and the session
+_FREE = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes")
 
 
 class RunFolder:
@@ -48,7 +50,7 @@ class RunFolder:
             raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
         for name in found["settings"].keys() | wanted["settings"].keys():
             before, now = found["settings"].get(name), wanted["settings"].get(name)
-            if name not in _PLACES and before != now:
+            if name not in _FREE and before != now:
                 raise UserError(
                     f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
                     "Name another folder with --out, or delete that one."
@@ -60,6 +62,24 @@ class RunFolder:
                     "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
                 )
 
+    def copy_from(self, earlier: str | Path) -> None:
+        """Copy an earlier run's folder (read-only is fine) to here, unless a run is here already.
+
+        Raises:
+            UserError: there is no run in `earlier`, or the copy cannot be written.
+        """
+        earlier = Path(earlier)
+        if (self / "config.json").exists():
+            return
+        if not (earlier / "config.json").is_file():
+            raise UserError(f"setting resume_from={str(earlier)!r}: holds no run (config.json). Name a run folder.")
+        for name in ("model", "checkpoint"):
+            if (earlier / name).is_dir() and not (self / name).exists():
+                write_whole(self / name, lambda temporary, name=name: _copy_tree(earlier / name, temporary))
+        for name in ("submission.csv", "config.json"):  # config.json last: with it the copy is a run
+            if (earlier / name).is_file():
+                write_whole(self / name, lambda temporary, name=name: shutil.copyfile(earlier / name, temporary))
+
     @property
     def complete(self) -> bool:
         """Whether a run ended here."""
@@ -68,6 +88,10 @@ class RunFolder:
     def fold_folder(self, fold: int) -> Path:
         """Where the model of a fold lies once it is done."""
         return self.path / "model" / f"fold{fold}"
+
+    def state_folder(self, fold: int) -> Path:
+        """Where the checkpoint of a fold in training lies."""
+        return self.path / "checkpoint" / f"fold{fold}"
 
     def fold_folders(self) -> list[Path]:
         """Folders of all folds that are done.
@@ -86,6 +110,13 @@ class RunFolder:
             tables = [read_table(self.fold_folder(fold) / name) for fold in folds]
             write_table(self / name, pd.concat(tables, ignore_index=True))
         return [read_json(self.fold_folder(fold) / "fold.json") for fold in folds]
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy files and folders without their permissions: an attached input is read-only."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for folder in (target, *(p for p in target.rglob("*") if p.is_dir())):
+        folder.chmod(0o755)
 
 
 def prediction_table(rows: pd.DataFrame, folds: np.ndarray | int, probs: np.ndarray) -> pd.DataFrame:

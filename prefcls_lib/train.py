@@ -1,26 +1,38 @@
 """fit: from a model that predicts the prior to the best weights, with the history of how it got there."""
 
-import copy
 import math
+import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from prefcls_lib import metrics
+from prefcls_lib.backbones import set_gradient_checkpointing
 from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.config import RunConfig
 from prefcls_lib.files import UserError
 from prefcls_lib.model import PreferenceModel
-from prefcls_lib.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from prefcls_lib.predict import predict_proba
+from prefcls_lib.optim import (
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+    plateau_factor,
+    set_learning_rate,
+)
+from prefcls_lib.predict import embed_unique_sides, predict_proba
 from prefcls_lib.progress import progress_bar
+from prefcls_lib.resume import Stopped, TrainingState, load_state, save_state
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
+MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
+PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned
+SMALLEST_MICRO_STEP = 256  # tokens; running out of memory below this is not a matter of the cap
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class FitResult:
 
     Attributes:
         history: one line a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
-            valid_accuracy, learning_rate, tokens_per_second, seconds.
+            valid_accuracy, learning_rate, gradient_norm, tokens_per_second, skipped_steps, seconds.
         valid_probs: (V, N, 3) probabilities of the validation rows at each validation.
         chosen: which validation's weights the model holds.
         tokens: of all training steps.
@@ -45,6 +57,23 @@ class FitResult:
     step_seconds: float
 
 
+@dataclass(frozen=True)
+class Session:
+    """What a fit needs to know of the session it runs in.
+
+    Attributes:
+        state_folder: where checkpoints go, and where an earlier one is looked for; None: none are kept.
+        deadline: `time.perf_counter()` by which `fit` must return; None: no time budget.
+        tokens_to_predict: tokens that will still have to be predicted after `fit`, before the deadline.
+        stop: set from outside to end training after the step at hand, its state saved.
+    """
+
+    state_folder: Path | None = None
+    deadline: float | None = None
+    tokens_to_predict: int = 0
+    stop: threading.Event | None = None
+
+
 def fit(
     model: PreferenceModel,
     train: Examples,
@@ -53,11 +82,13 @@ def fit(
     accelerator: Accelerator,
     pad_id: int,
     label: str = "train",
+    session: Session | None = None,
 ) -> FitResult:
     """Train `model` in place.
 
     AdamW with linear warm-up and decay; validation on unsmoothed log loss at even steps of every epoch. With at
     least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are kept.
+    A checkpoint of an earlier, killed session is gone on from: on the same machine the end is the same to the bit.
 
     Args:
         model: its head started at the prior.
@@ -66,69 +97,118 @@ def fit(
         accelerator: device, autocast and gradient scaling.
         pad_id: padding token of the backbone.
         label: name of the progress bar.
+        session: checkpoints, deadline, stop signal.
 
     Raises:
-        UserError: the training loss is no longer finite.
+        UserError: gradients are no longer finite, or not even one pair fits into memory.
+        Stopped: `session.stop` was set; the state is saved.
     """
+    session = session or Session()
     model.to(accelerator.device)
+    if config.gradient_checkpointing:
+        set_gradient_checkpointing(model.encoder, True)
     optimizer = accelerator.prepare_optimizer(make_optimizer(model, config, accelerator.device))
     lengths = train.lengths
     steps_per_epoch = math.ceil(len(train) / config.batch_size)
-    total_steps = steps_per_epoch * config.num_epochs
-    validate_after = _validation_steps(config, steps_per_epoch)
-    records: list[dict] = []
-    valid_probs: list[np.ndarray] = []
-    best_loss, best_state = math.inf, None
-    selects = len(valid) >= MIN_ROWS_TO_SELECT
-    meter = _Meter(accelerator.device)
-    started = time.perf_counter()
-    with progress_bar(total_steps, label, "step") as progress:
-        for step_number in range(total_steps):
-            epoch, position = divmod(step_number, steps_per_epoch)
-            if position == 0:
-                steps = plan_epoch(lengths, config.batch_size, config.seed, epoch)
-            set_learning_rate(optimizer, learning_rate_factor(step_number, total_steps, config.warmup_ratio))
-            with meter.step():
-                meter.add(*train_step(model, train, steps[position], lengths, config, accelerator, pad_id))
-                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
+    state = session.state_folder and load_state(session.state_folder, model, optimizer, accelerator)
+    if state:
+        print(f"{label}: resumed at step {state.step}", flush=True)
+    else:
+        state = TrainingState(steps_per_epoch * config.num_epochs, config.max_tokens_per_micro_step)
+        if config.head_only_rows:
+            fit_head(model, train, config, accelerator, pad_id)
+    saved = started = time.perf_counter()
+    first_step, elapsed_before = state.step, state.elapsed
+    skipped_in_a_row, planned_epoch = 0, None
+    valid_tokens = None
+    with progress_bar(state.total_steps, label, "step") as progress:
+        progress.update(state.step)
+        while state.step < state.total_steps:
+            epoch, position = divmod(state.step, steps_per_epoch)
+            if epoch != planned_epoch:
+                planned_epoch, steps = epoch, plan_epoch(lengths, config.batch_size, config.seed, epoch)
+            set_learning_rate(optimizer, _rate_share(state, config))
+            step_started = time.perf_counter()
+            loss_sum, rows, tokens = _step_in_memory(
+                model, train, steps[position], lengths, config, accelerator, pad_id, state, progress
+            )
+            norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+            if math.isfinite(norm) or accelerator.scaler is not None:
+                optimizer.step()  # with a scaler, this itself leaves out a step that is not finite
+            skipped_in_a_row = 0 if math.isfinite(norm) else skipped_in_a_row + 1
+            state.skipped_steps += not math.isfinite(norm)
+            optimizer.zero_grad()
+            state.step += 1
+            state.tokens += tokens
+            if math.isfinite(norm):
+                state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + rows
+            state.step_seconds += time.perf_counter() - step_started
             progress.update()
-            if (step_number + 1) % 10 == 0 or step_number + 1 in validate_after:
-                progress.set_postfix_str(f"loss {meter.loss():.4f}, {meter.tokens_per_second():,.0f} tokens/s")
-            if step_number + 1 in validate_after:
-                if not math.isfinite(meter.loss()):
-                    raise UserError(
-                        f"training loss is {meter.loss()} at step {step_number + 1}. Set learning_rate lower, or "
-                        "mixed_precision=no."
-                    )
-                probs, valid_tokens = predict_proba(model, valid, accelerator, pad_id)
-                valid_loss = metrics.log_loss(valid.labels, probs)
-                valid_probs.append(probs)
-                records.append(
-                    {
-                        "step": step_number + 1,
-                        "epoch": (step_number + 1) / steps_per_epoch,
-                        "train_log_loss": meter.loss(),
-                        "valid_log_loss": valid_loss,
-                        "valid_accuracy": metrics.accuracy(valid.labels, probs),
-                        "learning_rate": optimizer.param_groups[0]["lr"],
-                        "tokens_per_second": meter.tokens_per_second(),
-                        "seconds": time.perf_counter() - started,
-                    }
+            if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise UserError(
+                    f"training: the gradients of {skipped_in_a_row} steps in a row were not finite (now step "
+                    f"{state.step}). Set learning_rate lower, or mixed_precision=no."
                 )
-                meter.restart_loss()
+            if session.deadline and state.step >= first_step + PACE_STEPS:
+                _fit_into_time(state, session, valid, steps_per_epoch, config, progress)
+            validate = state.step in _validation_steps(config, steps_per_epoch, state.total_steps)
+            if state.step % 10 == 0 or validate:
+                progress.set_postfix_str(f"loss {state.train_log_loss:.4f}, {state.tokens_per_second:,.0f} tokens/s")
+            if validate:
+                state.elapsed = elapsed_before + time.perf_counter() - started
+                valid_tokens = _validate(model, valid, optimizer, accelerator, pad_id, state, steps_per_epoch, norm)
+                record = state.records[-1]
                 progress.write(
-                    f"{label}: step {step_number + 1}/{total_steps}  train {records[-1]['train_log_loss']:.4f}  "
-                    f"valid log loss {valid_loss:.4f}  accuracy {records[-1]['valid_accuracy']:.3f}"
+                    f"{label}: step {state.step}/{state.total_steps}  train {record['train_log_loss']:.4f}  "
+                    f"valid log loss {record['valid_log_loss']:.4f}  accuracy {record['valid_accuracy']:.3f}"
                 )
-                if selects and valid_loss < best_loss:
-                    best_loss, best_state = valid_loss, copy.deepcopy(_on_cpu(model.state_dict()))
-    chosen = len(records) - 1
-    if best_state is not None:
-        chosen = int(np.argmin([record["valid_log_loss"] for record in records]))
-        model.load_state_dict(best_state)
-    return FitResult(pd.DataFrame(records), np.stack(valid_probs), chosen, meter.tokens, valid_tokens, meter.seconds)
+            stopping = session.stop is not None and session.stop.is_set()
+            due = time.perf_counter() - saved >= 60 * config.save_every_minutes
+            if session.state_folder and (validate or due or stopping):
+                state.elapsed = elapsed_before + time.perf_counter() - started
+                save_state(session.state_folder, state, model, optimizer, accelerator)
+                saved = time.perf_counter()
+            if stopping:
+                raise Stopped(f"{label}: stopped at step {state.step}")
+    if valid_tokens is None:  # resumed at its very end: this session validated nothing
+        _, valid_tokens = predict_proba(model, valid, accelerator, pad_id)
+    if config.gradient_checkpointing:
+        set_gradient_checkpointing(model.encoder, False)
+    chosen = len(state.records) - 1
+    if state.best_weights is not None:
+        chosen = state.best
+        model.load_state_dict(state.best_weights)
+    return FitResult(
+        pd.DataFrame(state.records), np.stack(state.valid_probs), chosen, state.tokens, valid_tokens, state.step_seconds
+    )
+
+
+def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, accelerator: Accelerator, pad_id: int) -> None:
+    """Train the head alone for two epochs on frozen embeddings of at most `head_only_rows` rows.
+
+    The embeddings are computed once. So the encoder's first gradients come through a head that already means
+    something (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+    """
+    rows = np.random.default_rng(config.seed).permutation(len(train))[: config.head_only_rows]
+    some = train.take(np.sort(rows))
+    embeddings, _ = embed_unique_sides(model, some, accelerator, pad_id, "head only")
+    embeddings = embeddings.clone()  # made in inference mode; a copy may take part in training
+    optimizer = torch.optim.AdamW(
+        [group for group in parameter_groups(model, config) if group["params"][0] in set(model.head.parameters())]
+    )
+    model.head.train()
+    steps_per_epoch = math.ceil(len(some) / config.batch_size)
+    total_steps = 2 * steps_per_epoch
+    for step in range(total_steps):
+        epoch, position = divmod(step, steps_per_epoch)
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(some))
+        batch = order[position * config.batch_size : (position + 1) * config.batch_size]
+        set_learning_rate(optimizer, learning_rate_factor(step, total_steps, 0.1))
+        logits, labels = _head_logits(model, some, batch, embeddings, accelerator.device)
+        torch.nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing).backward()
+        torch.nn.utils.clip_grad_norm_(model.head.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def train_step(
@@ -136,6 +216,7 @@ def train_step(
     train: Examples,
     step: np.ndarray,
     lengths: np.ndarray,
+    max_tokens: int,
     config: RunConfig,
     accelerator: Accelerator,
     pad_id: int,
@@ -143,7 +224,7 @@ def train_step(
     """Gradients of one optimizer step, summed over its micro-steps.
 
     The loss of every micro-step is divided by the pairs of the whole step, so the gradient is that of the step's
-    mean loss whatever `max_tokens_per_micro_step` is.
+    mean loss whatever `max_tokens` (held for one backward pass) is.
 
     Returns:
         Sum of the rows' unsmoothed losses (a tensor on the device), rows, tokens.
@@ -152,7 +233,7 @@ def train_step(
     device = accelerator.device
     loss_sum = torch.zeros((), device=device)
     tokens = TokenCount()
-    for rows in split_step(step, lengths, config.max_tokens_per_micro_step):
+    for rows in split_step(step, lengths, max_tokens):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
         chunks = [
@@ -160,10 +241,7 @@ def train_step(
         ]
         with accelerator.autocast():
             embeddings = model.embed_sides(chunks)
-        places = torch.as_tensor(places.reshape(-1, 2), device=device)
-        x = None if train.features is None else torch.as_tensor(train.features[rows], device=device)
-        logits = model(embeddings[places[:, 0]], embeddings[places[:, 1]], x)
-        labels = torch.as_tensor(train.labels[rows], device=device)
+        logits, labels = _head_logits(model, train, rows, embeddings, device, places.reshape(-1, 2))
         loss = torch.nn.functional.cross_entropy(
             logits, labels, label_smoothing=config.label_smoothing, reduction="sum"
         )
@@ -173,43 +251,130 @@ def train_step(
     return loss_sum, len(step), tokens
 
 
-def _validation_steps(config: RunConfig, steps_per_epoch: int) -> set[int]:
-    """Step counts after which to validate: evenly spread over each epoch, its end included."""
+def _validate(
+    model: PreferenceModel,
+    valid: Examples,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    pad_id: int,
+    state: TrainingState,
+    steps_per_epoch: int,
+    gradient_norm: float,
+) -> TokenCount:
+    """Predict the validation rows, add a record to `state`, keep the weights where they are the best so far.
+
+    Raises:
+        UserError: no step since the last validation had a finite gradient, or the predictions are not finite.
+    """
+    probs, tokens = predict_proba(model, valid, accelerator, pad_id)
+    if state.loss_rows == 0 or not np.isfinite(probs).all():
+        raise UserError(
+            f"training: at step {state.step} loss or predictions are not finite ({state.skipped_steps} steps were left "
+            "out). Set learning_rate lower, or mixed_precision=no."
+        )
+    record = {
+        "step": state.step,
+        "epoch": state.step / steps_per_epoch,
+        "train_log_loss": state.train_log_loss,
+        "valid_log_loss": metrics.log_loss(valid.labels, probs),
+        "valid_accuracy": metrics.accuracy(valid.labels, probs),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
+        "tokens_per_second": state.tokens_per_second,
+        "skipped_steps": state.skipped_steps,
+        "seconds": state.elapsed,
+    }
+    state.records.append(record)
+    state.valid_probs.append(probs)
+    state.loss_sum, state.loss_rows = 0.0, 0
+    if len(valid) >= MIN_ROWS_TO_SELECT:
+        losses = [r["valid_log_loss"] for r in state.records]
+        if losses[-1] <= min(losses):
+            state.best = len(losses) - 1
+            state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    return tokens
+
+
+def _head_logits(
+    model: PreferenceModel,
+    examples: Examples,
+    rows: np.ndarray,
+    embeddings: torch.Tensor,
+    device: torch.device,
+    places: np.ndarray | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, 3) and labels (B,) of `rows`; `places` (B, 2): their sides in `embeddings`, else `examples.sides`."""
+    sides = torch.as_tensor(examples.sides[rows] if places is None else places, device=device)
+    x = None if examples.features is None else torch.as_tensor(examples.features[rows], device=device)
+    logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
+    return logits, torch.as_tensor(examples.labels[rows], device=device)
+
+
+def _step_in_memory(
+    model: PreferenceModel,
+    train: Examples,
+    step: np.ndarray,
+    lengths: np.ndarray,
+    config: RunConfig,
+    accelerator: Accelerator,
+    pad_id: int,
+    state: TrainingState,
+    progress: tqdm,
+) -> tuple[torch.Tensor, int, TokenCount]:
+    """`train_step`; when memory runs out, half the tokens per micro-step and the same step again, and it is said."""
+    while True:
+        try:
+            return train_step(model, train, step, lengths, state.max_tokens, config, accelerator, pad_id)
+        except torch.OutOfMemoryError as error:
+            model.zero_grad(set_to_none=True)
+            if state.max_tokens // 2 < SMALLEST_MICRO_STEP:
+                raise UserError(
+                    f"out of memory with {state.max_tokens} tokens per micro-step. Set gradient_checkpointing=true, or "
+                    "max_length lower."
+                ) from error
+            state.max_tokens //= 2
+            progress.write(
+                f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated"
+            )
+        torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
+
+
+def _rate_share(state: TrainingState, config: RunConfig) -> float:
+    """Share of the peak learning rate at this step."""
+    if config.schedule == "plateau":
+        per_epoch = [record["valid_log_loss"] for record in state.records if float(record["epoch"]).is_integer()]
+        return plateau_factor(per_epoch) * min(1.0, (state.step + 1) / (1 + config.warmup_ratio * state.total_steps))
+    return learning_rate_factor(state.step, state.total_steps, config.warmup_ratio)
+
+
+def _validation_steps(config: RunConfig, steps_per_epoch: int, total_steps: int) -> set[int]:
+    """Step counts after which to validate: evenly spread over each epoch, its end included; and the last step."""
     parts = min(config.validations_per_epoch, steps_per_epoch)
     ends = [round(steps_per_epoch * part / parts) for part in range(1, parts + 1)]
-    return {epoch * steps_per_epoch + end for epoch in range(config.num_epochs) for end in ends}
+    steps = {epoch * steps_per_epoch + end for epoch in range(config.num_epochs) for end in ends}
+    return {step for step in steps if step < total_steps} | {total_steps}
 
 
-def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in state.items()}
+def _fit_into_time(
+    state: TrainingState, session: Session, valid: Examples, steps_per_epoch: int, config: RunConfig, progress: tqdm
+) -> None:
+    """Plan fewer steps where the pace so far says that the deadline would be missed; never more.
 
-
-class _Meter:
-    """Running loss, tokens and seconds of training steps; the loss stays on the device until it is asked for."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.tokens = TokenCount()
-        self.seconds = 0.0
-        self.restart_loss()
-
-    def restart_loss(self) -> None:
-        self._sum, self._rows = torch.zeros((), device=self.device), 0
-
-    def add(self, loss_sum: torch.Tensor, rows: int, tokens: TokenCount) -> None:
-        self._sum += loss_sum
-        self._rows += rows
-        self.tokens += tokens
-
-    @contextmanager
-    def step(self):
-        """`with meter.step():` counts the seconds of what is inside."""
-        entered = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - entered
-
-    def loss(self) -> float:
-        return float(self._sum) / max(1, self._rows)
-
-    def tokens_per_second(self) -> float:
-        return self.tokens.real / max(self.seconds, 1e-9)
+    Prediction is counted at the pace of training, though it needs no backward pass and is two to three times faster:
+    that is the margin, with a tenth of the remaining time.
+    """
+    pace = state.tokens_per_second
+    left = 0.9 * (session.deadline - time.perf_counter()) - session.tokens_to_predict / pace
+    step_seconds = state.step_seconds / state.step
+    validation_seconds = valid.lengths.sum() / pace
+    due = [step for step in _validation_steps(config, steps_per_epoch, state.total_steps) if step > state.step]
+    needed = (state.total_steps - state.step) * step_seconds + len(due) * validation_seconds
+    if needed <= left or state.total_steps == state.step:
+        return
+    share = max(0.0, left - validation_seconds) / max(needed - validation_seconds, 1e-9)
+    before, state.total_steps = state.total_steps, state.step + int((state.total_steps - state.step) * share)
+    progress.total = state.total_steps
+    progress.write(
+        f"time budget: at {pace:,.0f} tokens/s {state.total_steps} of {before} steps fit, validation and prediction "
+        "included"
+    )

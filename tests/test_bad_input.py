@@ -575,7 +575,7 @@ def test_interrupt_is_told_without_a_traceback(home, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(checkpoint, "load_encoder", interrupt)
     assert cli.main(run_arguments(home, tmp_path / "run", *SHORT)) == 130
-    assert "prefcls: interrupted. Folds that are done are kept" in capsys.readouterr().err
+    assert "prefcls: interrupted. What was saved is kept" in capsys.readouterr().err
 
 
 def test_reading_the_sample_names_no_place(refuse, tmp_path):
