@@ -22,6 +22,7 @@ CHOICES = {
     "head": ("symmetric", "concat"),
     "recipe": ("default", "original"),
     "schedule": ("linear", "plateau"),
+    "on_collapse": ("warn", "stop", "restart"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
 }
 # setting: (smallest allowed value, largest allowed value)
@@ -37,6 +38,7 @@ RANGES = {
     "learning_rate": (0.0, 1.0),
     "layer_decay": (0.1, 1.0),
     "head_only_rows": (0, math.inf),
+    "collapse_after_rows": (1, math.inf),
     "save_every_minutes": (0.0, math.inf),
     "time_budget_hours": (0.001, 1000.0),
     "head_learning_rate": (0.0, 1.0),
@@ -87,6 +89,8 @@ class RunConfig:
     label_smoothing: float | None = None  # in the training loss only, never in a reported number
     max_grad_norm: float = 1.0
     mixed_precision: str = "auto"  # auto | no | bf16 | fp16
+    on_collapse: str = "restart"  # warn | stop | restart (new seed, half the rate, twice the warm-up, at most twice)
+    collapse_after_rows: int = 10_000  # no verdict before so many training rows; DeBERTa-v3 needs them to move
     # the session
     time_budget_hours: float | None = None  # the whole command ends within it; None: as long as it takes
     save_every_minutes: float = 20.0  # a checkpoint at least this often, and at every validation

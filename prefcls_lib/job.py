@@ -1,7 +1,7 @@
 """A job: inputs found and checked, folds planned, run folder claimed; and what every result.json says."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class Job:
         folds: (N,) the fold in which each training row is validated.
         data_sha256: of the train and the test file.
         backbone: found, its tokenizer checked; None for the ladder.
+        wrote_prior: the submission in the folder is the prior's, written by `claim_folder` just now.
     """
 
     config: RunConfig
@@ -39,6 +40,7 @@ class Job:
     folds: np.ndarray
     data_sha256: dict[str, str]
     backbone: Backbone | None = None
+    wrote_prior: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -85,12 +87,13 @@ def claim_folder(job: Job) -> Job:
     if job.config.resume_from is not None:
         job.folder.copy_from(job.config.resume_from)
     job.folder.begin(job.config, job.data_sha256)
-    if not (job.folder / "submission.csv").exists():
+    wrote_prior = not (job.folder / "submission.csv").exists()
+    if wrote_prior:
         prior = np.bincount(job.rows["label"], minlength=NUM_CLASSES) / len(job.rows)
         write_submission(
             job.folder / "submission.csv", list(job.test_rows[ID]), np.tile(prior, (len(job.test_rows), 1))
         )
-    return job
+    return replace(job, wrote_prior=wrote_prior)
 
 
 def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, np.ndarray]:

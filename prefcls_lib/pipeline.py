@@ -31,7 +31,7 @@ from prefcls_lib.checkpoint import SavedModel, build_model, load_model, save_mod
 from prefcls_lib.config import RunConfig
 from prefcls_lib.environment import make_accelerator, seed_everything
 from prefcls_lib.features import FeatureScaler, compute_features
-from prefcls_lib.files import write_json, write_whole
+from prefcls_lib.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.job import Job, claim_folder, read_job, read_out_of_sample, score_job
 from prefcls_lib.model import PreferenceModel
 from prefcls_lib.predict import predict_proba
@@ -40,8 +40,9 @@ from prefcls_lib.runs import RunFolder, prediction_table, write_table
 from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission
 from prefcls_lib.tokenization import EncodedRows, encode_rows
-from prefcls_lib.train import MIN_ROWS_TO_SELECT, Session, fit
+from prefcls_lib.train import MIN_ROWS_TO_SELECT, Collapsed, Session, fit
 
+MAX_RESTARTS = 2  # after a collapse
 FINISH_SECONDS = 10  # of a time budget, for loading and saving after the last fold
 
 
@@ -63,8 +64,16 @@ def encode(job: Job) -> EncodedRows:
 
 
 def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, OutOfSample]:
-    """The plain baselines, fitted and scored on the folds of this run."""
-    return cross_validate(rung_names, job.rows, job.folds, job.config.folds, job.config.seed)
+    """The plain baselines, fitted and scored on the folds of this run.
+
+    Where the run folder holds only the prior's submission, the best rung's takes its place.
+    """
+    results = cross_validate(rung_names, job.rows, job.folds, job.config.folds, job.config.seed)
+    if job.wrote_prior:
+        best = best_rung(results, job.rows["label"].to_numpy())
+        probs = predict_rows(results[best].rungs, job.test_rows)
+        write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
+    return results
 
 
 def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
@@ -114,6 +123,7 @@ def fit_folds(job: Job, encoded: EncodedRows) -> None:
             session = Session(job.folder.state_folder(fold), deadline, tokens_to_predict, stop)
             _fit_fold(job, encoded, fold, session)
             shutil.rmtree(job.folder.state_folder(fold), ignore_errors=True)
+        shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
 
 
 def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
@@ -194,13 +204,36 @@ def _predict_saved(
 
 
 def _fit_fold(job: Job, encoded: EncodedRows, fold: int, session: Session) -> None:
-    config, started = job.config, time.perf_counter()
-    seed_everything(config.seed + fold)
+    started, config = time.perf_counter(), job.config
     train, valid, scaler = _split(job, encoded, fold)
-    accelerator = make_accelerator(config.mixed_precision)
-    model = _new_model(job, train.labels)
     pad_id = job.backbone.tokenizer.pad_id
-    fitted = fit(model, train, valid, config, accelerator, pad_id, f"fold {fold}", session)
+    attempts_file = job.folder / "checkpoint" / f"fold{fold}-collapsed.json"
+    collapsed = read_json(attempts_file)["collapsed"] if attempts_file.exists() else []
+    while True:
+        tried = len(collapsed)  # every attempt after a collapse: new seed, half the rate, twice the warm-up
+        attempt = replace(
+            config,
+            seed=config.seed + 1000 * tried,
+            learning_rate=config.learning_rate / 2**tried,
+            warmup_ratio=min(0.5, config.warmup_ratio * 2**tried),
+        )
+        seed_everything(attempt.seed + fold)
+        accelerator = make_accelerator(config.mixed_precision)
+        model = _new_model(job, train.labels)
+        try:
+            fitted = fit(model, train, valid, attempt, accelerator, pad_id, f"fold {fold}", session)
+            break
+        except Collapsed as error:
+            shutil.rmtree(session.state_folder, ignore_errors=True)
+            collapsed.append(error.record)
+            write_json(attempts_file, {"collapsed": collapsed})
+            if config.on_collapse == "stop" or len(collapsed) > MAX_RESTARTS:
+                raise UserError(
+                    f"{error}. Set learning_rate lower or warmup_ratio higher; the baseline's submission is in place."
+                ) from None
+            print(
+                f"fold {fold}: restart {len(collapsed)} of {MAX_RESTARTS}, half the rate, twice the warm-up", flush=True
+            )
     rows = job.rows[job.folds == fold]
     swapped, _ = predict_proba(model, valid.swapped(), accelerator, pad_id)
     saved = honest = fitted.valid_probs[fitted.chosen]
@@ -215,6 +248,7 @@ def _fit_fold(job: Job, encoded: EncodedRows, fold: int, session: Session) -> No
         "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
         "step_seconds": fitted.step_seconds,
         "steps": int(fitted.history["step"].iloc[-1]),
+        "collapsed": collapsed,
         "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
         "mixed_precision": accelerator.mixed_precision,
         "seconds": time.perf_counter() - started,

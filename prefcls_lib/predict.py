@@ -34,6 +34,13 @@ def predict_proba(
         (N, 3) float64 in LABEL_COLUMNS order, each row summing to 1; and the tokens that it took.
     """
     embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
+    return predict_from_embeddings(model, embeddings, examples, accelerator), tokens
+
+
+def predict_from_embeddings(
+    model: PreferenceModel, embeddings: torch.Tensor, examples: Examples, accelerator: Accelerator
+) -> np.ndarray:
+    """Probabilities (N, 3) float64 from the embeddings (U, H) of the examples' sides: the head alone."""
     probs = np.empty((len(examples), NUM_CLASSES))
     model.eval()
     with torch.inference_mode():
@@ -45,7 +52,7 @@ def predict_proba(
                 x = torch.as_tensor(examples.features[rows], device=accelerator.device)
             logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
             probs[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
-    return probs, tokens
+    return probs
 
 
 def embed_unique_sides(

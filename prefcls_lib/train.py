@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from prefcls_lib.optim import (
     plateau_factor,
     set_learning_rate,
 )
-from prefcls_lib.predict import embed_unique_sides, predict_proba
+from prefcls_lib.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.progress import progress_bar
 from prefcls_lib.resume import Stopped, TrainingState, load_state, save_state
 
@@ -35,13 +35,25 @@ PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned
 SMALLEST_MICRO_STEP = 256  # tokens; running out of memory below this is not a matter of the cap
 
 
+COLLAPSED_SPREAD = 0.01  # a living encoder's predictions differ by more than this from row to row
+
+
+class Collapsed(Exception):
+    """The encoder gives the same prediction for every row. `record` is the validation that showed it."""
+
+    def __init__(self, message: str, record: dict):
+        super().__init__(message)
+        self.record = record
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What `fit` measured. The model itself holds the chosen weights.
 
     Attributes:
         history: one line a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
-            valid_accuracy, learning_rate, gradient_norm, tokens_per_second, skipped_steps, seconds.
+            valid_accuracy, encoder_log_loss and encoder_spread (see `_validate`), learning_rate, gradient_norm,
+            tokens_per_second, skipped_steps, seconds.
         valid_probs: (V, N, 3) probabilities of the validation rows at each validation.
         chosen: which validation's weights the model holds.
         tokens: of all training steps.
@@ -102,6 +114,7 @@ def fit(
     Raises:
         UserError: gradients are no longer finite, or not even one pair fits into memory.
         Stopped: `session.stop` was set; the state is saved.
+        Collapsed: the encoder is dead, and `on_collapse` is not "warn".
     """
     session = session or Session()
     model.to(accelerator.device)
@@ -156,12 +169,22 @@ def fit(
                 progress.set_postfix_str(f"loss {state.train_log_loss:.4f}, {state.tokens_per_second:,.0f} tokens/s")
             if validate:
                 state.elapsed = elapsed_before + time.perf_counter() - started
-                valid_tokens = _validate(model, valid, optimizer, accelerator, pad_id, state, steps_per_epoch, norm)
+                epoch_now = state.step / steps_per_epoch
+                valid_tokens = _validate(model, valid, optimizer, accelerator, pad_id, state, config, epoch_now, norm)
                 record = state.records[-1]
                 progress.write(
                     f"{label}: step {state.step}/{state.total_steps}  train {record['train_log_loss']:.4f}  "
                     f"valid log loss {record['valid_log_loss']:.4f}  accuracy {record['valid_accuracy']:.3f}"
                 )
+                if record["collapsed"]:
+                    message = (
+                        f"{label}: the encoder has collapsed: after {state.step * config.batch_size:,} rows its "
+                        f"predictions differ by {record['encoder_spread']:.4f} from row to row (structure features at "
+                        f"their mean, log loss {record['encoder_log_loss']:.4f})"
+                    )
+                    progress.write(message)
+                    if config.on_collapse != "warn":
+                        raise Collapsed(message, record)
             stopping = session.stop is not None and session.stop.is_set()
             due = time.perf_counter() - saved >= 60 * config.save_every_minutes
             if session.state_folder and (validate or due or stopping):
@@ -171,7 +194,7 @@ def fit(
             if stopping:
                 raise Stopped(f"{label}: stopped at step {state.step}")
     if valid_tokens is None:  # resumed at its very end: this session validated nothing
-        _, valid_tokens = predict_proba(model, valid, accelerator, pad_id)
+        _, valid_tokens = embed_unique_sides(model, valid, accelerator, pad_id)
     if config.gradient_checkpointing:
         set_gradient_checkpointing(model.encoder, False)
     chosen = len(state.records) - 1
@@ -258,15 +281,25 @@ def _validate(
     accelerator: Accelerator,
     pad_id: int,
     state: TrainingState,
-    steps_per_epoch: int,
+    config: RunConfig,
+    epoch: float,
     gradient_norm: float,
 ) -> TokenCount:
     """Predict the validation rows, add a record to `state`, keep the weights where they are the best so far.
 
+    A dead encoder behind live structure features looks alive. So the rows are predicted once more with the features
+    at their mean (zero, once standardised): `encoder_log_loss` is that prediction's, `encoder_spread` its standard
+    deviation over the rows, averaged over the classes. No verdict before `collapse_after_rows` rows.
+
     Raises:
         UserError: no step since the last validation had a finite gradient, or the predictions are not finite.
     """
-    probs, tokens = predict_proba(model, valid, accelerator, pad_id)
+    embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
+    probs = encoder_probs = predict_from_embeddings(model, embeddings, valid, accelerator)
+    if valid.features is not None:
+        at_mean = replace(valid, features=np.zeros_like(valid.features))
+        encoder_probs = predict_from_embeddings(model, embeddings, at_mean, accelerator)
+    spread = float(encoder_probs.std(axis=0).mean())
     if state.loss_rows == 0 or not np.isfinite(probs).all():
         raise UserError(
             f"training: at step {state.step} loss or predictions are not finite ({state.skipped_steps} steps were left "
@@ -274,10 +307,13 @@ def _validate(
         )
     record = {
         "step": state.step,
-        "epoch": state.step / steps_per_epoch,
+        "epoch": epoch,
         "train_log_loss": state.train_log_loss,
         "valid_log_loss": metrics.log_loss(valid.labels, probs),
         "valid_accuracy": metrics.accuracy(valid.labels, probs),
+        "encoder_log_loss": metrics.log_loss(valid.labels, encoder_probs),
+        "encoder_spread": spread,
+        "collapsed": spread < COLLAPSED_SPREAD and state.step * config.batch_size >= config.collapse_after_rows,
         "learning_rate": optimizer.param_groups[0]["lr"],
         "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
         "tokens_per_second": state.tokens_per_second,

@@ -12,7 +12,7 @@ from conftest import read_tree, run_arguments
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from prefcls_lib import checkpoint, cli, data
+from prefcls_lib import checkpoint, cli, data, pipeline
 from prefcls_lib.files import UserError, sha256
 from prefcls_lib.runs import RunFolder, read_table
 from prefcls_lib.schema import LABEL_COLUMNS
@@ -218,16 +218,27 @@ def break_the_encoder(*_args, **_kwargs):
     raise UserError("stopped where the encoder is loaded")
 
 
-def test_prior_submission_is_there_before_the_encoder_is_loaded(home, tmp_path, monkeypatch, capsys):
-    """Whatever happens from then on, a valid submission lies there: the shares of the 60 training labels."""
+def test_a_submission_is_there_before_the_encoder_is_loaded(home, tmp_path, monkeypatch, capsys):
+    """First the shares of the 60 training labels, then the best quick baseline's, whatever happens from then on."""
+    run, test = tmp_path / "run", str(home / "test.csv")
+    submission = run / "submission.csv"
+
+    def look(*_):
+        shares = np.bincount(data.read_rows(home / "train.csv", labelled=True)["label"]) / 60
+        np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
+        raise UserError("stopped at the baselines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "cross_validate", look)
+        assert cli.main(run_arguments(home, run)) == 2
+    assert "stopped at the baselines" in capsys.readouterr().err
+    submission.unlink()
     monkeypatch.setattr(checkpoint, "load_encoder", break_the_encoder)
-    assert cli.main(run_arguments(home, tmp_path / "run")) == 2
+    assert cli.main(run_arguments(home, run)) == 2
     assert "stopped where the encoder is loaded" in capsys.readouterr().err
-    shares = np.bincount(data.read_rows(home / "train.csv", labelled=True)["label"]) / 60
-    submission = tmp_path / "run" / "submission.csv"
-    np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
-    assert cli.main(["check-submission", str(submission), "--test", str(home / "test.csv")]) == 0
-    assert not (tmp_path / "run" / "result.json").exists()
+    assert len(np.unique(read_probs(submission)[:, 2])) > 1
+    assert cli.main(["check-submission", str(submission), "--test", test]) == 0
+    assert not (run / "result.json").exists()
 
 
 def test_existing_submission_is_replaced_only_by_a_trained_one(home, tmp_path, monkeypatch):

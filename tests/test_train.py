@@ -208,14 +208,14 @@ def fake_validations(monkeypatch, labels: np.ndarray, confidences: list[float]) 
     """Let validation i give the true class confidences[i]; returns a list that gets the weights at each."""
     states: list[dict] = []
 
-    def predict_proba(model, examples, accelerator, pad_id, label=""):
+    def predict_from_embeddings(model, embeddings, examples, accelerator):
         confidence = confidences[len(states)]
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         probs = np.full((len(labels), 3), (1 - confidence) / 2)
         probs[np.arange(len(labels)), labels] = confidence
-        return probs, TokenCount()
+        return probs
 
-    monkeypatch.setattr(train, "predict_proba", predict_proba)
+    monkeypatch.setattr(train, "predict_from_embeddings", predict_from_embeddings)
     return states
 
 

@@ -1,0 +1,93 @@
+"""A dead encoder is noticed behind live structure features, and what follows is the user's choice."""
+
+import json
+
+import numpy as np
+import torch
+from conftest import run_arguments
+from test_train import make_config, make_examples, make_model
+
+from prefcls_lib import cli, data, pipeline, train
+from prefcls_lib.environment import make_accelerator
+from prefcls_lib.runs import read_table
+from prefcls_lib.submission import check_submission
+
+DEAD = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "collapse_after_rows=20", "validations_per_epoch=1")
+
+
+def fit(folder, config):
+    model = make_model(folder, config)
+    examples = make_examples(48, 1, with_features=True)
+    return train.fit(model, examples, make_examples(12, 2, with_features=True), config, make_accelerator("no"), 0)
+
+
+def test_dead_encoder_behind_live_features_is_seen(tiny, monkeypatch):
+    """The encoder gives one embedding for every side; features move the predictions, the spread is 0 all the same."""
+    monkeypatch.setattr(train.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
+    config = make_config(on_collapse="warn", collapse_after_rows=90)
+    history = fit(tiny, config).history
+    assert history["encoder_spread"].max() < 1e-6
+    assert history["collapsed"].tolist() == [False, True]  # 48 rows seen, then 96
+
+
+def test_living_encoder_is_not_accused(tiny):
+    """The toy signal is learned; no verdict of collapse at any validation."""
+    config = make_config(num_epochs=4, learning_rate=2e-3, head_learning_rate=2e-3, collapse_after_rows=1)
+    history = fit(tiny, config).history
+    assert not history["collapsed"].any()
+    assert (history["encoder_log_loss"] > 0).all()
+    assert np.isfinite(history["gradient_norm"]).all()
+
+
+def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys):
+    """Exit code 2; the message has the evidence; the best baseline's submission is in place, not only the prior's."""
+    out = tmp_path / "run"
+    assert cli.main(run_arguments(home, out, *DEAD, "on_collapse=stop")) == 2
+    error = capsys.readouterr().err
+    assert "the encoder has collapsed" in error
+    assert "learning_rate lower" in error
+    table = check_submission(out / "submission.csv", list(data.read_rows(home / "test.csv", labelled=False)["id"]))
+    assert table["winner_tie"].nunique() > 1
+
+
+def test_restarts_are_bounded(home, tmp_path, capsys):
+    """Twice with other settings, then the end."""
+    assert cli.main(run_arguments(home, tmp_path / "run", *DEAD, "on_collapse=restart")) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("fold 0: restart") == 2
+    assert captured.err.count("the encoder has collapsed") == 1
+
+
+def test_warn_goes_on_and_the_history_tells(home, tmp_path):
+    """The run ends as usual; history.csv has the verdict."""
+    out = tmp_path / "run"
+    assert cli.main(run_arguments(home, out, *DEAD, "on_collapse=warn")) == 0
+    assert read_table(out / "history.csv")["collapsed"].tolist() == [True]
+
+
+def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp_path, monkeypatch):
+    """The first attempt collapses, the second ends; fold.json keeps the record of the first."""
+    seen = []
+    real = pipeline.fit
+
+    def collapse_once(model, train_rows, valid, config, *rest):
+        seen.append((config.seed, config.learning_rate, config.warmup_ratio))
+        if len(seen) == 1:
+            raise train.Collapsed("collapsed", {"step": 3, "encoder_spread": 0.0})
+        return real(model, train_rows, valid, config, *rest)
+
+    monkeypatch.setattr(pipeline, "fit", collapse_once)
+    out = tmp_path / "run"
+    assert cli.main(run_arguments(home, out, "folds=[0]", "learning_rate=0.001")) == 0
+    assert seen == [(42, 0.001, 0.1), (1042, 0.0005, 0.2)]
+    fold = json.loads((out / "model" / "fold0" / "fold.json").read_text())
+    assert fold["collapsed"] == [{"step": 3, "encoder_spread": 0.0}]
+    assert not (out / "checkpoint").exists()
+
+
+def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
+    """DeBERTa-v3 does not move for about so many: 96 rows of a dead encoder are no collapse."""
+    monkeypatch.setattr(train.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
+    history = fit(tiny, make_config()).history
+    assert history["encoder_spread"].max() < 1e-6
+    assert not history["collapsed"].any()
