@@ -38,7 +38,7 @@ demo: install ## run one notebook on the shipped rows with a small pretrained en
 	@mkdir -p $(DEMO)
 	$(BIN)/papermill notebooks/$(NOTEBOOK).ipynb $(DEMO)/$(NOTEBOOK).ipynb --kernel python3 --progress-bar \
 	  -f notebooks/params/demo.yaml -r backbone "$(BACKBONE)" -r out $(DEMO)/run
-	@$(BIN)/jupyter nbconvert --to html --log-level WARN $(DEMO)/$(NOTEBOOK).ipynb
+	@$(BIN)/jupyter nbconvert --to html --log-level ERROR $(DEMO)/$(NOTEBOOK).ipynb
 	@$(BIN)/prefcls run --config notebooks/params/demo.yaml --set backbone="$(BACKBONE)" --out $(DEMO)/run
 	@echo "page to look at: $(DEMO)/$(NOTEBOOK).html"
 
