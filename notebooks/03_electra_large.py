@@ -47,13 +47,15 @@ structure_features = True
 num_epochs = None  # None: the backbone's recipe
 learning_rate = None
 batch_size = 32
+time_budget_hours = None  # the whole run ends within it; 11.5 suits Kaggle's 12 hours
+resume_from = None  # the attached output of an earlier session that was cut off
 
 # %% [markdown]
 # ## 2. The library
 #
 # On Kaggle `prefcls_lib` comes with an attached data set; elsewhere `make install` has put it in place. The
 # notebook defines no function of its own: it calls the library, shows what comes out, and prints the library's
-# source where the source is the explanation.
+# source where the source is the explanation. Versions go into `result.json` too: a score without them cannot be repeated.
 
 # %%
 import sys
@@ -66,21 +68,18 @@ sys.path[:0] = [
 ]
 
 # %%
-from prefcls_lib.config import RunConfig
-
-config = RunConfig.from_namespace(globals())
-
-# %% [markdown]
-# Versions go into `result.json` too: a score without them cannot be repeated.
-
-# %%
 # %matplotlib inline
 import inspect
 import warnings
 
+from prefcls_lib.config import RunConfig
+
+config = RunConfig.from_namespace(globals())
+
+# %%
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
 import pandas as pd
-from IPython.display import Code
+from IPython.display import Code, display
 
 from prefcls_lib import baselines, data, environment, metrics, model, pipeline
 from prefcls_lib import plots, runs, submission, tokenization
@@ -91,8 +90,8 @@ pd.Series(environment.versions(), name="version").to_frame()
 # ## 3. Everything that can go wrong, first
 #
 # `pipeline.start` reads both CSV files, plans the folds, finds the backbone, and checks its tokenizer before any time is
-# spent. Then it puts a valid submission made from the class shares into the run folder. If the session dies later, that
-# one is still there. The table shows the settings in force, with the backbone's recipe filled in.
+# spent. Then it puts a valid submission made from the class shares into the run folder, later replaced by the best
+# baseline's and at last by the network's. If the session dies, one of them is there. The table shows the settings in force, with the backbone's recipe filled in.
 
 # %%
 job = pipeline.start(config)
@@ -105,21 +104,13 @@ pd.Series(job.config.to_dict(), name="value").to_frame()
 # ELECTRA's vocabulary is BERT's, English and lower case: a character that it has never seen becomes `[UNK]`, and about
 # a quarter of these rows hold characters outside ASCII. They cost little and mean little here; a multilingual backbone
 # would read them.
-
-# %%
-data.describe_rows(job.rows)
-
-# %%
-job.rows.drop(columns="group").head(3)
-
-# %%
-plots.plot_rows(job.rows)
-
-# %% [markdown]
-# ### One comparison, read in full
 #
-# Read a few before you train anything. What would you have voted, and how sure would you be? People disagree on many
-# of these, which is why even the best models stay near a log loss of 0.97.
+# Below the tables, one comparison in full. Read a few before you train anything: what would you have voted, and how sure would
+# you be? People disagree on many of these, which is part of why even the winners stayed near a log loss of 0.97.
+
+# %%
+display(data.describe_rows(job.rows), job.rows.drop(columns="group").head(3))
+plots.plot_rows(job.rows)
 
 # %%
 print(data.format_row(job.rows.iloc[0]))
@@ -127,8 +118,8 @@ print(data.format_row(job.rows.iloc[0]))
 # %% [markdown]
 # ## 5. Folds
 #
-# In the full data every sixth row shares its prompt with another row. If one of them trains and the other validates, the model has seen the
-# question, and validation flatters it. So folds are grouped by prompt and stratified by label, and they depend on the rows
+# In the full data every sixth row shares its prompt with another row. If one of them trains and the other validates, the
+# model has seen the question, and validation flatters it. So folds are grouped by prompt and stratified by label, and they depend on the rows
 # themselves, not on their order. All models here, the baselines too, use this one plan.
 
 # %%
@@ -158,8 +149,6 @@ for side in (0, 1):
     ids = encoded.token_ids[encoded.sides[0, side]]
     print(f"side {side}: {len(ids)} tokens\n  ids   {ids[:12].tolist()} ...")
     print(f"  text  {job.backbone.tokenizer.decode(ids)[:700]}\n")
-
-# %%
 print({name: round(value, 3) for name, value in encoded.describe().items()})
 plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 
@@ -189,9 +178,7 @@ pipeline.describe_first_step(job, encoded)
 
 # %%
 head = model.PreferenceHead
-Code(inspect.getsource(head.forward) + inspect.getsource(head._one_order), language="python")
-
-# %%
+display(Code(inspect.getsource(head.forward) + inspect.getsource(head._one_order), language="python"))
 print(f"untrained model, log loss on 64 validation rows: {pipeline.untrained_log_loss(job, encoded):.4f}")
 
 # %% [markdown]
@@ -215,7 +202,9 @@ baselines.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].t
 # original used 1e-5 without warm-up and never left the prior. Watch the validation loss: at 1.097 nothing was learned. With
 # the structure features on, a dead encoder hides behind them: then compare with `structure_logistic` in the ladder.
 #
-# A fold that is finished is saved and is not trained again when you run this notebook on the same folder.
+# A fold that is finished is saved and is not trained again when you run this notebook on the same folder, and a fold that was
+# cut off goes on from its last checkpoint. Each validation also predicts the rows with the structure features at their mean: if
+# those predictions no longer differ from row to row, the encoder has collapsed, and the fold is started again more carefully.
 
 # %%
 pipeline.fit_folds(job, encoded)
@@ -241,9 +230,7 @@ plots.plot_history(history, result["ladder_log_loss"])
 
 # %%
 print(runs.verdict(result))
-runs.result_table(result)
-
-# %%
+display(runs.result_table(result))
 plots.plot_ladder(runs.result_table(result))
 
 # %% [markdown]
@@ -277,9 +264,7 @@ metrics.slice_table(rows, labels, probs, cut=cut)
 
 # %%
 mistakes = metrics.most_confident_mistakes(rows, probs, count=3)
-mistakes
-
-# %%
+display(mistakes)
 for position in mistakes.index:
     print(data.format_row(rows.iloc[position], max_chars=800), end="\n\n\n")
 

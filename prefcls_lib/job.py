@@ -130,6 +130,7 @@ def score_job(job: Job) -> dict:
         "accuracy": metrics.accuracy(labels, probs),
         "brier_score": metrics.brier_score(labels, probs),
         "expected_calibration_error": metrics.expected_calibration_error(labels, probs),
+        "reliability": metrics.reliability_table(labels, probs).to_dict(orient="records"),
         "calibrated_log_loss": metrics.log_loss(labels, calibrated),
         "calibrated_expected_calibration_error": metrics.expected_calibration_error(labels, calibrated),
         "rows": len(job.rows),

@@ -51,7 +51,7 @@ def predict_from_embeddings(
             if examples.features is not None:
                 x = torch.as_tensor(examples.features[rows], device=accelerator.device)
             logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
-            probs[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+            probs[rows] = torch.softmax(logits.cpu().double(), dim=1).numpy()
     return probs
 
 
