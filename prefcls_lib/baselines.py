@@ -32,6 +32,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import HashingVectorizer
+from threadpoolctl import threadpool_limits
 
 from prefcls_lib.features import (
     FEATURE_NAMES,
@@ -196,7 +197,8 @@ def cross_validate(
     probs = {name: np.full((len(rows), NUM_CLASSES), np.nan) for name in rung_names}
     rungs: dict[str, list[Rung]] = {name: [] for name in rung_names}
     seconds = dict.fromkeys(rung_names, 0.0)
-    with progress_bar(len(run_folds) * len(rung_names), "ladder", "fit", shown=progress) as bar:
+    bar = progress_bar(len(run_folds) * len(rung_names), "ladder", "fit", shown=progress)
+    with bar, threadpool_limits(limits=1):  # small fits: threads that wait for each other cost more than they bring
         bar.set_postfix_str("reading the answers")
         inputs = read_inputs(rows, rung_names)
         for fold in run_folds:
