@@ -6,9 +6,10 @@
       |  tokenization.encode_rows              token ids per side, within a token budget
       |  batching                              steps of whole pairs, cut into length-sorted chunks of token ids
       |  model.PreferenceModel                 shared encoder -> u, v (B, H) -> fusion -> symmetric head -> (B, 3)
-      |  train.fit                             best weights and the history of how it got there
+      |  train.fit, step                       best weights and the history of how it got there
       |  predict.predict_proba                 probs (N, 3) in schema.LABEL_COLUMNS order
-      +- baselines / metrics / calibration     the ladder, log loss with intervals, slices, temperature
+      +- rungs, baselines                      the ladder: plain models on the same folds
+      +- metrics / calibration                 log loss with intervals, slices, temperature
       +- submission.write_submission           submission.csv, read back and checked
       +- runs.RunFolder                        config.json result.json history.csv oof.csv valid.csv model/
 

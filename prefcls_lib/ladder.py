@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from prefcls_lib import metrics
-from prefcls_lib.baselines import RUNGS, best_rung, cross_validate, ladder_table, predict_rows, save_rung
+from prefcls_lib.baselines import best_rung, cross_validate, ladder_table
 from prefcls_lib.config import RunConfig
 from prefcls_lib.files import write_json, write_whole
 from prefcls_lib.job import claim_folder, read_job, score_job
+from prefcls_lib.rungs import RUNGS, predict_rows, save_rung
 from prefcls_lib.runs import RunFolder, prediction_table, write_table
 from prefcls_lib.schema import ID
 from prefcls_lib.submission import write_submission

@@ -17,15 +17,7 @@ import pandas as pd
 
 from prefcls_lib import metrics
 from prefcls_lib.backbones import load_backbone
-from prefcls_lib.baselines import (
-    FAST_RUNGS,
-    OutOfSample,
-    best_rung,
-    cross_validate,
-    ladder_table,
-    load_rung,
-    predict_rows,
-)
+from prefcls_lib.baselines import OutOfSample, best_rung, cross_validate, ladder_table
 from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.checkpoint import SavedModel, build_model, load_model, save_model
 from prefcls_lib.config import RunConfig
@@ -36,6 +28,7 @@ from prefcls_lib.job import Job, claim_folder, read_job, read_out_of_sample, sco
 from prefcls_lib.model import PreferenceModel
 from prefcls_lib.predict import predict_proba
 from prefcls_lib.resume import stop_on_sigterm
+from prefcls_lib.rungs import FAST_RUNGS, load_rung, predict_rows
 from prefcls_lib.runs import RunFolder, prediction_table, write_table
 from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from prefcls_lib import metrics
 from prefcls_lib.backbones import set_gradient_checkpointing
-from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.batching import Examples, TokenCount, plan_epoch
 from prefcls_lib.config import RunConfig
 from prefcls_lib.files import UserError
 from prefcls_lib.model import PreferenceModel
@@ -28,11 +28,11 @@ from prefcls_lib.optim import (
 from prefcls_lib.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.progress import progress_bar
 from prefcls_lib.resume import Stopped, TrainingState, load_state, save_state
+from prefcls_lib.step import head_logits, train_step_in_memory
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
 PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned
-SMALLEST_MICRO_STEP = 256  # tokens; running out of memory below this is not a matter of the cap
 
 
 COLLAPSED_SPREAD = 0.01  # a living encoder's predictions differ by more than this from row to row
@@ -142,7 +142,7 @@ def fit(
                 planned_epoch, steps = epoch, plan_epoch(lengths, config.batch_size, config.seed, epoch)
             set_learning_rate(optimizer, _rate_share(state, config))
             step_started = time.perf_counter()
-            loss_sum, rows, tokens = _step_in_memory(
+            loss_sum, rows, tokens = train_step_in_memory(
                 model, train, steps[position], lengths, config, accelerator, pad_id, state, progress
             )
             norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
@@ -227,51 +227,11 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
         order = np.random.default_rng([config.seed, epoch]).permutation(len(some))
         batch = order[position * config.batch_size : (position + 1) * config.batch_size]
         set_learning_rate(optimizer, learning_rate_factor(step, total_steps, 0.1))
-        logits, labels = _head_logits(model, some, batch, embeddings, accelerator.device)
+        logits, labels = head_logits(model, some, batch, embeddings, accelerator.device)
         torch.nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing).backward()
         torch.nn.utils.clip_grad_norm_(model.head.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-
-
-def train_step(
-    model: PreferenceModel,
-    train: Examples,
-    step: np.ndarray,
-    lengths: np.ndarray,
-    max_tokens: int,
-    config: RunConfig,
-    accelerator: Accelerator,
-    pad_id: int,
-) -> tuple[torch.Tensor, int, TokenCount]:
-    """Gradients of one optimizer step, summed over its micro-steps.
-
-    The loss of every micro-step is divided by the pairs of the whole step, so the gradient is that of the step's
-    mean loss whatever `max_tokens` (held for one backward pass) is.
-
-    Returns:
-        Sum of the rows' unsmoothed losses (a tensor on the device), rows, tokens.
-    """
-    model.train()
-    device = accelerator.device
-    loss_sum = torch.zeros((), device=device)
-    tokens = TokenCount()
-    for rows in split_step(step, lengths, max_tokens):
-        used, places = np.unique(train.sides[rows], return_inverse=True)
-        token_ids = [train.token_ids[i] for i in used]
-        chunks = [
-            chunk.to(device) for chunk in make_chunks(token_ids, pad_id, multiple_of=8 if device.type == "cuda" else 1)
-        ]
-        with accelerator.autocast():
-            embeddings = model.embed_sides(chunks)
-        logits, labels = _head_logits(model, train, rows, embeddings, device, places.reshape(-1, 2))
-        loss = torch.nn.functional.cross_entropy(
-            logits, labels, label_smoothing=config.label_smoothing, reduction="sum"
-        )
-        accelerator.backward(loss / len(step))
-        loss_sum += torch.nn.functional.cross_entropy(logits.detach(), labels, reduction="sum")
-        tokens += TokenCount(sum(map(len, token_ids)), sum(chunk.tokens_computed for chunk in chunks))
-    return loss_sum, len(step), tokens
 
 
 def _validate(
@@ -329,50 +289,6 @@ def _validate(
             state.best = len(losses) - 1
             state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     return tokens
-
-
-def _head_logits(
-    model: PreferenceModel,
-    examples: Examples,
-    rows: np.ndarray,
-    embeddings: torch.Tensor,
-    device: torch.device,
-    places: np.ndarray | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, 3) and labels (B,) of `rows`; `places` (B, 2): their sides in `embeddings`, else `examples.sides`."""
-    sides = torch.as_tensor(examples.sides[rows] if places is None else places, device=device)
-    x = None if examples.features is None else torch.as_tensor(examples.features[rows], device=device)
-    logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
-    return logits, torch.as_tensor(examples.labels[rows], device=device)
-
-
-def _step_in_memory(
-    model: PreferenceModel,
-    train: Examples,
-    step: np.ndarray,
-    lengths: np.ndarray,
-    config: RunConfig,
-    accelerator: Accelerator,
-    pad_id: int,
-    state: TrainingState,
-    progress: tqdm,
-) -> tuple[torch.Tensor, int, TokenCount]:
-    """`train_step`; when memory runs out, half the tokens per micro-step and the same step again, and it is said."""
-    while True:
-        try:
-            return train_step(model, train, step, lengths, state.max_tokens, config, accelerator, pad_id)
-        except torch.OutOfMemoryError as error:
-            model.zero_grad(set_to_none=True)
-            if state.max_tokens // 2 < SMALLEST_MICRO_STEP:
-                raise UserError(
-                    f"out of memory with {state.max_tokens} tokens per micro-step. Set gradient_checkpointing=true, or "
-                    "max_length lower."
-                ) from error
-            state.max_tokens //= 2
-            progress.write(
-                f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated"
-            )
-        torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
 
 
 def _rate_share(state: TrainingState, config: RunConfig) -> float:

@@ -16,10 +16,11 @@ ROOMS = {path.stem: path for path in sorted((ROOT / "prefcls_lib").glob("*.py"))
 # From the ground up: a room imports only rooms that stand before it.
 ORDER = (
     "schema", "files", "progress", "config", "environment", "data", "features", "tokenization", "batching",
-    "backbones", "model", "checkpoint", "optim", "resume", "predict", "metrics", "train", "calibration", "baselines",
+    "backbones", "model", "checkpoint", "optim", "resume", "predict", "metrics", "step", "train", "calibration",
+    "rungs", "baselines",
     "submission", "runs", "plots", "job", "pipeline", "ladder", "blend", "cli", "__main__",
 )  # fmt: skip
-LIGHT = ("schema", "files", "progress", "config", "data", "features", "metrics", "calibration", "baselines",
+LIGHT = ("schema", "files", "progress", "config", "data", "features", "metrics", "calibration", "rungs", "baselines",
          "submission", "runs", "plots", "cli")  # fmt: skip
 
 

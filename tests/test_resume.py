@@ -19,6 +19,7 @@ from conftest import KINDS, run_arguments
 from test_train import make_config, make_examples, make_model
 
 from prefcls_lib import cli, data, optim, train
+from prefcls_lib import step as steps
 from prefcls_lib.environment import make_accelerator, seed_everything
 from prefcls_lib.files import UserError, backup_of, write_whole
 from prefcls_lib.resume import Stopped, TrainingState
@@ -228,7 +229,7 @@ def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path, capsys):
 def test_out_of_memory_halves_the_micro_step_and_goes_on(tiny, monkeypatch, capsys):
     """Said once a halving; the same step is repeated, so the weights are those of a small cap from the start."""
     config = make_config(structure_features=False, max_tokens_per_micro_step=2048)
-    real, caps = train.train_step, []
+    real, caps = steps.train_step, []
 
     def limited(model, examples, step, lengths, max_tokens, *rest):
         caps.append(max_tokens)
@@ -238,7 +239,7 @@ def test_out_of_memory_halves_the_micro_step_and_goes_on(tiny, monkeypatch, caps
 
     small = make_model(tiny, config)
     fit(small, replace(config, max_tokens_per_micro_step=512))
-    monkeypatch.setattr(train, "train_step", limited)
+    monkeypatch.setattr(steps, "train_step", limited)
     model = make_model(tiny, config)
     fit(model, config)
     assert caps[:4] == [2048, 1024, 512, 512]
@@ -252,7 +253,7 @@ def test_not_even_small_micro_steps_fit(tiny, monkeypatch):
     def never(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "train_step", never)
+    monkeypatch.setattr(steps, "train_step", never)
     config = make_config(structure_features=False)
     with pytest.raises(UserError, match="gradient_checkpointing=true"):
         fit(make_model(tiny, config), config)
@@ -261,7 +262,7 @@ def test_not_even_small_micro_steps_fit(tiny, monkeypatch):
 def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypatch):
     """Two of six steps overflow: weights stay finite, history counts them; 20 in a row end the run."""
     config = make_config(structure_features=False)
-    real = train.train_step
+    real = steps.train_step
     bad = iter([False, True, False, True, False, False])
 
     def overflow(model, *rest):
@@ -270,7 +271,7 @@ def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypat
             model.head.output.bias.grad.fill_(torch.inf)
         return result
 
-    monkeypatch.setattr(train, "train_step", overflow)
+    monkeypatch.setattr(steps, "train_step", overflow)
     model = make_model(tiny, config)
     result = fit(model, config)
     assert result.history["skipped_steps"].tolist() == [1, 2]

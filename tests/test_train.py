@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from torch import nn
 
 from prefcls_lib import optim, train
+from prefcls_lib import step as steps
 from prefcls_lib.backbones import RECIPES
 from prefcls_lib.batching import Examples, TokenCount
 from prefcls_lib.checkpoint import build_model
@@ -93,7 +94,7 @@ def test_micro_steps_give_the_gradient_of_the_whole_step(kind, backbone_folders)
         config = make_config(label_smoothing=0.1)
         model.zero_grad()
         pad_id = model.encoder.config.pad_token_id
-        loss_sum, rows, _ = train.train_step(
+        loss_sum, rows, _ = steps.train_step(
             model, examples, step, examples.lengths, max_tokens, config, make_accelerator("no"), pad_id
         )
         found = gradients(model)
@@ -127,7 +128,7 @@ def test_tokens_of_a_step_by_hand(tiny):
     examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), None, np.array([0, 1, 2]))
     config = make_config(structure_features=False)
     model = make_model(tiny, config)
-    *_, tokens = train.train_step(
+    *_, tokens = steps.train_step(
         model, examples, np.arange(3), examples.lengths, 100, config, make_accelerator("no"), pad_id=0
     )
     assert tokens == TokenCount(real=21, computed=22)

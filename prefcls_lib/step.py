@@ -1,0 +1,98 @@
+"""One optimizer step: its gradients, summed over micro-steps, within the memory there is."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from prefcls_lib.batching import Examples, TokenCount, make_chunks, split_step
+from prefcls_lib.config import RunConfig
+from prefcls_lib.files import UserError
+from prefcls_lib.model import PreferenceModel
+from prefcls_lib.resume import TrainingState
+
+SMALLEST_MICRO_STEP = 256  # tokens; running out of memory below this is not a matter of the cap
+
+
+def train_step(
+    model: PreferenceModel,
+    train: Examples,
+    step: np.ndarray,
+    lengths: np.ndarray,
+    max_tokens: int,
+    config: RunConfig,
+    accelerator: Accelerator,
+    pad_id: int,
+) -> tuple[torch.Tensor, int, TokenCount]:
+    """Gradients of one optimizer step, summed over its micro-steps.
+
+    The loss of every micro-step is divided by the pairs of the whole step, so the gradient is that of the step's
+    mean loss whatever `max_tokens` (held for one backward pass) is.
+
+    Returns:
+        Sum of the rows' unsmoothed losses (a tensor on the device), rows, tokens.
+    """
+    model.train()
+    device = accelerator.device
+    loss_sum = torch.zeros((), device=device)
+    tokens = TokenCount()
+    for rows in split_step(step, lengths, max_tokens):
+        used, places = np.unique(train.sides[rows], return_inverse=True)
+        token_ids = [train.token_ids[i] for i in used]
+        chunks = [
+            chunk.to(device) for chunk in make_chunks(token_ids, pad_id, multiple_of=8 if device.type == "cuda" else 1)
+        ]
+        with accelerator.autocast():
+            embeddings = model.embed_sides(chunks)
+        logits, labels = head_logits(model, train, rows, embeddings, device, places.reshape(-1, 2))
+        loss = torch.nn.functional.cross_entropy(
+            logits, labels, label_smoothing=config.label_smoothing, reduction="sum"
+        )
+        accelerator.backward(loss / len(step))
+        loss_sum += torch.nn.functional.cross_entropy(logits.detach(), labels, reduction="sum")
+        tokens += TokenCount(sum(map(len, token_ids)), sum(chunk.tokens_computed for chunk in chunks))
+    return loss_sum, len(step), tokens
+
+
+def train_step_in_memory(
+    model: PreferenceModel,
+    train: Examples,
+    step: np.ndarray,
+    lengths: np.ndarray,
+    config: RunConfig,
+    accelerator: Accelerator,
+    pad_id: int,
+    state: TrainingState,
+    progress: tqdm,
+) -> tuple[torch.Tensor, int, TokenCount]:
+    """`train_step`; when memory runs out, half the tokens per micro-step and the same step again, and it is said."""
+    while True:
+        try:
+            return train_step(model, train, step, lengths, state.max_tokens, config, accelerator, pad_id)
+        except torch.OutOfMemoryError as error:
+            model.zero_grad(set_to_none=True)
+            if state.max_tokens // 2 < SMALLEST_MICRO_STEP:
+                raise UserError(
+                    f"out of memory with {state.max_tokens} tokens per micro-step. Set gradient_checkpointing=true, or "
+                    "max_length lower."
+                ) from error
+            state.max_tokens //= 2
+            progress.write(
+                f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated"
+            )
+        torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
+
+
+def head_logits(
+    model: PreferenceModel,
+    examples: Examples,
+    rows: np.ndarray,
+    embeddings: torch.Tensor,
+    device: torch.device,
+    places: np.ndarray | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, 3) and labels (B,) of `rows`; `places` (B, 2): their sides in `embeddings`, else `examples.sides`."""
+    sides = torch.as_tensor(examples.sides[rows] if places is None else places, device=device)
+    x = None if examples.features is None else torch.as_tensor(examples.features[rows], device=device)
+    logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
+    return logits, torch.as_tensor(examples.labels[rows], device=device)
