@@ -23,6 +23,9 @@
 # parameters in its layers, and another 49 million in the embeddings of its 128,000 tokens. It is the smallest of the
 # three backbones and, token for token, the strongest for its size. Notebooks 02 and 03 do the same with RoBERTa-base
 # and ELECTRA-large: the code cells are equal, and only the prose and the backbone differ.
+#
+# Run with another backbone, as `make demo` does with MiniLM, the outputs and the settings in section 3 are that backbone's, while
+# the prose still speaks of this one.
 
 # %% [markdown]
 # ## 1. Parameters
@@ -180,8 +183,8 @@ pipeline.describe_first_step(job, encoded)
 # so the first loss is that of the prior.
 
 # %%
-head = model.PreferenceHead
-display(Code(inspect.getsource(head.forward) + inspect.getsource(head._one_order), language="python"))
+source = inspect.getsource(model.PreferenceHead.forward) + inspect.getsource(model.PreferenceHead._one_order)
+display(Code(source, language="python"))
 print(f"untrained model, log loss on 64 validation rows: {pipeline.untrained_log_loss(job, encoded):.4f}")
 
 # %% [markdown]
@@ -240,8 +243,9 @@ plots.plot_ladder(runs.result_table(result))
 # ## 12. Calibration
 #
 # Log loss punishes confidence that is not earned. Where points lie below the diagonal the model is too sure of itself;
-# a temperature and a tie bias, fitted on other out-of-sample rows, can mend that: `calibrated_log_loss` says by how much,
-# and `prefcls blend` applies it. `flip_rate` is the share of rows whose verdict changes when the answers change places.
+# a temperature and a tie bias, fitted on other out-of-sample rows, can mend that: `calibrated_log_loss` is what is
+# left on rows that they were not fitted on (on a few hundred rows it is often worse: then leave it), and `prefcls blend` applies
+# them. `flip_rate` is the share of rows whose verdict changes when the answers change places.
 
 # %%
 rows, probs = pipeline.read_out_of_sample(job)
@@ -254,7 +258,8 @@ plots.plot_reliability(metrics.reliability_table(labels, probs), ece)
 # %% [markdown]
 # ## 13. Where it is good, and where not
 #
-# Each slice with its number of rows and its interval. Small slices have wide intervals: read those first.
+# Each slice with its number of rows and its 95 % interval; a slice of fewer than ten prompts gets none. Look at count and
+# interval before you believe a difference.
 
 # %%
 cut = encoded.cut[job.validated].any(axis=1)

@@ -23,6 +23,9 @@
 # wide, 16 heads, 334 million parameters. It is the largest of the three, and the one that failed in the original study: it
 # used 11 of 12 hours and ended with the same three numbers, (.349, .335, .316), for every row. Notebooks 01 and 02 do the same
 # with DeBERTa-v3-xsmall and RoBERTa-base: the code cells are equal, and only the prose and the backbone differ.
+#
+# Run with another backbone, as `make demo` does with MiniLM, the outputs and the settings in section 3 are that backbone's, while
+# the prose still speaks of this one.
 
 # %% [markdown]
 # ## 1. Parameters
@@ -101,8 +104,8 @@ pd.Series(job.config.to_dict(), name="value").to_frame()
 # ## 4. The rows
 #
 # A cell of the CSV is a JSON list with one text for each turn, in pure ASCII with `\uXXXX` escapes: parse first, clean later.
-# ELECTRA's vocabulary is BERT's, English and lower case: a character that it has never seen becomes `[UNK]`, and about
-# a quarter of these rows hold characters outside ASCII. They cost little and mean little here; a multilingual backbone
+# ELECTRA's vocabulary is BERT's, English and lower case: a character that it has never seen becomes `[UNK]`, and in the
+# full data about a quarter of the rows hold characters outside ASCII. They cost little and mean little here; a multilingual backbone
 # would read them.
 #
 # Below the tables, one comparison in full. Read a few before you train anything: what would you have voted, and how sure would
@@ -177,8 +180,8 @@ pipeline.describe_first_step(job, encoded)
 # so the first loss is that of the prior.
 
 # %%
-head = model.PreferenceHead
-display(Code(inspect.getsource(head.forward) + inspect.getsource(head._one_order), language="python"))
+source = inspect.getsource(model.PreferenceHead.forward) + inspect.getsource(model.PreferenceHead._one_order)
+display(Code(source, language="python"))
 print(f"untrained model, log loss on 64 validation rows: {pipeline.untrained_log_loss(job, encoded):.4f}")
 
 # %% [markdown]
@@ -237,8 +240,9 @@ plots.plot_ladder(runs.result_table(result))
 # ## 12. Calibration
 #
 # Log loss punishes confidence that is not earned. Where points lie below the diagonal the model is too sure of itself;
-# a temperature and a tie bias, fitted on other out-of-sample rows, can mend that: `calibrated_log_loss` says by how much,
-# and `prefcls blend` applies it. `flip_rate` is the share of rows whose verdict changes when the answers change places.
+# a temperature and a tie bias, fitted on other out-of-sample rows, can mend that: `calibrated_log_loss` is what is
+# left on rows that they were not fitted on (on a few hundred rows it is often worse: then leave it), and `prefcls blend` applies
+# them. `flip_rate` is the share of rows whose verdict changes when the answers change places.
 
 # %%
 rows, probs = pipeline.read_out_of_sample(job)
@@ -251,7 +255,8 @@ plots.plot_reliability(metrics.reliability_table(labels, probs), ece)
 # %% [markdown]
 # ## 13. Where it is good, and where not
 #
-# Each slice with its number of rows and its interval. Small slices have wide intervals: read those first.
+# Each slice with its number of rows and its 95 % interval; a slice of fewer than ten prompts gets none. Look at count and
+# interval before you believe a difference.
 
 # %%
 cut = encoded.cut[job.validated].any(axis=1)

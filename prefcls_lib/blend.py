@@ -17,6 +17,8 @@ from prefcls_lib.pipeline import predict_run
 from prefcls_lib.runs import RunFolder, read_table
 from prefcls_lib.schema import ID, LABEL_COLUMNS
 
+MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
+
 
 @dataclass(frozen=True)
 class SharedRows:
@@ -42,8 +44,11 @@ def read_shared_rows(folders: list[Path]) -> SharedRows:
     """
     tables = [_read_oof(folder) for folder in folders]
     ids = sorted(set.intersection(*(set(table.index) for table in tables)))
-    if not ids:
-        raise UserError(f"{', '.join(map(str, folders))}: no row was predicted out of sample by all of these runs.")
+    if len(ids) < MIN_SHARED_ROWS:
+        raise UserError(
+            f"{', '.join(map(str, folders))}: only {len(ids)} rows were predicted out of sample by all of these runs. "
+            "A blend needs runs on the same train file, validated on the same folds."
+        )
     first = tables[0].loc[ids]
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         for column in ("label", "fold", "group"):
@@ -52,7 +57,7 @@ def read_shared_rows(folders: list[Path]) -> SharedRows:
                 row = ids[int(np.argmax(differs))]
                 raise UserError(
                     f"{folder / 'oof.csv'}: id {row} has another {column} than in {folders[0]}. A blend needs runs on "
-                    "the same data with the same num_folds and seed."
+                    "the same data with the same num_folds, seed and max_train_rows."
                 )
     return SharedRows(
         first["label"].to_numpy(),

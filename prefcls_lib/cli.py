@@ -12,7 +12,11 @@ from prefcls_lib.schema import ID
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 when the user must put something right."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
     try:
         arguments.command(arguments)
     except UserError as error:
@@ -29,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prefcls", description="Predict which of two LLM answers people prefer.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    parser.set_defaults(command=None)
 
     run = commands.add_parser("run", help="train, validate, predict: from CSV to a checked submission")
     ladder = commands.add_parser("ladder", help="the CPU baselines, with the same files")

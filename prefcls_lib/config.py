@@ -126,11 +126,12 @@ class RunConfig:
         return cls(**settings)
 
     @classmethod
-    def from_namespace(cls, namespace: Mapping[str, object]) -> "RunConfig":
+    def from_namespace(cls, namespace: dict[str, object]) -> "RunConfig":
         """Build a config from a notebook's `globals()`, right after its parameters cell.
 
         Every plain value defined so far is taken as a setting, so that a parameter which papermill
-        injected under a mistyped name stops the run instead of being ignored.
+        injected under a mistyped name stops the run instead of being ignored. When the cell is run again in the same
+        kernel, later cells have left names of their own: then only those are refused that nearly are a setting.
         """
         plain = (str, int, float, bool, list, tuple, dict, types.NoneType)
         ipython = {"In", "Out"}
@@ -139,6 +140,10 @@ class RunConfig:
             for name, value in namespace.items()
             if isinstance(value, plain) and not name.startswith("_") and name not in ipython
         }
+        if namespace.get("_prefcls_config_read"):
+            near = {name for name in settings if difflib.get_close_matches(name, _TYPES, n=1, cutoff=0.8)}
+            settings = {name: value for name, value in settings.items() if name in near}
+        namespace["_prefcls_config_read"] = True
         return cls.from_mapping(settings, source="notebook parameters")
 
     @classmethod
@@ -149,7 +154,10 @@ class RunConfig:
             try:
                 settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
             except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
-                raise UserError(f"{path}: cannot be read as YAML ({error}).") from error
+                reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+                raise UserError(
+                    f"{path}: cannot be read as YAML ({reason}). Write one `setting: value` a line."
+                ) from error
             if not isinstance(settings, dict):
                 raise UserError(f"{path}: expected lines of `setting: value`, found a {_kind(settings)}.")
         return cls.from_mapping({**settings, **overrides}, source=str(path or "--set"))

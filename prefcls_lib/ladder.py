@@ -31,7 +31,7 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     job = claim_folder(read_job(replace(config, backbone="ladder")))
     folder = job.folder
     if folder.complete:
-        print(f"{folder.path}: this run is complete. Name another --out to run again.", flush=True)
+        print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
         return folder
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
     results = cross_validate(RUNGS, job.rows, job.folds, job.config.folds, job.config.seed)

@@ -30,6 +30,7 @@ LENGTH_GAPS = ("B, 3 times or more", "B, 1.5 to 3 times", "B, 1.1 to 1.5 times",
 TOTAL_CHARS = (1_000, 2_300, 4_000)  # of prompt and answers: near the quartiles of the competition's rows
 TOTAL_NAMES = ("under 1,000", "1,000 to 2,300", "2,300 to 4,000", "4,000 or more")
 NO_YES = ("no", "yes")
+MIN_SLICE_GROUPS = 10
 _CHUNK = 2_000_000  # group draws held in memory at a time
 
 
@@ -211,7 +212,8 @@ def slice_table(
         top: number of model pairs, the most frequent ones.
 
     Returns:
-        One line for each slice that has rows: name, value, count, log_loss, low, high (95 % interval),
+        One line for each slice that has rows (no interval for fewer than MIN_SLICE_GROUPS prompts): name,
+            value, count, log_loss, low, high (95 % interval),
         accuracy; with `other_probs` also difference, difference_low, difference_high (negative: better).
     """
     groups = rows["group"].to_numpy()
@@ -222,7 +224,7 @@ def slice_table(
     for name, values, index in _slices(rows, labels, cut, top):
         for number in np.unique(index[index >= 0]):
             here = index == number
-            low, high = bootstrap_interval(losses[here], groups[here])
+            low, high = _slice_interval(losses[here], groups[here])
             line = {"name": name, "value": str(values[number]), "count": int(here.sum())}
             line |= {
                 "log_loss": losses[here].mean(),
@@ -231,10 +233,17 @@ def slice_table(
                 "accuracy": right[here].mean(),
             }
             if against is not None:
-                low, high = bootstrap_interval(against[here], groups[here])
+                low, high = _slice_interval(against[here], groups[here])
                 line |= {"difference": against[here].mean(), "difference_low": low, "difference_high": high}
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _slice_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """`bootstrap_interval`, or NaN for fewer than MIN_SLICE_GROUPS prompts, whose resamples say nothing."""
+    if len(np.unique(groups)) < MIN_SLICE_GROUPS:
+        return float("nan"), float("nan")
+    return bootstrap_interval(values, groups)
 
 
 def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:

@@ -7,6 +7,7 @@ fit_folds(job, encoded)          one model a fold, each saved when it is done
 result = finish(job, ladder)     submission.csv, the tables, result.json
 """
 
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -158,7 +159,7 @@ def run(config: RunConfig) -> RunFolder:
     """All steps; on a folder whose run is complete, only says so."""
     job = start(config)
     if job.folder.complete:
-        print(f"{job.folder.path}: this run is complete. Name another --out to run again.", flush=True)
+        print(f"{job.folder.path}: this run is complete; for a new one name another --out.", flush=True)
     else:
         encoded = encode(job)
         ladder = run_ladder(job)
@@ -241,6 +242,7 @@ def _fit_fold(job: Job, encoded: EncodedRows, fold: int, session: Session) -> No
         "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
         "step_seconds": fitted.step_seconds,
         "steps": int(fitted.history["step"].iloc[-1]),
+        "planned_steps": math.ceil(len(train) / config.batch_size) * config.num_epochs,
         "collapsed": collapsed,
         "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
         "mixed_precision": accelerator.mixed_precision,

@@ -41,6 +41,8 @@ class RunFolder:
         Raises:
             UserError: it holds a run with other settings or data (named), or it cannot be written.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file. Name a folder with --out.")
         wanted = {"settings": config.to_dict(), "data_sha256": data_sha256}
         if not (self / "config.json").exists():
             write_json(self / "config.json", wanted)

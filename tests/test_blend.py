@@ -187,7 +187,7 @@ def test_runs_without_shared_rows_are_refused(runs, tmp_path, capsys):
         table = read_table(runs[1] / name)
         write_table(runs[1] / name, table.assign(id="x" + table["id"]))
     assert blend(runs, tmp_path / "blend.json") == 2
-    assert "no row was predicted out of sample by all" in capsys.readouterr().err
+    assert "only 0 rows were predicted out of sample by all" in capsys.readouterr().err
     assert not (tmp_path / "blend.json").exists()
 
 

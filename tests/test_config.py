@@ -197,3 +197,13 @@ def test_every_recipe_completes_a_config(model_type):
     """After the recipe nothing is None but the session's own settings, and every value of it is allowed."""
     settings = RunConfig().with_recipe(RECIPES[model_type]).to_dict()
     assert {name for name, value in settings.items() if value is None} == {"time_budget_hours", "resume_from"}
+
+
+def test_config_cell_can_be_run_again():
+    """Later cells leave names of their own; a near miss of a setting is still refused."""
+    namespace = {"num_epochs": 2}
+    assert RunConfig.from_namespace(namespace).num_epochs == 2
+    namespace |= {"side": 1, "ids": [1, 2], "ece": 0.1, "name": "x", "num_epochs": 3}
+    assert RunConfig.from_namespace(namespace).num_epochs == 3
+    with pytest.raises(UserError, match="'lerning_rate'"):
+        RunConfig.from_namespace({**namespace, "lerning_rate": 1e-4})

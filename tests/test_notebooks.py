@@ -74,6 +74,16 @@ def test_parameters_are_settings_with_their_defaults(name):
     assert set(different) <= {"backbone"}
 
 
+def test_cells_leave_no_name_that_is_a_setting():
+    """A cell that assigned to `head` would change that setting when the config cell is run again."""
+    names = set(RunConfig().to_dict())
+    for cell in read(NAMES[0]).cells:
+        if cell.cell_type == "code" and not is_parameters(cell):
+            tree = ast.parse(cell.source.replace("%matplotlib", "# %matplotlib"))
+            stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            assert not stored & names
+
+
 def test_kernelspec_is_in_the_py():
     """Without it papermill does not know which kernel to start."""
     for name in NAMES:
