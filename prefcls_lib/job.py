@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from prefcls_lib.calibration import calibrate_out_of_fold
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import assign_folds, read_rows, sample_path, take_rows
 from prefcls_lib.environment import default_out, find_competition_file, versions
+from prefcls_lib.features import compute_features
 from prefcls_lib.files import UserError, sha256
 from prefcls_lib.runs import RunFolder, read_table
 from prefcls_lib.schema import ID, LABEL_COLUMNS, NUM_CLASSES
@@ -42,6 +44,11 @@ class Job:
     backbone: Backbone | None = None
     wrote_prior: bool = False
     started: float = field(default_factory=time.perf_counter)
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """(N, F) raw structure features of the training rows, computed once for all folds."""
+        return compute_features(self.rows)
 
     @property
     def deadline(self) -> float | None:

@@ -265,9 +265,8 @@ def _split(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Example
     scaler = features = None
     is_train = job.folds != fold
     if job.config.structure_features:
-        raw = compute_features(job.rows)
-        scaler = FeatureScaler.fit(raw[is_train])
-        features = scaler.transform(raw).astype(np.float32)
+        scaler = FeatureScaler.fit(job.features[is_train])
+        features = scaler.transform(job.features).astype(np.float32)
     everything = Examples(encoded.token_ids, encoded.sides, features, job.rows["label"].to_numpy())
     return everything.take(is_train), everything.take(~is_train), scaler
 
