@@ -15,9 +15,9 @@ import torch
 from prefcls_lib.features import SIGNS
 
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
-CHUNK_SIDES = 16  # most sides in one chunk,
-CHUNK_TOKENS = 4096  # most tokens in it, padding included,
-CHUNK_FILL = 0.85  # and every side at least this share of the longest one
+CHUNK_TOKENS = 4096  # most tokens in one chunk, padding included
+CHUNK_SIDES = 64  # and most sides
+CHUNK_COST_TOKENS = 128  # one more chunk costs as much as this many tokens of padding
 
 
 @dataclass(frozen=True)
@@ -104,24 +104,21 @@ def make_chunks(
 ) -> list[Chunk]:
     """Sort sides by length (equal lengths: by ids) and cut them into chunks, longest first.
 
-    The longest chunk comes first so that running out of memory shows at once.
+    The cuts are those with the least computed tokens, each chunk counted as CHUNK_COST_TOKENS more: few chunks of
+    nearly equal lengths. The longest chunk comes first so that running out of memory shows at once.
 
     Args:
         token_ids: S arrays (T,) of token ids.
         pad_id: fills the padding.
-        max_sides, max_tokens: a chunk holds no more than these, but always one side; a side shorter than CHUNK_FILL
-            of the longest starts a new chunk.
+        max_sides, max_tokens: a chunk holds no more than these, but always one side.
         multiple_of: padded lengths are rounded up to a multiple of this (8 suits a GPU).
     """
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
-    chunks = []
-    while order:
-        longest = len(token_ids[order[0]])
-        length = -(-longest // multiple_of) * multiple_of
-        most = max(1, min(max_sides, max_tokens // length))
-        taken = [i for i in order[:most] if len(token_ids[i]) >= CHUNK_FILL * longest]
-        order = order[len(taken) :]
-        chunks.append(_pad_chunk(taken, token_ids, pad_id, length))
+    padded = [-(-len(token_ids[i]) // multiple_of) * multiple_of for i in order]
+    chunks, start = [], 0
+    for size in _cut_sorted(padded, max_sides, max_tokens):
+        chunks.append(_pad_chunk(order[start : start + size], token_ids, pad_id, padded[start]))
+        start += size
     return chunks
 
 
@@ -176,3 +173,20 @@ def _pad_chunk(taken: list[int], token_ids: Sequence[np.ndarray], pad_id: int, l
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
     return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+
+
+def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int) -> list[int]:
+    """Sizes of consecutive chunks of falling `lengths` that cost least, by dynamic programming from the end."""
+    count = len(lengths)
+    cost, sizes = [0.0] * (count + 1), [1] * count
+    for start in range(count - 1, -1, -1):
+        longest = lengths[start]
+        most = min(max_sides, count - start, max(1, max_tokens // longest))
+        cost[start], sizes[start] = min(
+            (size * longest + CHUNK_COST_TOKENS + cost[start + size], size) for size in range(1, most + 1)
+        )
+    cuts, start = [], 0
+    while start < count:
+        cuts.append(sizes[start])
+        start += sizes[start]
+    return cuts

@@ -86,23 +86,33 @@ def test_chunks_by_hand():
 
 
 def test_padding_by_hand():
-    """Sides of 7 and 6 share a chunk (6 is over 85 % of 7), 2 does not; lengths are rounded up to 8 and 4."""
-    sides = [np.array([5, 5]), np.arange(1, 8), np.arange(11, 17)]
-    first, second = make_chunks(sides, pad_id=99, multiple_of=4)
-    assert first.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 99], [11, 12, 13, 14, 15, 16, 99, 99]]
-    assert first.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 0]]
-    assert first.indices.tolist() == [1, 2]
-    assert second.input_ids.tolist() == [[5, 5, 99, 99]]
-    assert (first.tokens_computed, second.tokens_computed) == (16, 4)
-    assert TokenCount(13, 20).useful_share == 0.65
-    assert int(first.attention_mask.sum() + second.attention_mask.sum()) == 15
+    """Lengths are rounded up to 8; the padding is masked and not counted as useful."""
+    (chunk,) = make_chunks([np.array([5, 5]), np.arange(1, 8), np.arange(11, 17)], pad_id=99, multiple_of=4)
+    assert chunk.input_ids.tolist() == [
+        [1, 2, 3, 4, 5, 6, 7, 99],
+        [11, 12, 13, 14, 15, 16, 99, 99],
+        [5, 5, 99, 99, 99, 99, 99, 99],
+    ]
+    assert chunk.attention_mask.sum(dim=1).tolist() == [7, 6, 2]
+    assert chunk.indices.tolist() == [1, 2, 0]
+    assert chunk.tokens_computed == 24
+    assert TokenCount(15, 24).useful_share == 0.625
+
+
+def test_chunks_are_cut_where_it_is_cheapest():
+    """A chunk costs 128 tokens: 199 beside 200 pads 1 and stays; three of 100 beside 200 would pad 300; one pads 100."""
+    sides = [np.arange(length) for length in (200, 100, 100, 199, 100)]
+    lengths = [chunk.attention_mask.sum(dim=1).tolist() for chunk in make_chunks(sides, 0)]
+    assert lengths == [[200, 199], [100, 100, 100]]
+    (one,) = make_chunks(sides[:2], 0)
+    assert one.attention_mask.sum(dim=1).tolist() == [200, 100]
 
 
 def test_chunk_caps():
-    """At most 8 places in a chunk: two sides of 4, two of 2, then 1 alone; a side over the cap goes alone."""
-    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=8)] == [2, 2, 1]
+    """At most 8 places in a chunk: two sides of 4, then three in places of 2; a side over the cap goes alone."""
+    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=8)] == [2, 3]
     assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=3)] == [1, 1, 1, 1, 1]
-    assert [len(chunk.indices) for chunk in make_chunks([SIDES[0]] * 5, 0, max_sides=2)] == [2, 2, 1]
+    assert [len(chunk.indices) for chunk in make_chunks([SIDES[0]] * 5, 0, max_sides=2)] == [1, 2, 2]
 
 
 def test_chunks_do_not_depend_on_the_order_of_the_sides():

@@ -1,0 +1,186 @@
+"""Training on rows whose best possible log loss is known: what leaves a deep ELECTRA at the prior, and what cures it.
+
+    python report/known_floor.py --out runs/known_floor                  a scaled ELECTRA, on a CPU in about an hour
+    python report/known_floor.py --out runs/known_floor --size large     ELECTRA-large's exact architecture, on a GPU
+
+Rows come in the competition's columns. Answers are made of nonsense words; each word has a known worth, and with d the
+worth of answer A minus that of B (and a little for length), the label is drawn from
+
+    P(A wins), P(B wins), P(tie) = softmax(d, -d, 0)
+
+So no model can have less than the mean entropy of that distribution: the floor. The encoder starts from random weights,
+as a pretrained one would already know how to keep signals alive through 24 layers.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import ElectraConfig, ElectraModel, PreTrainedTokenizerFast, set_seed
+
+from prefcls_lib import metrics, pipeline
+from prefcls_lib.config import RunConfig
+from prefcls_lib.files import read_json, write_json
+from prefcls_lib.runs import read_table
+from prefcls_lib.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
+
+GOOD, BAD, NEUTRAL = 40, 40, 120  # words worth +1, -1 and 0
+WORTH = 0.55  # of one good word, in logits
+LENGTH_WORTH = 0.04  # of one word more: what the structure features can see
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+# Both sizes have 24 layers, and their weights start so that a layer's gain is ELECTRA-large's (0.02 at 1,024 wide).
+SIZES = {
+    "small": {"hidden_size": 64, "embedding_size": 64, "num_attention_heads": 4, "intermediate_size": 256},
+    "large": {"hidden_size": 1024, "embedding_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+ROWS = {"small": 10_000, "large": 20_000}
+
+# Changes to a recipe, one ingredient each. Rates are those of 1,024 wide; see `scaled_rate`.
+VARIANTS = {
+    "original": {"recipe": "original"},
+    "original, rate 3e-5": {"recipe": "original", "learning_rate": 3e-5},
+    "original, warm-up 10 %": {"recipe": "original", "warmup_ratio": 0.1},
+    "original, rate 3e-5 and warm-up": {"recipe": "original", "learning_rate": 3e-5, "warmup_ratio": 0.1},
+    "original, head only first": {"recipe": "original", "head_only_rows": 2000},
+    "ours": {},
+    "ours, rate 1e-5": {"learning_rate": 1e-5},
+    "ours, no warm-up": {"warmup_ratio": 0.0},
+    "ours, no layer-wise decay": {"layer_decay": 1.0},
+    "ours, head only first": {"head_only_rows": 2000},
+    "ours, dropout 0.1": {"dropout": 0.1},
+}
+
+
+def make_words() -> tuple[list[str], np.ndarray]:
+    """The vocabulary, and the worth (W,) of each word."""
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    words = [first + second for first in syllables for second in syllables][:: len(syllables) // 3]
+    worth = np.concatenate([np.full(GOOD, WORTH), np.full(BAD, -WORTH), np.zeros(NEUTRAL)])
+    return words[: len(worth)], worth
+
+
+def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """`count` rows in the competition's columns, and the distribution (N, 3) that each label was drawn from."""
+    words, worth = make_words()
+    random = np.random.default_rng(seed)
+    table, probs = [], np.empty((count, len(LABEL_COLUMNS)))
+    for number in range(count):
+        sides = [random.choice(len(words), size=random.integers(12, 29)) for _ in RESPONSES]
+        value = [worth[side].sum() + LENGTH_WORTH * len(side) for side in sides]
+        d = value[0] - value[1]
+        logits = np.array([d, -d, 0.0])
+        probs[number] = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        winner = random.choice(len(LABEL_COLUMNS), p=probs[number])
+        prompt = " ".join(words[i] for i in random.choice(len(words), size=4))
+        cells = {
+            PROMPT: prompt,
+            **{name: " ".join(words[i] for i in side) for name, side in zip(RESPONSES, sides, strict=True)},
+        }
+        table.append(
+            {ID: number, **{name: json.dumps([text]) for name, text in cells.items()}}
+            | {name: int(i == winner) for i, name in enumerate(LABEL_COLUMNS)}
+        )
+    return pd.DataFrame(table), probs
+
+
+def make_backbone(folder: Path, size: str, num_layers: int, seed: int) -> None:
+    """An ELECTRA of `num_layers` with random weights, and a tokenizer with one token a word."""
+    words, _ = make_words()
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **names
+    ).save_pretrained(folder)
+    shape = SIZES[size]
+    set_seed(seed)
+    config = ElectraConfig(
+        vocab_size=len(vocabulary),
+        num_hidden_layers=num_layers,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        initializer_range=0.02 * math.sqrt(1024 / shape["hidden_size"]),
+        **shape,
+    )
+    ElectraModel(config).save_pretrained(folder)
+
+
+def scaled_rate(rate: float, size: str) -> float:
+    """AdamW's rate at this width with the effect that `rate` has at 1,024 (Yang et al. 2022, arXiv 2203.03466)."""
+    return rate * 1024 / SIZES[size]["hidden_size"]
+
+
+def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> dict:
+    """Train one variant on fold 0 of 10 and compare it with the floor on the same validation rows."""
+    changes = dict(VARIANTS[name])
+    recipe_rate = 1e-5 if changes.get("recipe") == "original" else 3e-5
+    changes["learning_rate"] = scaled_rate(changes.get("learning_rate", recipe_rate), size)
+    config = RunConfig(
+        backbone=str(out / "backbone"),
+        train=str(out / "train.csv"),
+        test=str(out / "test.csv"),
+        out=str(out / name.replace(" ", "_").replace(",", "").replace("%", "")),
+        seed=seed,
+        max_length=64,
+        on_collapse="warn",
+        **{**changes, **settings},
+    )
+    folder = pipeline.run(config)
+    result = read_json(folder / "result.json")
+    oof, history = read_table(folder / "oof.csv"), read_table(folder / "history.csv")
+    known = np.load(out / "probs.npy")[oof[ID].astype(int)]
+    labels, probs = oof["label"].to_numpy(), oof[list(LABEL_COLUMNS)].to_numpy()
+    rungs = {rung["rung"]: rung["log_loss"] for rung in result["ladder"]}
+    return {
+        "variant": name,
+        "seed": seed,
+        "log_loss": metrics.log_loss(labels, probs),
+        "floor": metrics.log_loss(labels, known),
+        "expected_floor": float(-(known * np.log(known)).sum(axis=1).mean()),
+        "prior": rungs["prior"],
+        "structure_logistic": rungs["structure_logistic"],
+        "encoder_spread": float(history["encoder_spread"].iloc[-1]),
+        "collapsed": bool(history["collapsed"].iloc[-1]),
+        "steps": int(history["step"].iloc[-1]),
+        "seconds": result["seconds"],
+    }
+
+
+def main() -> None:
+    """Make rows and backbone, run the variants that are not done yet, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every variant")
+    arguments = parser.parse_args()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    count = arguments.rows or ROWS[arguments.size]
+    rows, probs = make_rows(count, arguments.seed)
+    rows.to_csv(out / "train.csv", index=False)
+    rows.drop(columns=list(LABEL_COLUMNS)).head(100).to_csv(out / "test.csv", index=False)
+    np.save(out / "probs.npy", probs)
+    make_backbone(out / "backbone", arguments.size, arguments.layers, arguments.seed)
+    settings = dict(text.split("=", 1) for text in arguments.set)
+    results = []
+    for name in arguments.variants:
+        results.append(run_variant(name, out, arguments.size, arguments.seed, settings))
+        write_json(out / "known_floor.json", results)
+        print(pd.DataFrame(results).to_string(index=False, float_format="{:.4f}".format), flush=True)
+
+
+if __name__ == "__main__":
+    main()
