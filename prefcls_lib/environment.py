@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 import platform
 import random
+from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,23 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from prefcls_lib.files import UserError
+import prefcls_lib
+from prefcls_lib.files import UserError, sha256
 
 COMPETITION = "llm-classification-finetuning"
-PACKAGES = ("prefcls-lib", "torch", "transformers", "tokenizers", "accelerate", "safetensors",
+# Where Kaggle mounts an attached input below /kaggle/input: the layout of 2026, and the older one.
+COMPETITION_MOUNTS = ("competitions/{}", "{}")
+DATASET_MOUNTS = ("datasets/*/{}", "{}")
+MODEL_MOUNTS = ("models/*/{}/*/*/*", "{}/*/*/*")  # framework, variation, version
+NOTEBOOK_MOUNTS = ("notebooks/*/{}", "{}")
+# A run is a notebook's output, or a folder in it or in a data set, with at most one wrapper folder.
+_RUN_PLACES = [
+    f"{mount.format('*')}{deeper}"
+    for deeper in ("", "/*", "/*/*")
+    for mount in dict.fromkeys((*DATASET_MOUNTS, *NOTEBOOK_MOUNTS))
+]
+_RUN_MARKER = "submission.csv"  # in a run folder from its first second on
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
             "numpy", "pandas", "scikit-learn")  # fmt: skip
 
 
@@ -28,6 +43,11 @@ def on_kaggle() -> bool:
     return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
 
 
+def is_competition_rerun() -> bool:
+    """Whether Kaggle is scoring a submitted notebook on the hidden test rows."""
+    return "KAGGLE_IS_COMPETITION_RERUN" in os.environ
+
+
 def default_out(backbone: str) -> Path:
     """The run folder for `out="auto"`: /kaggle/working on Kaggle, else runs/<backbone>."""
     return Path("/kaggle/working") if on_kaggle() else Path("runs") / Path(backbone).name
@@ -37,24 +57,104 @@ def find_competition_file(name: str) -> Path:
     """The attached competition's train.csv or test.csv.
 
     Raises:
-        UserError: not attached; the message lists what was tried.
+        UserError: not attached (the message lists what was tried), or attached twice with different content.
     """
-    folders = [
-        f"competitions/{COMPETITION}",
-        COMPETITION,
-        f"competitions/{COMPETITION}/*",
-        f"{COMPETITION}/*",
+    tried = [
+        [f"{mount.format(COMPETITION)}/{extra}{name}{zipped}" for mount in COMPETITION_MOUNTS for zipped in ("", ".gz")]
+        for extra in ("", "*/")
     ]
-    tried = [f"{folder}/{name}{zipped}" for folder in folders for zipped in ("", ".gz")]
-    for pattern in tried:
-        for path in sorted(input_root().glob(pattern)):
-            return path
-    places = "\n  ".join(str(input_root() / pattern) for pattern in tried)
+    found = find_first(tried, f"the competition's {name}")
+    if found is not None:
+        return found
+    places = "\n  ".join(str(input_root() / pattern) for patterns in tried for pattern in patterns)
     raise UserError(
         f"the competition's {name} was not found. Tried:\n  {places}\n"
         f"On Kaggle attach the competition {COMPETITION!r} as an input; elsewhere name a CSV file, or sample for "
         "the shipped rows."
     )
+
+
+def backbone_patterns(name: str) -> list[list[str]]:
+    """Where an attached input keeps the config.json of a backbone, for `find_first`.
+
+    A data set named as the backbone, a data set with a folder of that name, or a Kaggle model; then each with an
+    extra wrapper folder.
+    """
+    mounts = [*(mount.format(name) for mount in DATASET_MOUNTS), *(f"{m.format('*')}/{name}" for m in DATASET_MOUNTS)]
+    mounts += [mount.format(name) for mount in MODEL_MOUNTS]
+    wrapped = [*(f"{m.format('*')}/*/{name}" for m in DATASET_MOUNTS), *(f"{mount}/*" for mount in mounts)]
+    return [[f"{mount}/config.json" for mount in mounts], [f"{mount}/config.json" for mount in wrapped]]
+
+
+def find_first(tried: list[list[str]], what: str) -> Path | None:
+    """The file that matches the first of the pattern lists that any file matches; None if there is none.
+
+    A config.json beside a submission.csv is a run's and never a backbone's.
+
+    Raises:
+        UserError: several files match the same list and differ, or the folders that they stand for do: an input
+            that is attached twice.
+    """
+    for patterns in tried:
+        found = [p for p in glob_inputs(patterns) if p.name != "config.json" or not (p.parent / _RUN_MARKER).exists()]
+        if len(found) > 1 and len({_content(path) for path in found}) > 1:
+            places = "\n  ".join(map(str, found))
+            raise UserError(
+                f"{what} is attached more than once, with different content:\n  {places}\n"
+                "Detach all but one, or name the one you mean by its path."
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def glob_inputs(patterns: Iterable[str]) -> list[Path]:
+    """Attached files that match, in order of the patterns; a file seen through two mounts counts once."""
+    found: list[Path] = []
+    for pattern in patterns:
+        for path in sorted(input_root().glob(pattern)):
+            if not any(path.samefile(other) for other in found):
+                found.append(path)
+    return found
+
+
+def find_runs() -> list[Path]:
+    """The folders of all attached finished runs, outputs of notebooks and data sets alike; each run once."""
+    runs: dict[str, Path] = {}
+    for marker in glob_inputs(f"{place}/result.json" for place in _RUN_PLACES):
+        folder = marker.parent
+        if (folder / "model").is_dir() and (folder / "config.json").is_file():
+            runs.setdefault(sha256(marker) + sha256(folder / "config.json"), folder)
+    return list(runs.values())
+
+
+def find_blend() -> Path | None:
+    """The attached blend.json, or None.
+
+    Raises:
+        UserError: there are several that differ.
+    """
+    return find_first([[f"{place}/blend.json" for place in _RUN_PLACES]], "blend.json")
+
+
+def find_library_copies() -> list[Path]:
+    """Attached folders and wheels that hold the library, as the notebooks' first cell looks for them."""
+    names = ("prefcls_lib/schema.py", "*.whl")
+    places = [f"{mount.format('prefcls*')}/{extra}" for mount in DATASET_MOUNTS for extra in ("", "*/", "*/*/")]
+    return glob_inputs(f"{place}{name}" for name in names for place in places)
+
+
+def library_commit() -> str:
+    """The commit that this copy of the library was built from; a checkout does not say."""
+    file = resources.files("prefcls_lib") / "commit.txt"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else "not recorded: no bundle"
+
+
+def _content(path: Path) -> tuple:
+    """What two attached copies must share: the file's bytes; of a config.json, all files of its folder."""
+    if path.name != "config.json":
+        return (sha256(path),)
+    return tuple((p.name, sha256(p)) for p in sorted(path.parent.iterdir()) if p.is_file())
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -91,7 +191,7 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a run's numbers, and the machine."""
-    found = {"python": platform.python_version()}
+    found = {"prefcls-lib": prefcls_lib.__version__, "commit": library_commit(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
