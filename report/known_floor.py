@@ -77,10 +77,8 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
         probs[number] = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         winner = random.choice(len(LABEL_COLUMNS), p=probs[number])
         prompt = " ".join(words[i] for i in random.choice(len(words), size=4))
-        cells = {
-            PROMPT: prompt,
-            **{name: " ".join(words[i] for i in side) for name, side in zip(RESPONSES, sides, strict=True)},
-        }
+        answers = [" ".join(words[i] for i in side) for side in sides]
+        cells = dict(zip((PROMPT, *RESPONSES), (prompt, *answers), strict=True))
         table.append(
             {ID: number, **{name: json.dumps([text]) for name, text in cells.items()}}
             | {name: int(i == winner) for i, name in enumerate(LABEL_COLUMNS)}

@@ -100,7 +100,7 @@ def test_padding_by_hand():
 
 
 def test_chunks_are_cut_where_it_is_cheapest():
-    """A chunk costs 128 tokens: 199 beside 200 pads 1 and stays; three of 100 beside 200 would pad 300; one pads 100."""
+    """A chunk costs 128 tokens: 199 beside 200 pads 1; three of 100 would pad 300, one pads 100."""
     sides = [np.arange(length) for length in (200, 100, 100, 199, 100)]
     lengths = [chunk.attention_mask.sum(dim=1).tolist() for chunk in make_chunks(sides, 0)]
     assert lengths == [[200, 199], [100, 100, 100]]
