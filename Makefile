@@ -15,7 +15,15 @@ NOTEBOOK ?= 02_roberta_base
 DEMO := runs/demo
 NOTEBOOKS := $(patsubst notebooks/%.py,%,$(wildcard notebooks/0*.py))
 
-.PHONY: help install demo test lint notebooks
+# of the kaggle- targets: your Kaggle name; names or folders; finished run folders and their blend.json
+OWNER ?=
+BACKBONES ?= deberta-v3-xsmall roberta-base electra-large
+RUNS ?=
+WHEELS ?=
+KERNELS ?=
+ROWS ?= 25000
+
+.PHONY: help install demo test lint notebooks kaggle-bundle kaggle-push kaggle-rehearsal
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -51,3 +59,12 @@ lint: install ## check style, format, and that notebooks match their .py
 
 notebooks: install ## build notebooks/*.ipynb from their .py
 	$(BIN)/python notebooks/build.py $(NOTEBOOKS)
+
+kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
+	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)
+
+kaggle-push: install ## upload dist/kaggle with Kaggle's client, then start kernels (OWNER= KERNELS="02-roberta-base")
+	@$(BIN)/python kaggle/push.py "$(OWNER)" --kernels $(KERNELS)
+
+kaggle-rehearsal: install ## run the bundle's notebooks here as Kaggle would, without a network (ROWS=)
+	@$(BIN)/python kaggle/rehearse.py --rows $(ROWS)

@@ -61,14 +61,18 @@ resume_from = None  # the attached output of an earlier session that was cut off
 # source where the source is the explanation. Versions go into `result.json` too: a score without them cannot be repeated.
 
 # %%
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [
-    str(marker.parents[1])
-    for place in ("prefcls*", "prefcls*/*", "datasets/*/prefcls*", "datasets/*/prefcls*/*")
-    for marker in sorted(Path("/kaggle/input").glob(f"{place}/prefcls_lib/schema.py"))
-]
+_root = Path(os.environ.get("PREFCLS_INPUT_ROOT", "/kaggle/input"))
+_places = [f"{mount}prefcls*/{deeper}" for mount in ("datasets/*/", "") for deeper in ("", "*/", "*/*/")]
+_tried = [place + name for name in ("prefcls_lib/schema.py", "*.whl") for place in _places]
+_found = [path for pattern in _tried for path in sorted(_root.glob(pattern))]
+sys.path[:0] = [str(path if path.suffix == ".whl" else path.parents[1]) for path in _found]
+if importlib.util.find_spec("prefcls_lib") is None:
+    raise ModuleNotFoundError(f"attach the data set prefcls-lib. Tried in {_root}: {', '.join(_tried)}")
 
 # %%
 # %matplotlib inline
@@ -84,10 +88,10 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # plain progre
 import pandas as pd
 from IPython.display import Code, display
 
-from prefcls_lib import baselines, data, environment, metrics, model, pipeline
+from prefcls_lib import baselines, data, doctor, metrics, model, pipeline
 from prefcls_lib import plots, runs, submission, tokenization
 
-pd.Series(environment.versions(), name="version").to_frame()
+doctor.first_look(config.backbone)
 
 # %% [markdown]
 # ## 3. Everything that can go wrong, first

@@ -1,6 +1,7 @@
 """`prefcls ...` and `python -m prefcls_lib ...`: reads arguments, calls the rooms, prints."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from prefcls_lib.schema import ID
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 when the user must put something right."""
+    """Run one command; 0 when it worked, 2 when the user must put something right; `doctor`: 1, not usable."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command is None:
         parser.print_help()
         return 0
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except UserError as error:
         print(f"prefcls: {error}", file=sys.stderr)
         return 2
@@ -28,7 +29,6 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 143 if str(error) else 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", metavar="FILE")
     check.add_argument("--test", required=True, help='test CSV or "sample"')
     check.set_defaults(command=_check_submission)
+
+    doctor = commands.add_parser("doctor", help="can this machine do the job? exit code 0: yes, 1: no")
+    doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
+    doctor.add_argument("--out", default=".", help="run folder, for the room on its disk")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -139,6 +145,21 @@ def _check_submission(arguments: argparse.Namespace) -> None:
     rows = data.read_rows(path, labelled=False)
     check_submission(arguments.file, list(rows[ID]))
     print(f"{arguments.file}: a valid submission for {len(rows)} test rows")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from prefcls_lib import doctor
+
+    checks = doctor.examine(arguments.backbone, arguments.out)
+    usable = doctor.is_usable(checks)
+    if arguments.json:
+        print(json.dumps({"usable": usable, "checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        print(doctor.format_checks(checks))
+        print("usable" if usable else "not usable as it is")
+    return 0 if usable else 1
 
 
 def _key_value(text: str) -> tuple[str, str]:

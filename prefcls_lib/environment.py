@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import random
+import zipfile
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -144,9 +145,36 @@ def find_library_copies() -> list[Path]:
     return glob_inputs(f"{place}{name}" for name in names for place in places)
 
 
+def attached_commits() -> dict[Path, str]:
+    """The commit of each attached copy of the library, folder or wheel."""
+    commits = {}
+    for path in find_library_copies():
+        if path.suffix == ".whl" and path.is_file():
+            folder = zipfile.Path(path) / "prefcls_lib"
+        else:
+            folder = path / "prefcls_lib" if path.is_dir() else path.parent
+        if (folder / "schema.py").is_file():
+            commits[path] = _read_commit(folder)
+    return commits
+
+
 def library_commit() -> str:
     """The commit that this copy of the library was built from; a checkout does not say."""
-    file = resources.files("prefcls_lib") / "commit.txt"
+    return _read_commit(resources.files("prefcls_lib"))
+
+
+def session_seconds() -> float:
+    """Seconds since the first process of this machine (of this container) was started; 0 where that is not known."""
+    try:
+        started = Path("/proc/1/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
+        uptime = Path("/proc/uptime").read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError):
+        return 0.0
+    return max(0.0, float(uptime) - int(started) / os.sysconf("SC_CLK_TCK"))
+
+
+def _read_commit(folder) -> str:
+    file = folder / "commit.txt"
     return file.read_text(encoding="utf-8").strip() if file.is_file() else "not recorded: no bundle"
 
 

@@ -18,7 +18,8 @@ ORDER = (
     "schema", "files", "progress", "config", "environment", "data", "features", "tokenization", "batching",
     "backbones", "model", "checkpoint", "optim", "resume", "predict", "metrics", "step", "train", "calibration",
     "rungs", "baselines",
-    "submission", "runs", "plots", "job", "pipeline", "ladder", "blend", "cli", "__main__",
+    "submission", "runs", "plots", "job", "pipeline", "ladder", "blend", "ensemble",
+    "machine", "doctor", "cli", "__main__",
 )  # fmt: skip
 LIGHT = ("schema", "files", "progress", "config", "data", "features", "metrics", "calibration", "rungs", "baselines",
          "submission", "runs", "plots", "cli")  # fmt: skip

@@ -1,0 +1,77 @@
+"""One backbone as Kaggle can take it: weights as safetensors, a tokenizer.json that loads right everywhere."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from prefcls_lib.backbones import find_backbone, load_backbone, load_encoder, quiet_transformers
+from prefcls_lib.files import UserError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MIN_LENGTH = 16  # tokens: any backbone takes as many; its real limit is checked when it is used
+# Encoded by the original and by the rewritten tokenizer; both must agree.
+PROBES = ("Plain words, 12 of them.", "two\nlines\n\tand a tab", "naïve Ελληνικά русский 中文 日本語 한국어 العربية",
+          "[SEP] </s>", "x" * 3000, "")  # fmt: skip
+
+
+def source_of(name: str) -> tuple[str, Path]:
+    """The folder name in the bundle, and where the backbone lies; fetched from the hub where there is one.
+
+    Raises:
+        UserError: it is nowhere, or holds Git-LFS pointers in place of files.
+    """
+    path = find_backbone(name)
+    for file in sorted(path.iterdir()):
+        if file.is_file() and is_lfs_pointer(file):
+            raise UserError(
+                f"backbone {name!r}: {file} is a Git-LFS pointer, not the file itself. Run `git lfs pull` in its "
+                "repository, or download the file."
+            )
+    return Path(name).name, path
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file is the text that Git keeps in place of a large file."""
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def prepare_backbone(name: str, source: Path, target: Path) -> None:
+    """Write the backbone in `source` to the new folder `target`, checked.
+
+    Safetensors are copied byte for byte, other weights are rewritten as safetensors. The tokenizer is written anew
+    by this transformers, without the truncation and padding that some carry, and must still give the same ids.
+
+    Raises:
+        UserError: weights or tokenizer are broken, or do not belong to the configuration.
+    """
+    backbone = load_backbone(str(source), MIN_LENGTH)
+    encoder = load_encoder(source, dropout=0.0)
+    target.mkdir(parents=True)
+    weights = [p for p in sorted(source.iterdir()) if p.name.startswith("model") and ".safetensors" in p.name]
+    if weights:
+        for file in (source / "config.json", *weights):
+            shutil.copyfile(file, target / file.name)
+    else:
+        with quiet_transformers():
+            encoder.save_pretrained(target)
+    tokenizer = backbone.tokenizer.tokenizer
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(Path(folder) / file, target / file)
+    again = load_backbone(str(target), MIN_LENGTH)
+    fresh = AutoTokenizer.from_pretrained(source)
+    for text in PROBES:
+        before, after = (
+            t(text, truncation=False, padding=False)["input_ids"] for t in (fresh, again.tokenizer.tokenizer)
+        )
+        if before != after:
+            raise UserError(
+                f"backbone {name!r}: its tokenizer.json, written anew, splits {text[:30]!r} in another way. Use a "
+                "folder whose tokenizer.json was written by transformers 5.4 or newer."
+            )

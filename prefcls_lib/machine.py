@@ -1,0 +1,69 @@
+"""What a device can run and hold: pure arithmetic on a backbone's configuration, for `doctor`."""
+
+import os
+import re
+
+import torch
+from transformers import PretrainedConfig
+
+# Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast; ELECTRA-large
+# was measured at 0.98 MB a token: 24 layers x 1,024 units x 40 bytes. fp32 takes twice as much.
+BYTES_PER_UNIT = 40
+# DeBERTa's attention also keeps its score matrices: bytes for a pair of positions, a head and a layer.
+BYTES_PER_SCORE = 16
+SHARE_USED = 0.85  # of the free memory
+
+
+def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """Whether a torch with code for `built_for` (sm_75, compute_90, ...) runs on a GPU of `capability`.
+
+    Machine code (sm_XY) runs on the same major number and the same or a higher minor one; portable code (compute_XY)
+    on everything as new or newer.
+    """
+    for name in built_for:
+        kind, number = re.fullmatch(r"(sm|compute)_(\d+)[a-z]*", name).groups()
+        major, minor = divmod(int(number), 10)
+        if kind == "compute" and capability >= (major, minor):
+            return True
+        if kind == "sm" and capability[0] == major and capability[1] >= minor:
+            return True
+    return False
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """About how many parameters an encoder has: embeddings, and attention and feed-forward of every layer."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    embedding = getattr(config, "embedding_size", hidden)
+    return config.vocab_size * embedding + config.num_hidden_layers * (4 * hidden**2 + 2 * hidden * inner)
+
+
+def weight_bytes(config: PretrainedConfig) -> int:
+    """Bytes of the weights on disk, fp32."""
+    return 4 * count_parameters(config)
+
+
+def state_bytes(config: PretrainedConfig) -> int:
+    """Bytes of a checkpoint in training: weights and AdamW's two moments, fp32."""
+    return 12 * count_parameters(config)
+
+
+def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512) -> float:
+    """Bytes that the backward pass holds for each token of a side of `length` tokens."""
+    layers = config.num_hidden_layers
+    held = BYTES_PER_UNIT * config.hidden_size * layers
+    if config.model_type == "deberta-v2":
+        held += BYTES_PER_SCORE * config.num_attention_heads * length * layers
+    return held * (1 if half else 2)
+
+
+def largest_micro_step(config: PretrainedConfig, free: int, half: bool) -> int:
+    """The most tokens of one micro-step beside weights, gradients and optimizer state; 0: not even these fit."""
+    left = SHARE_USED * free - 16 * count_parameters(config)
+    return max(0, int(left / bytes_per_token(config, half)))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
