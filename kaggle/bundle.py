@@ -120,7 +120,7 @@ def add_library(bundle: Bundle, commit: str, wheels: list[str]) -> None:
     """The data set of the library: its folder, to read and to import, its wheel, and other wheels that are needed."""
     with tempfile.TemporaryDirectory() as scratch:
         stage = Path(scratch) / "stage"
-        for name in [*layout.tracked_files(layout.ROOT, "prefcls_lib"), "pyproject.toml", "README.md", "LICENSE"]:
+        for name in [*layout.source_files(layout.ROOT, "prefcls_lib"), "pyproject.toml", "README.md", "LICENSE"]:
             content, target = (layout.ROOT / name).read_bytes(), stage / name
             if target.suffix == ".gz":  # Kaggle would unpack it
                 content, target = gzip.decompress(content), target.with_suffix("")

@@ -108,17 +108,17 @@ def library_commit(root: Path = ROOT) -> str:
     """
     try:
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
+        changed = _git(root, "status", "--porcelain", "--", *SOURCES)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         raise UserError(f"{root}: the commit cannot be read ({reason.strip()}). Build from a git clone.") from None
     return head + ("-dirty" if changed else "")
 
 
-def tracked_files(root: Path, folder: str) -> list[str]:
-    """Files of `folder` that git knows and that are there, sorted, as paths in `root`."""
-    names = _git(root, "ls-files", "-z", "--", folder).split("\0")
-    return sorted(name for name in names if name and (root / name).is_file())
+def source_files(root: Path, folder: str) -> list[str]:
+    """Files of `folder` that git has or would take, sorted, as paths in `root`."""
+    names = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", folder).split("\0")
+    return sorted({name for name in names if name and (root / name).is_file()})
 
 
 def _git(root: Path, *arguments: str) -> str:
