@@ -1,0 +1,70 @@
+"""How long a rerun of `submit` would take on a T4: a projection from counted tokens, not a measurement."""
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from prefcls_lib.checkpoint import load_model
+from prefcls_lib.data import read_rows
+from prefcls_lib.tokenization import encode_rows
+
+# Assumed: what a T4 sustains in fp16 with these encoders, of its peak of 65. Nobody measured it here.
+T4_FLOP_PER_SECOND = 15e12
+DEBERTA_ATTENTION = 3  # content to content, content to position, position to content
+# The study's backbones, one fold each, at the training notebook's max_length.
+STUDY = {
+    "deberta-v3-xsmall": PretrainedConfig(
+        model_type="deberta-v2", num_hidden_layers=12, hidden_size=384, intermediate_size=1536
+    ),
+    "roberta-base": PretrainedConfig(
+        model_type="roberta", num_hidden_layers=12, hidden_size=768, intermediate_size=3072
+    ),
+    "electra-large": PretrainedConfig(
+        model_type="electra", num_hidden_layers=24, hidden_size=1024, intermediate_size=4096
+    ),
+}
+
+
+def flop_per_token(config: PretrainedConfig, length: float) -> float:
+    """Operations of the encoder for one token of a side of `length` tokens: two for each weight, and attention."""
+    hidden = config.hidden_size
+    weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    attention = 4 * hidden * length * (DEBERTA_ATTENTION if config.model_type == "deberta-v2" else 1)
+    return config.num_hidden_layers * (2 * weights + attention)
+
+
+def project(record: dict, wall_seconds: float, fold: Path, test: Path) -> dict:
+    """The projected hours of a rerun with all three backbones.
+
+    Everything but the encoders (reading, features, tokens, the ladder) is taken as it was measured here.
+
+    Args:
+        record: submit.json of the rerun that was measured.
+        wall_seconds: of that rerun.
+        fold: a saved model whose tokenizer and max_length count the tokens.
+        test: its test rows.
+    """
+    encoder_seconds = sum(
+        run["folds_used"] * run["projected_seconds_per_fold"] for run in record["runs"] if run["tokens_per_fold"]
+    )
+    saved = load_model(fold)
+    rows = read_rows(test, labelled=False)
+    lengths = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning).lengths
+    tokens, mean = int(lengths.sum()), float((lengths**2).sum() / lengths.sum())
+    seconds = {name: tokens * flop_per_token(config, mean) / T4_FLOP_PER_SECOND for name, config in STUDY.items()}
+    other = max(0.0, wall_seconds - encoder_seconds)
+    return {
+        "rows": len(rows), "tokens": tokens, "max_length": saved.max_length, "encoder_seconds": seconds,
+        "other_seconds": other, "hours": (sum(seconds.values()) + other) / 3600,
+    }  # fmt: skip
+
+
+def projection_text(projected: dict) -> str:
+    """The projection for people, with what it rests on."""
+    parts = [f"{name} {seconds / 60:.1f} min" for name, seconds in projected["encoder_seconds"].items()]
+    return (
+        f"projection, not measured: {projected['rows']:,} rows are {projected['tokens'] / 1e6:.1f} million tokens at "
+        f"max_length={projected['max_length']}; at an assumed {T4_FLOP_PER_SECOND / 1e12:.0f} TFLOP/s of a T4 one fold "
+        f"takes {', '.join(parts)}; with {projected['other_seconds'] / 60:.1f} min for all else, as measured here, "
+        f"submit takes {projected['hours']:.2f} h with all three"
+    )
