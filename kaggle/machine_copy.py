@@ -1,5 +1,6 @@
 """A copy of a Kaggle machine: /kaggle/input and /kaggle/working, packages without this repository, no network."""
 
+import csv
 import gzip
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import layout
 
+from prefcls_lib.data import sample_path
 from prefcls_lib.environment import COMPETITION
 from prefcls_lib.files import UserError
 
@@ -120,11 +122,14 @@ class MachineCopy:
         return root
 
 
-def competition_folder(folder: Path, train: Path, test: Path) -> tuple[tuple[str, str], Path]:
-    """A competition as an input: the two files, unpacked, as `make_inputs` takes it."""
+def competition_folder(folder: Path, train_rows: int, test: Path) -> tuple[tuple[str, str], Path]:
+    """A competition as an input, as `make_inputs` takes it: the first shipped training rows, and a test file."""
     folder.mkdir(parents=True)
-    opened = gzip.decompress(train.read_bytes()) if train.suffix == ".gz" else train.read_bytes()
-    (folder / "train.csv").write_bytes(opened)
+    opened = gzip.open if sample_path("train").suffix == ".gz" else open
+    with opened(sample_path("train"), "rt", encoding="utf-8", newline="") as file:
+        records = list(csv.reader(file))[: train_rows + 1]
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(records)
     shutil.copyfile(test, folder / "test.csv")
     return ("competition", COMPETITION), folder
 

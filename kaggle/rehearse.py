@@ -1,6 +1,6 @@
 """Run a bundle's notebooks here as Kaggle would: python kaggle/rehearse.py --rows 25000
 
-1. the first training notebook, on the shipped rows as the competition, new mount layout
+1. the first training notebook, on 240 shipped rows as the competition, new mount layout
 2. `prefcls ladder` and `prefcls blend`, then `submit` on the three test rows, old mount layout, the library as a
    renamed wheel
 3. `submit` again as a competition rerun on synthetic rows, with a network that reads short sides (a CPU would take
@@ -30,6 +30,7 @@ from prefcls_lib.files import UserError, read_json
 from prefcls_lib.schema import ID
 from prefcls_lib.submission import check_submission
 
+TRAIN_ROWS = 240  # of the shipped ones; enough for ten folds, few enough for a CPU at full length
 SHORT = ("max_length=32", "num_epochs=1")  # of the network in step 3
 INPUT = "/kaggle/input"
 
@@ -42,7 +43,7 @@ class Rehearsal:
         self.facts = layout.read_manifest(bundle)
         self.owner, self.kernel = self.facts["owner"], layout.kernel_name(layout.NOTEBOOKS[0])
         self.machine = MachineCopy(scratch)
-        self.competition = competition_folder(scratch / "competition", sample_path("train"), sample_path("test"))
+        self.competition = competition_folder(scratch / "competition", TRAIN_ROWS, sample_path("test"))
         self.data_sets = {("dataset", p.name): p for p in sorted((bundle / "datasets").iterdir())}
         self.inputs = self.machine.make_inputs("inputs", "new", self.owner, {**self._base(), **self.data_sets})
         self.library = f"{INPUT}/datasets/{self.owner}/{layout.LIBRARY}"
@@ -103,7 +104,7 @@ class Rehearsal:
         """Step 3: the hidden test set's part is played by synthetic rows."""
         test = self.scratch / "hidden.csv"
         synthetic.write_rows(test, synthetic.make_rows(self.num_rows))
-        hidden = competition_folder(self.scratch / "rerun", sample_path("train"), test)
+        hidden = competition_folder(self.scratch / "rerun", TRAIN_ROWS, test)
         sources = {**self._library(), ("dataset", layout.RUNS): runs, **dict([hidden])}
         inputs = self.machine.make_inputs("rerun-inputs", "new", self.owner, sources)
         working = self._working("submit-rerun")
