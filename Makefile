@@ -63,8 +63,8 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
 	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)
 
-kaggle-push: install ## upload dist/kaggle with Kaggle's client, then start kernels (OWNER= KERNELS="02-roberta-base")
-	@$(BIN)/python kaggle/push.py "$(OWNER)" --kernels $(KERNELS)
+kaggle-push: install ## upload dist/kaggle with Kaggle's client, then start kernels (OWNER= KERNELS= SUBMIT=)
+	@$(BIN)/python kaggle/push.py "$(OWNER)" --kernels $(KERNELS) $(if $(SUBMIT),--submit $(SUBMIT))
 
 kaggle-rehearsal: install ## run the bundle's notebooks here as Kaggle would, without a network (ROWS=)
 	@$(BIN)/python kaggle/rehearse.py --rows $(ROWS)
