@@ -126,9 +126,7 @@ def check_kernel(folder: Path, owner: str, data_sets: set[str]) -> list[str]:
         f"{key} is deprecated; machine_shape chooses" for key in ("enable_gpu", "enable_tpu") if key in metadata
     ]
     if metadata.get("enable_internet") is not False:
-        problems.append(
-            "enable_internet must be written false: the client's default is true, the competition forbids it"
-        )
+        problems.append("enable_internet must be false: the client's default is true, and the competition forbids it")
     for key in ("competition_sources", "dataset_sources", "kernel_sources", "model_sources"):
         if not isinstance(metadata.get(key, []), list):
             problems.append(f"{key} must be a list")

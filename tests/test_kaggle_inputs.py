@@ -1,0 +1,186 @@
+"""Attached inputs: every mount layout, wrapper folders, a library as folder or wheel, inputs attached twice."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jupytext
+import pytest
+
+import prefcls_lib
+from prefcls_lib import environment
+from prefcls_lib.backbones import find_backbone
+from prefcls_lib.files import UserError
+
+ROOT = Path(prefcls_lib.__file__).parents[1]
+COMPETITION = "llm-classification-finetuning"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """An empty input root."""
+    folder = tmp_path / "input"
+    folder.mkdir()
+    monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(folder))
+    return folder
+
+
+def put(path: Path, text: str = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "place", [f"competitions/{COMPETITION}", COMPETITION, f"competitions/{COMPETITION}/data", f"{COMPETITION}/data"]
+)
+def test_competition_is_found_in_every_layout(root, place):
+    """New and old mounts, each with an extra folder."""
+    wanted = put(root / place / "train.csv")
+    assert environment.find_competition_file("train.csv") == wanted
+
+
+def test_missing_competition_lists_what_was_tried(root):
+    """The error names each place."""
+    with pytest.raises(UserError) as error:
+        environment.find_competition_file("test.csv")
+    for place in (f"competitions/{COMPETITION}", COMPETITION, f"competitions/{COMPETITION}/*"):
+        assert str(root / place / "test.csv") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "datasets/me/roberta-base", "roberta-base", "datasets/me/prefcls-backbones/roberta-base",
+        "prefcls-backbones/roberta-base", "prefcls-backbones/extra/roberta-base",
+        "datasets/me/prefcls-backbones/extra/roberta-base", "roberta-base/extra",
+        "models/me/roberta-base/pytorch/default/1", "roberta-base/transformers/base/3",
+        "models/me/roberta-base/pytorch/default/1/extra",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["roberta-base", "FacebookAI/roberta-base"])
+def test_backbone_is_found_in_every_layout(root, place, name):
+    """Data sets that are it or hold it, models with framework, variation and version, and a wrapper folder."""
+    wanted = put(root / place / "config.json", '{"model_type": "roberta"}').parent
+    assert find_backbone(name) == wanted
+
+
+def test_a_run_named_as_the_backbone_is_not_taken_for_it(root):
+    """A run folder has a config.json too, and often the backbone's name."""
+    put(root / "prefcls-runs" / "roberta-base" / "config.json", "{}")
+    put(root / "prefcls-runs" / "roberta-base" / "submission.csv")
+    wanted = put(root / "prefcls-backbones" / "roberta-base" / "config.json").parent
+    assert find_backbone("roberta-base") == wanted
+
+
+@pytest.mark.parametrize("name", ["test.csv", "backbone"])
+def test_attached_twice_is_fine_if_equal_and_refused_if_not(root, name):
+    """Two mounts of one thing are one; two that differ are a question that only the user can answer."""
+    if name == "backbone":
+        places = [root / "datasets/me/one/roberta-base/config.json", root / "datasets/me/two/roberta-base/config.json"]
+    else:
+        places = [root / "competitions" / COMPETITION / name, root / COMPETITION / name]
+    for place in places:
+        put(place, "same")
+        put(place.with_name("model.safetensors"), "weights")
+    find = (
+        (lambda: find_backbone("roberta-base"))
+        if name == "backbone"
+        else (lambda: environment.find_competition_file(name))
+    )
+    assert find() == (places[0].parent if name == "backbone" else places[0])
+    put(places[1] if name != "backbone" else places[1].with_name("model.safetensors"), "other")
+    with pytest.raises(UserError, match="more than once") as error:
+        find()
+    assert all(str(place) in str(error.value) for place in places)
+
+
+def test_attached_runs_are_found_and_counted_once(root, finished_run):
+    """A notebook's output, a folder in a data set, a wrapper; the same run through two mounts is one run."""
+    for place in ("notebooks/me/prefcls-02", "datasets/me/prefcls-runs/wrapper/other"):
+        shutil.copytree(finished_run, root / place, ignore=shutil.ignore_patterns("checkpoint"))
+    assert len(environment.find_runs()) == 1
+    result = json.loads((finished_run / "result.json").read_text())
+    put(root / "datasets/me/prefcls-runs/wrapper/other/result.json", json.dumps({**result, "seed": 7}))
+    assert [path.name for path in environment.find_runs()] == ["prefcls-02", "other"]
+    blend = put(root / "datasets/me/prefcls-runs/blend.json")
+    assert environment.find_blend() == blend
+    put(root / "datasets/me/other-runs/blend.json", "another")
+    with pytest.raises(UserError, match="more than once"):
+        environment.find_blend()
+
+
+def first_cell() -> str:
+    """The notebooks' cell that finds the library; the submit notebook has the same."""
+    cells = {}
+    for path in [*sorted((ROOT / "notebooks").glob("0*.py")), ROOT / "kaggle" / "submit.py"]:
+        cells[path.name] = next(c.source for c in jupytext.read(path).cells if "importlib.util" in c.source)
+    assert len(set(cells.values())) == 1, cells
+    return cells["submit.py"]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> Path:
+    """The library's folder as a bundle has it, with a commit."""
+    folder = tmp_path_factory.mktemp("library") / "prefcls_lib"
+    shutil.copytree(ROOT / "prefcls_lib", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "commit.txt").write_text("0123abcd\n")
+    return folder
+
+
+def run_first_cell(root: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+    """In a Python with the packages but not with this repository."""
+    code = (
+        f"import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        f"sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n{first_cell()}\n"
+        "import prefcls_lib.data as data, prefcls_lib.environment as environment\n"
+        "rows = data.read_rows(data.sample_path('train'), labelled=True)\n"
+        "print(environment.__file__, environment.library_commit(), len(rows))\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables["PREFCLS_INPUT_ROOT"] = str(root)
+    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["datasets/me/prefcls-lib", "prefcls-lib/wrapper", "datasets/me/prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl"],
+)
+def test_library_is_found_as_a_folder(root, library, tmp_path, place):
+    """Where it is mounted, in a wrapper, and as a wheel that the upload unpacked."""
+    shutil.copytree(library, root / place / "prefcls_lib")
+    done = run_first_cell(root, tmp_path)
+    assert done.stdout.split() == [str(root / place / "prefcls_lib" / "environment.py"), "0123abcd", "770"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "place", ["prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", "datasets/me/prefcls/x/lib (1).whl"]
+)
+def test_library_is_found_as_a_wheel(root, library, tmp_path, place):
+    """A wheel works as it is, whatever its name, its shipped rows too."""
+    (root / place).parent.mkdir(parents=True)
+    with zipfile.ZipFile(root / place, "w") as wheel:
+        for path in sorted(library.rglob("*")):
+            wheel.write(path, path.relative_to(library.parent))
+    done = run_first_cell(root, tmp_path)
+    assert done.stdout.endswith(f"{root / place}/prefcls_lib/environment.py 0123abcd 770\n"), done.stderr
+
+
+def test_missing_library_lists_what_was_tried(root, tmp_path):
+    """The one error that cannot come from the library."""
+    done = run_first_cell(root, tmp_path)
+    assert "attach the data set prefcls-lib" in done.stderr
+    assert f"{root}: datasets/*/prefcls*/prefcls_lib/schema.py" in done.stderr
+
+
+def test_copies_of_the_library_tell_their_commits(root, library):
+    """Folder and wheel alike, so that doctor can say when they differ."""
+    shutil.copytree(library, root / "prefcls-lib" / "prefcls_lib")
+    with zipfile.ZipFile(root / "prefcls-lib" / "prefcls_lib.whl", "w") as wheel:
+        wheel.writestr("prefcls_lib/schema.py", "")
+        wheel.writestr("prefcls_lib/commit.txt", "4567\n")
+    assert sorted(environment.attached_commits().values()) == ["0123abcd", "4567"]
