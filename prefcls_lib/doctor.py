@@ -283,7 +283,7 @@ def check_precision(backbone: Backbone) -> Check:
         with accelerator.autocast():
             mixed = encoder(input_ids=ids).last_hidden_state.float().mean(1)
     error = float((mixed - exact).abs().max() / exact.abs().max())
-    finding = f"{precision} differs from fp32 by {error:.2%} of the largest value of an embedding"
+    finding = f"{precision} differs from fp32 by {error:.1e} of the largest value of an embedding"
     if not error <= LARGEST_PRECISION_ERROR:  # also true for NaN
         return Check("precision", "bad", finding, "Set mixed_precision=no.")
     return Check("precision", "ok", finding)

@@ -1,0 +1,286 @@
+"""`prefcls doctor`: each finding, bad machines told apart from good ones before anything is spent."""
+
+import json
+import re
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, DebertaV2Config, ElectraConfig, RobertaConfig
+
+from prefcls_lib import cli, doctor, environment, machine
+from prefcls_lib.backbones import load_backbone
+from prefcls_lib.files import UserError
+
+ROOT = Path(doctor.__file__).parents[1]
+CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+DEBERTA = DebertaV2Config(
+    vocab_size=128_100, hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536,
+    type_vocab_size=0, relative_attention=True, position_buckets=256, pos_att_type=["p2c", "c2p"], share_att_key=True,
+    position_biased_input=False, max_relative_positions=-1,
+)  # fmt: skip
+ELECTRA = ElectraConfig(
+    embedding_size=1024, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No test asks the network, and nothing is attached."""
+
+    def refuse(*arguments, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(doctor.socket, "create_connection", refuse)
+    monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(tmp_path / "input"))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(name, capability): a machine with that GPU, and a torch built for CUDA 12.8."""
+
+    def pretend(name: str, capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU128)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+
+    return pretend
+
+
+def test_supported_range_is_what_pyproject_and_constraints_say():
+    """The floor is the dependency's, the newest is the one that was tested."""
+    floors = dict(re.findall(r'"([a-z-]+)>=([0-9.]+)"', (ROOT / "pyproject.toml").read_text()))
+    tested = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    assert {name: (floors[name], tested[name]) for name in doctor.SUPPORTED} == doctor.SUPPORTED
+
+
+@pytest.mark.parametrize(("version", "state"), [((3, 10), "bad"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "note")])
+def test_python(version, state):
+    """Too old cannot work, newer than tested may."""
+    assert doctor.check_python(version).state == state
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "words"),
+    [
+        ("4.57.1", "bad", "transformers>=5.0"),
+        (None, "bad", "transformers>=5.0"),
+        ("5.0.0", "ok", ""),
+        ("5.23.0+local", "ok", ""),
+        ("6.1.0", "note", "transformers 5.23.0"),
+    ],
+)
+def test_packages(version, state, words):
+    """Missing, too old, the floor, a local build of the newest, newer than tested."""
+    installed = {name: newest for name, (_, newest) in doctor.SUPPORTED.items()}
+    check = doctor.check_packages({**installed, "transformers": version})
+    assert (check.state, words in check.advice) == (state, True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "can"),
+    [
+        ((6, 0), CU128, False),  # P100
+        ((6, 0), ["sm_50", "sm_60", "sm_70"], True),
+        ((7, 5), CU128, True),  # T4
+        ((8, 9), CU128, True),  # L4: sm_86 code runs on it
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 1), ["sm_90", "compute_90"], True),
+        ((12, 1), ["sm_90"], False),
+    ],
+)
+def test_which_gpus_a_torch_runs_on(capability, built, can):
+    """Same major number and no older minor one; or portable code."""
+    assert machine.can_run(capability, built) is can
+
+
+def test_p100_is_told_before_anything_is_spent(gpu, capsys):
+    """is_available() is True there, and the first operation would die."""
+    gpu("Tesla P100-PCIE-16GB", (6, 0))
+    check = doctor.check_gpu()
+    assert check.state == "bad"
+    assert "Tesla P100-PCIE-16GB is sm_60" in check.finding
+    assert "GPU T4 x2" in check.advice
+    with pytest.raises(UserError, match="sm_60"):
+        doctor.first_look()
+    assert cli.main(["doctor"]) == 1
+    assert "not usable as it is" in capsys.readouterr().out
+
+
+def test_t4_is_fine_and_its_bf16_is_emulated(gpu, monkeypatch):
+    """fp16 is used there."""
+    gpu("Tesla T4", (7, 5))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
+    check = doctor.check_gpu()
+    assert (check.state, check.finding) == ("ok", "1 x Tesla T4, bf16 only emulated: fp16 is used")
+
+    def fail(*shape, device):
+        raise RuntimeError("CUDA error: device-side assert triggered\nmore")
+
+    monkeypatch.setattr(torch, "ones", fail)
+    check = doctor.check_gpu()
+    assert (check.state, "device-side assert" in check.finding) == ("bad", True)
+
+
+def test_no_gpu_is_a_note():
+    """A CPU can do the demo, and all of the baselines."""
+    if not torch.cuda.is_available():
+        assert doctor.check_gpu().state == "note"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ELECTRA, DEBERTA, RobertaConfig(vocab_size=50_265, max_position_embeddings=514)],
+    ids=["electra", "deberta", "roberta"],
+)
+def test_parameters_are_counted_within_three_percent(config):
+    """From the configuration alone, as of the real encoder."""
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config)
+    real = sum(parameter.numel() for parameter in encoder.parameters())
+    assert machine.count_parameters(config) == pytest.approx(real, rel=0.03)
+
+
+def test_electra_large_needs_what_was_measured():
+    """About 4 GB of training state, 1.3 GB of weights, and just under 1 MB for a token held."""
+    assert machine.state_bytes(ELECTRA) == pytest.approx(4.0e9, rel=0.03)
+    assert machine.weight_bytes(ELECTRA) == pytest.approx(1.33e9, rel=0.03)
+    assert machine.bytes_per_token(ELECTRA, half=True) == pytest.approx(0.98e6, rel=0.02)
+
+
+def test_largest_micro_step_by_hand():
+    """100 GB free, 85 % of it used, 16 bytes for each parameter: the rest holds tokens; fp32 holds half as many."""
+    left = 85e9 - 16 * machine.count_parameters(ELECTRA)
+    assert machine.largest_micro_step(ELECTRA, 100 * 10**9, half=True) == int(left / (24 * 1024 * 40))
+    assert machine.largest_micro_step(ELECTRA, 100 * 10**9, half=False) == int(left / (24 * 1024 * 80))
+    assert machine.largest_micro_step(ELECTRA, 10**9, half=True) == 0
+
+
+@pytest.mark.parametrize(("free", "state"), [(10**12, "ok"), (6 * 10**6, "note"), (10**6, "bad")])
+def test_memory(tiny, monkeypatch, free, state):
+    """Enough for the recipe; less, with the setting to choose; too little for any step."""
+    monkeypatch.setattr(machine, "free_bytes", lambda device: free)
+    check = doctor.check_memory(load_backbone(str(tiny), 16))
+    assert check.state == state
+    assert ("max_tokens_per_micro_step=" in check.advice) == (state == "note")
+
+
+@pytest.mark.parametrize(("free", "state"), [(10**12, "ok"), (10**5, "bad")])
+def test_disk(tiny, monkeypatch, tmp_path, free, state):
+    """Asked of the folder above one that is not there yet."""
+    asked = []
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: asked.append(place) or usage(free))
+    assert doctor.check_disk(load_backbone(str(tiny), 16), tmp_path / "runs" / "new").state == state
+    assert asked == [tmp_path]
+
+
+def test_unknown_scripts_are_named(backbone_folders):
+    """A byte tokenizer knows everything; a small WordPiece one does not know Chinese."""
+    bytes_check = doctor.check_tokenizer(load_backbone(str(backbone_folders["roberta"]), 16))
+    assert (bytes_check.state, "chinese 0%" in bytes_check.finding) == ("ok", True)
+    pieces = doctor.check_tokenizer(load_backbone(str(backbone_folders["electra"]), 16))
+    assert (pieces.state, "thai" in pieces.advice, "latin" in pieces.advice) == ("note", True, False)
+
+
+def test_precision_is_compared_with_fp32(tiny, monkeypatch):
+    """bf16 on the CPU; one that differs too much is bad."""
+    backbone = load_backbone(str(tiny), 16)
+    monkeypatch.setattr(environment, "choose_precision", lambda setting, device: "no")
+    assert doctor.check_precision(backbone).finding == "fp32"
+    monkeypatch.setattr(environment, "choose_precision", lambda setting, device: "bf16")
+    check = doctor.check_precision(backbone)
+    assert check.state == "ok"
+    assert re.match(r"bf16 differs from fp32 by [0-9.]+e-\d+ of", check.finding)
+    assert "0.0e+00" not in check.finding
+    monkeypatch.setattr(doctor, "LARGEST_PRECISION_ERROR", 1e-9)
+    assert doctor.check_precision(backbone).state == "bad"
+
+
+def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
+    """Without the competition nothing can be submitted there; elsewhere files are named by their paths."""
+    assert doctor.check_inputs().state == "ok"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    check = doctor.check_inputs()
+    assert (check.state, "Tried:" in check.finding) == ("bad", True)
+    for name in ("train.csv", "test.csv"):
+        path = tmp_path / "input" / "competitions" / environment.COMPETITION / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert (doctor.check_inputs().state, doctor.check_inputs().finding.count(".csv")) == ("ok", 2)
+    twice = tmp_path / "input" / environment.COMPETITION / "test.csv"
+    twice.parent.mkdir()
+    twice.write_text("y")
+    assert "more than once" in doctor.check_inputs().finding
+
+
+def test_internet(monkeypatch):
+    """Off; on, which the competition refuses; a name server that does not answer is not waited for."""
+    assert doctor.check_internet().finding.startswith("off")
+    monkeypatch.setattr(doctor.socket, "create_connection", lambda *a, **k: namedtuple("c", "close")(lambda: None))
+    assert doctor.check_internet().state == "ok"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert doctor.check_internet().state == "note"
+    started = time.perf_counter()
+    assert doctor._answers_in_time(lambda: time.sleep(5), seconds=0.1) is False
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("rerun", "hours", "finding", "state"),
+    [(False, 1.0, "11.0 h of 12 left", "ok"), (True, 1.0, "8.0 h of 9 left", "ok"), (True, 8.5, "0.5 h of 9", "note")],
+)
+def test_time_left(monkeypatch, rerun, hours, finding, state):
+    """12 hours for a run, 9 for a rerun in the competition."""
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    if rerun:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    monkeypatch.setattr(environment, "session_seconds", lambda: hours * 3600)
+    check = doctor.check_time()
+    assert (check.finding.startswith(finding), check.state) == (True, state)
+
+
+def test_session_is_as_old_as_the_first_process():
+    """It grows, and is not that of this process."""
+    first = environment.session_seconds()
+    time.sleep(0.05)
+    assert 0 < first < environment.session_seconds()
+
+
+def test_copies_of_another_commit_are_a_note(monkeypatch, tmp_path):
+    """What runs, from where, and what else is attached."""
+    assert doctor.check_library().state == "ok"
+    other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib"
+    other.mkdir(parents=True)
+    (other / "schema.py").write_text("")
+    (other / "commit.txt").write_text("4567")
+    check = doctor.check_library()
+    assert (check.state, "4567" in check.advice) == ("note", True)
+    assert str(ROOT / "prefcls_lib") in check.finding
+
+
+def test_doctor_as_a_command(tiny, tmp_path, capsys):
+    """A table for people, JSON for programs, exit code 0 and 1; nothing is written."""
+    assert cli.main(["doctor", "--backbone", str(tiny), "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "usable"
+    assert any(re.match(r"ok +backbone +", line) for line in lines)
+    assert cli.main(["doctor", "--backbone", str(tmp_path / "nowhere"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["usable"] is False
+    (bad,) = [check for check in report["checks"] if check["state"] == "bad"]
+    assert (bad["name"], "was not found. Tried:" in bad["finding"]) == ("backbone", True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_first_look_is_a_table(tiny):
+    """As the notebooks show it, one line a check, the commit among them."""
+    html = doctor.first_look(str(tiny)).to_html()
+    for name in ("python", "gpu", "memory", "precision", "commit not recorded"):
+        assert name in html
