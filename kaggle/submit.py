@@ -42,6 +42,9 @@ if importlib.util.find_spec("prefcls_lib") is None:
     raise ModuleNotFoundError(f"attach the data set prefcls-lib. Tried in {_root}: {', '.join(_tried)}")
 
 # %%
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
 from IPython.display import display
 
 from prefcls_lib import data, doctor, ensemble, job, submission
