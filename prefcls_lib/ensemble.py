@@ -7,7 +7,8 @@ this order: fewer folds of each network, then fewer networks (the least weight f
 
 import time
 import traceback
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -119,12 +120,12 @@ def predict_within(members: Members, rows: pd.DataFrame, out: str | Path, time_b
     networks = []
     for index, folder in enumerate(members.folders):
         if (folder.fold_folders()[0] / "rung.json").exists():
-            with job.member(index):
+            with _tolerate_failure(job, index):
                 probs = predict_rows([load_rung(path) for path in folder.fold_folders()], rows)
                 job.add(index, probs, folds=len(folder.fold_folders()))
     for index, folder in enumerate(members.folders):
         if index not in job.sums:
-            with job.member(index):
+            with _tolerate_failure(job, index):
                 networks.append(_Network(index, folder, rows, raw))
     if networks:
         weights = [members.blend.weights[network.index] for network in networks]
@@ -156,9 +157,6 @@ class _Submission:
     @property
     def seconds_left(self) -> float:
         return self.deadline - time.perf_counter()
-
-    def member(self, index: int) -> "_Guard":
-        return _Guard(self, index)
 
     def add(self, index: int, probs: np.ndarray, folds: int = 1) -> None:
         """Count another fold's probabilities (or the mean of several) and write the submission with it."""
@@ -204,38 +202,26 @@ class _Submission:
         return record
 
 
-class _Guard:
+@contextmanager
+def _tolerate_failure(job: _Submission, index: int):
     """In a competition rerun a failing member is said and left out; anywhere else its error goes on."""
-
-    def __init__(self, job: _Submission, index: int):
-        self.job, self.name = job, job.members.folders[index].path.name
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace) -> bool:
-        if not isinstance(error, Exception) or not is_competition_rerun():
-            return False
+    try:
+        yield
+    except Exception as error:
+        if not is_competition_rerun():
+            raise
         traceback.print_exception(error)
-        self.job.left_out.append(f"{self.name}: failed ({type(error).__name__}: {error})")
-        return True
+        job.left_out.append(f"{job.members.folders[index].path.name}: failed ({type(error).__name__}: {error})")
 
 
-@dataclass
 class _Network:
     """A run with an encoder, its rows encoded, its pace measured on a few sides of every length."""
 
-    index: int
-    folder: RunFolder
-    rows: pd.DataFrame
-    raw: np.ndarray
-    tokens: int = field(init=False)
-    seconds_per_fold: float = field(init=False)
-
-    def __post_init__(self):
-        self.paths = self.folder.fold_folders()
+    def __init__(self, index: int, folder: RunFolder, rows: pd.DataFrame, raw: np.ndarray):
+        self.index, self.rows, self.raw = index, rows, raw
+        self.paths = folder.fold_folders()
         saved = load_model(self.paths[0])
-        self.encoded = encode_rows(self.rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning)
+        self.encoded = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning)
         lengths = self.encoded.lengths
         self.tokens = int(lengths.sum())
         pilot = np.unique(np.linspace(0, len(lengths) - 1, min(PILOT_SIDES, len(lengths))).round().astype(int))
@@ -276,7 +262,7 @@ def _predict_networks(job: _Submission, networks: list[_Network], planned: list[
         for fold in range(max(planned)):
             for network, folds in zip(networks, planned, strict=True):
                 if fold < folds:
-                    with job.member(network.index):
+                    with _tolerate_failure(job, network.index):
                         probs = network.predict_fold(fold, job.deadline, bar)
                         if probs is not None:
                             job.add(network.index, probs)
