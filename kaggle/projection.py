@@ -44,9 +44,7 @@ def project(record: dict, wall_seconds: float, fold: Path, test: Path) -> dict:
         fold: a saved model whose tokenizer and max_length count the tokens.
         test: its test rows.
     """
-    encoder_seconds = sum(
-        run["folds_used"] * run["projected_seconds_per_fold"] for run in record["runs"] if run["tokens_per_fold"]
-    )
+    encoder_seconds = sum(run.get("encoder_seconds", 0.0) for run in record["runs"])
     saved = load_model(fold)
     rows = read_rows(test, labelled=False)
     lengths = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning).lengths

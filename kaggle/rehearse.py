@@ -113,6 +113,10 @@ class Rehearsal:
         self._check(working / "submission.csv", test)
         record = read_json(working / "submit.json")
         say(f"{what}: {peak_text(measured)}")
+        for run in record["runs"]:
+            if "tokens_per_fold" in run:
+                say(f"  {run['run']}: {run['folds_used'] * run['tokens_per_fold'] / 1e6:.1f} million tokens in "
+                    f"{run['encoder_seconds']:.0f} s, planned {run['planned_seconds_per_fold']:.0f} s a fold")  # fmt: skip
         for line in record["left_out"]:
             say(f"  {line}")
         return measured, record, test

@@ -30,7 +30,7 @@ from prefcls_lib.submission import write_submission
 from prefcls_lib.tokenization import encode_rows
 
 BLOCK_ROWS = 1024  # rows between two looks at the clock
-PILOT_SIDES = 48  # sides, spread over all lengths, that measure the pace of a network
+PILOT_SIDES = 128  # sides, spread over all lengths, that measure the pace of a network
 RESERVED = 0.1  # share of the time budget that no plan uses: a pace that slows down
 
 
@@ -189,8 +189,11 @@ class _Submission:
             if self.folds.get(index, 0) < available:
                 self.left_out.append(f"{folder.path.name}: {self.folds.get(index, 0)} of {available} folds were used")
             line = {"run": folder.path.name, "weight": self.members.blend.weights[index], "folds": available}
-            line |= {"folds_used": self.folds.get(index, 0), "tokens_per_fold": network and network.tokens}
-            runs.append({**line, "projected_seconds_per_fold": network and round(network.seconds_per_fold, 2)})
+            line["folds_used"] = self.folds.get(index, 0)
+            if network is not None:
+                line |= {"tokens_per_fold": network.tokens, "encoder_seconds": network.seconds_used}
+                line["planned_seconds_per_fold"] = network.seconds_per_fold
+            runs.append(line)
         record = {
             "rows": len(self.rows),
             "seconds": time.perf_counter() - self.started,
@@ -229,7 +232,8 @@ class _Network:
         examples = Examples(self.encoded.token_ids, pilot.reshape(-1, 2), self._features(saved, pilot[::2] * 0))
         self._predict(saved, examples)  # the first pass also loads kernels
         seconds, _ = self._predict(saved, examples)
-        self.seconds_per_fold = seconds * self.tokens / lengths[pilot].sum()
+        self.seconds_per_fold = float(seconds * self.tokens / lengths[pilot].sum())
+        self.seconds_used = 0.0
 
     def predict_fold(self, fold: int, deadline: float, bar) -> np.ndarray | None:
         """Probabilities (N, 3) of the rows by one fold; None when `deadline` passed before the end."""
@@ -241,7 +245,8 @@ class _Network:
                 return None
             block = order[start : start + BLOCK_ROWS]
             examples = Examples(self.encoded.token_ids, self.encoded.sides[block], self._features(saved, block))
-            _, probs[block] = self._predict(saved, examples)
+            seconds, probs[block] = self._predict(saved, examples)
+            self.seconds_used += seconds
             bar.update(len(block))
         return probs
 

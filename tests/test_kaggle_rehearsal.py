@@ -156,11 +156,8 @@ def test_operations_by_hand():
 
 
 def test_projection(finished_run, home):
-    """Encoders from tokens; all else as measured: 50 s of which 2 folds of 10 s were the encoder's."""
-    record = {"runs": [
-        {"folds_used": 2, "projected_seconds_per_fold": 10.0, "tokens_per_fold": 1},
-        {"folds_used": 2, "projected_seconds_per_fold": None, "tokens_per_fold": None},
-    ]}  # fmt: skip
+    """Encoders from tokens; all else as measured: 50 s, of which 20 s were the encoder's."""
+    record = {"runs": [{"run": "network", "encoder_seconds": 20.0}, {"run": "ladder"}]}
     projected = projection.project(record, 50.0, finished_run / "model" / "fold0", home / "test.csv")
     assert projected["other_seconds"] == 30.0
     assert projected["max_length"] == 32
