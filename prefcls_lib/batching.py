@@ -162,7 +162,7 @@ def split_step(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[n
             held = 0
         micro_steps[-1].append(int(row))
         held += tokens
-    return [np.array(rows) for rows in micro_steps]
+    return [np.array(rows) for rows in micro_steps if rows]
 
 
 def _pad_chunk(taken: list[int], token_ids: Sequence[np.ndarray], pad_id: int, length: int) -> Chunk:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 from prefcls_lib import data
@@ -48,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(command=function)
 
+    fit = commands.add_parser("fit", help="train some models of a run that was started: a process of `run`")
+    fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
+    fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
+    fit.add_argument("members", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
+    fit.set_defaults(command=_fit)
+
     blend = commands.add_parser("blend", help="weigh and calibrate runs on their out-of-sample predictions")
     blend.add_argument("--runs", required=True, nargs="+", type=Path, metavar="DIR", help="finished run folders")
     blend.add_argument("--out", required=True, type=Path, help="blend.json to write")
@@ -87,10 +94,19 @@ def _run(arguments: argparse.Namespace) -> None:
     from prefcls_lib import pipeline, runs  # torch is loaded only where it is needed
 
     folder = pipeline.run(config)
+    if not pipeline.process_state().is_main_process:
+        return
     result = read_json(folder / "result.json")
     print(runs.result_table(result).to_string(float_format="{:.4f}".format))
     print(runs.verdict(result))
     print(f"submission: {folder / 'submission.csv'}")
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from prefcls_lib import pipeline
+    from prefcls_lib.runs import RunFolder
+
+    pipeline.fit_members(RunFolder(arguments.run), arguments.members, arguments.started_at)
 
 
 def _ladder(arguments: argparse.Namespace) -> None:
@@ -131,9 +147,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
     else:
-        folder = RunFolder(arguments.run)
-        read_json(folder / "result.json")  # an unfinished run would predict with fewer folds than its settings say
-        probs, _ = pipeline.predict_run(folder, rows)
+        probs, _ = pipeline.predict_run(RunFolder(arguments.run), rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 

@@ -29,6 +29,8 @@ CHOICES = {
 RANGES = {
     "max_train_rows": (0, math.inf),
     "num_folds": (2, 100),
+    "num_seeds": (1, 100),
+    "num_processes": (1, 1024),
     "seed": (0, 2**32 - 1),
     "max_length": (16, 65_536),
     "num_epochs": (1, 1000),
@@ -64,6 +66,7 @@ class RunConfig:
     num_folds: int = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
     seed: int = 42
+    num_seeds: int = 1  # models a fold, with seeds seed, seed + 1, ...; their predictions are averaged
     # tokens
     text_cleaning: str = "none"  # none | whitespace | ascii
     max_length: int = 512  # tokens of one side, special tokens included
@@ -92,6 +95,7 @@ class RunConfig:
     on_collapse: str = "restart"  # warn | stop | restart (new seed, half the rate, twice the warm-up, at most twice)
     collapse_after_rows: int = 10_000  # no verdict before so many training rows; DeBERTa-v3 needs them to move
     # the session
+    num_processes: int | None = None  # None: one a GPU. Folds and seeds side by side; a single model by all together
     time_budget_hours: float | None = None  # the whole command ends within it; None: as long as it takes
     save_every_minutes: float = 20.0  # a checkpoint at least this often, and at every validation
     resume_from: str | None = None  # an earlier run's folder, read-only: it is copied, and the run goes on

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from prefcls_lib.files import UserError
+from prefcls_lib.files import UserError, write_whole
 from prefcls_lib.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, NUM_CLASSES, PROMPT, RESPONSES, TEXT_COLUMNS
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -81,6 +81,12 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
                 rows[name] = table[name]
     rows["group"] = [prompt_group(turns[0]) for turns in rows[PROMPT]]
     return rows
+
+
+def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
+    """Write rows without labels as `read_rows` reads them: id and, a JSON list each, the texts."""
+    table = {ID: rows[ID], **{name: [json.dumps(turns) for turns in rows[name]] for name in TEXT_COLUMNS}}
+    write_whole(path, lambda temporary: pd.DataFrame(table).to_csv(temporary, index=False))
 
 
 def prompt_group(first_turn: str) -> str:

@@ -203,11 +203,23 @@ def choose_precision(setting: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "no"
 
 
+def process_state() -> PartialState:
+    """Which of the processes that torchrun or accelerate launch started this is; the only one otherwise."""
+    return PartialState(cpu=_shared_cpu())
+
+
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """The engine for device, autocast and gradient scaling; a new one may choose another precision."""
+    """The engine for device, autocast and gradient scaling, and for several processes where torchrun started them.
+
+    A new one may choose another precision.
+    """
     AcceleratorState._reset_state(reset_partial_state=False)
-    probe = PartialState()
-    return Accelerator(mixed_precision=choose_precision(mixed_precision, probe.device))
+    return Accelerator(cpu=_shared_cpu(), mixed_precision=choose_precision(mixed_precision, process_state().device))
+
+
+def _shared_cpu() -> bool:
+    """Whether several processes work without a GPU; accelerate must be told."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
 
 
 def seed_everything(seed: int) -> None:

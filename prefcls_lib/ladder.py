@@ -15,7 +15,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.files import write_json, write_whole
 from prefcls_lib.job import claim_folder, read_job, score_job
 from prefcls_lib.rungs import RUNGS, predict_rows, save_rung
-from prefcls_lib.runs import RunFolder, prediction_table, write_table
+from prefcls_lib.runs import Member, RunFolder, prediction_table, write_table
 from prefcls_lib.schema import ID
 from prefcls_lib.submission import write_submission
 
@@ -28,7 +28,7 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     Raises:
         UserError: see `job.read_job` and `job.claim_folder`.
     """
-    job = claim_folder(read_job(replace(config, backbone="ladder")))
+    job = claim_folder(read_job(replace(config, backbone="ladder", num_seeds=1)))
     folder = job.folder
     if folder.complete:
         print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
@@ -37,7 +37,7 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     results = cross_validate(RUNGS, job.rows, job.folds, job.config.folds, job.config.seed)
     best = best_rung(results, labels)
     for fold, rung in zip(job.config.folds, results[best].rungs, strict=True):
-        write_whole(folder.fold_folder(fold), lambda temporary, rung=rung: save_rung(rung, temporary))
+        write_whole(folder.member_folder(Member(fold)), lambda temporary, rung=rung: save_rung(rung, temporary))
     validated = job.rows[job.validated]
     choices = np.stack([results[name].probs[job.validated] for name in RUNGS])
     honest, _ = metrics.choose_honestly(choices, labels[job.validated], groups[job.validated])

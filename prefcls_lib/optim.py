@@ -1,4 +1,4 @@
-"""Parameter groups and the learning rate schedule."""
+"""Parameter groups: who learns at which rate."""
 
 import re
 
@@ -45,27 +45,6 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
 def make_optimizer(model: PreferenceModel, config: RunConfig, device: torch.device) -> torch.optim.AdamW:
     """Fused AdamW over `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(model, config), fused=device.type in ("cuda", "cpu"))
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Share of the peak rate at `step` (0 = first): linear warm-up over the first share of steps, then linear to 0."""
-    warmup_steps = round(total_steps * warmup_ratio)
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return (total_steps - step) / max(1, total_steps - warmup_steps)
-
-
-def plateau_factor(losses: list[float], patience: int = 1, factor: float = 0.1) -> float:
-    """Share of the peak rate after validations with these losses, as torch's ReduceLROnPlateau has it.
-
-    After more than `patience` validations without a new best, the rate is cut to `factor` of what it was.
-    """
-    best, waited, share = float("inf"), 0, 1.0
-    for loss in losses:
-        best, waited = (loss, 0) if loss < best else (best, waited + 1)
-        if waited > patience:
-            share, waited = share * factor, 0
-    return share
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -3,15 +3,13 @@
 job = start(config)              everything that can be wrong is found here; a prior submission is in place
 encoded = encode(job)            token ids of the training rows
 ladder = run_ladder(job)         plain baselines on the same folds
-fit_folds(job, encoded)          one model a fold, each saved when it is done
+fit_folds(job, encoded)          one model a fold (and seed), each saved when it is done; on several GPUs side by side
 result = finish(job, ladder)     submission.csv, the tables, result.json
 """
 
-import math
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,24 +18,26 @@ from prefcls_lib import metrics
 from prefcls_lib.backbones import load_backbone
 from prefcls_lib.baselines import OutOfSample, best_rung, cross_validate, ladder_table
 from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
-from prefcls_lib.checkpoint import SavedModel, build_model, load_model, save_model
+from prefcls_lib.checkpoint import SavedModel, load_model
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator, seed_everything
-from prefcls_lib.features import FeatureScaler, compute_features
-from prefcls_lib.files import UserError, read_json, write_json, write_whole
+from prefcls_lib.environment import make_accelerator, process_state
+from prefcls_lib.features import compute_features
+from prefcls_lib.files import read_json, write_json
 from prefcls_lib.job import Job, claim_folder, read_job, read_out_of_sample, score_job
-from prefcls_lib.model import PreferenceModel
+from prefcls_lib.members import fit_here, new_model, split_rows
 from prefcls_lib.predict import predict_proba
-from prefcls_lib.resume import stop_on_sigterm
+from prefcls_lib.processes import (
+    MIN_ROWS_TO_SHARE,
+    count_processes,
+    predict_side_by_side,
+    run_side_by_side,
+    run_together,
+)
 from prefcls_lib.rungs import FAST_RUNGS, load_rung, predict_rows
-from prefcls_lib.runs import RunFolder, prediction_table, write_table
+from prefcls_lib.runs import Member, RunFolder, members_of
 from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission
 from prefcls_lib.tokenization import EncodedRows, encode_rows
-from prefcls_lib.train import MIN_ROWS_TO_SELECT, Collapsed, Session, fit
-
-MAX_RESTARTS = 2  # after a collapse
-FINISH_SECONDS = 10  # of a time budget, for loading and saving after the last fold
 
 
 def start(config: RunConfig) -> Job:
@@ -72,7 +72,7 @@ def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, 
 
 def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
     """The chunks of the first optimizer step: their micro-step, shape, and share of useful tokens."""
-    train, _, _ = _split(job, encoded, job.config.folds[0])
+    train, _, _ = split_rows(job, encoded, job.config.folds[0])
     step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
     lines = []
     for number, rows in enumerate(split_step(step, train.lengths, job.config.max_tokens_per_micro_step)):
@@ -89,45 +89,68 @@ def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> fl
 
     Says at once whether data, labels and head fit together.
     """
-    train, valid, _ = _split(job, encoded, job.config.folds[0])
+    train, valid, _ = split_rows(job, encoded, job.config.folds[0])
     valid = valid.take(slice(0, max_rows))
     accelerator = make_accelerator(job.config.mixed_precision)
-    model = _new_model(job, train.labels).to(accelerator.device)
+    model = new_model(job, train.labels).to(accelerator.device)
     probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
     return metrics.log_loss(valid.labels, probs)
 
 
-def fit_folds(job: Job, encoded: EncodedRows) -> None:
-    """Train one model for each of `config.folds`; a fold that was finished before is kept, one under way gone on with.
+def fit_folds(job: Job, encoded: EncodedRows, members: list[Member] | None = None) -> None:
+    """Train the models of the run that are not done yet; one under way is gone on with.
+
+    On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
+    all processes together.
+
+    Args:
+        job: started.
+        encoded: its training rows.
+        members: the models to train; None: all of the run.
 
     Raises:
-        Stopped: SIGTERM came; the state of the fold under way is saved.
+        Stopped: SIGTERM came; the state of what was under way is saved.
     """
-    left = [fold for fold in job.config.folds if not job.folder.fold_folder(fold).is_dir()]
-    for fold in sorted(set(job.config.folds) - set(left)):
-        print(f"fold {fold}: done before, kept in {job.folder.fold_folder(fold)}", flush=True)
-    side_tokens = encoded.lengths[encoded.sides].mean()
-    tokens_to_predict = int(2 * side_tokens * len(job.test_rows) * len(job.config.folds))
-    with stop_on_sigterm() as stop:
-        for number, fold in enumerate(left):
-            deadline = job.deadline
-            if deadline is not None:  # an equal share of what is left for each fold, after loading and saving
-                now = time.perf_counter()
-                deadline = now + (deadline - FINISH_SECONDS - now) / (len(left) - number)
-            session = Session(job.folder.state_folder(fold), deadline, tokens_to_predict, stop)
-            _fit_fold(job, encoded, fold, session)
-            shutil.rmtree(job.folder.state_folder(fold), ignore_errors=True)
+    wanted = members_of(job.config) if members is None else members
+    left = [member for member in wanted if not job.folder.member_folder(member).is_dir()]
+    for member in sorted(set(wanted) - set(left)):
+        print(f"{member.name}: done before, kept in {job.folder.member_folder(member)}", flush=True)
+    num_processes = count_processes(job.config.num_processes)
+    if left and num_processes > 1:
+        started_at = time.time() - (time.perf_counter() - job.started)
+        command = ["fit", "--started-at", str(started_at), str(job.folder.path)]
+        if len(left) == 1:
+            run_together([*command, left[0].name], num_processes)
+        else:
+            shares = [left[i::num_processes] for i in range(min(num_processes, len(left)))]
+            run_side_by_side(
+                [[*command, *(member.name for member in share)] for share in shares],
+                [" ".join(member.name for member in share) for share in shares],
+            )
+    else:
+        fit_here(job, encoded, left)
+    if members is None and process_state().is_main_process:
         shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+
+
+def fit_members(folder: RunFolder, names: list[str], started_at: float) -> None:
+    """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
+    config = RunConfig.from_mapping(read_json(folder / "config.json")["settings"])
+    job = start(replace(config, out=str(folder.path)))
+    job = replace(job, started=time.perf_counter() - (time.time() - started_at))
+    fit_folds(job, encode(job), [Member.parse(name) for name in names])
 
 
 def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     """Predict the test rows with the saved models; write submission, tables and, last, result.json.
 
     Returns:
-        The content of result.json.
+        The content of result.json; nothing in processes other than the first.
     """
-    records = job.folder.gather_folds(job.config.folds)
-    probs, test_tokens = predict_run(job.folder, job.test_rows)
+    probs, test_tokens = predict_run(job.folder, job.test_rows, job.config.num_processes)
+    if not process_state().is_main_process:
+        return {}
+    records = job.folder.gather_members(members_of(job.config))
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     rows, honest = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
@@ -156,29 +179,45 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
 
 
 def run(config: RunConfig) -> RunFolder:
-    """All steps; on a folder whose run is complete, only says so."""
-    job = start(config)
+    """All steps; on a folder whose run is complete, only says so.
+
+    Started by torchrun or accelerate launch, every process calls this; the first alone writes.
+    """
+    with process_state().main_process_first():
+        job = start(config)
     if job.folder.complete:
         print(f"{job.folder.path}: this run is complete; for a new one name another --out.", flush=True)
     else:
         encoded = encode(job)
-        ladder = run_ladder(job)
+        ladder = run_ladder(job) if process_state().is_main_process else {}
         fit_folds(job, encoded)
         finish(job, ladder)
+        process_state().wait_for_everyone()
     return job.folder
 
 
-def predict_run(folder: RunFolder, rows: pd.DataFrame) -> tuple[np.ndarray, TokenCount]:
-    """Probabilities (N, 3) of new rows, averaged over the run's folds; needs nothing but the run folder."""
+def predict_run(
+    folder: RunFolder, rows: pd.DataFrame, num_processes: int | None = None
+) -> tuple[np.ndarray, TokenCount]:
+    """Probabilities (N, 3) of new rows, averaged over the run's models; needs nothing but the run folder.
+
+    Args:
+        folder: of the run.
+        rows: from `data.read_rows`.
+        num_processes: share the rows among so many processes; None: one a GPU.
+    """
     folders = folder.fold_folders()
     if (folders[0] / "rung.json").exists():
         return predict_rows([load_rung(path) for path in folders], rows), TokenCount()
+    processes = min(count_processes(num_processes), len(rows) // MIN_ROWS_TO_SHARE)
+    if processes > 1:
+        return predict_side_by_side(folder.path, rows, processes), TokenCount()
     total = np.zeros((len(rows), NUM_CLASSES))
     tokens = TokenCount()
     raw = encoded = None
     for number, path in enumerate(folders, 1):
         saved = load_model(path)
-        if encoded is None:  # the folds of a run share tokenizer and text settings
+        if encoded is None:  # the models of a run share tokenizer and text settings
             encoded = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning)
             raw = compute_features(rows) if saved.scaler else None
         probs, used = _predict_saved(saved, encoded, raw, f"predict {number}/{len(folders)}")
@@ -195,86 +234,6 @@ def _predict_saved(
     examples = Examples(encoded.token_ids, encoded.sides, features)
     model = saved.model.to(accelerator.device)
     return predict_proba(model, examples, accelerator, saved.backbone.tokenizer.pad_id, label)
-
-
-def _fit_fold(job: Job, encoded: EncodedRows, fold: int, session: Session) -> None:
-    started, config = time.perf_counter(), job.config
-    train, valid, scaler = _split(job, encoded, fold)
-    pad_id = job.backbone.tokenizer.pad_id
-    attempts_file = job.folder / "checkpoint" / f"fold{fold}-collapsed.json"
-    collapsed = read_json(attempts_file)["collapsed"] if attempts_file.exists() else []
-    while True:
-        tried = len(collapsed)  # every attempt after a collapse: new seed, half the rate, twice the warm-up
-        attempt = replace(
-            config,
-            seed=config.seed + 1000 * tried,
-            learning_rate=config.learning_rate / 2**tried,
-            warmup_ratio=min(0.5, config.warmup_ratio * 2**tried),
-        )
-        seed_everything(attempt.seed + fold)
-        accelerator = make_accelerator(config.mixed_precision)
-        model = _new_model(job, train.labels)
-        try:
-            fitted = fit(model, train, valid, attempt, accelerator, pad_id, f"fold {fold}", session)
-            break
-        except Collapsed as error:
-            shutil.rmtree(session.state_folder, ignore_errors=True)
-            collapsed.append(error.record)
-            write_json(attempts_file, {"collapsed": collapsed})
-            if config.on_collapse == "stop" or len(collapsed) > MAX_RESTARTS:
-                raise UserError(
-                    f"{error}. Set learning_rate lower or warmup_ratio higher; the baseline's submission is in place."
-                ) from None
-            print(
-                f"fold {fold}: restart {len(collapsed)} of {MAX_RESTARTS}, half the rate, twice the warm-up", flush=True
-            )
-    rows = job.rows[job.folds == fold]
-    swapped, _ = predict_proba(model, valid.swapped(), accelerator, pad_id)
-    saved = honest = fitted.valid_probs[fitted.chosen]
-    if len(rows) >= MIN_ROWS_TO_SELECT:
-        honest, _ = metrics.choose_honestly(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
-    record = {
-        "fold": fold,
-        "valid_rows": len(rows),
-        "flip_rate": metrics.flip_rate(saved, swapped),
-        "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
-        "tokens": [fitted.tokens.real, fitted.tokens.computed],
-        "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
-        "step_seconds": fitted.step_seconds,
-        "steps": int(fitted.history["step"].iloc[-1]),
-        "planned_steps": math.ceil(len(train) / config.batch_size) * config.num_epochs,
-        "collapsed": collapsed,
-        "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
-        "mixed_precision": accelerator.mixed_precision,
-        "seconds": time.perf_counter() - started,
-    }
-
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        save_model(folder, model, job.backbone, scaler, config)
-        write_table(folder / "history.csv", fitted.history.assign(fold=fold))
-        write_table(folder / "oof.csv", prediction_table(rows, fold, honest))
-        write_table(folder / "valid.csv", prediction_table(rows, fold, saved).assign(group=rows["group"].to_numpy()))
-        write_json(folder / "fold.json", record)
-
-    write_whole(job.folder.fold_folder(fold), write)
-
-
-def _split(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Examples, FeatureScaler | None]:
-    """Training and validation examples of a fold; features standardised on the training rows."""
-    scaler = features = None
-    is_train = job.folds != fold
-    if job.config.structure_features:
-        scaler = FeatureScaler.fit(job.features[is_train])
-        features = scaler.transform(job.features).astype(np.float32)
-    everything = Examples(encoded.token_ids, encoded.sides, features, job.rows["label"].to_numpy())
-    return everything.take(is_train), everything.take(~is_train), scaler
-
-
-def _new_model(job: Job, labels: np.ndarray) -> PreferenceModel:
-    model = build_model(job.backbone.path, job.config)
-    model.head.start_at_prior(tuple(np.bincount(labels, minlength=NUM_CLASSES) / len(labels)))
-    return model
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:

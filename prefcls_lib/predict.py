@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from prefcls_lib.batching import Examples, TokenCount, make_chunks
+from prefcls_lib.distributed import sum_embeddings
 from prefcls_lib.model import PreferenceModel
 from prefcls_lib.progress import progress_bar
 from prefcls_lib.schema import NUM_CLASSES
@@ -58,23 +59,26 @@ def predict_from_embeddings(
 def embed_unique_sides(
     model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
 ) -> tuple[torch.Tensor, TokenCount]:
-    """Embeddings (U, H) fp32 of every side that the rows use (others stay zero), and the tokens."""
+    """Embeddings (U, H) fp32 of every side that the rows use (others stay zero), and the tokens.
+
+    Several processes share the chunks; all of them must call this, and each gets all embeddings.
+    """
     used = np.unique(examples.sides)
     token_ids = [examples.token_ids[i] for i in used]
     chunks = make_chunks(
         token_ids, pad_id, PREDICT_SIDES, PREDICT_TOKENS, 8 if accelerator.device.type == "cuda" else 1
     )
-    embeddings = None
+    width = model.encoder.config.hidden_size
+    embeddings = torch.zeros((len(examples.token_ids), width), device=accelerator.device)
+    shown = bool(label) and accelerator.is_main_process
     model.eval()
-    with torch.inference_mode(), progress_bar(len(used), label, "side", shown=bool(label)) as progress:
-        for chunk in chunks:
+    with torch.inference_mode(), progress_bar(len(used), label, "side", shown) as progress:
+        for chunk in chunks[accelerator.process_index :: accelerator.num_processes]:
             chunk = chunk.to(accelerator.device)
             with accelerator.autocast():
                 embedded = model.embed(chunk)
-            if embeddings is None:
-                embeddings = embedded.new_zeros((len(examples.token_ids), embedded.shape[1]))
             places = torch.as_tensor(used, device=accelerator.device)[chunk.indices]
             embeddings[places] = embedded
-            progress.update(len(places))
+            progress.update(len(places) * accelerator.num_processes)
     computed = sum(chunk.tokens_computed for chunk in chunks)
-    return embeddings, TokenCount(sum(map(len, token_ids)), computed)
+    return sum_embeddings(embeddings, accelerator), TokenCount(sum(map(len, token_ids)), computed)

@@ -1,28 +1,46 @@
-"""Progress bars: on a terminal to stderr, in a notebook one line that is rewritten in place."""
+"""Progress bars: redrawn on a terminal and in a notebook, a line at times in a log."""
 
 import sys
 
 from tqdm import tqdm
+
+SECONDS_IN_LOG = 60
 
 
 def progress_bar(total: int, label: str, unit: str, shown: bool = True) -> tqdm:
     """A tqdm bar with pace and time left.
 
     In a notebook the line is one updated display, so that an executed and exported notebook keeps its last state only.
+    Where stderr is a file or a pipe, a bar that is redrawn would fill it: there a line comes at most once a minute.
     """
     in_notebook = "ipykernel" in sys.modules
-    file = _NotebookLine() if shown and in_notebook else sys.stderr
+    in_log = not in_notebook and not sys.stderr.isatty()
+    file = _NotebookLine() if shown and in_notebook else _LogLines() if in_log else sys.stderr
     return tqdm(
         total=total,
         desc=label,
         unit=unit,
         disable=not shown,
         file=file,
-        mininterval=1,
+        mininterval=SECONDS_IN_LOG if in_log else 1,
+        maxinterval=SECONDS_IN_LOG if in_log else 10,
+        delay=SECONDS_IN_LOG if in_log else 0,
         ascii=False if in_notebook else None,
-        ncols=100 if in_notebook else None,
-        dynamic_ncols=not in_notebook,
+        ncols=100 if in_notebook or in_log else None,
+        dynamic_ncols=not (in_notebook or in_log),
     )
+
+
+class _LogLines:
+    """What tqdm writes to, where lines cannot be redrawn."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
 
 
 class _NotebookLine:

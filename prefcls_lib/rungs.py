@@ -82,15 +82,20 @@ class RungInputs:
         return RungInputs(self.structure * SIGNS, kinds, self.counts and self.counts[::-1])
 
 
-def read_inputs(rows: pd.DataFrame, rung_names: Sequence[str] = RUNGS) -> RungInputs:
-    """What `rung_names` need of the rows of `data.read_rows`; texts are read only for `TEXT_RUNGS`."""
+def read_inputs(
+    rows: pd.DataFrame, rung_names: Sequence[str] = RUNGS, structure: np.ndarray | None = None
+) -> RungInputs:
+    """What `rung_names` need of the rows of `data.read_rows`; texts are read only for `TEXT_RUNGS`.
+
+    `structure`: their features where they are known already.
+    """
     empty = empty_answers(rows)
     kinds = np.where(identical_answers(rows), IDENTICAL, empty @ np.array([EMPTY_A, EMPTY_B]))
     counts = None
     if set(rung_names) & set(TEXT_RUNGS):
         prompts = ["\n".join(turns) for turns in rows[PROMPT]]
         counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
-    return RungInputs(compute_features(rows), kinds, counts)
+    return RungInputs(compute_features(rows) if structure is None else structure, kinds, counts)
 
 
 @dataclass(frozen=True)

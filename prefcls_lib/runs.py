@@ -2,16 +2,18 @@
 
 config.json      settings, and SHA-256 of the data files: written first, compared at the next start
 submission.csv   the prior's until the trained model's replaces it
-model/fold0/     one folder a fold, there once that fold is done: weights, tokenizer, and its
-                 history.csv, oof.csv, valid.csv, fold.json
+model/fold0/     one folder a member, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
+                 valid.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
 history.csv      one line a validation of every fold
-oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection
+oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection, seeds averaged
 valid.csv        the same rows as the saved weights predict them (they were chosen on these rows), with their
                  prompt groups
 result.json      the numbers; written last: a run that has it is complete
 """
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,36 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.schema import ID, LABEL_COLUMNS
 
-FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
+MEMBER_TABLES = ("history.csv", "oof.csv", "valid.csv")
 # settings that may differ when a run is gone on with: places (their data is compared by SHA-256) and the session
-_FREE = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes")
+_FREE = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """One model of a run: the fold it is validated on, and which of that fold's seeds (0 = first) it has."""
+
+    fold: int
+    draw: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder: fold3, or fold3-seed1."""
+        return f"fold{self.fold}" + (f"-seed{self.draw}" if self.draw else "")
+
+    @classmethod
+    def parse(cls, name: str) -> "Member":
+        """The member whose folder has this name."""
+        fold, _, draw = name.removeprefix("fold").partition("-seed")
+        try:
+            return cls(int(fold), int(draw or 0))
+        except ValueError:
+            raise UserError(f"{name!r}: no name of a fold. Expected fold0, or fold0-seed1.") from None
+
+
+def members_of(config: RunConfig) -> list[Member]:
+    """All models of a run, fold by fold."""
+    return [Member(fold, draw) for fold in config.folds for draw in range(config.num_seeds)]
 
 
 class RunFolder:
@@ -87,31 +116,53 @@ class RunFolder:
         """Whether a run ended here."""
         return (self / "result.json").is_file()
 
-    def fold_folder(self, fold: int) -> Path:
-        """Where the model of a fold lies once it is done."""
-        return self.path / "model" / f"fold{fold}"
+    def member_folder(self, member: Member) -> Path:
+        """Where a model lies once it is done."""
+        return self.path / "model" / member.name
 
-    def state_folder(self, fold: int) -> Path:
-        """Where the checkpoint of a fold in training lies."""
-        return self.path / "checkpoint" / f"fold{fold}"
+    def state_folder(self, member: Member) -> Path:
+        """Where the checkpoint of a model in training lies."""
+        return self.path / "checkpoint" / member.name
 
     def fold_folders(self) -> list[Path]:
-        """Folders of all folds that are done.
+        """Folders of all models of the run.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or not all that the run's settings name.
         """
-        found = sorted((self / "model").glob("fold*"), key=lambda p: int(p.name.removeprefix("fold")))
+        found = sorted((self / "model").glob("fold*"), key=lambda path: Member.parse(path.name))
         if not found:
             raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
+        settings = read_json(self / "config.json")["settings"]
+        wanted = {Member(fold, draw).name for fold in settings["folds"] for draw in range(settings["num_seeds"])}
+        if missing := sorted(wanted - {path.name for path in found}):
+            raise UserError(
+                f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
+                "command again to go on with it."
+            )
         return found
 
-    def gather_folds(self, folds: tuple[int, ...]) -> list[dict]:
-        """Write the run's tables from those of its folds; return the folds' fold.json records."""
-        for name in FOLD_TABLES:
-            tables = [read_table(self.fold_folder(fold) / name) for fold in folds]
-            write_table(self / name, pd.concat(tables, ignore_index=True))
-        return [read_json(self.fold_folder(fold) / "fold.json") for fold in folds]
+    def gather_members(self, members: Sequence[Member]) -> list[dict]:
+        """Write the run's tables from those of its members; return the members' fold.json records.
+
+        The predictions of a fold's seeds are averaged.
+        """
+        for name in MEMBER_TABLES:
+            tables = {member: read_table(self.member_folder(member) / name) for member in members}
+            if name != "history.csv":
+                tables = {
+                    fold: _mean_predictions([table for member, table in tables.items() if member.fold == fold])
+                    for fold in dict.fromkeys(member.fold for member in members)
+                }
+            write_table(self / name, pd.concat(tables.values(), ignore_index=True))
+        return [read_json(self.member_folder(member) / "fold.json") for member in members]
+
+
+def _mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The same rows as several seeds predict them: their mean."""
+    columns = list(LABEL_COLUMNS)
+    mean = sum(table[columns].to_numpy() for table in tables) / len(tables)
+    return tables[0].assign(**dict(zip(columns, mean.T, strict=True)))
 
 
 def _copy_tree(source: Path, target: Path) -> None:

@@ -1,9 +1,10 @@
 """One optimizer step: its gradients, summed over micro-steps, within the memory there is."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from prefcls_lib.batching import Examples, TokenCount, make_chunks, split_step
 from prefcls_lib.config import RunConfig
@@ -23,20 +24,21 @@ def train_step(
     config: RunConfig,
     accelerator: Accelerator,
     pad_id: int,
-) -> tuple[torch.Tensor, int, TokenCount]:
-    """Gradients of one optimizer step, summed over its micro-steps.
+) -> tuple[torch.Tensor, TokenCount]:
+    """Gradients of this process's share of one optimizer step, summed over its micro-steps.
 
     The loss of every micro-step is divided by the pairs of the whole step, so the gradient is that of the step's
-    mean loss whatever `max_tokens` (held for one backward pass) is.
+    mean loss whatever `max_tokens` (held for one backward pass) is, and the processes' gradients are to be summed.
 
     Returns:
-        Sum of the rows' unsmoothed losses (a tensor on the device), rows, tokens.
+        Sum of the unsmoothed losses of its rows (a tensor on the device), and their tokens.
     """
     model.train()
     device = accelerator.device
     loss_sum = torch.zeros((), device=device)
     tokens = TokenCount()
-    for rows in split_step(step, lengths, max_tokens):
+    mine = step[accelerator.process_index :: accelerator.num_processes]
+    for rows in split_step(mine, lengths, max_tokens):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
         chunks = [
@@ -51,7 +53,7 @@ def train_step(
         accelerator.backward(loss / len(step))
         loss_sum += torch.nn.functional.cross_entropy(logits.detach(), labels, reduction="sum")
         tokens += TokenCount(sum(map(len, token_ids)), sum(chunk.tokens_computed for chunk in chunks))
-    return loss_sum, len(step), tokens
+    return loss_sum, tokens
 
 
 def train_step_in_memory(
@@ -63,8 +65,8 @@ def train_step_in_memory(
     accelerator: Accelerator,
     pad_id: int,
     state: TrainingState,
-    progress: tqdm,
-) -> tuple[torch.Tensor, int, TokenCount]:
+    say: Callable[[str], None],
+) -> tuple[torch.Tensor, TokenCount]:
     """`train_step`; when memory runs out, half the tokens per micro-step and the same step again, and it is said."""
     while True:
         try:
@@ -77,9 +79,7 @@ def train_step_in_memory(
                     "max_length lower."
                 ) from error
             state.max_tokens //= 2
-            progress.write(
-                f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated"
-            )
+            say(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")
         torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
 
 

@@ -10,40 +10,25 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from prefcls_lib import metrics
 from prefcls_lib.backbones import set_gradient_checkpointing
 from prefcls_lib.batching import Examples, TokenCount, plan_epoch
+from prefcls_lib.collapse import Collapsed, why_dead
 from prefcls_lib.config import RunConfig
+from prefcls_lib.distributed import from_main_process, share_weights, sum_counts, sum_gradients
 from prefcls_lib.files import UserError
 from prefcls_lib.model import PreferenceModel
-from prefcls_lib.optim import (
-    learning_rate_factor,
-    make_optimizer,
-    parameter_groups,
-    plateau_factor,
-    set_learning_rate,
-)
+from prefcls_lib.optim import make_optimizer, parameter_groups, set_learning_rate
 from prefcls_lib.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.progress import progress_bar
 from prefcls_lib.resume import Stopped, TrainingState, load_state, save_state
+from prefcls_lib.schedule import PACE_STEPS, learning_rate_factor, rate_factor, steps_in_time, validation_steps
+from prefcls_lib.schema import NUM_CLASSES
 from prefcls_lib.step import head_logits, train_step_in_memory
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
-PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned
-
-
-COLLAPSED_SPREAD = 0.01  # a living encoder's predictions differ by more than this from row to row
-
-
-class Collapsed(Exception):
-    """The encoder gives the same prediction for every row. `record` is the validation that showed it."""
-
-    def __init__(self, message: str, record: dict):
-        super().__init__(message)
-        self.record = record
 
 
 @dataclass(frozen=True)
@@ -78,12 +63,14 @@ class Session:
         deadline: `time.perf_counter()` by which `fit` must return; None: no time budget.
         tokens_to_predict: tokens that will still have to be predicted after `fit`, before the deadline.
         stop: set from outside to end training after the step at hand, its state saved.
+        structure_log_loss: of the structure rung on the validation rows, for the collapse watch; None: not known.
     """
 
     state_folder: Path | None = None
     deadline: float | None = None
     tokens_to_predict: int = 0
     stop: threading.Event | None = None
+    structure_log_loss: float | None = None
 
 
 def fit(
@@ -130,31 +117,46 @@ def fit(
         state = TrainingState(steps_per_epoch * config.num_epochs, config.max_tokens_per_micro_step)
         if config.head_only_rows:
             fit_head(model, train, config, accelerator, pad_id)
+    share_weights(model, accelerator)
+    if accelerator.num_processes > 1 and accelerator.is_main_process:
+        print(f"{label}: {accelerator.num_processes} processes share each step", flush=True)
+    if accelerator.process_index:  # dropout must differ between processes
+        torch.manual_seed(config.seed + 10_007 * accelerator.process_index + state.step)
+    prior_log_loss = metrics.log_loss(valid.labels, _prior(train.labels, len(valid)))
     saved = started = time.perf_counter()
     first_step, elapsed_before = state.step, state.elapsed
     skipped_in_a_row, planned_epoch = 0, None
     valid_tokens = None
-    with progress_bar(state.total_steps, label, "step") as progress:
+    with progress_bar(state.total_steps, label, "step", accelerator.is_main_process) as progress:
+
+        def say(line: str) -> None:
+            if accelerator.is_main_process:
+                progress.write(line)
+
         progress.update(state.step)
         while state.step < state.total_steps:
             epoch, position = divmod(state.step, steps_per_epoch)
             if epoch != planned_epoch:
                 planned_epoch, steps = epoch, plan_epoch(lengths, config.batch_size, config.seed, epoch)
-            set_learning_rate(optimizer, _rate_share(state, config))
+            factor = rate_factor(state.step, state.total_steps, steps_per_epoch, state.records, config)
+            set_learning_rate(optimizer, factor)
             step_started = time.perf_counter()
-            loss_sum, rows, tokens = train_step_in_memory(
-                model, train, steps[position], lengths, config, accelerator, pad_id, state, progress
+            loss_sum, tokens = train_step_in_memory(
+                model, train, steps[position], lengths, config, accelerator, pad_id, state, say
             )
+            sum_gradients(model, accelerator)
             norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
             if math.isfinite(norm) or accelerator.scaler is not None:
                 optimizer.step()  # with a scaler, this itself leaves out a step that is not finite
+            optimizer.zero_grad()
+            stopping = session.stop is not None and session.stop.is_set()
+            loss_sum, tokens, stopping = sum_counts(loss_sum, tokens, stopping, accelerator)
             skipped_in_a_row = 0 if math.isfinite(norm) else skipped_in_a_row + 1
             state.skipped_steps += not math.isfinite(norm)
-            optimizer.zero_grad()
             state.step += 1
             state.tokens += tokens
             if math.isfinite(norm):
-                state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + rows
+                state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(steps[position])
             state.step_seconds += time.perf_counter() - step_started
             progress.update()
             if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -163,31 +165,45 @@ def fit(
                     f"{state.step}). Set learning_rate lower, or mixed_precision=no."
                 )
             if session.deadline and state.step >= first_step + PACE_STEPS:
-                _fit_into_time(state, session, valid, steps_per_epoch, config, progress)
-            validate = state.step in _validation_steps(config, steps_per_epoch, state.total_steps)
+                planned = state.total_steps
+                state.total_steps = from_main_process(
+                    _fit_into_time(state, session, valid, steps_per_epoch, config), accelerator
+                )
+                if state.total_steps < planned:
+                    progress.total = state.total_steps
+                    say(
+                        f"time budget: at {state.tokens_per_second:,.0f} tokens/s {state.total_steps} of {planned} "
+                        "steps fit, validation and prediction included"
+                    )
+            validate = state.step in validation_steps(config, steps_per_epoch, state.total_steps)
             if state.step % 10 == 0 or validate:
-                progress.set_postfix_str(f"loss {state.train_log_loss:.4f}, {state.tokens_per_second:,.0f} tokens/s")
+                pace = f"{state.tokens_per_second:,.0f} tokens/s"
+                progress.set_postfix_str(f"loss {state.train_log_loss:.4f}, {pace}", refresh=False)
             if validate:
                 state.elapsed = elapsed_before + time.perf_counter() - started
-                epoch_now = state.step / steps_per_epoch
-                valid_tokens = _validate(model, valid, optimizer, accelerator, pad_id, state, config, epoch_now, norm)
-                record = state.records[-1]
-                progress.write(
+                embeddings, valid_tokens = embed_unique_sides(model, valid, accelerator, pad_id)
+                record = _validate(model, valid, embeddings, accelerator, state) | {
+                    "epoch": state.step / steps_per_epoch,
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    "gradient_norm": norm if math.isfinite(norm) else None,
+                }
+                state.records.append(record)
+                _keep_best(model, state, len(valid))
+                say(
                     f"{label}: step {state.step}/{state.total_steps}  train {record['train_log_loss']:.4f}  "
                     f"valid log loss {record['valid_log_loss']:.4f}  accuracy {record['valid_accuracy']:.3f}"
                 )
+                reason = why_dead(record, prior_log_loss, session.structure_log_loss)
+                record["collapsed"] = bool(reason) and state.step * config.batch_size >= config.collapse_after_rows
                 if record["collapsed"]:
                     message = (
-                        f"{label}: the encoder has collapsed: after {state.step * config.batch_size:,} rows its "
-                        f"predictions differ by {record['encoder_spread']:.4f} from row to row (structure features at "
-                        f"their mean, log loss {record['encoder_log_loss']:.4f})"
+                        f"{label}: the encoder has collapsed after {state.step * config.batch_size:,} rows: {reason}"
                     )
-                    progress.write(message)
+                    say(message)
                     if config.on_collapse != "warn":
                         raise Collapsed(message, record)
-            stopping = session.stop is not None and session.stop.is_set()
             due = time.perf_counter() - saved >= 60 * config.save_every_minutes
-            if session.state_folder and (validate or due or stopping):
+            if session.state_folder and accelerator.is_main_process and (validate or due or stopping):
                 state.elapsed = elapsed_before + time.perf_counter() - started
                 save_state(session.state_folder, state, model, optimizer, accelerator)
                 saved = time.perf_counter()
@@ -215,7 +231,6 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
     rows = np.random.default_rng(config.seed).permutation(len(train))[: config.head_only_rows]
     some = train.take(np.sort(rows))
     embeddings, _ = embed_unique_sides(model, some, accelerator, pad_id, "head only")
-    embeddings = embeddings.clone()  # made in inference mode; a copy may take part in training
     optimizer = torch.optim.AdamW(
         [group for group in parameter_groups(model, config) if group["params"][0] in set(model.head.parameters())]
     )
@@ -235,31 +250,21 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
 
 
 def _validate(
-    model: PreferenceModel,
-    valid: Examples,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    pad_id: int,
-    state: TrainingState,
-    config: RunConfig,
-    epoch: float,
-    gradient_norm: float,
-) -> TokenCount:
-    """Predict the validation rows, add a record to `state`, keep the weights where they are the best so far.
+    model: PreferenceModel, valid: Examples, embeddings: torch.Tensor, accelerator: Accelerator, state: TrainingState
+) -> dict:
+    """What a validation measures; its predictions are kept in `state`.
 
     A dead encoder behind live structure features looks alive. So the rows are predicted once more with the features
     at their mean (zero, once standardised): `encoder_log_loss` is that prediction's, `encoder_spread` its standard
-    deviation over the rows, averaged over the classes. No verdict before `collapse_after_rows` rows.
+    deviation over the rows, averaged over the classes.
 
     Raises:
         UserError: no step since the last validation had a finite gradient, or the predictions are not finite.
     """
-    embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
     probs = encoder_probs = predict_from_embeddings(model, embeddings, valid, accelerator)
     if valid.features is not None:
         at_mean = replace(valid, features=np.zeros_like(valid.features))
         encoder_probs = predict_from_embeddings(model, embeddings, at_mean, accelerator)
-    spread = float(encoder_probs.std(axis=0).mean())
     if state.loss_rows == 0 or not np.isfinite(probs).all():
         raise UserError(
             f"training: at step {state.step} loss or predictions are not finite ({state.skipped_steps} steps were left "
@@ -267,66 +272,44 @@ def _validate(
         )
     record = {
         "step": state.step,
-        "epoch": epoch,
         "train_log_loss": state.train_log_loss,
         "valid_log_loss": metrics.log_loss(valid.labels, probs),
         "valid_accuracy": metrics.accuracy(valid.labels, probs),
         "encoder_log_loss": metrics.log_loss(valid.labels, encoder_probs),
-        "encoder_spread": spread,
-        "collapsed": spread < COLLAPSED_SPREAD and state.step * config.batch_size >= config.collapse_after_rows,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
+        "encoder_spread": float(encoder_probs.std(axis=0).mean()),
         "tokens_per_second": state.tokens_per_second,
         "skipped_steps": state.skipped_steps,
         "seconds": state.elapsed,
     }
-    state.records.append(record)
     state.valid_probs.append(probs)
     state.loss_sum, state.loss_rows = 0.0, 0
-    if len(valid) >= MIN_ROWS_TO_SELECT:
-        losses = [r["valid_log_loss"] for r in state.records]
-        if losses[-1] <= min(losses):
-            state.best = len(losses) - 1
-            state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    return tokens
+    return record
 
 
-def _rate_share(state: TrainingState, config: RunConfig) -> float:
-    """Share of the peak learning rate at this step."""
-    if config.schedule == "plateau":
-        per_epoch = [record["valid_log_loss"] for record in state.records if float(record["epoch"]).is_integer()]
-        return plateau_factor(per_epoch) * min(1.0, (state.step + 1) / (1 + config.warmup_ratio * state.total_steps))
-    return learning_rate_factor(state.step, state.total_steps, config.warmup_ratio)
+def _keep_best(model: PreferenceModel, state: TrainingState, valid_rows: int) -> None:
+    """Keep the weights of the last validation where it is the best so far, and there are rows enough to tell."""
+    losses = [record["valid_log_loss"] for record in state.records]
+    if valid_rows >= MIN_ROWS_TO_SELECT and losses[-1] <= min(losses):
+        state.best = len(losses) - 1
+        state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _validation_steps(config: RunConfig, steps_per_epoch: int, total_steps: int) -> set[int]:
-    """Step counts after which to validate: evenly spread over each epoch, its end included; and the last step."""
-    parts = min(config.validations_per_epoch, steps_per_epoch)
-    ends = [round(steps_per_epoch * part / parts) for part in range(1, parts + 1)]
-    steps = {epoch * steps_per_epoch + end for epoch in range(config.num_epochs) for end in ends}
-    return {step for step in steps if step < total_steps} | {total_steps}
+def _prior(labels: np.ndarray, rows: int) -> np.ndarray:
+    """The class shares of `labels` as a prediction (rows, 3)."""
+    return np.tile(np.bincount(labels, minlength=NUM_CLASSES) / len(labels), (rows, 1))
 
 
 def _fit_into_time(
-    state: TrainingState, session: Session, valid: Examples, steps_per_epoch: int, config: RunConfig, progress: tqdm
-) -> None:
-    """Plan fewer steps where the pace so far says that the deadline would be missed; never more.
+    state: TrainingState, session: Session, valid: Examples, steps_per_epoch: int, config: RunConfig
+) -> int:
+    """The total steps for which there is time before the deadline.
 
     Prediction is counted at the pace of training, though it needs no backward pass and is two to three times faster:
     that is the margin, with a tenth of the remaining time.
     """
     pace = state.tokens_per_second
     left = 0.9 * (session.deadline - time.perf_counter()) - session.tokens_to_predict / pace
-    step_seconds = state.step_seconds / state.step
-    validation_seconds = valid.lengths.sum() / pace
-    due = [step for step in _validation_steps(config, steps_per_epoch, state.total_steps) if step > state.step]
-    needed = (state.total_steps - state.step) * step_seconds + len(due) * validation_seconds
-    if needed <= left or state.total_steps == state.step:
-        return
-    share = max(0.0, left - validation_seconds) / max(needed - validation_seconds, 1e-9)
-    before, state.total_steps = state.total_steps, state.step + int((state.total_steps - state.step) * share)
-    progress.total = state.total_steps
-    progress.write(
-        f"time budget: at {pace:,.0f} tokens/s {state.total_steps} of {before} steps fit, validation and prediction "
-        "included"
+    due = [step for step in validation_steps(config, steps_per_epoch, state.total_steps) if step > state.step]
+    return steps_in_time(
+        state.step, state.total_steps, len(due), left, state.step_seconds / state.step, valid.lengths.sum() / pace
     )

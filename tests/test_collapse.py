@@ -7,7 +7,8 @@ import torch
 from conftest import run_arguments
 from test_train import make_config, make_examples, make_model
 
-from prefcls_lib import cli, data, pipeline, train
+from prefcls_lib import cli, data, members, train
+from prefcls_lib.collapse import Collapsed
 from prefcls_lib.environment import make_accelerator
 from prefcls_lib.runs import read_table
 from prefcls_lib.submission import check_submission
@@ -54,7 +55,7 @@ def test_restarts_are_bounded(home, tmp_path, capsys):
     """Twice with other settings, then the end."""
     assert cli.main(run_arguments(home, tmp_path / "run", *DEAD, "on_collapse=restart")) == 2
     captured = capsys.readouterr()
-    assert captured.out.count("fold 0: restart") == 2
+    assert captured.out.count("fold0: restart") == 2
     assert captured.err.count("the encoder has collapsed") == 1
 
 
@@ -68,15 +69,15 @@ def test_warn_goes_on_and_the_history_tells(home, tmp_path):
 def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp_path, monkeypatch):
     """The first attempt collapses, the second ends; fold.json keeps the record of the first."""
     seen = []
-    real = pipeline.fit
+    real = members.fit
 
     def collapse_once(model, train_rows, valid, config, *rest):
         seen.append((config.seed, config.learning_rate, config.warmup_ratio))
         if len(seen) == 1:
-            raise train.Collapsed("collapsed", {"step": 3, "encoder_spread": 0.0})
+            raise Collapsed("collapsed", {"step": 3, "encoder_spread": 0.0})
         return real(model, train_rows, valid, config, *rest)
 
-    monkeypatch.setattr(pipeline, "fit", collapse_once)
+    monkeypatch.setattr(members, "fit", collapse_once)
     out = tmp_path / "run"
     assert cli.main(run_arguments(home, out, "folds=[0]", "learning_rate=0.001")) == 0
     assert seen == [(42, 0.001, 0.1), (1042, 0.0005, 0.2)]

@@ -16,9 +16,9 @@ ROOMS = {path.stem: path for path in sorted((ROOT / "prefcls_lib").glob("*.py"))
 # From the ground up: a room imports only rooms that stand before it.
 ORDER = (
     "schema", "files", "progress", "config", "environment", "data", "features", "tokenization", "batching",
-    "backbones", "model", "checkpoint", "optim", "resume", "predict", "metrics", "step", "train", "calibration",
-    "rungs", "baselines",
-    "submission", "runs", "plots", "job", "pipeline", "ladder", "blend", "ensemble",
+    "backbones", "model", "checkpoint", "optim", "schedule", "resume", "distributed", "predict", "metrics", "collapse",
+    "step", "train", "calibration", "rungs", "baselines",
+    "submission", "runs", "plots", "job", "processes", "members", "pipeline", "ladder", "blend", "ensemble",
     "machine", "doctor", "cli", "__main__",
 )  # fmt: skip
 LIGHT = ("schema", "files", "progress", "config", "data", "features", "metrics", "calibration", "rungs", "baselines",

@@ -18,7 +18,7 @@ import torch
 from conftest import KINDS, run_arguments
 from test_train import make_config, make_examples, make_model
 
-from prefcls_lib import cli, data, optim, train
+from prefcls_lib import cli, data, optim, schedule, train
 from prefcls_lib import step as steps
 from prefcls_lib.environment import make_accelerator, seed_everything
 from prefcls_lib.files import UserError, backup_of, write_whole
@@ -127,7 +127,7 @@ def test_killed_at_random_moments_ends_with_the_same_submission(home, tmp_path):
     process = start_run(home, killed)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert "fold 0: resumed at step" in out
+    assert "fold0: resumed at step" in out
     assert (killed / "submission.csv").read_bytes() == (alone / "submission.csv").read_bytes()
     assert not list(killed.glob("checkpoint/*"))
 
@@ -200,16 +200,11 @@ def test_time_budget_by_hand(monkeypatch):
     state.tokens = replace(state.tokens, real=10_000, computed=10_000)
     valid = make_examples(9, 2)
     monkeypatch.setattr(type(valid), "lengths", property(lambda self: np.full((10, 2), 100)))  # 2,000 tokens: 20 s
-    lines = []
-    progress = type("Bar", (), {"total": 100, "write": lambda self, line: lines.append(line)})()
     session = Session(deadline=1400.0, tokens_to_predict=6000)
-    train._fit_into_time(state, session, valid, 100, config, progress)
-    assert state.total_steps == progress.total == 10 + 28
-    assert lines == ["time budget: at 100 tokens/s 38 of 100 steps fit, validation and prediction included"]
-    train._fit_into_time(state, session, valid, 100, config, progress)
-    assert state.total_steps == 38  # it fits now; and a plan never grows again
-    train._fit_into_time(state, replace(session, deadline=1e6), valid, 100, config, progress)
-    assert state.total_steps == 38
+    assert train._fit_into_time(state, session, valid, 100, config) == 10 + 28
+    state.total_steps = 38
+    assert train._fit_into_time(state, session, valid, 100, config) == 38  # it fits now; and a plan never grows again
+    assert train._fit_into_time(state, replace(session, deadline=1e6), valid, 100, config) == 38
 
 
 def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path, capsys):
@@ -305,7 +300,7 @@ def test_layer_decay_by_hand(kind, backbone_folders):
 def test_plateau_by_hand():
     """As ReduceLROnPlateau with patience 1: after the second validation in a row without a new best, a tenth."""
     losses = [1.0, 0.9, 0.95, 0.91, 0.92, 0.93, 0.8]
-    found = [optim.plateau_factor(losses[:n]) for n in range(len(losses) + 1)]
+    found = [schedule.plateau_factor(losses[:n]) for n in range(len(losses) + 1)]
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, threshold=0.0)

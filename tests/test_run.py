@@ -119,6 +119,9 @@ def test_submission_is_the_mean_of_the_folds(finished_run, home, tmp_path):
         run = tmp_path / f"only{fold}"
         shutil.copytree(finished_run, run)
         shutil.rmtree(run / "model" / f"fold{1 - fold}")
+        config = json.loads((run / "config.json").read_text())
+        config["settings"]["folds"] = [fold]
+        (run / "config.json").write_text(json.dumps(config))
         rows = data.read_rows(home / "test.csv", labelled=False)
         from prefcls_lib.pipeline import predict_run
 
@@ -174,7 +177,7 @@ def test_interrupted_run_goes_on_where_it_stopped(finished_run, home, tmp_path, 
     (run / "result.json").unlink()
     kept = (run / "model" / "fold0" / "model.safetensors").stat().st_mtime_ns
     assert cli.main(run_arguments(home, run)) == 0
-    assert "fold 0: done before, kept" in capsys.readouterr().out
+    assert "fold0: done before, kept" in capsys.readouterr().out
     assert (run / "model" / "fold0" / "model.safetensors").stat().st_mtime_ns == kept
     before, after = read_tree(finished_run), read_tree(run)
     assert before.keys() == after.keys()

@@ -1,0 +1,176 @@
+"""Several processes: the same numbers as one, every model trained, and no hang when one dies. gloo, on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_arguments
+
+from prefcls_lib import cli, data, pipeline, processes
+from prefcls_lib.files import UserError
+from prefcls_lib.runs import Member, RunFolder, read_table
+from prefcls_lib.schema import LABEL_COLUMNS
+
+ONE_MODEL = ("folds=[0]", "batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3")
+
+
+def history_of(run: Path) -> np.ndarray:
+    return read_table(run / "history.csv")[["step", "train_log_loss", "valid_log_loss"]].to_numpy()
+
+
+def launch(command: list[str], **popen: object) -> subprocess.Popen:
+    """A process of its own, as a user starts it: warnings and workers as usual."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **popen,
+    )
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-5), ("bf16", 1e-3)])
+def test_two_processes_give_the_losses_of_one(home, tmp_path, precision, tolerance, capsys):
+    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. Head-only phase included."""
+    settings = (*ONE_MODEL, f"mixed_precision={precision}", "head_only_rows=20")
+    assert cli.main(run_arguments(home, tmp_path / "one", *settings)) == 0
+    assert cli.main(run_arguments(home, tmp_path / "two", *settings, "num_processes=2")) == 0
+    assert "fold0: 2 processes share each step" in capsys.readouterr().out
+    one, two = history_of(tmp_path / "one"), history_of(tmp_path / "two")
+    np.testing.assert_allclose(two, one, atol=tolerance, rtol=0)
+    assert np.ptp(one[:, 1]) > 10 * tolerance  # something was learned
+    tokens = [
+        json.loads((tmp_path / name / "model/fold0/fold.json").read_text())["tokens"][0] for name in ("one", "two")
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_two_nodes_on_loopback_give_the_same(home, tmp_path):
+    """torchrun on two nodes of one process each, on the entry point `prefcls run` itself."""
+    assert cli.main(run_arguments(home, tmp_path / "one", *ONE_MODEL)) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rendezvous = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-backend=c10d"]
+    command = ["-m", "torch.distributed.run", *rendezvous, "-m", "prefcls_lib"]
+    nodes = [launch([*command, *run_arguments(home, tmp_path / "nodes", *ONE_MODEL)]) for _ in range(2)]
+    outputs = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    np.testing.assert_allclose(history_of(tmp_path / "nodes"), history_of(tmp_path / "one"), atol=1e-5, rtol=0)
+    assert sum("fold0: 2 processes share each step" in output for output in outputs) == 1
+
+
+def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, capsys):
+    """Two folds of two seeds: four models, the same bytes of weights, out-of-sample file complete, seeds averaged."""
+    settings = ("num_seeds=2", "mixed_precision=no")
+    assert cli.main(run_arguments(home, tmp_path / "one", *settings)) == 0
+    assert cli.main(run_arguments(home, tmp_path / "two", *settings, "num_processes=2")) == 0
+    assert "[fold0 fold1] " in capsys.readouterr().out
+    names = ["fold0", "fold0-seed1", "fold1", "fold1-seed1"]
+    assert sorted(path.name for path in (tmp_path / "two" / "model").iterdir()) == names
+    for name in names:
+        one, two = (read_table(tmp_path / run / "model" / name / "oof.csv") for run in ("one", "two"))
+        np.testing.assert_allclose(two[list(LABEL_COLUMNS)], one[list(LABEL_COLUMNS)], atol=1e-5)
+    seeds = [read_table(tmp_path / "two" / "model" / name / "oof.csv") for name in names[:2]]
+    oof = read_table(tmp_path / "two" / "oof.csv")
+    assert not oof["id"].duplicated().any()
+    mean = (seeds[0][list(LABEL_COLUMNS)] + seeds[1][list(LABEL_COLUMNS)]) / 2
+    np.testing.assert_allclose(oof.loc[oof["fold"] == 0, list(LABEL_COLUMNS)].to_numpy(), mean, atol=1e-12)
+    assert np.abs(seeds[0][list(LABEL_COLUMNS)] - seeds[1][list(LABEL_COLUMNS)]).to_numpy().max() > 1e-4
+    folds = json.loads((tmp_path / "two" / "result.json").read_text())["folds"]
+    assert [fold["seed"] for fold in folds] == [42, 43, 42, 43]
+
+
+def test_rows_predicted_side_by_side(finished_run, home, monkeypatch):
+    """Twelve rows by two processes: in the order of the rows, and what one process predicts."""
+    rows = data.read_rows(home / "test.csv", labelled=False)
+    alone, _ = pipeline.predict_run(RunFolder(finished_run), rows)
+    monkeypatch.setattr(pipeline, "MIN_ROWS_TO_SHARE", 5)
+    shared, _ = pipeline.predict_run(RunFolder(finished_run), rows, num_processes=2)
+    np.testing.assert_allclose(shared, alone, atol=2e-3)  # bf16, and other rows beside each in a chunk
+    assert np.ptp(alone[:, 0]) > 0.01
+
+
+def test_dead_worker_ends_the_run_with_its_message(home, tmp_path, capsys):
+    """A worker that cannot write its model: its message is ours, the other is stopped, and nothing hangs."""
+    out = tmp_path / "run"
+    blocked = out / "model"
+    out.mkdir()
+    blocked.write_text("a file where a folder must be")
+    started = time.monotonic()
+    assert cli.main(run_arguments(home, out, "num_processes=2")) == 2
+    assert "model" in capsys.readouterr().err
+    assert time.monotonic() - started < 120
+
+
+def test_killed_worker_ends_the_others(capsys):
+    """One is killed, as the kernel does when memory runs out; the other, which would run for minutes, is stopped."""
+    sleeper = "import time; print('asleep', flush=True); time.sleep(600)"
+    killed = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"second failed: exit code -9. Its last lines:\n  here"):
+        processes._run([["-c", sleeper], ["-c", killed]], ["first", "second"], [dict(os.environ)] * 2)
+    assert time.monotonic() - started < 30
+    assert "[first] asleep" in capsys.readouterr().out
+
+
+def test_worker_ends_when_its_parent_is_killed(tmp_path):
+    """SIGKILL of the parent closes the workers' standard input, and they go."""
+    mark = tmp_path / "pid"
+    worker = (
+        "import os, time, pathlib; from prefcls_lib.processes import end_with_parent; end_with_parent(); "
+        f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    )
+    start = f"p._run([['-c', {worker!r}]], ['worker'], [p._worker_environment(1, None)])"
+    parent = launch(["-c", f"from prefcls_lib import processes as p; {start}"])
+    deadline = time.monotonic() + 60
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    pid = int(mark.read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_count_of_processes(monkeypatch):
+    """One a GPU; a wish; never inside a worker; not more than there are GPUs."""
+    assert processes.count_processes(None) == 1
+    assert processes.count_processes(3) == 3
+    monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 2)
+    assert processes.count_processes(None) == 2
+    assert processes.count_processes(1) == 1
+    with pytest.raises(UserError, match="num_processes=3: this machine has 2 GPUs"):
+        processes.count_processes(3)
+    monkeypatch.setenv(processes.WORKER, "2")
+    assert processes.count_processes(None) == 1
+
+
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
+    """Also where the user has chosen GPUs; without any, none is named."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "CUDA_VISIBLE_DEVICES" not in processes._worker_environment(2, 1)
+    monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: True)
+    assert processes._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert processes._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "5"
+    assert processes._worker_environment(2, None)["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_names_of_members():
+    """There and back; nothing else is a name."""
+    for member, name in ((Member(3), "fold3"), (Member(0, 1), "fold0-seed1")):
+        assert member.name == name
+        assert Member.parse(name) == member
+    with pytest.raises(UserError, match="foldx"):
+        Member.parse("foldx")
