@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 #   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
+CONSTRAINTS ?= constraints.txt
 
 BACKBONE ?= minilm
 NOTEBOOK ?= 02_roberta_base
@@ -23,7 +24,7 @@ WHEELS ?=
 KERNELS ?=
 ROWS ?= 25000
 
-.PHONY: help install demo test lint notebooks kaggle-bundle kaggle-push kaggle-rehearsal
+.PHONY: help install demo test test-oldest lint notebooks kaggle-bundle kaggle-push kaggle-rehearsal
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -32,13 +33,13 @@ help: ## print this help
 
 install: $(VENV)/installed ## make .venv with the tested versions (TORCH_INDEX=URL: torch from there)
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,demo,test,kaggle]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[notebooks,demo,test,kaggle]'
 	@touch $@
 	@echo "installed into $(VENV); next: make demo"
 
@@ -52,6 +53,9 @@ demo: install ## run one notebook on the shipped rows with a small pretrained en
 
 test: install lint ## run the linter and the tests
 	$(BIN)/python -m pytest
+
+test-oldest: ## the same on the oldest packages that are supported, in .venv-oldest
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 lint: install ## check style, format, and that notebooks match their .py
 	$(BIN)/ruff check .

@@ -115,8 +115,11 @@ class Rehearsal:
         say(f"{what}: {peak_text(measured)}")
         for run in record["runs"]:
             if "tokens_per_fold" in run:
-                say(f"  {run['run']}: {run['folds_used'] * run['tokens_per_fold'] / 1e6:.1f} million tokens in "
-                    f"{run['encoder_seconds']:.0f} s, planned {run['planned_seconds_per_fold']:.0f} s a fold")  # fmt: skip
+                tokens = run["folds_used"] * run["tokens_per_fold"] / 1e6
+                say(
+                    f"  {run['run']}: {tokens:.1f} million tokens in {run['encoder_seconds']:.0f} s, planned "
+                    f"{run['planned_seconds_per_fold']:.0f} s a fold"
+                )
         for line in record["left_out"]:
             say(f"  {line}")
         return measured, record, test
