@@ -24,7 +24,7 @@ WHEELS ?=
 KERNELS ?=
 ROWS ?= 25000
 
-.PHONY: help install demo test test-oldest lint notebooks kaggle-bundle kaggle-push kaggle-rehearsal
+.PHONY: help install demo test test-oldest lint notebooks figs kaggle-bundle kaggle-push kaggle-rehearsal
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -63,6 +63,9 @@ lint: install ## check style, format, and that notebooks match their .py
 
 notebooks: install ## build notebooks/*.ipynb from their .py
 	$(BIN)/python notebooks/build.py $(NOTEBOOKS)
+
+figs: install ## draw the figures in figs/ (SVG and PNG) from their code
+	@$(BIN)/python -m figs
 
 kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
 	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)
