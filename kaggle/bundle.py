@@ -86,8 +86,8 @@ def build_bundle(owner: str, backbones: list[str], runs: list[str], wheels: list
     if not backbones:
         raise UserError('no BACKBONES. Name at least one, for example BACKBONES="deberta-v3-xsmall roberta-base".')
     commit = layout.library_commit()
-    sources = dict(_named(*backbone.source_of(name)) for name in backbones)
     run_folders, blend = find_runs(runs)
+    sources = dict(_named(*backbone.source_of(name)) for name in backbones)
 
     def write(folder: Path) -> None:
         bundle = Bundle(folder, out)

@@ -162,7 +162,12 @@ def check_notebook(path: Path) -> list[str]:
             problems.append(f"cell {number}: holds outputs")
         source = "".join(cell["source"])
         source = "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
-        for node in ast.walk(ast.parse(source)):
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            problems.append(f"cell {number}: is no Python")
+            continue
+        for node in ast.walk(tree):
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
             if ABSOLUTE.match(text) and not text.startswith("/kaggle/"):
                 problems.append(f"cell {number}: {text!r} is a path of one machine")

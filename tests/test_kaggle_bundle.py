@@ -362,6 +362,7 @@ def test_rules_of_kernel_metadata(copy, change, words):
         ("open('C:\\\\data\\\\train.csv')", "is a path of one machine"),
         ("open('~/train.csv')", "is a path of one machine"),
         ("open('/kaggle/input/x/train.csv'), 'a/b', '/', 'https://x.org/y'", None),
+        ("import!warnings", "cell 0: is no Python"),
     ],
 )
 def test_absolute_paths_in_notebooks(tmp_path, source, words):

@@ -170,6 +170,13 @@ def test_library_is_found_as_a_wheel(root, library, tmp_path, place):
     assert done.stdout.endswith(f"{root / place}/prefcls_lib/environment.py 0123abcd 770\n"), done.stderr
 
 
+def test_a_file_that_two_patterns_match_is_one(root):
+    """datasets/OWNER/SLUG in the new layout looks like a wrapper in the old one."""
+    found = put(root / "datasets" / "me" / "roberta-base" / "config.json")
+    patterns = ["datasets/*/roberta-base/config.json", "*/*/roberta-base/config.json"]
+    assert environment.glob_inputs(patterns) == [found]
+
+
 def test_missing_library_lists_what_was_tried(root, tmp_path):
     """The one error that cannot come from the library."""
     done = run_first_cell(root, tmp_path)
