@@ -24,7 +24,7 @@ WHEELS ?=
 KERNELS ?=
 ROWS ?= 25000
 
-.PHONY: help install demo test test-oldest lint notebooks figs kaggle-bundle kaggle-push kaggle-rehearsal
+.PHONY: help install demo test test-oldest lint notebooks figs study kaggle-bundle kaggle-push kaggle-rehearsal
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -66,6 +66,9 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 
 figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
+
+study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
+	@$(BIN)/python report/study.py
 
 kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
 	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)
