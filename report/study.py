@@ -2,8 +2,8 @@
 
     python report/study.py          or: make study
 
-Runs are made in runs/study/ and gone on with if it is called again; what the report needs of them (no weights) is copied
-to report/runs/. Then `make report`.
+Runs are made in runs/study/ and gone on with if it is called again; what the report needs of them (no weights) is
+copied to report/runs/. Then `make report`.
 """
 
 import shutil
