@@ -32,7 +32,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 # One recipe a model type; `None` settings of a RunConfig are filled from it.
 # max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
 _COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.05, "layer_decay": 1.0, "head_only_rows": 0,
-           "max_tokens_per_micro_step": 8192}  # fmt: skip
+           "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192}  # fmt: skip
 RECIPES = {
     # small and slow to start (nothing moves for about 10,000 rows): the highest rate, three epochs
     "deberta-v2": {**_COMMON, "learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4},
@@ -45,9 +45,10 @@ RECIPES = {
     # the demo's MiniLM: already a sentence encoder, one epoch is enough and three overfit 1,000 rows
     "bert": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 1, "validations_per_epoch": 2},
 }  # fmt: skip
-# The study's, for all three: no warm-up, plateau, at most ten epochs, one validation an epoch.
-ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "num_epochs": 10, "validations_per_epoch": 1,
-                   "schedule": "plateau", "warmup_ratio": 0.0, "label_smoothing": 0.1}  # fmt: skip
+# The study's, for all three: one rate for encoder and head, no warm-up, plateau, at most ten epochs.
+ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5, "num_epochs": 10,
+                   "validations_per_epoch": 1, "schedule": "plateau", "warmup_ratio": 0.0, "label_smoothing": 0.1,
+                   "dropout": 0.1}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,9 @@ class SavedModel:
 
 def build_model(backbone_path: Path, config: RunConfig) -> PreferenceModel:
     """The pretrained encoder with a new head, as `config` says."""
-    encoder = load_encoder(backbone_path, config.dropout)
-    head = PreferenceHead(
-        encoder.config.hidden_size, config.head == "symmetric", config.structure_features, config.dropout
-    )
+    dropout = config.dropout or 0.0  # None: no recipe, to predict with
+    encoder = load_encoder(backbone_path, dropout)
+    head = PreferenceHead(encoder.config.hidden_size, config.head == "symmetric", config.structure_features, dropout)
     return PreferenceModel(encoder, head, config.pooling)
 
 
@@ -55,7 +54,6 @@ def save_model(
     state = {
         "head": config.head,
         "pooling": config.pooling,
-        "dropout": config.dropout,
         "max_length": config.max_length,
         "text_cleaning": config.text_cleaning,
         "mixed_precision": config.mixed_precision,
@@ -77,7 +75,6 @@ def load_model(folder: Path) -> SavedModel:
         config = RunConfig(
             head=state["head"],
             pooling=state["pooling"],
-            dropout=state["dropout"],
             structure_features=scaler is not None,
         )
         model = build_model(folder, config)

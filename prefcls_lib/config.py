@@ -74,13 +74,13 @@ class RunConfig:
     pooling: str = "mean"  # mean | first
     head: str = "symmetric"  # symmetric | concat (the original's)
     structure_features: bool = True
-    dropout: float = 0.0
+    dropout: float | None = None  # in encoder and head
     # training
     recipe: str = "default"  # default | original (the study's, kept to show what it does)
     num_epochs: int | None = None
     learning_rate: float | None = None  # peak rate of the encoder's top layer
     layer_decay: float | None = None  # each layer below has this share of the rate above it
-    head_learning_rate: float = 5e-4
+    head_learning_rate: float | None = None
     head_only_rows: int | None = None  # rows for a head-only phase before the encoder moves; 0: none
     batch_size: int = 32  # pairs in one optimizer step
     max_tokens_per_micro_step: int | None = None  # tokens held for one backward pass

@@ -455,9 +455,8 @@ def test_unfinished_run_does_not_predict(refuse, finished_run, home, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "model" / "fold1")
-    (run / "result.json").unlink()
     arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
-    assert f"{run / 'result.json'}: no such file. Is this the folder of a finished run?" in refuse(arguments)
+    assert f"{run}: the run is not finished, fold1 is missing in model/. Run the same command" in refuse(arguments)
     assert not (tmp_path / "s.csv").exists()
 
 

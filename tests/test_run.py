@@ -282,7 +282,6 @@ def test_max_train_rows_are_taken_by_content(home, tmp_path):
         "pooling=first",
         "text_cleaning=ascii",
         "mixed_precision=bf16",
-        "dropout=0.1",
     ],
 )
 def test_variant_runs_and_predicts_the_same_from_disk(home, tmp_path, setting):
