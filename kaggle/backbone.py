@@ -4,9 +4,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from prefcls_lib.backbones import find_backbone, load_backbone, load_encoder, quiet_transformers
+from prefcls_lib.backbones import find_backbone, load_backbone, load_encoder
 from prefcls_lib.files import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -51,12 +52,12 @@ def prepare_backbone(name: str, source: Path, target: Path) -> None:
     encoder = load_encoder(source, dropout=0.0)
     target.mkdir(parents=True)
     weights = [p for p in sorted(source.iterdir()) if p.name.startswith("model") and ".safetensors" in p.name]
-    if weights:
-        for file in (source / "config.json", *weights):
-            shutil.copyfile(file, target / file.name)
-    else:
-        with quiet_transformers():
-            encoder.save_pretrained(target)
+    for file in (source / "config.json", *weights):
+        shutil.copyfile(file, target / file.name)
+    if not weights:
+        state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+        save_file(state, target / "model.safetensors", metadata={"format": "pt"})  # transformers 5.0 renames some
+        load_encoder(target, dropout=0.0)
     tokenizer = backbone.tokenizer.tokenizer
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         tokenizer.backend_tokenizer.no_truncation()
