@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig
@@ -66,4 +67,8 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:  # what a cache of files holds counts as free, which sysconf does not know
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

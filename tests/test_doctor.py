@@ -162,6 +162,12 @@ def test_largest_micro_step_by_hand():
     assert machine.largest_micro_step(ELECTRA, 10**9, half=True) == 0
 
 
+def test_free_memory_is_less_than_there_is_and_not_nothing():
+    """Of a CPU, in bytes."""
+    whole = machine.os.sysconf("SC_PAGE_SIZE") * machine.os.sysconf("SC_PHYS_PAGES")
+    assert 10**8 < machine.free_bytes(torch.device("cpu")) < whole
+
+
 @pytest.mark.parametrize(("free", "state"), [(10**12, "ok"), (6 * 10**6, "note"), (10**6, "bad")])
 def test_memory(tiny, monkeypatch, free, state):
     """Enough for the recipe; less, with the setting to choose; too little for any step."""

@@ -137,9 +137,10 @@ def run_first_cell(root: Path, tmp_path: Path) -> subprocess.CompletedProcess:
     code = (
         f"import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         f"sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n{first_cell()}\n"
-        "import prefcls_lib.data as data, prefcls_lib.environment as environment\n"
+        "import importlib.resources, prefcls_lib.data as data\n"
+        "commit = (importlib.resources.files('prefcls_lib') / 'commit.txt').read_text()\n"
         "rows = data.read_rows(data.sample_path('train'), labelled=True)\n"
-        "print(environment.__file__, environment.library_commit(), len(rows))\n"
+        "print(data.__file__, commit.strip(), len(rows))\n"
     )
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables["PREFCLS_INPUT_ROOT"] = str(root)
@@ -154,7 +155,7 @@ def test_library_is_found_as_a_folder(root, library, tmp_path, place):
     """Where it is mounted, in a wrapper, and as a wheel that the upload unpacked."""
     shutil.copytree(library, root / place / "prefcls_lib")
     done = run_first_cell(root, tmp_path)
-    assert done.stdout.split() == [str(root / place / "prefcls_lib" / "environment.py"), "0123abcd", "770"], done.stderr
+    assert done.stdout.split() == [str(root / place / "prefcls_lib" / "data.py"), "0123abcd", "770"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_library_is_found_as_a_wheel(root, library, tmp_path, place):
         for path in sorted(library.rglob("*")):
             wheel.write(path, path.relative_to(library.parent))
     done = run_first_cell(root, tmp_path)
-    assert done.stdout.endswith(f"{root / place}/prefcls_lib/environment.py 0123abcd 770\n"), done.stderr
+    assert done.stdout.endswith(f"{root / place}/prefcls_lib/data.py 0123abcd 770\n"), done.stderr
 
 
 def test_a_file_that_two_patterns_match_is_one(root):
@@ -182,6 +183,14 @@ def test_missing_library_lists_what_was_tried(root, tmp_path):
     done = run_first_cell(root, tmp_path)
     assert "attach the data set prefcls-lib" in done.stderr
     assert f"{root}: datasets/*/prefcls*/prefcls_lib/schema.py" in done.stderr
+
+
+def test_library_tells_its_commit(library, monkeypatch):
+    """From the file that a bundle puts into it; a checkout has none."""
+    assert environment.library_commit() == "not recorded: no bundle"
+    monkeypatch.setattr(environment.resources, "files", lambda name: library)
+    assert environment.library_commit() == "0123abcd"
+    assert environment.versions()["commit"] == "0123abcd"
 
 
 def test_copies_of_the_library_tell_their_commits(root, library):
