@@ -74,7 +74,7 @@ def test_without_runs_submit_reads_the_training_kernels(tmp_path, tiny):
 
 def test_equal_inputs_give_equal_bytes_and_unchanged_parts_are_kept(tmp_path, tiny, built, finished_run, capsys):
     """Another folder, a second time: the same files; on the second build of a folder nothing is built again."""
-    out = build_tiny_bundle(tmp_path / "kaggle", tiny, (str(finished_run),))
+    out = build_tiny_bundle(tmp_path / "kaggle", tiny, (str(finished_run),), anew=True)
     assert tree(out) == tree(built)
     assert capsys.readouterr().out.count(": built,") == 3
     build_tiny_bundle(out, tiny, (str(finished_run),))
