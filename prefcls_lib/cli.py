@@ -73,6 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--test", required=True, help='test CSV or "sample"')
     check.set_defaults(command=_check_submission)
 
+    report = commands.add_parser("report", help="run folders to report.html and report.pdf")
+    report.add_argument(
+        "--runs", nargs="+", type=Path, metavar="DIR", default=[Path("report/runs")],
+        help="run folders, or folders of them (report/runs)",
+    )  # fmt: skip
+    report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write into (report)")
+    report.add_argument("--readme", type=Path, metavar="FILE", help="also put the results between this file's marks")
+    report.set_defaults(command=_report)
+
     doctor = commands.add_parser("doctor", help="can this machine do the job? exit code 0: yes, 1: no")
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
     doctor.add_argument("--out", default=".", help="run folder, for the room on its disk")
@@ -159,6 +168,17 @@ def _check_submission(arguments: argparse.Namespace) -> None:
     rows = data.read_rows(path, labelled=False)
     check_submission(arguments.file, list(rows[ID]))
     print(f"{arguments.file}: a valid submission for {len(rows)} test rows")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from prefcls_lib import report
+
+    found, problems = report.build_report(arguments.runs, arguments.out, arguments.readme)
+    for name, why in found.left_out:
+        print(f"left out: {name}: {why}", file=sys.stderr)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"report of {len(found.runs)} runs and {len(found.blends)} blends: {arguments.out / 'report.html'}")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -1,13 +1,17 @@
 """Figures: each function takes data and returns a matplotlib Figure; none saves it."""
 
+import unicodedata
+from collections import Counter
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prefcls_lib.schema import RESPONSES
+from prefcls_lib.schema import RESPONSES, TEXT_COLUMNS
 
 UNIFORM = np.log(3)
-BLUE, ORANGE, GREY = "#2f6db3", "#d9742b", "#8a8a8a"
+BLUE, ORANGE, GREY, GREEN = "#2f6db3", "#d9742b", "#8a8a8a", "#1f8a63"
 
 
 def plot_rows(rows: pd.DataFrame) -> Figure:
@@ -85,6 +89,114 @@ def plot_reliability(table: pd.DataFrame, ece: float) -> Figure:
     )  # fmt: skip
     axes.legend(frameon=False, loc="upper left")
     return _finish(figure)
+
+
+def plot_votes(rows: pd.DataFrame) -> Figure:
+    """Left: votes by place of the answer, with 95 % intervals. Middle: ties, by turns and length. Right: scripts."""
+    labels = rows["label"].to_numpy()
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
+    shares = _class_shares(labels)
+    spread = 1.96 * np.sqrt(shares * (1 - shares) / len(labels))
+    left.bar(["A wins", "B wins", "tie"], shares, yerr=spread, color=[BLUE, ORANGE, GREY], ecolor="black", capsize=3)
+    left.set(title="Votes by place of the answer", ylabel="share of rows")
+
+    lengths = np.array([[sum(map(len, turns)) for turns in rows[name]] for name in RESPONSES])  # (2, N)
+    gap = np.abs(np.log2((lengths[0] + 1) / (lengths[1] + 1)))
+    turns = rows[TEXT_COLUMNS[0]].map(len).to_numpy()
+    slices = {
+        "lengths within 10 %": gap < np.log2(1.1),
+        "up to 2 times": (gap >= np.log2(1.1)) & (gap < 1),
+        "more than 2 times": gap >= 1,
+        "one turn": turns == 1,
+        "several turns": turns > 1,
+    }
+    _plot_shares(middle, slices, labels == 2, GREY)
+    middle.set(title="Share of ties", xlabel="share of rows", xlim=(0, None))
+
+    scripts = [_find_script("".join(turn for name in TEXT_COLUMNS for turn in row[name])) for _, row in rows.iterrows()]
+    names, counts = np.unique(scripts, return_counts=True)
+    order = np.argsort(counts)
+    right.barh([names[i] for i in order], counts[order], color=BLUE)
+    right.set(title="Characters of a row", xlabel="rows (logarithmic)", xscale="log")
+    right.bar_label(right.containers[0], padding=3, fontsize=8)
+    right.set_xlim(0.7, 4 * counts.max())
+    return _finish(figure)
+
+
+def plot_results(lines: pd.DataFrame, prior: float | None) -> Figure:
+    """Log loss of several models on the same rows (name, kind, log_loss, low, high), with uniform guess and prior."""
+    figure = Figure(figsize=(8, 0.9 + 0.32 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    colors = {"baseline": BLUE, "network": ORANGE, "blend": GREEN}
+    places = np.arange(len(lines))[::-1]
+    for kind, color in colors.items():
+        here = (lines["kind"] == kind).to_numpy()
+        if here.any():
+            part = lines[here]
+            axes.hlines(places[here], part["low"], part["high"], color=color, lw=2)
+            axes.plot(part["log_loss"], places[here], "o", color=color, label=kind)
+    axes.axvline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
+    if prior is not None:
+        axes.axvline(prior, color=GREY, lw=1, ls="--", label="class shares")
+    axes.set_yticks(places, lines["name"])
+    axes.set(xlabel="log loss, unsmoothed, with 95 % interval (lower is better)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+    return _finish(figure)
+
+
+def plot_slices(table: pd.DataFrame) -> Figure:
+    """`metrics.slice_table` against a baseline: the difference in log loss of each slice with its interval."""
+    figure = Figure(figsize=(8, 0.8 + 0.27 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(table))[::-1]
+    axes.hlines(places, table["difference_low"], table["difference_high"], color=BLUE, lw=2)
+    axes.plot(table["difference"], places, "o", color=BLUE)
+    axes.axvline(0, color="black", lw=1, ls=":")
+    columns = zip(table["name"], table["value"], table["count"], strict=True)
+    names = [f"{name}: {value} ({count})" for name, value, count in columns]
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set(xlabel="log loss of the network minus that of the ladder (left: the network is better)")
+    return _finish(figure)
+
+
+def plot_floor(lines: pd.DataFrame) -> Figure:
+    """Variants on rows whose best log loss is known: log loss between that floor and the prior."""
+    figure = Figure(figsize=(8, 0.9 + 0.3 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(lines))[::-1]
+    colors = [GREY if name.startswith("original") else BLUE for name in lines["variant"]]
+    axes.scatter(lines["log_loss"], places, color=colors, zorder=3)
+    axes.axvline(lines["floor"].mean(), color=GREEN, lw=1.5, label="floor: what could be reached")
+    axes.axvline(lines["prior"].mean(), color="black", lw=1, ls=":", label="class shares: nothing learned")
+    axes.axvline(lines["structure_logistic"].mean(), color=ORANGE, lw=1, ls="--", label="structure alone")
+    axes.set_yticks(places, lines["variant"])
+    axes.set(xlabel="log loss on validation rows")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return _finish(figure)
+
+
+def _plot_shares(axes: Axes, slices: dict[str, np.ndarray], hit: np.ndarray, color: str) -> None:
+    """One level bar a slice: the share of its rows that are hit, with a 95 % interval."""
+    slices = {name: here for name, here in slices.items() if here.any()}
+    shares = np.array([hit[here].mean() for here in slices.values()])
+    spread = [1.96 * np.sqrt(p * (1 - p) / here.sum()) for p, here in zip(shares, slices.values(), strict=True)]
+    names = [f"{name} ({here.sum()})" for name, here in slices.items()]
+    axes.barh(names[::-1], shares[::-1], xerr=spread[::-1], color=color, ecolor="black", capsize=3)
+
+
+def _find_script(text: str) -> str:
+    """What a text is written in: the most frequent script among its letters beyond ASCII, if they are 10 % of all."""
+    others = [c for c in text if c > "\x7f" and c.isalpha()]
+    if len(others) < 0.1 * max(1, sum(map(str.isalpha, text))):
+        if not others:
+            return "ASCII" if text.isascii() else "ASCII and symbols"
+        return "ASCII, few others"
+    words = Counter(unicodedata.name(c, "other").split()[0] for c in others)
+    first = words.most_common(1)[0][0]
+    if {"CJK", "HIRAGANA", "KATAKANA", "HANGUL"} & {first}:
+        return "Chinese, Japanese, Korean"
+    return {"LATIN": "Latin with accents"}.get(first, first.capitalize())
 
 
 def _class_shares(labels: np.ndarray) -> np.ndarray:

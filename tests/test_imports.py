@@ -19,10 +19,10 @@ ORDER = (
     "backbones", "model", "checkpoint", "optim", "schedule", "resume", "distributed", "predict", "metrics", "collapse",
     "step", "train", "calibration", "rungs", "baselines",
     "submission", "runs", "plots", "job", "processes", "members", "pipeline", "ladder", "blend", "ensemble",
-    "machine", "doctor", "cli", "__main__",
+    "specification", "page", "finished", "tables", "report", "machine", "doctor", "cli", "__main__",
 )  # fmt: skip
 LIGHT = ("schema", "files", "progress", "config", "data", "features", "metrics", "calibration", "rungs", "baselines",
-         "submission", "runs", "plots", "cli")  # fmt: skip
+         "submission", "runs", "plots", "specification", "page", "finished", "tables", "report", "cli")  # fmt: skip
 
 
 def parse(path: Path) -> ast.Module:
