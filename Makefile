@@ -24,7 +24,7 @@ WHEELS ?=
 KERNELS ?=
 ROWS ?= 25000
 
-.PHONY: help install demo test test-oldest lint notebooks figs study kaggle-bundle kaggle-push kaggle-rehearsal
+.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-bundle kaggle-push kaggle-rehearsal
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -39,7 +39,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[notebooks,demo,test,kaggle]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[notebooks,demo,test,kaggle,report]'
 	@touch $@
 	@echo "installed into $(VENV); next: make demo"
 
@@ -66,6 +66,9 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 
 figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
+
+report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
+	@$(BIN)/prefcls report --runs report/runs $(RUNS) --readme README.md
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
 	@$(BIN)/python report/study.py

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from prefcls_lib.files import UserError, write_whole
 
 STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "path", "font.family": "DejaVu Sans", "mathtext.fontset": "cm"}
-FORMULA_POINTS = 12
+FORMULA_POINTS = 11
 
 
 def fill_template(path: Path, values: dict) -> str:
@@ -74,9 +74,10 @@ def write_pdf(document: str, path: Path) -> str | None:
     return None
 
 
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
-    """A Markdown table of texts; columns from `numbers_from` on are set flush right."""
-    marks = ["---" if place < numbers_from else "---:" for place in range(len(header))]
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], texts: Sequence[int] = (0,)) -> str:
+    """A Markdown table; columns other than those of `texts` are numbers, set flush right and never broken."""
+    marks = ["---" if place in texts else "---:" for place in range(len(header))]
+    lines = [[cell if i in texts else cell.replace(" ", "\u00a0") for i, cell in enumerate(line)] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, marks, *lines))
 
 
@@ -93,10 +94,10 @@ def draw_svg(figure: Figure) -> bytes:
     return target.getvalue()
 
 
-def embed_figure(svg: bytes, caption: str, width: str = "100%") -> str:
-    """An SVG inside the page, with its caption."""
+def embed_figure(svg: bytes, caption: str, kind: str = "plot") -> str:
+    """An SVG inside the page, with its caption; `kind` is a class of the style sheet."""
     return (
-        f'\n<figure><img style="width:{width}" alt="{html.escape(re.sub("<.*?>", "", caption))}" '
+        f'\n<figure class="{kind}"><img alt="{html.escape(re.sub("<.*?>", "", caption))}" '
         f'src="{_data_uri(svg)}"><figcaption>{caption}</figcaption></figure>\n'
     )
 

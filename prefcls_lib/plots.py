@@ -98,7 +98,7 @@ def plot_votes(rows: pd.DataFrame) -> Figure:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
     shares = _class_shares(labels)
     spread = 1.96 * np.sqrt(shares * (1 - shares) / len(labels))
-    left.bar(["A wins", "B wins", "tie"], shares, yerr=spread, color=[BLUE, ORANGE, GREY], ecolor="black", capsize=3)
+    left.bar(["A", "B", "tie"], shares, yerr=spread, color=[BLUE, ORANGE, GREY], ecolor="black", capsize=3)
     left.set(title="Votes by place of the answer", ylabel="share of rows")
 
     lengths = np.array([[sum(map(len, turns)) for turns in rows[name]] for name in RESPONSES])  # (2, N)
@@ -147,7 +147,7 @@ def plot_results(lines: pd.DataFrame, prior: float | None) -> Figure:
 
 def plot_slices(table: pd.DataFrame) -> Figure:
     """`metrics.slice_table` against a baseline: the difference in log loss of each slice with its interval."""
-    figure = Figure(figsize=(8, 0.8 + 0.27 * len(table)), layout="constrained")
+    figure = Figure(figsize=(8, 0.8 + 0.24 * len(table)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(table))[::-1]
     axes.hlines(places, table["difference_low"], table["difference_high"], color=BLUE, lw=2)

@@ -73,8 +73,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         ),
         "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
-        "drawing": lambda name, caption, width="100%": embed_figure(
-            (FIGURES / f"{name}.svg").read_bytes(), caption, width),
+        "drawing": lambda name, caption: embed_figure((FIGURES / f"{name}.svg").read_bytes(), caption, "drawing"),
     }  # fmt: skip
     page = make_page(fill_template(SOURCES / "report.md", values), (SOURCES / "style.css").read_text(encoding="utf-8"))
     write_text(out / "report.html", page)
@@ -95,12 +94,12 @@ def _published_values(found: Found) -> dict:
         "arithmetic_loss": -math.log(study["arithmetic"]["prob"]),
         "others": [[escape_text(line["what"]), f"{line['log_loss']:.3f}"] for line in published["others"]["results"]],
         "specification": markdown_table(["", *(one["title"] for one in described.values())],
-                                        specification.specification_lines(described)),
+                                        specification.specification_lines(described), range(4)),
         "errors": specification.find_errors(described, study["specification"]),
         "backbones": markdown_table(("", "smoothed", "log loss", "95 % interval", "accuracy", "best epoch"),
                                     backbone_lines(found, described, study)),
         "predictions": markdown_table(("test row", "model", "A wins", "B wins", "tie"),
-                                      prediction_lines(found, described, study), 2),
+                                      prediction_lines(found, described, study), (0, 1)),
     }  # fmt: skip
 
 
@@ -125,10 +124,10 @@ def _row_values(groups: Sequence[Group]) -> dict:
     )
     values |= {
         "spotlight": run,
-        "history": embed_figure(draw_svg(plots.plot_history(run.history, best)), "One line a fold.", "70%"),
+        "history": embed_figure(draw_svg(plots.plot_history(run.history, best)), "One line a fold.", "half"),
         "reliability": embed_figure(
             draw_svg(reliability),
-            "Confidence against accuracy on validation rows; points as large as their rows are many.", "60%"),
+            "Confidence against accuracy on validation rows; points as large as their rows are many.", "half"),
         "mistakes": mistakes_of(run, rows, 3),
         "slices": None,
     }  # fmt: skip

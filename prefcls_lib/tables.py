@@ -84,7 +84,7 @@ class Group:
             against = format_verdict(metrics.Comparison(**content["comparison"]), members[content["best_run"]].name)
             lines.append([who, *_scores(content, content["rows"]), "", "", against])
         header = ("model", "rows", "log loss", "95 % interval", "accuracy", "ECE", "best epoch", "time", "verdict")
-        return markdown_table(header, lines)
+        return markdown_table(header, lines, (0, 8))
 
     def draw_results(self) -> Figure:
         """The same as a picture, with every rung."""
@@ -120,7 +120,7 @@ class Group:
                 if len(differ) == 1 and (c := compare_runs(one, other)):
                     values = " against ".join(escape_text(str(run.settings.get(differ[0]))) for run in (one, other))
                     lines.append([f"{differ[0]}: {values}", f"{c.rows:,}", format_verdict(c, escape_text(other.name))])
-        return markdown_table(("what differs", "rows", "verdict"), lines) if lines else ""
+        return markdown_table(("what differs", "rows", "verdict"), lines, (0, 2)) if lines else ""
 
     def ranking(self) -> str:
         """One sentence on what may be ranked here and what may not."""
@@ -184,11 +184,12 @@ def prediction_lines(found: Found, described: dict[str, dict], published: dict) 
 
 
 def slices_of(run: Run, ladder: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """`metrics.slice_table` of a run against the ladder, slices with an interval only."""
+    """`metrics.slice_table` of a run against the ladder: slices known before the vote, and not nearly all rows."""
     shared = rows[rows[ID].isin(set(run.oof.index) & set(ladder.oof.index))].reset_index(drop=True)
     ids = shared[ID]
     table = metrics.slice_table(shared, shared["label"].to_numpy(), run.probs(ids), ladder.probs(ids))
-    return table[table["difference_low"].notna() & (table["name"] != "model pair")].reset_index(drop=True)
+    useful = table["difference_low"].notna() & ~table["name"].isin(["tie", "model pair"])
+    return table[useful & (table["count"] < 0.9 * len(shared))].reset_index(drop=True)
 
 
 def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
@@ -223,7 +224,7 @@ def bias_table(runs: Sequence[Run]) -> str:
             between = f"{min(folds):.1%} to {max(folds):.1%}" if folds else ""
             name = escape_text(run.name)
             lines.append([name, str(run.settings.get("head")), f"{run.result['flip_rate']:.1%}", between])
-    return markdown_table(("run", "head", "verdicts that flip", "folds"), lines, 2)
+    return markdown_table(("run", "head", "verdicts that flip", "folds"), lines, (0, 1))
 
 
 def calibration_table(runs: Sequence[Run]) -> str:
@@ -250,4 +251,4 @@ def speed_table(runs: Sequence[Run]) -> str:
             pace = f"{r['tokens_per_second']:,.0f}"
             lines.append([escape_text(run.name), machine, pace, *shares, minutes(r["seconds"])])
     header = ("run", "machine", "tokens a second", "useful, training", "useful, predicting", "whole command")
-    return markdown_table(header, lines, 2)
+    return markdown_table(header, lines, (0, 1))
