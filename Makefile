@@ -24,7 +24,7 @@ WHEELS ?=
 KERNELS ?=
 ROWS ?= 25000
 
-.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-bundle kaggle-push kaggle-rehearsal
+.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-bundle kaggle-push kaggle-rehearsal benchmark
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -66,6 +66,9 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 
 figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
+
+benchmark: install ## speed beside what one would use instead: table and figure in report/benchmark/ (ARGS=... for more)
+	$(BIN)/python report/benchmark.py $(ARGS)
 
 report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
 	@$(BIN)/prefcls report --runs report/runs $(RUNS) --readme README.md

@@ -28,8 +28,9 @@ from prefcls_lib.files import read_json, write_json
 from prefcls_lib.runs import read_table
 from prefcls_lib.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
 
-GOOD, BAD, NEUTRAL = 40, 40, 120  # words worth +1, -1 and 0
-WORTH = 0.2  # of one good word, in logits: a floor about as far under the prior as on the real data
+GOOD, BAD, NEUTRAL = 20, 20, 20  # words worth +1, -1 and 0
+WORTH = 0.35  # of one good word, in logits
+WORDS = (4, 9)  # in an answer, from and below; few, so that thousands of steps are cheap
 LENGTH_WORTH = 0.04  # of one word more: what the structure features can see
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -72,13 +73,13 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
     random = np.random.default_rng(seed)
     table, probs = [], np.empty((count, len(LABEL_COLUMNS)))
     for number in range(count):
-        sides = [random.choice(len(words), size=random.integers(12, 29)) for _ in RESPONSES]
+        sides = [random.choice(len(words), size=random.integers(*WORDS)) for _ in RESPONSES]
         value = [worth[side].sum() + LENGTH_WORTH * len(side) for side in sides]
         d = value[0] - value[1]
         logits = np.array([d, -d, 0.0])
         probs[number] = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         winner = random.choice(len(LABEL_COLUMNS), p=probs[number])
-        prompt = " ".join(words[i] for i in random.choice(len(words), size=4))
+        prompt = " ".join(words[i] for i in random.choice(len(words), size=2))
         answers = [" ".join(words[i] for i in side) for side in sides]
         cells = dict(zip((PROMPT, *RESPONSES), (prompt, *answers), strict=True))
         table.append(
@@ -134,7 +135,7 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
         test=str(out / "test.csv"),
         out=str(out / name.replace(" ", "_").replace(",", "").replace("%", "")),
         seed=seed,
-        max_length=64,
+        max_length=32,
         on_collapse="warn",
         **{**changes, **settings},
     )

@@ -1,0 +1,231 @@
+"""Speed of training and prediction beside what one would use instead, on real rows: interleaved, medians over repeats.
+
+    make benchmark                                      MiniLM, 512 tokens, about five minutes on 2 cores
+    python report/benchmark.py --lengths 256 512 --models minilm deberta-v3-xsmall --arms st ...     longer, by request
+
+Arms of training (pairs that go through forward, backward and AdamW in a second):
+
+    original   the study's loop: two encoder passes a step, padded to max_length, fp32, dropout 0.1
+    trainer    Hugging Face Trainer: the same model, both sides in one pass, dynamic padding, our precision and dropout
+    st         sentence-transformers with SoftmaxLoss as its users run it (by request: pip install datasets too)
+    ours       `train.fit`
+    limit      the bare encoder, forward and backward, on full chunks of equal length: what no loop can pass
+
+and of prediction: original, st (its `encode`), ours (`predict_proba`, both orders of A and B), limit. Models other than
+minilm are the exact architectures with random weights, fed with MiniLM's token ids.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from arms import CONFIGS, PREDICT, TRAIN, Bench, read_config
+from matplotlib.figure import Figure
+from transformers import AutoModel
+
+from prefcls_lib.batching import TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.environment import choose_precision, machine_name, process_state, versions
+from prefcls_lib.files import write_json, write_text, write_whole
+from prefcls_lib.predict import PREDICT_SIDES, PREDICT_TOKENS
+
+OUT = Path(__file__).parent / "benchmark"
+T4_PEAK, T4_SHARE = 65e12, 0.3  # fp16 operations a second of one T4's tensor cores, and the share assumed to be reached
+EPOCH_ROWS, TEST_ROWS = 51_729, 25_000  # nine tenths of the competition's training rows; its hidden test set
+
+
+class Memory:
+    """Peak memory of one arm above what was there before: of the GPU, or resident memory of this process."""
+
+    def __init__(self, cuda: bool):
+        self.cuda = cuda
+
+    def __enter__(self) -> "Memory":
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+            self.before = self._resident("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        peak = torch.cuda.max_memory_allocated() if self.cuda else self._resident("VmHWM")
+        self.gib = (peak - self.before) / 2**30
+
+    @staticmethod
+    def _resident(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def measure(bench: Bench, arms: dict, repeats: int) -> list[dict]:
+    """Run the arms in turn, `repeats` times; medians of pairs and useful tokens a second."""
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in arms}
+    for repeat in range(repeats):
+        for name, arm in arms.items():
+            with Memory(bench.device.type == "cuda") as memory:
+                pairs, tokens, seconds = arm(bench)
+            found[name].append((pairs / seconds, tokens / seconds, memory.gib))
+            print(f"  {name} {repeat + 1}/{repeats}: {tokens / seconds:,.0f} useful tokens/s", flush=True)
+    return [
+        {
+            "arm": name,
+            "pairs_per_second": statistics.median(x[0] for x in values) or None,
+            "useful_tokens_per_second": statistics.median(x[1] for x in values),
+            "slowest": min(x[1] for x in values),
+            "quickest": max(x[1] for x in values),
+            "peak_gib": max(x[2] for x in values),
+        }
+        for name, values in found.items()
+    ]
+
+
+def token_shares(bench: Bench, max_tokens: int, multiple_of: int) -> dict[str, float]:
+    """useful_token_share of one epoch's training steps and of prediction, on the benchmark's rows."""
+    lengths, counts = bench.train.lengths, {"training": TokenCount(), "prediction": TokenCount()}
+
+    def add(kind: str, token_ids: list[np.ndarray], *limits: int) -> None:
+        chunks = make_chunks(token_ids, bench.pad_id, *limits, multiple_of=multiple_of)
+        computed = sum(chunk.tokens_computed for chunk in chunks)
+        counts[kind] += TokenCount(sum(map(len, token_ids)), computed)
+
+    for step in plan_epoch(lengths, 32, seed=0, epoch=0):
+        for rows in split_step(step, lengths, max_tokens):
+            add("training", [bench.train.token_ids[i] for i in np.unique(bench.train.sides[rows])])
+    sides = np.unique(bench.train.sides)
+    add("prediction", [bench.train.token_ids[i] for i in sides], PREDICT_SIDES, PREDICT_TOKENS)
+    return {kind: count.useful_share for kind, count in counts.items()}
+
+
+def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
+    """The goals that these measurements can judge: what, goal, found, met."""
+    speed = {(line["kind"], line["arm"]): line for line in lines}
+
+    def ratio(kind: str, arm: str, unit: str) -> float | None:
+        ours, other = speed.get((kind, "ours")), speed.get((kind, arm))
+        return ours[unit] / other[unit] if ours and other else None
+
+    pairs, tokens = "pairs_per_second", "useful_tokens_per_second"
+    goals = [
+        ("useful token share, training, 8,192 tokens a micro-step", 0.96, shares["training"]),
+        ("useful token share, training, 6,144 tokens a micro-step", 0.93, shares["training 6144"]),
+        ("useful token share, prediction", 0.985, shares["prediction"]),
+        ("training pairs/s, ours : the original's loop", 8.0, ratio("train", "original", pairs)),
+        ("training pairs/s, ours : Hugging Face Trainer", 1.6, ratio("train", "trainer", pairs)),
+        ("training pairs/s, ours : sentence-transformers", 5.0, ratio("train", "st", pairs)),
+        ("training useful tokens/s, ours : the limit", 1.0, ratio("train", "limit", tokens)),
+        ("prediction useful tokens/s, ours : sentence-transformers' encode", 1.1, ratio("predict", "st", tokens)),
+    ]
+    return [{"goal": name, "wanted": wanted, "found": found, "met": found is not None and found >= wanted}
+            for name, wanted, found in goals if found is not None]  # fmt: skip
+
+
+def project_t4(mean_side_tokens: float) -> list[dict]:
+    """Hours on T4s by counted operations: 6 (training) or 2 a parameter outside the embeddings, and attention's own.
+
+    A projection, not a measurement; tokens are counted by MiniLM's tokenizer.
+    """
+    lines = []
+    for path in sorted(CONFIGS.glob("*.json")):
+        config = read_config(path)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+        weights = sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name)
+        attention = 2 * config.num_hidden_layers * config.hidden_size * mean_side_tokens
+        forward = 2 * (weights + attention)  # operations a token
+        rate = T4_PEAK * T4_SHARE
+        epoch = 3 * forward * EPOCH_ROWS * 2 * mean_side_tokens / rate / 3600
+        test = forward * TEST_ROWS * 2 * mean_side_tokens / rate / 3600
+        lines.append({"backbone": path.stem, "epoch_hours": epoch, "epoch_hours_two_t4": epoch / 2,
+                      "test_hours": test, "test_hours_two_t4": test / 2})  # fmt: skip
+    return lines
+
+
+def draw(lines: list[dict], title: str) -> Figure:
+    """Useful tokens a second of every arm, as bars; thin lines from the slowest to the quickest repeat."""
+    table = pd.DataFrame(lines).iloc[::-1]
+    figure = Figure(figsize=(6.3, 0.6 + 0.32 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{line.model} {line.max_length}  {line.kind}: {line.arm}" for line in table.itertuples()]
+    colors = ["#0072B2" if arm == "ours" else "#999999" for arm in table["arm"]]
+    middle = table["useful_tokens_per_second"]
+    errors = np.maximum(0, [middle - table["slowest"], table["quickest"] - middle])
+    axes.barh(names, middle, color=colors, xerr=errors, error_kw={"lw": 0.8})
+    axes.set_xlabel("useful tokens a second (median)")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main() -> None:
+    """Measure, print, and write benchmark.json, benchmark.md and benchmark.png."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["minilm"], help="minilm, or names in report/backbones/")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[512])
+    parser.add_argument("--arms", nargs="+", choices=TRAIN, default=["original", "trainer", "ours", "limit"])
+    parser.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), default="auto")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", help="training CSV", default="sample")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    precision = choose_precision(arguments.precision, process_state().device)
+    lines, goals, rows_path = [], [], arguments.rows
+    for model in arguments.models:
+        for length in arguments.lengths:
+            print(f"{model}, {length} tokens, {precision}", flush=True)
+            bench = Bench(model, length, precision, rows_path)
+            found = []
+            for kind, arms in (("train", TRAIN), ("predict", PREDICT)):
+                chosen = {name: arms[name] for name in arguments.arms if name in arms}
+                if model != "minilm":
+                    chosen.pop("st", None)  # it would need weights and a tokenizer on disk
+                found += [{"model": model, "max_length": length, "precision": precision, "kind": kind, **line}
+                          for line in measure(bench, chosen, arguments.repeats)]  # fmt: skip
+            lines += found
+            multiple_of = 8 if bench.device.type == "cuda" else 1
+            shares = token_shares(bench, 8192, multiple_of)
+            shares["training 6144"] = token_shares(bench, 6144, multiple_of)["training"]
+            goals += [{"model": model, "max_length": length, **goal} for goal in judge_goals(found, shares)]
+    side_tokens = float(bench.train.lengths.mean())
+    result = {"versions": versions(), "lines": lines, "goals": goals, "side_tokens": side_tokens,
+              "projection": project_t4(side_tokens)}  # fmt: skip
+    text = write_table(result)
+    write_json(arguments.out / "benchmark.json", result)
+    write_text(arguments.out / "benchmark.md", text)
+    figure = draw(lines, machine_name())
+    write_whole(
+        arguments.out / "benchmark.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
+    )
+    write_whole(arguments.out / "benchmark.png", lambda path: figure.savefig(path, format="png", dpi=150))
+    print(text)
+
+
+def write_table(result: dict) -> str:
+    """The result as Markdown."""
+    speed, goals, projection = (pd.DataFrame(result[name]) for name in ("lines", "goals", "projection"))
+    goals["met"] = goals["met"].map({True: "yes", False: "NO"})
+    versions_line = ", ".join(f"{name} {result['versions'][name]}" for name in ("machine", "torch", "transformers"))
+    parts = [
+        "# Speed",
+        f"On: {versions_line}. Medians over repeats, real rows, {result['side_tokens']:.0f} tokens a side on average.",
+        _block(speed, "{:,.1f}"),
+        "## Goals",
+        _block(goals, "{:.3f}"),
+        "## Projection, not measured",
+        f"Hours on T4s, if {T4_SHARE:.0%} of their fp16 peak of {T4_PEAK / 1e12:.0f} TFLOP/s is reached (assumed), for "
+        f"one epoch of {EPOCH_ROWS:,} rows and for {TEST_ROWS:,} test rows; tokens counted with MiniLM's tokenizer.",
+        _block(projection, "{:.2f}"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(table: pd.DataFrame, number: str) -> str:
+    return "```\n" + table.to_string(index=False, na_rep="", float_format=number.format) + "\n```"
+
+
+if __name__ == "__main__":
+    main()
