@@ -3,11 +3,13 @@
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from disentangled import use_fused_attention
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
@@ -25,7 +27,7 @@ from prefcls_lib.tokenization import encode_rows
 from prefcls_lib.train import fit
 
 CONFIGS = Path(__file__).parent / "backbones"  # the three backbones' config.json
-LIMIT_SIDES, LIMIT_LENGTH = 16, 256  # the chunk of the limit: the shape that is quickest for each token on a CPU
+LIMIT_SIDES, LIMIT_LENGTH = 16, 256  # the chunk of the limit
 PAIRS = {"original": 8, "trainer": 32, "st": 32, "ours": 128}  # pairs a repeat; padded arms need few for a steady pace
 
 
@@ -218,9 +220,11 @@ def train_ours(bench: Bench) -> tuple[int, int, float]:
     return len(bench.train), result.tokens.real, result.step_seconds
 
 
-def train_limit(bench: Bench) -> tuple[int, int, float]:
+def train_limit(bench: Bench, fused: bool = False) -> tuple[int, int, float]:
     """Forward and backward of the bare encoder on full chunks -> 0, tokens, seconds."""
     encoder = bench.encoder(dropout=0.0)
+    if fused:
+        use_fused_attention(encoder)
     ids = torch.randint(1000, 20_000, (LIMIT_SIDES, LIMIT_LENGTH), device=bench.device)
     mask = torch.ones_like(ids)
 
@@ -283,6 +287,7 @@ def predict_limit(bench: Bench) -> tuple[int, int, float]:
 
 
 TRAIN = {"original": train_original, "trainer": train_trainer, "st": train_st, "ours": train_ours, "limit": train_limit}
+TRAIN["fused"] = partial(train_limit, fused=True)
 PREDICT = {"original": predict_original, "st": predict_st, "ours": predict_ours, "limit": predict_limit}
 
 

@@ -10,6 +10,7 @@ Arms of training (pairs that go through forward, backward and AdamW in a second)
     st         sentence-transformers with SoftmaxLoss as its users run it (by request: pip install datasets too)
     ours       `train.fit`
     limit      the bare encoder, forward and backward, on full chunks of equal length: what no loop can pass
+    fused      the limit with DeBERTa's attention on the fused path (disentangled.py; by request, DeBERTa only)
 
 and of prediction: original, st (its `encode`), ours (`predict_proba`, both orders of A and B), limit. Models other than
 minilm are the exact architectures with random weights, fed with MiniLM's token ids.
