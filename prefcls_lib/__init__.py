@@ -14,14 +14,15 @@
       +- runs.RunFolder                        config.json result.json history.csv oof.csv valid.csv model/
 
 `pipeline` (networks) and `ladder` (baselines) call them in this order, for the command line (`cli`) and the notebooks
-alike; `blend` weighs finished runs, and `ensemble` predicts with all of them within a time budget (what is submitted
-to Kaggle). `report` makes a page of finished runs: it reads and compares them (`finished`), sets `tables`, computes
-the `specification` of the backbones, and writes the `page`. Before all of it `doctor` tells whether a `machine` can do
-the job. Beside the flow stand `config` (every setting), `job` (inputs found and checked, folder claimed, scores),
-`environment` (the only room that knows Kaggle), `backbones` (a name to a checked folder, one recipe each),
-`members` (one model a fold and seed, trained and saved), `processes` (a subprocess for each GPU), `distributed` (several processes on one model), `optim` and `schedule` (rates and plan),
-`collapse` (is the encoder dead?), `checkpoint` (a model on disk), `resume` (a killed run goes on), `plots` (data to
-figures), `progress`, `files` (written whole or not at all) and `schema` (names).
+alike; `blend` weighs finished runs, and `ensemble` predicts with all of them within a time budget (what is submitted to
+Kaggle). `report` makes a page of finished runs: it reads and compares them (`finished`), sets `tables`, computes the
+`specification` of the backbones, and writes the `page`. Before all of it `doctor` tells whether a `machine` can do the
+job. Beside the flow stand `config` (every setting), `job` (inputs found and checked, folder claimed, scores),
+`environment` (the only room that knows Kaggle), `backbones` (a name to a checked folder, one recipe each), `members`
+(one model a fold and seed, trained and saved), `processes` (a subprocess for each GPU), `distributed` (several
+processes on one model), `optim` and `schedule` (rates and plan), `collapse` (is the encoder dead?), `checkpoint` (a
+model on disk), `resume` (a killed run goes on), `plots` (data to figures), `progress`, `files` (written whole or not at
+all) and `schema` (names).
 """
 
 __version__ = "0.1.0"
