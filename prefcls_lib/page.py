@@ -75,9 +75,13 @@ def write_pdf(document: str, path: Path) -> str | None:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], texts: Sequence[int] = (0,)) -> str:
-    """A Markdown table; columns other than those of `texts` are numbers, set flush right and never broken."""
+    """A Markdown table; columns other than those of `texts` are set flush right, and numbers in them never broken."""
+
+    def hold(cell: str) -> str:
+        return cell.replace(" ", "\u00a0") if any(map(str.isdigit, cell)) else cell
+
     marks = ["---" if place in texts else "---:" for place in range(len(header))]
-    lines = [[cell if i in texts else cell.replace(" ", "\u00a0") for i, cell in enumerate(line)] for line in lines]
+    lines = [[cell if i in texts else hold(cell) for i, cell in enumerate(line)] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, marks, *lines))
 
 

@@ -1,0 +1,268 @@
+"""The report: its numbers are those of the run folders, broken folders are named, pages load nothing."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from prefcls_lib import cli, finished, metrics, page, report, specification, tables
+from prefcls_lib.files import UserError
+from prefcls_lib.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
+from prefcls_lib.schema import LABEL_COLUMNS
+
+ROOT = Path(__file__).parents[1]
+NAMES = list(LABEL_COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def described():
+    return specification.describe_backbones(ROOT / "report" / "backbones")
+
+
+@pytest.fixture
+def no_pdf(monkeypatch, described):
+    """No PDF, and the backbones counted once."""
+    monkeypatch.setattr(report, "write_pdf", lambda document, path: None)
+    monkeypatch.setattr(specification, "describe_backbones", lambda folder: described)
+
+
+@pytest.fixture
+def quick(monkeypatch, no_pdf):
+    """No figures and formulas either: all numbers stand in tables and text."""
+    monkeypatch.setattr(page, "embed_formula", lambda tex: "")
+    monkeypatch.setattr(report, "draw_svg", lambda figure: b"<svg/>")
+    monkeypatch.setattr(tables, "draw_svg", lambda figure: b"<svg/>")
+
+
+@pytest.fixture
+def runs(tmp_path, finished_run) -> Path:
+    """A folder with one run in it, without weights, as it is copied in."""
+    folder = tmp_path / "runs"
+    copy_run(finished_run, folder / "tiny")
+    return folder
+
+
+def copy_run(source: Path, target: Path) -> Path:
+    target.mkdir(parents=True)
+    for name in ("config.json", "result.json", "history.csv", "oof.csv", "valid.csv", "submission.csv"):
+        shutil.copyfile(source / name, target / name)
+    return target
+
+
+def edit_json(path: Path, **changes) -> dict:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content |= changes
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return content
+
+
+def read_page(runs: Path, out: Path) -> str:
+    assert cli.main(["report", "--runs", str(runs), "--out", str(out)]) == 0
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+class Loads(HTMLParser):
+    """Everything that a browser would fetch for a page, and the headings."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found, self.tags = [], []
+        self.feed(page)
+        self.found += re.findall(r"url\(([^)]*)\)|@import\s+(\S+)", page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "srcset", "data", "poster", "xlink:href") or (name == "href" and tag != "a"):
+                self.found.append(value)
+
+
+def test_report_of_a_run(no_pdf, runs, tmp_path):
+    """The page holds the run's numbers, is the same every time, and fetches nothing."""
+    page = read_page(runs, tmp_path / "one")
+    assert read_page(runs, tmp_path / "two") == page
+    loads = Loads(page)
+    assert len(loads.found) > 10
+    assert [load[:60] for load in loads.found if not load.startswith("data:image/svg+xml;base64,")] == []
+    assert not {"script", "link", "iframe", "object"} & set(loads.tags)
+    result = json.loads((runs / "tiny" / "result.json").read_text(encoding="utf-8"))
+    for number in (result["log_loss"], result["log_loss_interval"][0], result["calibrated_log_loss"]):
+        assert f"{number:.4f}" in page
+    assert page.count("not yet run on Kaggle") == 3
+    assert "{{" not in page and "{%" not in page
+
+
+def test_pdf_of_a_page_is_the_same_every_time(tmp_path):
+    """With a table, a formula and a figure in it, two pages long."""
+    svg = (ROOT / "figs" / "siamese.svg").read_bytes()
+    table = markdown_table(("a", "b"), [["row", str(n)] for n in range(60)])
+    text = f"# Title\n\n## Part\n\n{table}\n{embed_formula('x^2')}{embed_figure(svg, 'a figure')}"
+    page = make_page(text, (ROOT / "report" / "style.css").read_text(encoding="utf-8"))
+    files = [tmp_path / "one.pdf", tmp_path / "two.pdf"]
+    assert [write_pdf(page, file) for file in files] == [None, None]
+    pdf = files[0].read_bytes()
+    assert pdf.startswith(b"%PDF") and pdf == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["log_loss", "accuracy", "calibrated_log_loss", "tokens_per_second"])
+def test_a_number_changed_in_the_folder_changes_in_the_report(quick, runs, tmp_path, name):
+    shown = {"log_loss": "0.7654", "accuracy": "0.765", "calibrated_log_loss": "0.7654", "tokens_per_second": "1"}[name]
+    value = 0.7654321
+    if name == "tokens_per_second":
+        value, shown = 76_543_210.4, "76,543,210"
+    assert shown not in read_page(runs, tmp_path / "before")
+    edit_json(runs / "tiny" / "result.json", **{name: value})
+    assert shown in read_page(runs, tmp_path / "after")
+
+
+def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_path):
+    """Two runs that differ in one setting: the table says which, and what `metrics.compare` says of their rows."""
+    better = copy_run(finished_run, runs / "better")
+    settings = json.loads((better / "config.json").read_text(encoding="utf-8"))["settings"]
+    edit_json(better / "config.json", settings={**settings, "head": "concat", "out": "elsewhere"})
+    table = pd.read_csv(better / "oof.csv", dtype={"id": str})
+    old = table[NAMES].to_numpy()
+    table[NAMES] = 0.1
+    for row, label in enumerate(table["label"]):
+        table.loc[row, NAMES[label]] = 0.8
+    table.to_csv(better / "oof.csv", index=False)
+    groups = pd.read_csv(better / "valid.csv", dtype=str).set_index("id")["group"][table["id"]]
+    ids = table["id"].sort_values().index  # the order in which both are read
+    c = metrics.compare(table["label"].to_numpy()[ids], table[NAMES].to_numpy()[ids], old[ids], groups.to_numpy()[ids])
+    page = read_page(runs, tmp_path / "out")
+    assert "head: concat against symmetric" in page
+    assert c.verdict == "BEATS"
+    expected = f"BEATS tiny: {c.difference:.4f} [{c.low:.4f}, {c.high:.4f}]".replace("-", "−")
+    assert expected in page
+
+
+def test_no_ranking_under_what_the_rows_detect():
+    clear = metrics.Comparison(-0.05, -0.08, -0.02, "BEATS", 0.04, 500, 400)
+    faint = metrics.Comparison(-0.03, -0.058, -0.002, "BEATS", 0.04, 500, 400)
+    tie = metrics.Comparison(0.01, -0.02, 0.04, "TIES", 0.04, 500, 400)
+    assert finished.format_verdict(clear, "x") == "BEATS x: −0.0500 [−0.0800, −0.0200], detectable 0.0400"
+    assert finished.format_verdict(faint, "x").startswith("not ranked against x")
+    assert finished.format_verdict(tie, "x").startswith("TIES x")
+
+
+def cut_oof(run: Path) -> str:
+    lines = (run / "oof.csv").read_text(encoding="utf-8").splitlines()
+    (run / "oof.csv").write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")
+    return "oof.csv"
+
+
+def drop_number(run: Path) -> str:
+    edit_json(run / "result.json", log_loss=None)
+    return "log_loss is None"
+
+
+def spoil_json(run: Path) -> str:
+    (run / "config.json").write_text('{"settings": {', encoding="utf-8")
+    return "config.json"
+
+
+def drop_history(run: Path) -> str:
+    (run / "history.csv").unlink()
+    return "history.csv"
+
+
+def spoil_probs(run: Path) -> str:
+    table = pd.read_csv(run / "oof.csv", dtype={"id": str})
+    table.loc[4, NAMES[0]] += 0.5
+    table.to_csv(run / "oof.csv", index=False)
+    return "row 5"
+
+
+@pytest.mark.parametrize("break_run", [cut_oof, drop_number, spoil_json, drop_history, spoil_probs])
+def test_a_broken_run_is_named_and_left_out(quick, runs, finished_run, tmp_path, capsys, break_run):
+    """The others stand; page and terminal say which folder was left out, and why."""
+    why = break_run(copy_run(finished_run, runs / "broken"))
+    page = read_page(runs, tmp_path / "out")
+    said = capsys.readouterr()
+    assert "report of 1 runs" in said.out
+    assert "left out: " in said.err and str(runs / "broken") in said.err and why in said.err
+    left_out = page[page.index("Left out, because broken") :]
+    assert escape_text(str(runs / "broken")).replace("&#95;", "_") in re.sub("&#95;", "_", left_out)
+
+
+def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, described, monkeypatch, capsys):
+    monkeypatch.setattr(specification, "describe_backbones", lambda folder: described)
+    monkeypatch.setitem(sys.modules, "weasyprint", None)
+    assert "Results" in read_page(runs, tmp_path / "out")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "report.pdf is not written" in said[0] and "Pango" in said[0]
+    assert not (tmp_path / "out" / "report.pdf").exists()
+
+
+def test_a_run_of_a_backbone_takes_its_place(quick, runs, finished_run, tmp_path):
+    """A run from Kaggle is known by its folder's name, and the row no longer says that there is none."""
+    run = copy_run(finished_run, runs / "from-kaggle")
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    edit_json(run / "config.json", settings={**settings, "backbone": "/kaggle/input/roberta-base/transformers/1"})
+    page = read_page(runs, tmp_path / "out")
+    assert page.count("not yet run on Kaggle") == 2 and "RoBERTa-base, ours" not in page
+
+
+def test_readme_gets_the_table_between_its_marks(quick, runs, tmp_path):
+    readme = tmp_path / "README.md"
+    start, end = report.README_MARKS
+    readme.write_text(f"before\n{start}\nstale\n{end}\nafter\n", encoding="utf-8")
+    arguments = ["report", "--runs", str(runs), "--out", str(tmp_path / "out"), "--readme", str(readme)]
+    assert cli.main(arguments) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{start}\n") and text.endswith(f"{end}\nafter\n")
+    assert "stale" not in text and "uniform guess" in text
+    assert cli.main(arguments) == 0
+    assert readme.read_text(encoding="utf-8") == text
+    readme.write_text("no marks\n", encoding="utf-8")
+    assert cli.main(arguments) == 2 and readme.read_text(encoding="utf-8") == "no marks\n"
+
+
+def test_a_place_that_is_not_there(tmp_path, capsys):
+    assert cli.main(["report", "--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_foreign_names_are_text():
+    """A folder's name breaks neither the table nor the page."""
+    name = "<script>a|b</script> *c* `d`"
+    page = make_page("# t\n\n" + markdown_table(("run", "n"), [[escape_text(name), "1"]]), "")
+    tags = Loads(page).tags
+    assert "script" not in tags and "em" not in tags and "code" not in tags
+    assert tags.count("td") == 2
+
+
+@pytest.mark.parametrize("name", ["roberta-base", "electra-large-discriminator"])
+def test_parameters_are_those_of_the_architecture(described, name):
+    """Counted by hand from the widths: attention, feed-forward, two layer norms a layer; no pooler."""
+    config = json.loads((ROOT / "report" / "backbones" / f"{name}.json").read_text(encoding="utf-8"))["config"]
+    h, f = config["hidden_size"], config["intermediate_size"]
+    layer = 4 * (h * h + h) + (h * f + f) + (f * h + h) + 2 * 2 * h
+    table = sum(config[key] for key in ("vocab_size", "max_position_embeddings", "type_vocab_size"))
+    assert described[name]["backbone"] == config["num_hidden_layers"] * layer
+    assert described[name]["embedding"] == (table + 2) * h
+
+
+def test_errors_of_the_published_table_are_found_by_comparing(described):
+    published = json.loads((ROOT / "report" / "published.json").read_text(encoding="utf-8"))["study"]["specification"]
+    errors = specification.find_errors(described, published)
+    assert [e for e in errors if e.startswith("ELECTRA-large: 335 M parameters in the layers; there are 302.3 M")]
+    right = {
+        name: {**one, "positions": one["absolute positions"],
+               **{key: one[key] / 1e6 for key in ("embedding", "backbone", "total")}}
+        for name, one in described.items()
+    }  # fmt: skip
+    assert specification.find_errors(described, right) == []
+    right["roberta-base"]["layers"] = 13
+    assert specification.find_errors(described, right) == ["RoBERTa-base: layers 13, the configuration says 12."]
+
+
+def test_template_that_names_what_is_not_there(tmp_path):
+    (tmp_path / "t.md").write_text("{{ nothing }}", encoding="utf-8")
+    with pytest.raises(UserError, match="nothing"):
+        report.fill_template(tmp_path / "t.md", {})
