@@ -2,7 +2,8 @@
 
 from prefcls_lib.config import RunConfig
 
-PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned
+PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned,
+PACE_SHARE = 0.1  # or fewer, where they take more than this share of it
 
 
 def rate_factor(step: int, total_steps: int, steps_per_epoch: int, records: list[dict], config: RunConfig) -> float:

@@ -23,7 +23,14 @@ from prefcls_lib.optim import make_optimizer, parameter_groups, set_learning_rat
 from prefcls_lib.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.progress import progress_bar
 from prefcls_lib.resume import Stopped, TrainingState, load_state, save_state
-from prefcls_lib.schedule import PACE_STEPS, learning_rate_factor, rate_factor, steps_in_time, validation_steps
+from prefcls_lib.schedule import (
+    PACE_SHARE,
+    PACE_STEPS,
+    learning_rate_factor,
+    rate_factor,
+    steps_in_time,
+    validation_steps,
+)
 from prefcls_lib.schema import NUM_CLASSES
 from prefcls_lib.step import head_logits, train_step_in_memory
 
@@ -125,6 +132,7 @@ def fit(
     prior_log_loss = metrics.log_loss(valid.labels, _prior(train.labels, len(valid)))
     saved = started = time.perf_counter()
     first_step, elapsed_before = state.step, state.elapsed
+    plan_by = started + PACE_SHARE * ((session.deadline or started) - started)
     skipped_in_a_row, planned_epoch = 0, None
     valid_tokens = None
     with progress_bar(state.total_steps, label, "step", accelerator.is_main_process) as progress:
@@ -164,7 +172,7 @@ def fit(
                     f"training: the gradients of {skipped_in_a_row} steps in a row were not finite (now step "
                     f"{state.step}). Set learning_rate lower, or mixed_precision=no."
                 )
-            if session.deadline and state.step >= first_step + PACE_STEPS:
+            if session.deadline and (state.step >= first_step + PACE_STEPS or time.perf_counter() > plan_by):
                 planned = state.total_steps
                 state.total_steps = from_main_process(
                     _fit_into_time(state, session, valid, steps_per_epoch, config), accelerator
