@@ -69,7 +69,7 @@ def write_pdf(document: str, path: Path) -> str | None:
             f"{path} is not written: WeasyPrint does not start ({reason}). Install Pango (apt install libpango-1.0-0 "
             "libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
         )
-    data = weasyprint.HTML(string=document).write_pdf(pdf_identifier=b"prefcls-report")
+    data = weasyprint.HTML(string=document).write_pdf()
     write_whole(path, lambda temporary: temporary.write_bytes(data))
     return None
 

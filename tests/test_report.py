@@ -141,6 +141,20 @@ def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_
     assert expected in page
 
 
+def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path):
+    """Another training file: a table of its own, and no verdict between the two."""
+    other = copy_run(finished_run, runs / "other")
+    settings = json.loads((other / "config.json").read_text(encoding="utf-8"))["settings"]
+    edit_json(other / "config.json", settings={**settings, "head": "concat"})
+    same = read_page(runs, tmp_path / "same")
+    edit_json(other / "result.json", data_sha256={"train": "0" * 64, "test": "0" * 64})
+    apart = read_page(runs, tmp_path / "apart")
+    assert same.count("<h3>60 rows") == 1 and "concat against symmetric" in same
+    assert apart.count("<h3>60 rows") == 2 and "concat against symmetric" not in apart
+    one, two = (finished.read_run(runs / name) for name in ("other", "tiny"))
+    assert finished.compare_runs(one, two) is None
+
+
 def test_no_ranking_under_what_the_rows_detect():
     clear = metrics.Comparison(-0.05, -0.08, -0.02, "BEATS", 0.04, 500, 400)
     faint = metrics.Comparison(-0.03, -0.058, -0.002, "BEATS", 0.04, 500, 400)
@@ -154,6 +168,13 @@ def cut_oof(run: Path) -> str:
     lines = (run / "oof.csv").read_text(encoding="utf-8").splitlines()
     (run / "oof.csv").write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")
     return "oof.csv"
+
+
+def cut_oof_and_valid(run: Path) -> str:
+    cut_oof(run)
+    lines = (run / "valid.csv").read_text(encoding="utf-8").splitlines()
+    (run / "valid.csv").write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")
+    return "37 rows, result.json says 40"
 
 
 def drop_number(run: Path) -> str:
@@ -178,7 +199,7 @@ def spoil_probs(run: Path) -> str:
     return "row 5"
 
 
-@pytest.mark.parametrize("break_run", [cut_oof, drop_number, spoil_json, drop_history, spoil_probs])
+@pytest.mark.parametrize("break_run", [cut_oof, cut_oof_and_valid, drop_number, spoil_json, drop_history, spoil_probs])
 def test_a_broken_run_is_named_and_left_out(quick, runs, finished_run, tmp_path, capsys, break_run):
     """The others stand; page and terminal say which folder was left out, and why."""
     why = break_run(copy_run(finished_run, runs / "broken"))
