@@ -50,13 +50,13 @@ class Bench:
         self.device = self.accelerator.device
         backbone = load_backbone("minilm", max_length)
         rows = data.read_rows(locate_csv(rows_path, "train"), labelled=True)
-        rows = data.take_rows(rows, max(PAIRS.values()) + 32, seed=0)
         encoded = encode_rows(rows, backbone.tokenizer, max_length, "none")
         features = compute_features(rows)
         features = FeatureScaler.fit(features).transform(features).astype(np.float32)
-        everything = Examples(encoded.token_ids, encoded.sides, features, rows["label"].to_numpy())
+        self.everything = Examples(encoded.token_ids, encoded.sides, features, rows["label"].to_numpy())
         order = np.random.default_rng(0).permutation(len(rows))
-        self.train, self.valid = everything.take(order[: PAIRS["ours"]]), everything.take(order[PAIRS["ours"] :][:8])
+        self.train = self.everything.take(order[: PAIRS["ours"]])
+        self.valid = self.everything.take(order[PAIRS["ours"] :][:8])
         self.rows = rows.iloc[order].reset_index(drop=True)
         self.backbone, self.pad_id = backbone, backbone.tokenizer.pad_id
         model_type = backbone.config.model_type if model_name == "minilm" else self._config().model_type

@@ -85,8 +85,8 @@ def measure(bench: Bench, arms: dict, repeats: int) -> list[dict]:
 
 
 def token_shares(bench: Bench, max_tokens: int, multiple_of: int) -> dict[str, float]:
-    """useful_token_share of one epoch's training steps and of prediction, on the benchmark's rows."""
-    lengths, counts = bench.train.lengths, {"training": TokenCount(), "prediction": TokenCount()}
+    """useful_token_share of one epoch's training steps and of prediction, on all rows of the file."""
+    lengths, counts = bench.everything.lengths, {"training": TokenCount(), "prediction": TokenCount()}
 
     def add(kind: str, token_ids: list[np.ndarray], *limits: int) -> None:
         chunks = make_chunks(token_ids, bench.pad_id, *limits, multiple_of=multiple_of)
@@ -95,9 +95,9 @@ def token_shares(bench: Bench, max_tokens: int, multiple_of: int) -> dict[str, f
 
     for step in plan_epoch(lengths, 32, seed=0, epoch=0):
         for rows in split_step(step, lengths, max_tokens):
-            add("training", [bench.train.token_ids[i] for i in np.unique(bench.train.sides[rows])])
-    sides = np.unique(bench.train.sides)
-    add("prediction", [bench.train.token_ids[i] for i in sides], PREDICT_SIDES, PREDICT_TOKENS)
+            add("training", [bench.everything.token_ids[i] for i in np.unique(bench.everything.sides[rows])])
+    sides = np.unique(bench.everything.sides)
+    add("prediction", [bench.everything.token_ids[i] for i in sides], PREDICT_SIDES, PREDICT_TOKENS)
     return {kind: count.useful_share for kind, count in counts.items()}
 
 
@@ -191,7 +191,7 @@ def main() -> None:
             shares = token_shares(bench, 8192, multiple_of)
             shares["training 6144"] = token_shares(bench, 6144, multiple_of)["training"]
             goals += [{"model": model, "max_length": length, **goal} for goal in judge_goals(found, shares)]
-    side_tokens = float(bench.train.lengths.mean())
+    side_tokens = float(bench.everything.lengths.mean())
     result = {"versions": versions(), "lines": lines, "goals": goals, "side_tokens": side_tokens,
               "projection": project_t4(side_tokens)}  # fmt: skip
     text = write_table(result)

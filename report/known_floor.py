@@ -39,7 +39,7 @@ SIZES = {
     "small": {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4, "intermediate_size": 128},
     "large": {"hidden_size": 1024, "embedding_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
 }
-ROWS = {"small": 24_000, "large": 20_000}
+ROWS = {"small": 36_000, "large": 20_000}
 RATE_SCALE = {"small": 16.0, "large": 1.0}  # narrow layers bear higher rates; 8 and 16 learn alike
 
 
