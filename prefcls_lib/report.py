@@ -67,10 +67,8 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     values = {"found": found, "groups": groups, **_published_values(found), **_row_values(groups)}
     values |= {
         "floors": read_floors(SOURCES),
-        "log": "\n".join(
-            f"#{line}" if line.startswith("#") else line
-            for line in (SOURCES / "log.md").read_text(encoding="utf-8").splitlines()[1:]
-        ),
+        "log": _read_section(SOURCES / "log.md"),
+        "benchmark": _read_section(SOURCES / "benchmark" / "benchmark.md"),
         "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
         "drawing": lambda name, caption: embed_figure((FIGURES / f"{name}.svg").read_bytes(), caption, "drawing"),
@@ -83,6 +81,12 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     if readme is not None:
         _fill_readme(readme, groups)
     return found, [problem] if problem else []
+
+
+def _read_section(path: Path) -> str:
+    """A Markdown file without its title, headings one level down; empty where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    return "\n".join(f"#{line}" if line.startswith("##") else line for line in lines)
 
 
 def _published_values(found: Found) -> dict:
