@@ -131,10 +131,15 @@ def compare_runs(one: Run, other: Run) -> metrics.Comparison | None:
     return metrics.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
 
 
+def is_faint(c: metrics.Comparison) -> bool:
+    """Whether the difference is smaller than what these rows detect with 80 % power."""
+    return abs(c.difference) < c.smallest_detectable
+
+
 def format_verdict(c: metrics.Comparison, other: str) -> str:
     """A comparison in words; no ranking below the smallest difference that the rows can detect."""
     numbers = f"{signed(c.difference)} [{signed(c.low)}, {signed(c.high)}]"
-    if c.verdict != "TIES" and abs(c.difference) < c.smallest_detectable:
+    if c.verdict != "TIES" and is_faint(c):
         return f"not ranked against {other}: {numbers}, under the detectable {c.smallest_detectable:.4f}"
     return f"{c.verdict} {other}: {numbers}, detectable {c.smallest_detectable:.4f}"
 

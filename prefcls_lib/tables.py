@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from prefcls_lib import calibration, data, metrics, plots
 from prefcls_lib.files import sha256
-from prefcls_lib.finished import COLUMNS, Found, Run, compare_runs, format_verdict
+from prefcls_lib.finished import COLUMNS, Found, Run, compare_runs, format_verdict, is_faint
 from prefcls_lib.page import draw_svg, embed_figure, escape_text, markdown_table
 from prefcls_lib.schema import ID
 
@@ -20,10 +20,10 @@ PLACES = ("train", "test", "out", "resume_from", "time_budget_hours", "save_ever
 def describe_run(run: Run) -> str:
     """A network's name with the settings that readers ask for first."""
     if run.is_ladder:
-        return f"{escape_text(run.name)}: best of the baselines, chosen on other rows"
+        return f"{escape_text(run.name)}: the best baseline, chosen on other rows"
     s = run.settings
     parts = [
-        escape_text(Path(str(s["backbone"])).name),
+        f"backbone {escape_text(Path(str(s['backbone'])).name)}",
         f"{s.get('head', '?')} head",
         "structure features" if s.get("structure_features") else "no structure features",
         f"{s.get('max_length', '?')} tokens",
@@ -123,17 +123,20 @@ class Group:
         return markdown_table(("what differs", "rows", "verdict"), lines, (0, 2)) if lines else ""
 
     def ranking(self) -> str:
-        """One sentence on what may be ranked here and what may not."""
-        pairs = [(run, compare_runs(run, self.ladder)) for run in self.networks if self.ladder is not None]
-        pairs = [(run, c) for run, c in pairs if c is not None]
-        if not pairs:
+        """What may be ranked here and what may not, in a sentence or two."""
+        against = [(run.name, compare_runs(run, self.ladder), "the ladder") for run in self.networks if self.ladder]
+        against = [entry for entry in against if entry[1] is not None]
+        for name, content, members in self.blends:
+            against.append((name, metrics.Comparison(**content["comparison"]), members[content["best_run"]].name))
+        if not against:
             return "No ladder was run on these rows, so nothing is ranked here."
-        smallest = min(c.smallest_detectable for _, c in pairs)
-        clear = [(run, c) for run, c in pairs if c.verdict != "TIES" and abs(c.difference) >= c.smallest_detectable]
-        start = f"Against the ladder, a difference under {smallest:.4f} cannot be detected on these rows. "
+        smallest = min(c.smallest_detectable for _, c, _ in against)
+        clear = [entry for entry in against if entry[1].verdict != "TIES" and not is_faint(entry[1])]
+        start = f"No difference under {smallest:.4f} can be detected on these rows; each verdict names its own limit. "
         if not clear:
-            return start + "No network differs from it by as much, in either direction: no ranking stands here."
-        return start + "; ".join(f"{escape_text(run.name)} {c.verdict} the ladder" for run, c in clear) + "."
+            return start + "None is as large, so no ranking stands here."
+        said = [f"{escape_text(name)} {c.verdict} against {escape_text(other)}" for name, c, other in clear]
+        return start + f"What can be ranked: {'; '.join(said)}."
 
 
 def make_groups(found: Found) -> list[Group]:

@@ -283,6 +283,19 @@ def test_errors_of_the_published_table_are_found_by_comparing(described):
     assert specification.find_errors(described, right) == ["RoBERTa-base: layers 13, the configuration says 12."]
 
 
+def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):
+    """README's table is what the committed run folders say; every one of them is whole."""
+    found = finished.find_runs([ROOT / "report" / "runs"])
+    assert found.left_out == [] and {"ladder", "minilm"} <= {run.name for run in found.runs}
+    readme = tmp_path / "README.md"
+    shutil.copyfile(ROOT / "README.md", readme)
+    report.build_report([ROOT / "report" / "runs"], tmp_path / "out", readme)
+    assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+    committed = (ROOT / "report" / "report.html").read_text(encoding="utf-8")
+    for run in found.runs:
+        assert f"{run.result['log_loss']:.4f}" in committed, run.name
+
+
 def test_template_that_names_what_is_not_there(tmp_path):
     (tmp_path / "t.md").write_text("{{ nothing }}", encoding="utf-8")
     with pytest.raises(UserError, match="nothing"):
