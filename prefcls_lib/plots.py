@@ -162,7 +162,7 @@ def plot_slices(table: pd.DataFrame) -> Figure:
 
 def plot_floor(lines: pd.DataFrame) -> Figure:
     """Variants on rows whose best log loss is known: log loss between that floor and the prior."""
-    figure = Figure(figsize=(8, 0.9 + 0.3 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(8, 1.1 + 0.3 * len(lines)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(lines))[::-1]
     colors = [GREY if name.startswith("original") else BLUE for name in lines["variant"]]
@@ -171,6 +171,7 @@ def plot_floor(lines: pd.DataFrame) -> Figure:
     axes.axvline(lines["prior"].mean(), color="black", lw=1, ls=":", label="class shares: nothing learned")
     axes.axvline(lines["structure_logistic"].mean(), color=ORANGE, lw=1, ls="--", label="structure alone")
     axes.set_yticks(places, lines["variant"])
+    axes.set_ylim(-0.6, len(lines) - 0.4)
     axes.set(xlabel="log loss on validation rows")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return _finish(figure)

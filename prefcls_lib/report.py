@@ -49,7 +49,17 @@ def read_floors(folder: Path) -> list[dict]:
         ]  # fmt: skip
         header = ("variant", "log loss", "floor", "prior", "structure alone", "encoder spread", "collapsed")
         picture = embed_figure(draw_svg(plots.plot_floor(table)), "Each variant between the prior and the floor.")
-        floors.append({"name": path.stem, "table": markdown_table(header, lines), "picture": picture})
+        groups = {dead: "; ".join(group["variant"]) for dead, group in table.groupby("collapsed")}
+        floors.append(
+            {
+                "name": path.stem,
+                "table": markdown_table(header, lines),
+                "picture": picture,
+                "dead": escape_text(groups.get(True, "none")),
+                "alive": escape_text(groups.get(False, "none")),
+                "seeds": table["seed"].nunique(),
+            }
+        )
     return floors
 
 

@@ -119,7 +119,8 @@ class Group:
                 differ = [k for k in sorted(keys - set(PLACES)) if one.settings.get(k) != other.settings.get(k)]
                 if len(differ) == 1 and (c := compare_runs(one, other)):
                     values = " against ".join(escape_text(str(run.settings.get(differ[0]))) for run in (one, other))
-                    lines.append([f"{differ[0]}: {values}", f"{c.rows:,}", format_verdict(c, escape_text(other.name))])
+                    what = f"{escape_text(one.name)}: {differ[0]} {values}"
+                    lines.append([what, f"{c.rows:,}", format_verdict(c, escape_text(other.name))])
         return markdown_table(("what differs", "rows", "verdict"), lines, (0, 2)) if lines else ""
 
     def ranking(self) -> str:

@@ -135,7 +135,7 @@ def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_
     ids = table["id"].sort_values().index  # the order in which both are read
     c = metrics.compare(table["label"].to_numpy()[ids], table[NAMES].to_numpy()[ids], old[ids], groups.to_numpy()[ids])
     page = read_page(runs, tmp_path / "out")
-    assert "head: concat against symmetric" in page
+    assert "better: head concat against symmetric" in page
     assert c.verdict == "BEATS"
     expected = f"BEATS tiny: {c.difference:.4f} [{c.low:.4f}, {c.high:.4f}]".replace("-", "−")
     assert expected in page
