@@ -190,6 +190,7 @@ def train_trainer(bench: Bench) -> tuple[int, int, float]:
 
 def train_st(bench: Bench) -> tuple[int, int, float]:
     """sentence-transformers' trainer with SoftmaxLoss, its defaults -> pairs, real tokens, seconds."""
+    import pyarrow
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
@@ -202,7 +203,8 @@ def train_st(bench: Bench) -> tuple[int, int, float]:
     model = SentenceTransformer(str(bench.backbone.path), device=str(bench.device))
     model.max_seq_length = bench.max_length
     texts = _side_texts(bench, pairs)
-    dataset = Dataset.from_dict({"a": texts[0], "b": texts[1], "label": bench.train.labels[:pairs].tolist()})
+    table = pyarrow.table({"a": texts[0], "b": texts[1], "label": bench.train.labels[:pairs]})
+    dataset = Dataset(table, fingerprint="benchmark")  # else it would be made by pickling
     loss = SoftmaxLoss(model, model.get_sentence_embedding_dimension(), num_labels=3)
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
