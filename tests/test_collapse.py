@@ -8,7 +8,7 @@ from conftest import run_arguments
 from test_train import make_config, make_examples, make_model
 
 from prefcls_lib import cli, data, members, train
-from prefcls_lib.collapse import Collapsed
+from prefcls_lib.collapse import Collapsed, why_dead
 from prefcls_lib.environment import make_accelerator
 from prefcls_lib.runs import read_table
 from prefcls_lib.submission import check_submission
@@ -92,3 +92,17 @@ def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
     history = fit(tiny, make_config()).history
     assert history["encoder_spread"].max() < 1e-6
     assert not history["collapsed"].any()
+
+
+def test_verdict_by_hand():
+    """Alike for every row: dead. Varied, but no better than prior and structure rung: dead. Better than one: alive."""
+
+    def judge(spread: float, alone: float, whole: float, structure: float | None) -> str:
+        record = {"encoder_spread": spread, "encoder_log_loss": alone, "valid_log_loss": whole}
+        return why_dead(record, prior_log_loss=1.09, structure_log_loss=structure)
+
+    assert "differ by 0.0090 from row to row" in judge(0.009, 1.0, 1.0, 1.05)
+    assert "the structure rung's 1.0500" in judge(0.05, 1.0895, 1.0495, 1.05)
+    assert judge(0.05, 1.08, 1.06, 1.05) == ""
+    assert judge(0.05, 1.10, 1.04, 1.05) == ""
+    assert judge(0.05, 1.10, 1.08, None) == ""
