@@ -129,12 +129,18 @@ def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
     Raises:
         UserError: weights are missing, or do not match the architecture.
     """
+    model_type = AutoConfig.from_pretrained(path).model_type
+    extra = {"add_pooling_layer": False} if model_type in ("bert", "roberta") else {}
+    return load_pretrained(AutoModel, path, dropout, **extra)
+
+
+def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: object) -> PreTrainedModel:
+    """A model of `auto_class` with the weights of a folder, see `load_encoder`; `extra` goes to `from_pretrained`."""
     config = AutoConfig.from_pretrained(path)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
     try:
         with quiet_transformers():
-            encoder, info = AutoModel.from_pretrained(
+            model, info = auto_class.from_pretrained(
                 path,
                 config=config,
                 dtype=torch.float32,
@@ -152,7 +158,7 @@ def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
             f"{path}: weights do not match the architecture in config.json; missing or of another shape: "
             f"{', '.join(wrong[:3])} ({len(wrong)} in all). Get the checkpoint again."
         )
-    return encoder.train()
+    return model.train()
 
 
 def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
