@@ -6,7 +6,6 @@ from transformers import PretrainedConfig
 
 from prefcls_lib.checkpoint import load_model
 from prefcls_lib.data import read_rows
-from prefcls_lib.tokenization import encode_rows
 
 # Assumed: what a T4 sustains in fp16 with these encoders, of its peak of 65. Nobody measured it here.
 T4_FLOP_PER_SECOND = 15e12
@@ -47,7 +46,7 @@ def project(record: dict, wall_seconds: float, fold: Path, test: Path) -> dict:
     encoder_seconds = sum(run.get("encoder_seconds", 0.0) for run in record["runs"])
     saved = load_model(fold)
     rows = read_rows(test, labelled=False)
-    lengths = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning).lengths
+    lengths = saved.encode(rows).lengths
     tokens, mean = int(lengths.sum()), float((lengths**2).sum() / lengths.sum())
     seconds = {name: tokens * flop_per_token(config, mean) / T4_FLOP_PER_SECOND for name, config in STUDY.items()}
     other = max(0.0, wall_seconds - encoder_seconds)

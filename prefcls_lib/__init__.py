@@ -20,9 +20,9 @@ Kaggle). `report` makes a page of finished runs: it reads and compares them (`fi
 job. Beside the flow stand `config` (every setting), `job` (inputs found and checked, folder claimed, scores),
 `environment` (the only room that knows Kaggle), `backbones` (a name to a checked folder, one recipe each), `members`
 (one model a fold and seed, trained and saved), `processes` (a subprocess for each GPU), `distributed` (several
-processes on one model), `optim` and `schedule` (rates and plan), `collapse` (is the encoder dead?), `checkpoint` (a
-model on disk), `resume` (a killed run goes on), `plots` (data to figures), `progress`, `files` (written whole or not at
-all) and `schema` (names).
+processes on one model), `reward` (a reward model to start from), `optim` and `schedule` (rates and plan), `collapse`
+(is the encoder dead?), `checkpoint` (a model on disk), `resume` (a killed run goes on), `plots` (data to figures),
+`progress`, `files` (written whole or not at all) and `schema` (names).
 """
 
 __version__ = "0.1.0"

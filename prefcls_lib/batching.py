@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from prefcls_lib.features import SIGNS
+from prefcls_lib.schema import SWAP
 
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
 CHUNK_TOKENS = 4096  # most tokens in one chunk, padding included
@@ -26,7 +27,8 @@ class Examples:
 
     Attributes:
         token_ids: U arrays (T,) of token ids, the different sides.
-        sides: (N, 2) index in `token_ids` of side 0 = A and side 1 = B.
+        sides: (N, 2) index in `token_ids` of side 0 = A and side 1 = B; (N, 1) of the one order of A and B in which a
+            cross-encoder's rows are trained on.
         features: (N, F) float32 standardised structure features, or None.
         labels: (N,) int64, or None where they are not known.
     """
@@ -41,7 +43,7 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N, 2) tokens of both sides of every row."""
+        """(N, 2) tokens of both sides of every row; (N, 1) where there is one."""
         return np.array([len(ids) for ids in self.token_ids])[self.sides]
 
     def take(self, chosen: np.ndarray | slice) -> "Examples":
@@ -50,9 +52,18 @@ class Examples:
         return Examples(self.token_ids, self.sides[chosen], features, labels)
 
     def swapped(self) -> "Examples":
-        """The same rows with A and B in each other's place; without labels."""
+        """The same rows with A and B in each other's place."""
         features = None if self.features is None else (self.features * SIGNS).astype(np.float32)
-        return Examples(self.token_ids, self.sides[:, ::-1], features)
+        labels = None if self.labels is None else np.array(SWAP)[self.labels]
+        return Examples(self.token_ids, self.sides[:, ::-1], features, labels)
+
+    def in_random_order(self, seed: int, epoch: int) -> "Examples":
+        """What an epoch trains a cross-encoder on: one order of A and B a row, drawn anew; sides (N, 1)."""
+        swap = np.random.default_rng([seed, epoch, 1]).random(len(self)) < 0.5
+        swapped = self.swapped()
+        features = None if self.features is None else np.where(swap[:, None], swapped.features, self.features)
+        sides = np.where(swap, self.sides[:, 1], self.sides[:, 0])[:, None]
+        return Examples(self.token_ids, sides, features, np.where(swap, swapped.labels, self.labels))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import yaml
 from prefcls_lib.files import UserError
 
 CHOICES = {
+    "architecture": ("siamese", "cross"),
     "text_cleaning": ("none", "whitespace", "ascii"),
     "pooling": ("mean", "first"),
     "head": ("symmetric", "concat"),
@@ -69,9 +70,11 @@ class RunConfig:
     num_seeds: int = 1  # models a fold, with seeds seed, seed + 1, ...; their predictions are averaged
     # tokens
     text_cleaning: str = "none"  # none | whitespace | ascii
-    max_length: int = 512  # tokens of one side, special tokens included
+    max_length: int = 512  # tokens of one sequence, special tokens included: of a side, or of a cross-encoder's pair
     # model
-    pooling: str = "mean"  # mean | first
+    architecture: str = "siamese"  # siamese (each answer by itself) | cross (both answers in one sequence)
+    init_from: str | None = None  # a reward model's folder, attached input or hub name: used in place of `backbone`
+    pooling: str = "mean"  # mean | first; a reward model brings its own
     head: str = "symmetric"  # symmetric | concat (the original's)
     structure_features: bool = True
     dropout: float | None = None  # in encoder and head
@@ -111,6 +114,10 @@ class RunConfig:
                 f"setting folds={list(self.folds)}: give different whole numbers from 0 to "
                 f"{self.num_folds - 1} (num_folds={self.num_folds})."
             )
+        if self.architecture == "cross" and self.head == "concat":
+            raise UserError("setting head='concat': a cross-encoder has no two answers to join. Leave head=symmetric.")
+        if self.architecture == "cross" and self.init_from is not None:
+            raise UserError("setting init_from: a reward model reads one answer at a time. Set architecture=siamese.")
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, object], source: str = "settings") -> "RunConfig":

@@ -18,16 +18,15 @@ from prefcls_lib.batching import Examples
 from prefcls_lib.blend import fit_runs
 from prefcls_lib.calibration import Blend, Calibration
 from prefcls_lib.checkpoint import SavedModel, load_model
-from prefcls_lib.environment import find_blend, find_runs, is_competition_rerun, make_accelerator
+from prefcls_lib.environment import find_blend, find_runs, is_competition_rerun
 from prefcls_lib.features import compute_features
 from prefcls_lib.files import UserError, read_json, write_json
-from prefcls_lib.predict import predict_proba
+from prefcls_lib.predict import predict_saved
 from prefcls_lib.progress import progress_bar
 from prefcls_lib.rungs import load_rung, predict_rows
 from prefcls_lib.runs import RunFolder, read_table
 from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission
-from prefcls_lib.tokenization import encode_rows
 
 BLOCK_ROWS = 1024  # rows between two looks at the clock
 PILOT_SIDES = 128  # sides, spread over all lengths, that measure the pace of a network
@@ -224,7 +223,7 @@ class _Network:
         self.index, self.rows, self.raw = index, rows, raw
         self.paths = folder.fold_folders()
         saved = load_model(self.paths[0])
-        self.encoded = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning)
+        self.encoded = saved.encode(rows)
         lengths = self.encoded.lengths
         self.tokens = int(lengths.sum())
         pilot = np.unique(np.linspace(0, len(lengths) - 1, min(PILOT_SIDES, len(lengths))).round().astype(int))
@@ -244,8 +243,7 @@ class _Network:
             if time.perf_counter() > deadline:
                 return None
             block = order[start : start + BLOCK_ROWS]
-            examples = Examples(self.encoded.token_ids, self.encoded.sides[block], self._features(saved, block))
-            seconds, probs[block] = self._predict(saved, examples)
+            seconds, probs[block] = self._predict(saved, saved.make_examples(self.encoded, self.raw, block))
             self.seconds_used += seconds
             bar.update(len(block))
         return probs
@@ -255,9 +253,7 @@ class _Network:
 
     def _predict(self, saved: SavedModel, examples: Examples) -> tuple[float, np.ndarray]:
         started = time.perf_counter()
-        accelerator = make_accelerator(saved.mixed_precision)
-        model = saved.model.to(accelerator.device)
-        probs, _ = predict_proba(model, examples, accelerator, saved.backbone.tokenizer.pad_id)
+        probs, _ = predict_saved(saved, examples)
         return time.perf_counter() - started, probs
 
 

@@ -143,7 +143,7 @@ def score_job(job: Job) -> dict:
         "rows": len(job.rows),
         "valid_rows": len(rows),
         "test_rows": len(job.test_rows),
-        "backbone": job.config.backbone,
+        "backbone": job.config.init_from or job.config.backbone,
         "seed": job.config.seed,
         "versions": versions(),
         "data_sha256": job.data_sha256,

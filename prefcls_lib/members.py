@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from accelerate import Accelerator
+from scipy.special import softmax
 
 from prefcls_lib import metrics
 from prefcls_lib.batching import Examples
+from prefcls_lib.calibration import fit_blend
 from prefcls_lib.checkpoint import build_model, save_model
 from prefcls_lib.collapse import Collapsed
 from prefcls_lib.environment import make_accelerator, process_state, seed_everything
@@ -18,7 +22,7 @@ from prefcls_lib.features import FeatureScaler
 from prefcls_lib.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.job import Job
 from prefcls_lib.model import PreferenceModel
-from prefcls_lib.predict import predict_proba
+from prefcls_lib.predict import embed_unique_sides, predict_proba
 from prefcls_lib.processes import WORKER
 from prefcls_lib.resume import stop_on_sigterm
 from prefcls_lib.rungs import fit_rung, read_inputs
@@ -28,6 +32,7 @@ from prefcls_lib.tokenization import EncodedRows
 from prefcls_lib.train import MIN_ROWS_TO_SELECT, Session, fit
 
 MAX_RESTARTS = 2  # after a collapse
+REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted on
 FINISH_SECONDS = 10  # of a time budget, for loading and saving after the last model
 
 
@@ -63,11 +68,29 @@ def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Exa
     return everything.take(is_train), everything.take(~is_train), scaler
 
 
-def new_model(job: Job, labels: np.ndarray) -> PreferenceModel:
-    """The pretrained encoder with a head that predicts the class shares of the training `labels`."""
-    model = build_model(job.backbone.path, job.config)
-    model.head.start_at_prior(tuple(np.bincount(labels, minlength=NUM_CLASSES) / len(labels)))
+def new_model(job: Job, train: Examples, accelerator: Accelerator) -> PreferenceModel:
+    """The pretrained encoder, on the device, with a head that predicts the class shares of the training rows.
+
+    A reward model predicts by its score, with the temperature and the tie bias that suit the training rows best.
+    """
+    model = build_model(job.backbone.path, job.config).to(accelerator.device)
+    model.head.start_at_prior(tuple(np.bincount(train.labels, minlength=NUM_CLASSES) / len(train)))
+    if model.head.skip is not None:
+        chosen = np.random.default_rng(job.config.seed).permutation(len(train))[:REWARD_ROWS]
+        start_at_scores(model, train.take(np.sort(chosen)), accelerator, job.backbone.tokenizer.pad_id)
     return model
+
+
+def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accelerator, pad_id: int) -> None:
+    """Divide the score of a reward model by the temperature that suits `train` best, and set the bias of a tie."""
+    embeddings, _ = embed_unique_sides(model, train, accelerator, pad_id, "scores")
+    with torch.no_grad():
+        scores = model.head.skip(embeddings).cpu().double().numpy()[:, 0]
+        margins = scores[train.sides[:, 0]] - scores[train.sides[:, 1]]
+        probs = softmax(np.stack([margins / 2, -margins / 2, 0 * margins], axis=1), axis=1)
+        calibration = fit_blend(train.labels, [probs]).calibration
+        model.head.skip.weight /= calibration.temperature
+        model.head.output.bias.copy_(torch.tensor([0.0, 0.0, calibration.tie_bias]))
 
 
 def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session) -> None:
@@ -86,7 +109,7 @@ def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session
         )
         seed_everything(attempt.seed + fold)
         accelerator = make_accelerator(config.mixed_precision)
-        model = new_model(job, train.labels)
+        model = new_model(job, train, accelerator)
         try:
             fitted = fit(model, train, valid, attempt, accelerator, pad_id, member.name, session)
             break

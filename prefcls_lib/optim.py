@@ -11,7 +11,7 @@ from prefcls_lib.model import PreferenceModel
 # Peak rate of the head's linear path from the structure features. They are few and standardised, so it is a logistic
 # regression trained by AdamW: at this rate 25 steps reach what scikit-learn's fit reaches, at 5e-4 they do not.
 WIDE_LEARNING_RATE = 1e-2
-_LAYER = re.compile(r"\blayer\.(\d+)\.")
+_LAYER = re.compile(r"\blayers?\.(\d+)\.")  # ModernBERT calls them layers
 
 
 def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
@@ -31,8 +31,10 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
         decays = not name.endswith("bias") and id(parameter) not in norms
         layer = _LAYER.search(name)
         depth = int(layer[1]) + 1 if layer else 0
+        if name.startswith(("pooler.", "head.skip.")):
+            depth = num_layers  # a reward model's, pretrained with its encoder
         peak = config.learning_rate * config.layer_decay ** (num_layers - depth)
-        if name.startswith("head."):
+        if name.startswith("head.") and not name.startswith("head.skip."):
             peak = WIDE_LEARNING_RATE if name.startswith("head.wide.") else config.head_learning_rate
         group = groups.setdefault(
             (peak, decays),

@@ -17,15 +17,15 @@ import pandas as pd
 from prefcls_lib import metrics
 from prefcls_lib.backbones import load_backbone
 from prefcls_lib.baselines import OutOfSample, best_rung, cross_validate, ladder_table
-from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
-from prefcls_lib.checkpoint import SavedModel, load_model
+from prefcls_lib.batching import TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.checkpoint import load_model
 from prefcls_lib.config import RunConfig
 from prefcls_lib.environment import make_accelerator, process_state
 from prefcls_lib.features import compute_features
 from prefcls_lib.files import read_json, write_json
 from prefcls_lib.job import Job, claim_folder, read_job, read_out_of_sample, score_job
 from prefcls_lib.members import fit_here, new_model, split_rows
-from prefcls_lib.predict import predict_proba
+from prefcls_lib.predict import predict_proba, predict_saved
 from prefcls_lib.processes import (
     MIN_ROWS_TO_SHARE,
     count_processes,
@@ -38,6 +38,7 @@ from prefcls_lib.runs import Member, RunFolder, members_of
 from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission
 from prefcls_lib.tokenization import EncodedRows, encode_rows
+from prefcls_lib.train import epoch_examples
 
 
 def start(config: RunConfig) -> Job:
@@ -47,14 +48,15 @@ def start(config: RunConfig) -> Job:
         UserError: whatever is wrong, before any time is spent.
     """
     job = read_job(config)
-    backbone = load_backbone(config.backbone, config.max_length)
+    backbone = load_backbone(config.init_from or config.backbone, config.max_length)
     make_accelerator(config.mixed_precision)
     return claim_folder(replace(job, config=config.with_recipe(backbone.recipe(config.recipe)), backbone=backbone))
 
 
 def encode(job: Job) -> EncodedRows:
     """Token ids of the training rows."""
-    return encode_rows(job.rows, job.backbone.tokenizer, job.config.max_length, job.config.text_cleaning)
+    config = job.config
+    return encode_rows(job.rows, job.backbone.tokenizer, config.max_length, config.text_cleaning, config.architecture)
 
 
 def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, OutOfSample]:
@@ -73,6 +75,7 @@ def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, 
 def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
     """The chunks of the first optimizer step: their micro-step, shape, and share of useful tokens."""
     train, _, _ = split_rows(job, encoded, job.config.folds[0])
+    train = epoch_examples(train, job.config, epoch=0)
     step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
     lines = []
     for number, rows in enumerate(split_step(step, train.lengths, job.config.max_tokens_per_micro_step)):
@@ -92,7 +95,7 @@ def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> fl
     train, valid, _ = split_rows(job, encoded, job.config.folds[0])
     valid = valid.take(slice(0, max_rows))
     accelerator = make_accelerator(job.config.mixed_precision)
-    model = new_model(job, train.labels).to(accelerator.device)
+    model = new_model(job, train, accelerator)
     probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
     return metrics.log_loss(valid.labels, probs)
 
@@ -218,22 +221,13 @@ def predict_run(
     for number, path in enumerate(folders, 1):
         saved = load_model(path)
         if encoded is None:  # the models of a run share tokenizer and text settings
-            encoded = encode_rows(rows, saved.backbone.tokenizer, saved.max_length, saved.text_cleaning)
+            encoded = saved.encode(rows)
             raw = compute_features(rows) if saved.scaler else None
-        probs, used = _predict_saved(saved, encoded, raw, f"predict {number}/{len(folders)}")
+        examples = saved.make_examples(encoded, raw, slice(None))
+        probs, used = predict_saved(saved, examples, f"predict {number}/{len(folders)}")
         total += probs
         tokens += used
     return total / len(folders), tokens
-
-
-def _predict_saved(
-    saved: SavedModel, encoded: EncodedRows, raw: np.ndarray | None, label: str
-) -> tuple[np.ndarray, TokenCount]:
-    accelerator = make_accelerator(saved.mixed_precision)
-    features = None if saved.scaler is None else saved.scaler.transform(raw).astype(np.float32)
-    examples = Examples(encoded.token_ids, encoded.sides, features)
-    model = saved.model.to(accelerator.device)
-    return predict_proba(model, examples, accelerator, saved.backbone.tokenizer.pad_id, label)
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:

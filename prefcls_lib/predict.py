@@ -5,7 +5,9 @@ import torch
 from accelerate import Accelerator
 
 from prefcls_lib.batching import Examples, TokenCount, make_chunks
+from prefcls_lib.checkpoint import SavedModel
 from prefcls_lib.distributed import sum_embeddings
+from prefcls_lib.environment import make_accelerator
 from prefcls_lib.model import PreferenceModel
 from prefcls_lib.progress import progress_bar
 from prefcls_lib.schema import NUM_CLASSES
@@ -36,6 +38,13 @@ def predict_proba(
     """
     embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
     return predict_from_embeddings(model, embeddings, examples, accelerator), tokens
+
+
+def predict_saved(saved: SavedModel, examples: Examples, label: str = "") -> tuple[np.ndarray, TokenCount]:
+    """`predict_proba` by a saved model, on this machine's device and in the precision it was trained in."""
+    accelerator = make_accelerator(saved.mixed_precision)
+    model = saved.model.to(accelerator.device)
+    return predict_proba(model, examples, accelerator, saved.backbone.tokenizer.pad_id, label)
 
 
 def predict_from_embeddings(

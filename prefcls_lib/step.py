@@ -46,7 +46,7 @@ def train_step(
         ]
         with accelerator.autocast():
             embeddings = model.embed_sides(chunks)
-        logits, labels = head_logits(model, train, rows, embeddings, device, places.reshape(-1, 2))
+        logits, labels = head_logits(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
         loss = torch.nn.functional.cross_entropy(
             logits, labels, label_smoothing=config.label_smoothing, reduction="sum"
         )
@@ -91,8 +91,9 @@ def head_logits(
     device: torch.device,
     places: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, 3) and labels (B,) of `rows`; `places` (B, 2): their sides in `embeddings`, else `examples.sides`."""
+    """Logits (B, 3) and labels (B,) of `rows`; `places` (B, 1 or 2): their sides in `embeddings`, else `.sides`."""
     sides = torch.as_tensor(examples.sides[rows] if places is None else places, device=device)
     x = None if examples.features is None else torch.as_tensor(examples.features[rows], device=device)
-    logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
+    u, *v = (embeddings[side] for side in sides.T)
+    logits = model(u, v[0] if v else None, x)
     return logits, torch.as_tensor(examples.labels[rows], device=device)

@@ -4,9 +4,14 @@ A side is one conversation with that side's answers, each turn's prompt and answ
 
     [CLS] prompt 1 [SEP] answer 1 [SEP] prompt 2 [SEP] answer 2 [SEP]        (RoBERTa: <s> ... </s></s> ... </s>)
 
+For a cross-encoder each turn has both answers, A first in side 0 and B first in side 1:
+
+    [CLS] prompt 1 [SEP] answer A 1 [SEP] answer B 1 [SEP] ...
+
 When it is longer than `max_length`, the budget goes to the last turns first. Within a turn the prompt may
-take PROMPT_SHARE of the room, or more if the answer leaves room; a text that must be cut keeps its head and its
-tail with a marker between. What a turn does not use is handed on to the turn before it.
+take PROMPT_SHARE of the room, or more if the answers leave room; two answers share the rest equally, and what the
+shorter does not need goes to the longer. A text that must be cut keeps its head and its tail with a marker between.
+What a turn does not use is handed on to the turn before it.
 
 Special tokens are only ever written by this layout. Text that spells one ("</s>", "[SEP]", "<mask>") is broken up
 before it is tokenised, and the ids are checked afterwards.
@@ -83,11 +88,11 @@ class SideTokenizer:
                 encoded.append(np.array(ids, dtype=np.int32))
         return encoded
 
-    def lay_out(self, turns: list[tuple[Ids, Ids]], max_length: int) -> tuple[Ids, int]:
+    def lay_out(self, turns: list[tuple[Ids, ...]], max_length: int) -> tuple[Ids, int]:
         """One side's token ids within `max_length`, and how many tokens of its answers are in them.
 
         Args:
-            turns: (prompt ids, answer ids) of each turn, first turn first.
+            turns: (prompt ids, answer ids, ...) of each turn, first turn first; one answer, or two for a cross-encoder.
             max_length: most tokens, special tokens included.
 
         Returns:
@@ -96,17 +101,20 @@ class SideTokenizer:
         left = max_length - len(self.prefix) - len(self.suffix)
         pieces: list[Ids] = []  # last piece first
         answer_tokens = 0
-        for prompt, answer in reversed(turns):
-            room = left - len(self.between) * (2 if pieces else 1)
-            if pieces and room < min(MIN_TURN_TOKENS, len(prompt) + len(answer)):
+        for prompt, *answers in reversed(turns):
+            room = left - len(self.between) * (len(answers) + bool(pieces))
+            wanted = [len(answer) for answer in answers]
+            if pieces and room < min(MIN_TURN_TOKENS, len(prompt) + sum(wanted)):
                 break
-            prompt_room = max(int(PROMPT_SHARE * room), room - len(answer))
-            kept_prompt, _ = self._cut(prompt, prompt_room)
-            kept_answer, seen = self._cut(answer, room - len(kept_prompt))
+            kept_prompt, _ = self._cut(prompt, max(int(PROMPT_SHARE * room), room - sum(wanted)))
+            left = room - len(kept_prompt)
             pieces += [self.between] if pieces else []
-            pieces += [kept_answer, self.between, kept_prompt]
-            left = room - len(kept_prompt) - len(kept_answer)
-            answer_tokens += seen
+            for answer, answer_room in reversed(list(zip(answers, share_room(left, wanted), strict=True))):
+                kept, seen = self._cut(answer, answer_room)
+                pieces += [kept, self.between]
+                left -= len(kept)
+                answer_tokens += seen
+            pieces.append(kept_prompt)
         return np.concatenate([self.prefix, *reversed(pieces), self.suffix]), answer_tokens
 
     def decode(self, ids: Ids) -> str:
@@ -220,7 +228,18 @@ class EncodedRows:
         }
 
 
-def encode_rows(rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, text_cleaning: str) -> EncodedRows:
+def share_room(room: int, wanted: list[int]) -> list[int]:
+    """Shares of `room` tokens: equal ones, but no more than `wanted`; what one does not need goes to the others."""
+    shares = [0] * len(wanted)
+    for served, place in enumerate(sorted(range(len(wanted)), key=lambda i: wanted[i])):
+        shares[place] = min(wanted[place], max(room, 0) // (len(wanted) - served))
+        room -= shares[place]
+    return shares
+
+
+def encode_rows(
+    rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, text_cleaning: str, architecture: str = "siamese"
+) -> EncodedRows:
     """Token ids of both sides of every row; each different text is tokenised once.
 
     Args:
@@ -228,6 +247,7 @@ def encode_rows(rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, t
         tokenizer: the backbone's.
         max_length: most tokens of one side.
         text_cleaning: see `clean_text`.
+        architecture: "siamese", a side is the prompt and one answer; "cross", the prompt and both answers in one order.
     """
     columns = [[[clean_text(turn, text_cleaning) for turn in turns] for turns in rows[name]]
                for name in (PROMPT, *RESPONSES)]  # fmt: skip
@@ -242,13 +262,14 @@ def encode_rows(rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, t
     sides = np.empty((len(rows), 2), dtype=np.int64)
     cut = np.empty((len(rows), 2), dtype=bool)
     answer_seen = np.ones((len(rows), 2))
-    for side, answers in enumerate(columns[1:]):
-        for row, (prompt, answer) in enumerate(zip(columns[0], answers, strict=True)):
-            turns = [(texts[index[p]], texts[index[a]]) for p, a in zip(prompt, answer, strict=True)]
+    prompts, a, b = columns
+    for side, answers in enumerate(((a, b), (b, a)) if architecture == "cross" else ((a,), (b,))):
+        for row, cells in enumerate(zip(prompts, *answers, strict=True)):
+            turns = [tuple(texts[index[text]] for text in turn) for turn in zip(*cells, strict=True)]
             ids, seen = tokenizer.lay_out(turns, max_length)
-            whole = len(tokenizer.prefix) + len(tokenizer.suffix) + sum(len(p) + len(a) for p, a in turns)
-            whole += len(tokenizer.between) * (2 * len(turns) - 1)
-            answer_tokens = sum(len(a) for _, a in turns)
+            answer_tokens = sum(len(answer) for _, *both in turns for answer in both)
+            whole = len(tokenizer.prefix) + len(tokenizer.suffix) + answer_tokens + sum(len(turn[0]) for turn in turns)
+            whole += len(tokenizer.between) * (sum(map(len, turns)) - 1)
             cut[row, side] = whole > max_length
             answer_seen[row, side] = seen / answer_tokens if answer_tokens else 1.0
             key = ids.tobytes()

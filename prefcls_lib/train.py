@@ -115,7 +115,6 @@ def fit(
     if config.gradient_checkpointing:
         set_gradient_checkpointing(model.encoder, True)
     optimizer = accelerator.prepare_optimizer(make_optimizer(model, config, accelerator.device))
-    lengths = train.lengths
     steps_per_epoch = math.ceil(len(train) / config.batch_size)
     state = session.state_folder and load_state(session.state_folder, model, optimizer, accelerator)
     if state:
@@ -145,12 +144,14 @@ def fit(
         while state.step < state.total_steps:
             epoch, position = divmod(state.step, steps_per_epoch)
             if epoch != planned_epoch:
-                planned_epoch, steps = epoch, plan_epoch(lengths, config.batch_size, config.seed, epoch)
+                planned_epoch, examples = epoch, epoch_examples(train, config, epoch)
+                lengths = examples.lengths
+                steps = plan_epoch(lengths, config.batch_size, config.seed, epoch)
             factor = rate_factor(state.step, state.total_steps, steps_per_epoch, state.records, config)
             set_learning_rate(optimizer, factor)
             step_started = time.perf_counter()
             loss_sum, tokens = train_step_in_memory(
-                model, train, steps[position], lengths, config, accelerator, pad_id, state, say
+                model, examples, steps[position], lengths, config, accelerator, pad_id, state, say
             )
             sum_gradients(model, accelerator)
             norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
@@ -228,6 +229,11 @@ def fit(
     return FitResult(
         pd.DataFrame(state.records), np.stack(state.valid_probs), chosen, state.tokens, valid_tokens, state.step_seconds
     )
+
+
+def epoch_examples(train: Examples, config: RunConfig, epoch: int) -> Examples:
+    """The rows as an epoch trains on them: a cross-encoder's in one order of A and B, half the tokens of both."""
+    return train.in_random_order(config.seed, epoch) if config.architecture == "cross" else train
 
 
 def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, accelerator: Accelerator, pad_id: int) -> None:

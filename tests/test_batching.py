@@ -132,13 +132,32 @@ def test_token_counts_add_up():
 
 
 def test_swapped_examples_swap_back():
-    """Sides change places, antisymmetric features their sign; twice is the same rows again."""
+    """Sides and verdict change places, antisymmetric features their sign; twice is the same rows again."""
     features = np.random.default_rng(0).normal(size=(2, len(SIGNS))).astype(np.float32)
     examples = Examples(SIDES, np.array([[0, 1], [2, 2]]), features, np.array([0, 2]))
     swapped = examples.swapped()
     assert swapped.sides.tolist() == [[1, 0], [2, 2]]
     assert (swapped.features == features * SIGNS).all()
-    assert swapped.labels is None
+    assert swapped.labels.tolist() == [1, 2]
     assert examples.lengths.tolist() == [[2, 4], [1, 1]]
     assert swapped.lengths.tolist() == [[4, 2], [1, 1]]
     assert (swapped.swapped().features == features).all()
+
+
+def test_random_order_takes_each_row_as_it_is_or_swapped():
+    """Side, features and label of a row always come from the same order; about half are swapped, others each epoch."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(400, len(SIGNS))).astype(np.float32)
+    examples = Examples(SIDES, np.tile([[3, 4]], (400, 1)), features, random.integers(0, 3, 400))
+    swapped, drawn = examples.swapped(), examples.in_random_order(seed=1, epoch=0)
+    is_swapped = drawn.sides[:, 0] == 4
+    assert 150 < is_swapped.sum() < 250
+    for name in ("features", "labels"):
+        whole, other, got = (getattr(e, name) for e in (examples, swapped, drawn))
+        assert (got[~is_swapped] == whole[~is_swapped]).all()
+        assert (got[is_swapped] == other[is_swapped]).all()
+    assert drawn.features.dtype == np.float32
+    assert drawn.lengths.tolist() == [[len(SIDES[side])] for side in drawn.sides[:, 0]]
+    assert (examples.in_random_order(1, 0).sides == drawn.sides).all()
+    assert (examples.in_random_order(1, 1).sides != drawn.sides).any()
+    assert (examples.in_random_order(2, 0).sides != drawn.sides).any()

@@ -16,7 +16,7 @@ ROOMS = {path.stem: path for path in sorted((ROOT / "prefcls_lib").glob("*.py"))
 # From the ground up: a room imports only rooms that stand before it.
 ORDER = (
     "schema", "files", "progress", "config", "environment", "data", "features", "tokenization", "batching",
-    "backbones", "model", "checkpoint", "optim", "schedule", "resume", "distributed", "predict",
+    "backbones", "model", "reward", "checkpoint", "optim", "schedule", "resume", "distributed", "predict",
     "metrics", "collapse",
     "step", "train", "calibration", "rungs", "baselines",
     "submission", "runs", "plots", "job", "processes", "members", "pipeline", "ladder", "blend", "ensemble",

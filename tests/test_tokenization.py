@@ -7,7 +7,7 @@ from conftest import KINDS
 from transformers import AutoTokenizer
 
 from prefcls_lib.files import UserError
-from prefcls_lib.tokenization import SideTokenizer, clean_text, encode_rows
+from prefcls_lib.tokenization import SideTokenizer, clean_text, encode_rows, share_room
 
 
 @pytest.fixture(params=KINDS)
@@ -43,6 +43,52 @@ def test_budget_by_hand(backbone_folders):
     answer = [*range(200, 210), 7, *range(241, 250)]  # 20 = 10 head + marker + 9 tail
     assert laid.tolist() == [cls_id, *prompt, sep_id, *answer, sep_id]
     assert seen == 19
+
+
+def test_two_answers_share_the_room_equally(backbone_folders):
+    """[CLS] P [SEP] A [SEP] B [SEP] in 30 tokens: 26 for texts, 6 of them for the prompt, 10 for each answer."""
+    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
+    tokenizer.cut_marker = np.array([7], dtype=np.int32)
+    cls_id, sep_id = int(tokenizer.prefix[0]), int(tokenizer.suffix[0])
+    laid, seen = tokenizer.lay_out([(ids(50, 100), ids(50, 200), ids(50, 300))], 30)
+    prompt, a = [100, 101, 102, 7, 148, 149], [*range(200, 205), 7, *range(246, 250)]
+    b = [token if token == 7 else token + 100 for token in a]
+    assert laid.tolist() == [cls_id, *prompt, sep_id, *a, sep_id, *b, sep_id]
+    assert seen == 18
+    laid, seen = tokenizer.lay_out([(ids(50, 100), ids(50, 200), ids(4, 300))], 30)  # what B leaves goes to A
+    assert laid.tolist()[-6:-1] == [sep_id, *range(300, 304)]
+    assert seen == 15 + 4
+
+
+@pytest.mark.parametrize(
+    ("room", "wanted", "shares"),
+    [(20, [50, 50], [10, 10]), (21, [50, 50], [10, 11]), (20, [4, 50], [4, 16]), (20, [50, 4], [16, 4]),
+     (20, [3, 4], [3, 4]), (0, [3, 4], [0, 0]), (-5, [3], [0]), (7, [9], [7])],
+)  # fmt: skip
+def test_shares_by_hand(room, wanted, shares):
+    """Equal shares, no more than wanted, and nothing is lost."""
+    assert share_room(room, wanted) == shares
+
+
+def test_cross_sides_are_both_orders(tokenizer):
+    """Side 0 has A first and side 1 has B first, in each turn; swapping the answers swaps the sides."""
+    rows = rows_of(["p one", "p two"], ["a one", "a two"], ["b one", "b two"])
+    swapped = rows.assign(response_a=rows["response_b"], response_b=rows["response_a"])
+    encoded, back = (encode_rows(table, tokenizer, 512, "none", "cross") for table in (rows, swapped))
+    texts = ["p one", "a one", "b one", "p two", "a two", "b two"]
+    for side, order in enumerate(([0, 1, 2, 3, 4, 5], [0, 2, 1, 3, 5, 4])):
+        parts = [tokenizer.encode_texts([texts[i]])[0] for i in order]
+        between = [piece for part in parts for piece in (part, tokenizer.between)][:-1]
+        expected = np.concatenate([tokenizer.prefix, *between, tokenizer.suffix])
+        assert encoded.token_ids[encoded.sides[0, side]].tolist() == expected.tolist()
+    assert [ids.tolist() for ids in back.token_ids] == [ids.tolist() for ids in encoded.token_ids]
+    assert back.sides.tolist() == encoded.sides[:, ::-1].tolist()
+    assert not encoded.cut.any()
+    assert (encoded.answer_seen == 1).all()
+    tight = encode_rows(rows, tokenizer, 16, "none", "cross")
+    assert tight.cut.all()
+    assert (tight.answer_seen < 1).all()
+    assert (tight.lengths <= 16).all()
 
 
 def test_unused_budget_is_handed_on(backbone_folders):
