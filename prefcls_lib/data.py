@@ -66,11 +66,12 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
                 f"{path}: column {name!r} is {state}. Columns found: {', '.join(header)}. Needed: {', '.join(needed)}."
             )
     table = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
+    del records  # and each column of cells below: the whole file must fit into a small machine's memory
     rows = pd.DataFrame({ID: pd.Series(table[ID], dtype=object)})
     _check_ids(path, table[ID])
     for name in TEXT_COLUMNS:
         rows[name] = pd.Series(
-            [_parse_turns(path, number, name, cell) for number, cell in enumerate(table[name], 1)],
+            [_parse_turns(path, number, name, cell) for number, cell in enumerate(table.pop(name), 1)],
             dtype=object,
         )
     _fill_missing_turns(rows)
@@ -193,8 +194,9 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{path}: cannot be read ({error}). Download the file again.") from error
     if "\0" in text:  # UTF-16 without a byte order mark passes as UTF-8; the cells escape what is not ASCII
         raise UserError(f"{path}: not UTF-8 text: it holds zero bytes, as UTF-16 does. Save the file as UTF-8.")
+    del text  # StringIO would hold it with four bytes a character
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""), strict=True)
     records: list[list[str]] = []
     try:
         header = next(reader, None)
