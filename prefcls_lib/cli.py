@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="can this machine do the job? exit code 0: yes, 1: no")
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
     doctor.add_argument("--out", default=".", help="run folder, for the room on its disk")
+    doctor.add_argument("--max-length", type=int, metavar="TOKENS", help="of one side, for the memory (default: 512)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -186,7 +187,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     from prefcls_lib import doctor
 
-    checks = doctor.examine(arguments.backbone, arguments.out)
+    checks = doctor.examine(arguments.backbone, arguments.out, arguments.max_length)
     usable = doctor.is_usable(checks)
     if arguments.json:
         print(json.dumps({"usable": usable, "checks": [asdict(check) for check in checks]}, indent=2))

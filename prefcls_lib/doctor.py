@@ -14,7 +14,8 @@ import torch
 from packaging.version import Version
 
 from prefcls_lib import environment, machine
-from prefcls_lib.backbones import RECIPES, Backbone, load_backbone, load_encoder
+from prefcls_lib.backbones import Backbone, load_backbone, load_encoder
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data import read_rows, sample_path
 from prefcls_lib.files import UserError
 from prefcls_lib.step import SMALLEST_MICRO_STEP
@@ -60,12 +61,13 @@ class Check:
     advice: str = ""
 
 
-def examine(backbone: str | None = None, out: str | Path = ".") -> list[Check]:
+def examine(backbone: str | None = None, out: str | Path = ".", max_length: int | None = None) -> list[Check]:
     """All checks, none of which writes anything.
 
     Args:
         backbone: the one to be trained; None leaves out what depends on it.
         out: where the run folder will be, for the room on its disk.
+        max_length: tokens of one side, for the memory; None: the default setting.
     """
     checks = [check_python(sys.version_info[:2]), check_packages(installed_versions()), check_library(), check_gpu()]
     runs_on_device = checks[-1].state != "bad"
@@ -73,12 +75,12 @@ def examine(backbone: str | None = None, out: str | Path = ".") -> list[Check]:
     if backbone is None:
         return checks
     try:
-        found = load_backbone(backbone, max_length=16)
+        found = load_backbone(backbone, max_length or 16)
     except UserError as error:
         return [*checks, Check("backbone", "bad", str(error))]
     checks += [Check("backbone", "ok", str(found.path)), check_tokenizer(found), check_disk(found, Path(out))]
     if runs_on_device:
-        checks += [check_memory(found), check_precision(found)]
+        checks += [check_memory(found, max_length), check_precision(found)]
     return checks
 
 
@@ -253,16 +255,34 @@ def check_disk(backbone: Backbone, out: Path) -> Check:
     return Check("disk", "ok", finding)
 
 
-def check_memory(backbone: Backbone) -> Check:
-    """The most tokens that a micro-step can hold, from the architecture's size and the free memory."""
+def check_memory(backbone: Backbone, max_length: int | None = None) -> Check:
+    """The most tokens that a micro-step can hold, from the architecture's size and the free memory.
+
+    Args:
+        backbone: the one to be trained.
+        max_length: tokens of one side; None: the default setting, or as many as the backbone takes.
+    """
+    max_length = max_length or min(RunConfig.max_length, backbone.max_length or RunConfig.max_length)
     device = environment.make_accelerator("auto").device
     free = machine.free_bytes(device)
     half = environment.choose_precision("auto", device) != "no"
-    tokens = machine.largest_micro_step(backbone.config, free, half)
-    recipe = RECIPES[backbone.config.model_type]["max_tokens_per_micro_step"]
-    finding = f"{free / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-step (recipe: {recipe:,})"
-    if tokens < SMALLEST_MICRO_STEP:
+    tokens, checkpointed = (
+        machine.largest_micro_step(backbone.config, free, half, max_length, checkpointing)
+        for checkpointing in (False, True)
+    )
+    recipe = backbone.recipe("default")["max_tokens_per_micro_step"]
+    finding = (
+        f"{free / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-step (recipe: {recipe:,}) of "
+        f"sides of {max_length}"
+    )
+    if checkpointed < SMALLEST_MICRO_STEP:
         return Check("memory", "bad", finding, "Too small for this backbone: choose a smaller one.")
+    if tokens < 2 * max_length:
+        advice = (
+            f"Two full sides do not fit: set gradient_checkpointing=true (about {checkpointed:,} tokens) and "
+            f"max_tokens_per_micro_step={min(checkpointed, 8192) // 256 * 256}, or max_length lower."
+        )
+        return Check("memory", "note", finding, advice)
     if tokens < recipe:
         return Check("memory", "note", finding, f"Set max_tokens_per_micro_step={tokens // 256 * 256}.")
     return Check("memory", "ok", finding)

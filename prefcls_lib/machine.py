@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-# Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast; ELECTRA-large
-# was measured at 0.98 MB a token: 24 layers x 1,024 units x 40 bytes. fp32 takes twice as much.
+# Bytes that the backward pass holds for a token and a layer in 16-bit autocast (a test counts them); fp32 takes twice
+# as much. For each hidden unit; ELECTRA-large was measured at 24 layers x 1,024 units x 40 bytes = 0.98 MB a token.
 BYTES_PER_UNIT = 40
-# DeBERTa's attention also keeps its score matrices: bytes for a pair of positions, a head and a layer.
-BYTES_PER_SCORE = 16
+# DeBERTa's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position of the side,
+BYTES_PER_SCORE = 6
+# and both of its relative terms in fp16 for every bucket, near and far, left and right.
+BYTES_PER_BUCKET = 8
+BYTES_PER_BOUNDARY = 4  # with gradient checkpointing: a layer's input, fp32, for each hidden unit
 SHARE_USED = 0.85  # of the free memory
 
 
@@ -35,7 +38,8 @@ def count_parameters(config: PretrainedConfig) -> int:
     """About how many parameters an encoder has: embeddings, and attention and feed-forward of every layer."""
     hidden, inner = config.hidden_size, config.intermediate_size
     embedding = getattr(config, "embedding_size", hidden)
-    return config.vocab_size * embedding + config.num_hidden_layers * (4 * hidden**2 + 2 * hidden * inner)
+    matrices = 3 if config.model_type == "modernbert" else 2  # its feed-forward is gated
+    return config.vocab_size * embedding + config.num_hidden_layers * (4 * hidden**2 + matrices * hidden * inner)
 
 
 def weight_bytes(config: PretrainedConfig) -> int:
@@ -48,19 +52,32 @@ def state_bytes(config: PretrainedConfig) -> int:
     return 12 * count_parameters(config)
 
 
-def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512) -> float:
-    """Bytes that the backward pass holds for each token of a side of `length` tokens."""
-    layers = config.num_hidden_layers
-    held = BYTES_PER_UNIT * config.hidden_size * layers
+def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, checkpointing: bool = False) -> int:
+    """Bytes that the backward pass holds for each token of a side of `length` tokens.
+
+    With gradient checkpointing: every layer's input, and all of the one layer that is being computed again.
+    """
+    layer = BYTES_PER_UNIT * config.hidden_size
     if config.model_type == "deberta-v2":
-        held += BYTES_PER_SCORE * config.num_attention_heads * length * layers
-    return held * (1 if half else 2)
+        per_head = BYTES_PER_SCORE * length + BYTES_PER_BUCKET * max(config.position_buckets, 0)
+        layer += per_head * config.num_attention_heads
+    layer *= 1 if half else 2
+    if checkpointing:
+        return layer + BYTES_PER_BOUNDARY * config.hidden_size * config.num_hidden_layers
+    return layer * config.num_hidden_layers
 
 
-def largest_micro_step(config: PretrainedConfig, free: int, half: bool) -> int:
+def fixed_bytes(config: PretrainedConfig) -> int:
+    """Bytes of weights, gradients and AdamW's two moments on the device, fp32."""
+    return 16 * count_parameters(config)
+
+
+def largest_micro_step(
+    config: PretrainedConfig, free: int, half: bool, length: int = 512, checkpointing: bool = False
+) -> int:
     """The most tokens of one micro-step beside weights, gradients and optimizer state; 0: not even these fit."""
-    left = SHARE_USED * free - 16 * count_parameters(config)
-    return max(0, int(left / bytes_per_token(config, half)))
+    left = SHARE_USED * free - fixed_bytes(config)
+    return max(0, int(left / bytes_per_token(config, half, length, checkpointing)))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -31,8 +31,8 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
         decays = not name.endswith("bias") and id(parameter) not in norms
         layer = _LAYER.search(name)
         depth = int(layer[1]) + 1 if layer else 0
-        if name.startswith(("pooler.", "head.skip.")):
-            depth = num_layers  # a reward model's, pretrained with its encoder
+        if name.startswith(("pooler.", "head.skip.", "encoder.final_norm.")):
+            depth = num_layers  # a reward model's, pretrained with its encoder; what ModernBERT has above its layers
         peak = config.learning_rate * config.layer_decay ** (num_layers - depth)
         if name.startswith("head.") and not name.startswith("head.skip."):
             peak = WIDE_LEARNING_RATE if name.startswith("head.wide.") else config.head_learning_rate

@@ -102,7 +102,7 @@ def _read_section(path: Path) -> str:
 def _published_values(found: Found) -> dict:
     published = read_json(SOURCES / "published.json")
     study = published["study"]
-    described = specification.describe_backbones(SOURCES / "backbones")
+    described = specification.describe_backbones(SOURCES / "backbones", study["specification"])
     return {
         "published": published, "study": study, "described": described,
         "arithmetic_loss": -math.log(study["arithmetic"]["prob"]),

@@ -3,6 +3,7 @@
 Configurations lie in report/backbones/NAME.json; parameters are counted on torch's meta device, without weights.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from prefcls_lib.files import read_json
@@ -18,9 +19,9 @@ ROWS = {
 _TOKENIZERS = {"Unigram": "Unigram (SentencePiece)", "BPE": "byte-level BPE", "WordPiece": "WordPiece"}
 
 
-def describe_backbones(folder: Path) -> dict[str, dict]:
+def describe_backbones(folder: Path, names: Iterable[str]) -> dict[str, dict]:
     """Name -> what one column of the table says, computed from the configuration; in the order of size."""
-    found = {path.stem: _describe(read_json(path)) for path in sorted(folder.glob("*.json"))}
+    found = {name: _describe(read_json(folder / f"{name}.json")) for name in names}
     return dict(sorted(found.items(), key=lambda item: item[1]["total"]))
 
 

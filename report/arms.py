@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from prefcls_lib import data
-from prefcls_lib.backbones import RECIPES, load_backbone, load_encoder
+from prefcls_lib.backbones import choose_recipe, load_backbone, load_encoder
 from prefcls_lib.batching import Examples
 from prefcls_lib.config import RunConfig
 from prefcls_lib.environment import make_accelerator
@@ -26,7 +26,7 @@ from prefcls_lib.predict import PREDICT_TOKENS, predict_proba
 from prefcls_lib.tokenization import encode_rows
 from prefcls_lib.train import fit
 
-CONFIGS = Path(__file__).parent / "backbones"  # the three backbones' config.json
+CONFIGS = Path(__file__).parent / "backbones"  # config.json of each backbone
 LIMIT_SIDES, LIMIT_LENGTH = 16, 256  # the chunk of the limit
 PAIRS = {"original": 8, "trainer": 32, "st": 32, "ours": 128}  # pairs a repeat; padded arms need few for a steady pace
 
@@ -59,10 +59,10 @@ class Bench:
         self.valid = self.everything.take(order[PAIRS["ours"] :][:8])
         self.rows = rows.iloc[order].reset_index(drop=True)
         self.backbone, self.pad_id = backbone, backbone.tokenizer.pad_id
-        model_type = backbone.config.model_type if model_name == "minilm" else self._config().model_type
+        described = backbone.config if model_name == "minilm" else self._config()
         self.config = RunConfig(
             max_length=max_length, mixed_precision=precision, num_epochs=1, validations_per_epoch=1
-        ).with_recipe(RECIPES[model_type])
+        ).with_recipe(choose_recipe(described))
 
     @property
     def accelerator(self) -> Accelerator:

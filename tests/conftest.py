@@ -1,4 +1,4 @@
-"""Tiny pretrained encoders with real tokenizers of all four kinds, made in process: no network."""
+"""Tiny pretrained encoders with real tokenizers of all kinds, made in process: no network."""
 
 import csv
 import gzip
@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: on a busy machin
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -21,14 +22,19 @@ from transformers import (
     DebertaV2Model,
     ElectraConfig,
     ElectraModel,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
-from prefcls_lib import cli, data
+from prefcls_lib import cli, data, doctor
 
 KINDS = ("deberta-v2", "roberta", "electra", "bert")
+MORE_KINDS = ("modernbert", "xlm-roberta", "mdeberta-v2")  # only in test_backbones.py, which tells what is theirs
 VOCABULARY = 600
 
 
@@ -41,15 +47,37 @@ def sample_rows():
 @pytest.fixture(scope="session")
 def backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
     """kind -> folder with config.json, model.safetensors and tokenizer, as a hub checkpoint has them."""
-    texts = [turn for name in ("prompt", "response_a") for turns in sample_rows[name] for turn in turns]
-    texts = [text[:1000] for text in texts] + ["one ¶ two ¶ three … ... ¶ one ¶"] * 200
-    root = tmp_path_factory.mktemp("backbones")
     makers = {
         "deberta-v2": (make_unigram, make_deberta),
         "roberta": (make_byte_bpe, make_roberta),
         "electra": (make_wordpiece, make_electra),
         "bert": (make_wordpiece, make_bert),
     }
+    return save_backbones(tmp_path_factory.mktemp("backbones"), makers, english_texts(sample_rows))
+
+
+@pytest.fixture(scope="session")
+def more_backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
+    """The same for MORE_KINDS; those of many languages saw many scripts."""
+    texts = english_texts(sample_rows)
+    root = tmp_path_factory.mktemp("more-backbones")
+    many = texts[:100] + [text for text in doctor.SCRIPTS.values() for _ in range(20)]
+    return {
+        **save_backbones(root, {"modernbert": (make_modern_bpe, make_modernbert)}, texts),
+        **save_backbones(
+            root, {"xlm-roberta": (make_xlmr_unigram, make_xlmr), "mdeberta-v2": (make_unigram, make_deberta)}, many
+        ),
+    }
+
+
+def english_texts(rows: pd.DataFrame) -> list[str]:
+    """What the tiny tokenizers are trained on."""
+    texts = [turn for name in ("prompt", "response_a") for turns in rows[name] for turn in turns]
+    return [text[:1000] for text in texts] + ["one ¶ two ¶ three … ... ¶ one ¶"] * 200
+
+
+def save_backbones(root: Path, makers: dict[str, tuple], texts: list[str]) -> dict[str, Path]:
+    """kind -> its folder; `makers`: kind -> what makes its tokenizer from texts, and its encoder from a vocabulary."""
     folders = {}
     for kind, (make_tokenizer, make_encoder) in makers.items():
         torch.manual_seed(0)
@@ -192,16 +220,46 @@ def _finish_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 def make_byte_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
     """As RoBERTa's: bytes, so nothing is unknown and newlines are kept."""
+    tokenizer = _train_byte_bpe(texts, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    return _finish_like_roberta(tokenizer)
+
+
+def make_modern_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
+    """As ModernBERT's: bytes, with BERT's special tokens."""
+    tokenizer = _train_byte_bpe(texts, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.normalizer = normalizers.NFC()
+    return _finish_tokenizer(tokenizer)
+
+
+def make_xlmr_unigram(texts: list[str]) -> PreTrainedTokenizerFast:
+    """As XLM-R's: white space collapsed, Metaspace, Unigram, RoBERTa's special tokens, <mask> after all others."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _finish_like_roberta(tokenizer)
+
+
+def _train_byte_bpe(texts: list[str], special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _finish_like_roberta(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), True, False
     )
@@ -246,3 +304,19 @@ def make_bert(vocab_size: int) -> BertModel:
     """As the demo's MiniLM, smaller."""
     config = BertConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=64, pad_token_id=0)
     return BertModel(config, add_pooling_layer=False)
+
+
+def make_xlmr(vocab_size: int) -> XLMRobertaModel:
+    """66 positions hold 64 tokens, as RoBERTa's."""
+    config = XLMRobertaConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=66, type_vocab_size=1)
+    return XLMRobertaModel(config, add_pooling_layer=False)
+
+
+def make_modernbert(vocab_size: int) -> ModernBertModel:
+    """One global layer, one that sees 8 tokens to each side."""
+    return ModernBertModel(
+        ModernBertConfig(
+            vocab_size=vocab_size, **SIZES, max_position_embeddings=64, local_attention=16,
+            pad_token_id=0, bos_token_id=2, cls_token_id=2, eos_token_id=3, sep_token_id=3,
+        )
+    )  # fmt: skip

@@ -299,7 +299,7 @@ BROKEN_BACKBONES = {
     "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
     "unsupported type": (
         lambda f: edit_json(f / "config.json", model_type="gpt2"),
-        "model type 'gpt2' is not supported. Supported: deberta-v2, roberta, electra, bert.",
+        "model type 'gpt2' is not supported. Supported: deberta-v2, roberta, electra, bert, modernbert",
     ),
     "small vocabulary": (lambda f: edit_json(f / "config.json", vocab_size=50), "but its encoder only 50"),
 }

@@ -21,14 +21,15 @@ NAMES = list(LABEL_COLUMNS)
 
 @pytest.fixture(scope="module")
 def described():
-    return specification.describe_backbones(ROOT / "report" / "backbones")
+    names = json.loads((ROOT / "report" / "published.json").read_text(encoding="utf-8"))["study"]["specification"]
+    return specification.describe_backbones(ROOT / "report" / "backbones", names)
 
 
 @pytest.fixture
 def no_pdf(monkeypatch, described):
     """No PDF, and the backbones counted once."""
     monkeypatch.setattr(report, "write_pdf", lambda document, path: None)
-    monkeypatch.setattr(specification, "describe_backbones", lambda folder: described)
+    monkeypatch.setattr(specification, "describe_backbones", lambda *_: described)
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_a_broken_run_is_named_and_left_out(quick, runs, finished_run, tmp_path,
 
 
 def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, described, monkeypatch, capsys):
-    monkeypatch.setattr(specification, "describe_backbones", lambda folder: described)
+    monkeypatch.setattr(specification, "describe_backbones", lambda *_: described)
     monkeypatch.setitem(sys.modules, "weasyprint", None)
     assert "Results" in read_page(runs, tmp_path / "out")
     said = capsys.readouterr().err.splitlines()

@@ -1,0 +1,379 @@
+"""Backbones beside the study's three: ModernBERT, XLM-R, larger and multilingual DeBERTas; recipes, limits, memory."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, MORE_KINDS
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
+
+from prefcls_lib import doctor, environment, machine, optim, train
+from prefcls_lib.backbones import HUB_NAMES, choose_recipe, load_backbone, load_encoder
+from prefcls_lib.batching import Examples, make_chunks
+from prefcls_lib.checkpoint import build_model, load_model, save_model
+from prefcls_lib.config import RunConfig
+from prefcls_lib.environment import make_accelerator, seed_everything
+from prefcls_lib.files import UserError, read_json
+from prefcls_lib.model import PreferenceModel
+from prefcls_lib.predict import predict_proba
+from prefcls_lib.tokenization import clean_text
+
+CONFIGS = {path.stem: read_json(path)["config"] for path in Path(__file__).parents[1].glob("report/backbones/*.json")}
+T4 = 15 * 2**30
+
+
+@pytest.fixture(scope="session")
+def folders(backbone_folders, more_backbone_folders) -> dict[str, Path]:
+    return {**backbone_folders, **more_backbone_folders}
+
+
+@pytest.fixture(params=MORE_KINDS)
+def folder(request, folders) -> Path:
+    return folders[request.param]
+
+
+def read_config(name: str, **changes: object) -> PretrainedConfig:
+    return AutoConfig.for_model(**{**CONFIGS[name], **changes})
+
+
+def make_config(folder: Path, **settings: object) -> RunConfig:
+    """Small and quick, the rest as in the backbone's recipe."""
+    small = {"max_length": 48, "batch_size": 16, "num_epochs": 3, "validations_per_epoch": 1, "mixed_precision": "no",
+             "structure_features": False, "label_smoothing": 0.0,
+             "learning_rate": 2e-3, "head_learning_rate": 2e-3}  # fmt: skip
+    return RunConfig(**{**small, **settings}).with_recipe(choose_recipe(AutoConfig.from_pretrained(folder)))
+
+
+def make_model(folder: Path, config: RunConfig) -> PreferenceModel:
+    seed_everything(1)
+    model = build_model(folder, config)
+    model.head.start_at_prior((0.3, 0.3, 0.4))
+    return model
+
+
+def make_examples(num_rows: int, seed: int) -> Examples:
+    """Sides of random tokens; the side that holds token 50 wins, and where none does there is a tie."""
+    random = np.random.default_rng(seed)
+    token_ids, labels = [], random.integers(0, 3, num_rows)
+    for label in labels:
+        for side in range(2):
+            ids = random.integers(100, 300, random.integers(4, 40)).astype(np.int32)
+            if label == side:
+                ids[1::3] = 50
+            token_ids.append(ids)
+    return Examples(token_ids, np.arange(2 * num_rows).reshape(-1, 2), None, labels)
+
+
+def pad_id_of(model: PreferenceModel) -> int:
+    return model.encoder.config.pad_token_id
+
+
+def test_tokenizer_is_checked_and_its_layout_read(folders):
+    """ModernBERT keeps line breaks and has BERT's special tokens; XLM-R has RoBERTa's, and drops line breaks."""
+    modern = load_backbone(str(folders["modernbert"]), 48).tokenizer
+    assert modern.decode(np.concatenate([modern.prefix, modern.between, modern.suffix])) == "[CLS][SEP][SEP]"
+    assert modern.newline_marker is None
+    for kind, text in (("xlm-roberta", "<s></s></s></s>"), ("mdeberta-v2", "[CLS][SEP][SEP]")):
+        tokenizer = load_backbone(str(folders[kind]), 48).tokenizer
+        assert tokenizer.decode(np.concatenate([tokenizer.prefix, tokenizer.between, tokenizer.suffix])) == text
+        assert tokenizer.newline_marker in ("¶", "|", ";")
+        (ids,) = tokenizer.encode_texts(["a <mask> [MASK] </s> [SEP] b"])
+        assert tokenizer.special_ids.isdisjoint(ids.tolist())
+
+
+def test_many_scripts_are_known_and_ascii_would_drop_them(folders):
+    """Nothing is unknown to a vocabulary of many languages, much to an English one; "ascii" leaves nothing to read."""
+    for kind in MORE_KINDS:
+        check = doctor.check_tokenizer(load_backbone(str(folders[kind]), 16))
+        assert (check.state, check.finding.count(" 0%")) == ("ok", len(doctor.SCRIPTS)), check.finding
+    english = doctor.check_tokenizer(load_backbone(str(folders["deberta-v2"]), 16))
+    for script in ("greek", "chinese", "arabic", "thai"):
+        assert script in english.advice
+        assert not any(letter.isalpha() for letter in clean_text(doctor.SCRIPTS[script], "ascii"))
+
+
+def test_padding_changes_no_embedding(folder):
+    """One side at a time, unpadded, and padded to 60, beyond ModernBERT's local window: the same in fp32."""
+    model = make_model(folder, make_config(folder)).eval()
+    examples = make_examples(12, 0)
+    with torch.inference_mode():
+        alone = model.embed_sides(make_chunks(examples.token_ids, pad_id_of(model), max_sides=1))
+        padded = model.embed_sides(make_chunks(examples.token_ids, pad_id_of(model), 5, 10**6, multiple_of=60))
+    assert alone.std(dim=0).mean() > 0.01
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
+
+
+def test_trains_saves_and_predicts_the_same(folder, tmp_path):
+    """Token 50 decides: learned on unseen rows, by every layer; what is read back gives the same probabilities."""
+    config = make_config(folder)
+    model, valid = make_model(folder, config), make_examples(60, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = train.fit(model, make_examples(192, 1), valid, config, make_accelerator("no"), pad_id_of(model))
+    assert result.history["valid_log_loss"].iloc[-1] < 0.5
+    unmoved = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
+    assert [name for name in unmoved if "position_ids" not in name and "signs" not in name] == []
+    save_model(tmp_path, model, load_backbone(str(folder), 48), None, config)
+    saved = load_model(tmp_path)
+    probs, _ = predict_proba(model.eval(), valid, make_accelerator("no"), pad_id_of(model))
+    again, _ = predict_proba(saved.model.eval(), valid, make_accelerator("no"), saved.backbone.tokenizer.pad_id)
+    np.testing.assert_array_equal(again, probs)
+    text = ["One, 二, три\nfour"]
+    np.testing.assert_array_equal(
+        saved.backbone.tokenizer.encode_texts(text)[0], load_backbone(str(folder), 48).tokenizer.encode_texts(text)[0]
+    )
+
+
+def test_gradient_checkpointing_changes_no_gradient(folder):
+    """After one epoch the weights are those of a run without it."""
+    weights = []
+    for checkpointing in (False, True):
+        config = make_config(folder, num_epochs=1, learning_rate=1e-3, gradient_checkpointing=checkpointing)
+        model = make_model(folder, config)
+        train.fit(model, make_examples(32, 1), make_examples(9, 2), config, make_accelerator("no"), pad_id_of(model))
+        weights.append(model.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_layer_decay_by_hand(folder):
+    """Two layers, decay .5: top layer 1, first .5, embeddings .25; ModernBERT's norm above the layers 1."""
+    config = make_config(folder, learning_rate=0.008, layer_decay=0.5)
+    model = make_model(folder, config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["peak"] for group in optim.parameter_groups(model, config) for p in group["params"]}
+    assert set(rates) == set(names.values())
+    for name, rate in rates.items():
+        if name.startswith("encoder."):
+            place = "top" if ".1." in name or "final_norm" in name else "first" if ".0." in name else "below"
+            assert rate == {"top": 0.008, "first": 0.004, "below": 0.002}[place], name
+    assert set(rates.values()) == {0.008, 0.004, 0.002}
+
+
+def test_dropout_is_a_setting(folder):
+    """It reaches every dropout of the encoder, under whatever name its configuration has, and 0 is exact."""
+    (ids,) = make_examples(1, 0).token_ids[:1]
+    for dropout in (0.0, 0.5):
+        encoder = load_encoder(folder, dropout)
+        assert encoder.training
+        found = Counter(module.p for module in encoder.modules() if isinstance(module, nn.Dropout))
+        assert set(found) == {dropout}
+        attention = [m.attention_dropout for m in encoder.modules() if hasattr(m, "attention_dropout")]
+        assert set(attention) <= {dropout}
+        once, twice = (encoder(input_ids=torch.as_tensor(ids[None].astype(np.int64)))[0] for _ in range(2))
+        assert torch.equal(once, twice) == (dropout == 0)
+
+
+def test_modernbert_is_neither_compiled_nor_on_another_attention(folders):
+    """Transformers 5.0 would compile it on any GPU, and take FlashAttention-2, which a T4 cannot run."""
+    config = load_encoder(folders["modernbert"], 0.0).config
+    assert config._attn_implementation == "sdpa"
+    assert getattr(config, "reference_compile", False) is False
+
+
+@pytest.mark.parametrize("kind", (*KINDS, *MORE_KINDS))
+def test_checkpoint_of_a_masked_language_model_loads(kind, folders, tmp_path):
+    """As the hub has most of them: the head for the masks is left out, nothing is missing, no pooler is made up."""
+    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    whole = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folders[kind]))
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = load_encoder(load_backbone(str(tmp_path), 16).path, 0.0)
+    expected = whole.base_model.state_dict()
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+        assert not name.startswith("pooler")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("roberta", "the positions of roberta are absolute"),
+        ("xlm-roberta", "the positions of xlm-roberta are absolute"),
+        ("electra", "the positions of electra are absolute"),
+        ("bert", "the positions of bert are absolute"),
+        ("modernbert", "the positions of modernbert are pretrained no further"),
+    ],
+)
+def test_too_many_tokens_are_refused_with_the_reason(kind, why, folders):
+    """And with what to do; 64 are taken."""
+    assert load_backbone(str(folders[kind]), 64).max_length == 64
+    with pytest.raises(UserError, match=rf"max_length=65: .* at most 64 tokens, for {why}") as error:
+        load_backbone(str(folders[kind]), 65)
+    assert "Set max_length=64, or take a DeBERTa or ModernBERT" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "mdeberta-v2"])
+def test_deberta_reads_past_its_pretraining(kind, folders):
+    """Its positions are relative: 768 tokens, where it says 64, and what stands far off still counts."""
+    assert load_backbone(str(folders[kind]), 768).max_length is None
+    encoder = load_encoder(folders[kind], 0.0).eval()
+    ids = torch.as_tensor(np.random.default_rng(0).integers(100, 300, (1, 768)))
+    other = ids.clone()
+    other[0, -1] = 50
+    with torch.inference_mode():
+        first, changed = (encoder(input_ids=x).last_hidden_state[0, 0] for x in (ids, other))
+    assert torch.isfinite(first).all()
+    assert not torch.equal(first, changed)
+
+
+def test_every_named_backbone_has_its_configuration():
+    """Short names, and the configurations that plan and report are computed from."""
+    assert {hub.split("/")[1].lower() for hub in HUB_NAMES.values()} == set(CONFIGS)
+    assert read_config("modernbert-base").layer_types[:4] == [
+        "full_attention",
+        *["sliding_attention"] * 2,
+        "full_attention",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("deberta-v3-base", 184), ("deberta-v3-large", 434), ("modernbert-base", 149), ("xlm-roberta-base", 278),
+     ("mdeberta-v3-base", 278)],
+)  # fmt: skip
+def test_configurations_have_the_published_size(name, millions):
+    """Parameters counted on the model, without its pooler, and those that the plan is made from."""
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(read_config(name))
+    real = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("pooler"))
+    assert real / 1e6 == pytest.approx(millions, rel=0.005)
+    assert machine.count_parameters(read_config(name)) == pytest.approx(real, rel=0.01)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_recipe_is_complete_and_fits_a_t4(name):
+    """Every value is allowed; its micro-step fits without checkpointing, at 768 tokens where it takes them."""
+    config, recipe = read_config(name), choose_recipe(read_config(name))
+    settings = RunConfig(backbone=name).with_recipe(recipe)
+    assert None not in [getattr(settings, key) for key in recipe]
+    for length in (512, 768) if config.model_type in ("deberta-v2", "modernbert") else (512,):
+        held = machine.largest_micro_step(config, T4, True, length)
+        assert held >= max(recipe["max_tokens_per_micro_step"], 2 * length)
+
+
+def test_wider_debertas_have_their_own_recipes():
+    """Base takes half of xsmall's rate, large also decays by layer; mDeBERTa is a base, and so is a width between."""
+    xsmall, base, large, many = (
+        choose_recipe(read_config(name))
+        for name in ("deberta-v3-xsmall", "deberta-v3-base", "deberta-v3-large", "mdeberta-v3-base")
+    )
+    assert base["learning_rate"] == xsmall["learning_rate"] / 2
+    assert (base["layer_decay"], large["layer_decay"]) == (1.0, 0.9)
+    assert many == base == choose_recipe(read_config("deberta-v3-base", hidden_size=960))
+    assert large["warmup_ratio"] == 0.1
+
+
+class CountHeld(TorchFunctionMode):
+    """CUDA's autocast and fused attention on the meta device, where no kernel runs; `torch.autocast` skips it there."""
+
+    HALF = (functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm)
+    FULL = (functional.layer_norm, functional.softmax, torch.softmax, torch.Tensor.softmax)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def cast(value, dtype):
+            floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating else value
+
+        if function is torch.Tensor.__contains__:  # transformers looks for padding, to warn
+            return False
+        if function is functional.scaled_dot_product_attention:
+            return FusedAttention.apply(*(cast(value, torch.float16) for value in args[:3]))
+        if function in self.HALF:
+            args = [cast(value, torch.float16) for value in args]
+        elif function in self.FULL:
+            args = [cast(value, torch.float32) for value in args]
+        return function(*args, **(kwargs or {}))
+
+
+class FusedAttention(torch.autograd.Function):
+    """Keeps what memory-efficient attention keeps: its inputs, its output, and a sum for each row of scores."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:3], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient, gradient
+
+
+def count_held(config: PretrainedConfig, length: int) -> float:
+    """Bytes a token that autograd keeps for the backward pass of 5 sides, without parameters."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config).train()
+        ids = torch.ones(5, length, dtype=torch.long)  # no activation is shaped as a weight
+    shapes = {tuple(t.shape) for p in model.parameters() for t in (p, p.mT if p.ndim == 2 else p)}
+    storages = {}
+
+    def keep(tensor):
+        base = tensor if tensor._base is None else tensor._base
+        if tuple(tensor.shape) not in shapes and tuple(base.shape) not in shapes:
+            storages[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    mask = torch.ones_like(ids) if config.model_type == "deberta-v2" else None
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), CountHeld():
+        model(input_ids=ids, attention_mask=mask)
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values()) / ids.numel()
+
+
+@pytest.mark.parametrize("length", [512, 768])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bytes_held_are_what_autograd_keeps(name, length, monkeypatch):
+    """A layer's, as the difference of two depths, within a tenth; so what memory is planned with is counted."""
+    if length > 512 and CONFIGS[name]["model_type"] not in ("deberta-v2", "modernbert"):
+        length = 256
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", lambda *_: False
+    )  # ModernBERT of transformers 5.0 asks for meta's
+    exact = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    exact = {key: value for key, value in exact.items() if key in CONFIGS[name]}
+    shallow, deep = (count_held(read_config(name, num_hidden_layers=layers, **exact), length) for layers in (3, 6))
+    planned = machine.bytes_per_token(read_config(name, num_hidden_layers=3), True, length)
+    assert planned == pytest.approx(deep - shallow, rel=0.12)
+
+
+def test_checkpointing_holds_the_inputs_of_layers_and_one_layer():
+    """ELECTRA-large: 24 inputs of 1,024 units in fp32, and 40 bytes a unit once; fp32 doubles the layer alone."""
+    config = read_config("electra-large-discriminator")
+    assert machine.bytes_per_token(config, True, checkpointing=True) == 24 * 1024 * 4 + 1024 * 40
+    assert machine.bytes_per_token(config, False, checkpointing=True) == 24 * 1024 * 4 + 1024 * 80
+    left = int(0.85 * T4) - machine.fixed_bytes(config)
+    held = machine.largest_micro_step(config, T4, True, checkpointing=True)
+    assert held == pytest.approx(left / (24 * 1024 * 4 + 1024 * 40), abs=1)
+
+
+def test_deberta_holds_scores_for_length_and_buckets():
+    """DeBERTa-v3-large at 768: 24 layers of 40 bytes a unit, and 16 heads of 6 x 768 and 8 x 256 bytes."""
+    found = machine.bytes_per_token(read_config("deberta-v3-large"), True, 768)
+    assert found == 24 * (40 * 1024 + 16 * (6 * 768 + 8 * 256))
+
+
+@pytest.mark.parametrize(
+    ("free", "max_length", "state", "advice"),
+    [(10**12, None, "ok", ""), (7 * 10**6, 512, "note", "Two full sides do not fit: set gradient_checkpointing=true"),
+     (10**6, None, "bad", "choose a smaller one")],
+)  # fmt: skip
+def test_doctor_advises_checkpointing_where_a_pair_does_not_fit(folders, monkeypatch, free, max_length, state, advice):
+    """By the tokens of one side, which for DeBERTa may be more than it was pretrained with."""
+    backbone = load_backbone(str(folders["mdeberta-v2"]), 16)
+    monkeypatch.setattr(machine, "free_bytes", lambda device: free)
+    monkeypatch.setattr(environment, "choose_precision", lambda setting, device: "bf16")
+    check = doctor.check_memory(backbone, max_length)
+    assert check.state == state
+    assert check.advice.startswith(advice) or advice in check.advice
+    assert f"of sides of {max_length or RunConfig.max_length}" in check.finding
+
+
+def test_doctor_refuses_a_length_that_the_backbone_cannot_take(folders):
+    """The same message as a run's."""
+    (*_, last) = doctor.examine(str(folders["xlm-roberta"]), max_length=65)
+    assert (last.name, last.state) == ("backbone", "bad")
+    assert "absolute" in last.finding
