@@ -6,14 +6,12 @@ from transformers import PretrainedConfig
 
 from prefcls_lib.checkpoint import load_model
 from prefcls_lib.data import read_rows
+from prefcls_lib.machine import T4_FLOP_PER_SECOND, flop_per_token
 
-# Assumed: what a T4 sustains in fp16 with these encoders, of its peak of 65. Nobody measured it here.
-T4_FLOP_PER_SECOND = 15e12
-DEBERTA_ATTENTION = 3  # content to content, content to position, position to content
 # The study's backbones, one fold each, at the training notebook's max_length.
 STUDY = {
     "deberta-v3-xsmall": PretrainedConfig(
-        model_type="deberta-v2", num_hidden_layers=12, hidden_size=384, intermediate_size=1536
+        model_type="deberta-v2", num_hidden_layers=12, hidden_size=384, intermediate_size=1536, position_buckets=256
     ),
     "roberta-base": PretrainedConfig(
         model_type="roberta", num_hidden_layers=12, hidden_size=768, intermediate_size=3072
@@ -22,14 +20,6 @@ STUDY = {
         model_type="electra", num_hidden_layers=24, hidden_size=1024, intermediate_size=4096
     ),
 }
-
-
-def flop_per_token(config: PretrainedConfig, length: float) -> float:
-    """Operations of the encoder for one token of a side of `length` tokens: two for each weight, and attention."""
-    hidden = config.hidden_size
-    weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size
-    attention = 4 * hidden * length * (DEBERTA_ATTENTION if config.model_type == "deberta-v2" else 1)
-    return config.num_hidden_layers * (2 * weights + attention)
 
 
 def project(record: dict, wall_seconds: float, fold: Path, test: Path) -> dict:

@@ -1,4 +1,4 @@
-"""What a device can run and hold: pure arithmetic on a backbone's configuration, for `doctor`."""
+"""What a device can run and hold, and how long it would take: pure arithmetic on a backbone's configuration."""
 
 import os
 import re
@@ -16,6 +16,8 @@ BYTES_PER_SCORE = 6
 BYTES_PER_BUCKET = 8
 BYTES_PER_BOUNDARY = 4  # with gradient checkpointing: a layer's input, fp32, for each hidden unit
 SHARE_USED = 0.85  # of the free memory
+# Assumed for projections: what a T4 sustains in fp16 with these encoders, of its peak of 65. Nobody measured it here.
+T4_FLOP_PER_SECOND = 15e12
 
 
 def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
@@ -36,10 +38,19 @@ def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
 
 def count_parameters(config: PretrainedConfig) -> int:
     """About how many parameters an encoder has: embeddings, and attention and feed-forward of every layer."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    embedding = getattr(config, "embedding_size", hidden)
-    matrices = 3 if config.model_type == "modernbert" else 2  # its feed-forward is gated
-    return config.vocab_size * embedding + config.num_hidden_layers * (4 * hidden**2 + matrices * hidden * inner)
+    embedding = getattr(config, "embedding_size", config.hidden_size)
+    return config.vocab_size * embedding + config.num_hidden_layers * _layer_weights(config)
+
+
+def flop_per_token(config: PretrainedConfig, length: float) -> float:
+    """Operations of a forward pass for one token of a side of `length` tokens: two for each weight, and attention's.
+
+    DeBERTa's attention also compares each token with every bucket of distances, twice.
+    """
+    attention = 4 * config.hidden_size * length
+    if config.model_type == "deberta-v2":
+        attention += 8 * config.hidden_size * max(config.position_buckets, 0)
+    return config.num_hidden_layers * (2 * _layer_weights(config) + attention)
 
 
 def weight_bytes(config: PretrainedConfig) -> int:
@@ -89,3 +100,9 @@ def free_bytes(device: torch.device) -> int:
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _layer_weights(config: PretrainedConfig) -> int:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    matrices = 3 if config.model_type == "modernbert" else 2  # its feed-forward is gated
+    return 4 * hidden**2 + matrices * hidden * inner

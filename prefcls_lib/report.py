@@ -79,6 +79,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "floors": read_floors(SOURCES),
         "log": _read_section(SOURCES / "log.md"),
         "benchmark": _read_section(SOURCES / "benchmark" / "benchmark.md"),
+        "t4_plan": _read_section(SOURCES / "t4_plan.md"),
         "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
         "drawing": lambda name, caption: embed_figure((FIGURES / f"{name}.svg").read_bytes(), caption, "drawing"),

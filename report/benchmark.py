@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from arms import CONFIGS, PREDICT, TRAIN, Bench, read_config
+from arms import PREDICT, TRAIN, Bench
 from matplotlib.figure import Figure
-from transformers import AutoModel
 
 from prefcls_lib.batching import TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.environment import choose_precision, machine_name, process_state, versions
@@ -33,8 +32,6 @@ from prefcls_lib.files import write_json, write_text, write_whole
 from prefcls_lib.predict import PREDICT_SIDES, PREDICT_TOKENS
 
 OUT = Path(__file__).parent / "benchmark"
-T4_PEAK, T4_SHARE = 65e12, 0.3  # fp16 operations a second of one T4's tensor cores, and the share assumed to be reached
-EPOCH_ROWS, TEST_ROWS = 51_729, 25_000  # nine tenths of the competition's training rows; its hidden test set
 
 
 class Memory:
@@ -124,27 +121,6 @@ def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
             for name, wanted, found in goals if found is not None]  # fmt: skip
 
 
-def project_t4(mean_side_tokens: float) -> list[dict]:
-    """Hours on T4s by counted operations: 6 (training) or 2 a parameter outside the embeddings, and attention's own.
-
-    A projection, not a measurement; tokens are counted by MiniLM's tokenizer.
-    """
-    lines = []
-    for path in sorted(CONFIGS.glob("*.json")):
-        config = read_config(path)
-        with torch.device("meta"):
-            model = AutoModel.from_config(config)
-        weights = sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name)
-        attention = 2 * config.num_hidden_layers * config.hidden_size * mean_side_tokens
-        forward = 2 * (weights + attention)  # operations a token
-        rate = T4_PEAK * T4_SHARE
-        epoch = 3 * forward * EPOCH_ROWS * 2 * mean_side_tokens / rate / 3600
-        test = forward * TEST_ROWS * 2 * mean_side_tokens / rate / 3600
-        lines.append({"backbone": path.stem, "epoch_hours": epoch, "epoch_hours_two_t4": epoch / 2,
-                      "test_hours": test, "test_hours_two_t4": test / 2})  # fmt: skip
-    return lines
-
-
 def draw(lines: list[dict], title: str) -> Figure:
     """Useful tokens a second of every arm, as bars; thin lines from the slowest to the quickest repeat."""
     table = pd.DataFrame(lines).iloc[::-1]
@@ -192,8 +168,7 @@ def main() -> None:
             shares["training 6144"] = token_shares(bench, 6144, multiple_of)["training"]
             goals += [{"model": model, "max_length": length, **goal} for goal in judge_goals(found, shares)]
     side_tokens = float(bench.everything.lengths.mean())
-    result = {"versions": versions(), "lines": lines, "goals": goals, "side_tokens": side_tokens,
-              "projection": project_t4(side_tokens)}  # fmt: skip
+    result = {"versions": versions(), "lines": lines, "goals": goals, "side_tokens": side_tokens}
     text = write_table(result)
     write_json(arguments.out / "benchmark.json", result)
     write_text(arguments.out / "benchmark.md", text)
@@ -207,7 +182,7 @@ def main() -> None:
 
 def write_table(result: dict) -> str:
     """The result as Markdown."""
-    speed, goals, projection = (pd.DataFrame(result[name]) for name in ("lines", "goals", "projection"))
+    speed, goals = (pd.DataFrame(result[name]) for name in ("lines", "goals"))
     goals["met"] = goals["met"].map({True: "yes", False: "NO"})
     versions_line = ", ".join(f"{name} {result['versions'][name]}" for name in ("machine", "torch", "transformers"))
     parts = [
@@ -216,10 +191,6 @@ def write_table(result: dict) -> str:
         _block(speed, "{:,.1f}"),
         "## Goals",
         _block(goals, "{:.3f}"),
-        "## Projection, not measured",
-        f"Hours on T4s, if {T4_SHARE:.0%} of their fp16 peak of {T4_PEAK / 1e12:.0f} TFLOP/s is reached (assumed), for "
-        f"one epoch of {EPOCH_ROWS:,} rows and for {TEST_ROWS:,} test rows; tokens counted with MiniLM's tokenizer.",
-        _block(projection, "{:.2f}"),
     ]
     return "\n\n".join(parts) + "\n"
 

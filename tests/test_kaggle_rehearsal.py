@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kaggle_parts import OWNER, layout, machine_copy, projection, rehearse, rows
-from transformers import PretrainedConfig
 
 from prefcls_lib import data
 from prefcls_lib.files import UserError
@@ -146,13 +145,6 @@ def test_rows_follow_the_real_lengths():
     answers = [len("".join(turn or "" for turn in row[name])) for row in made for name in TEXT_COLUMNS[1:]]
     assert np.median(answers) == pytest.approx(1027, rel=0.1)
     assert np.mean([len(row["prompt"]) > 1 for row in made]) == pytest.approx(0.13, abs=0.03)
-
-
-def test_operations_by_hand():
-    """One layer of width 2, inner width 3: 2 x (16 + 12) for the weights, 4 x 2 x 10 for ten positions."""
-    sizes = {"num_hidden_layers": 1, "hidden_size": 2, "intermediate_size": 3}
-    assert projection.flop_per_token(PretrainedConfig(model_type="bert", **sizes), 10) == 56 + 80
-    assert projection.flop_per_token(PretrainedConfig(model_type="deberta-v2", **sizes), 10) == 56 + 240
 
 
 def test_projection(finished_run, home):
