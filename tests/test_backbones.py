@@ -106,6 +106,20 @@ def test_padding_changes_no_embedding(folder):
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_padding_beyond_a_local_window_is_harmless_in_half_precision(folder, precision):
+    """A padded place of ModernBERT's local layers may see padding alone: nothing of it may reach a real token."""
+    model = make_model(folder, make_config(folder)).eval()
+    sides = [np.arange(100, 100 + length, dtype=np.int32) for length in (4, 5, 60)]
+    padded = make_chunks(sides, pad_id_of(model), 5, 10**6, multiple_of=60)
+    with torch.autocast("cpu", dtype=precision):
+        embedded = model.embed_sides(padded)
+    embedded.sum().backward()
+    exact = model.embed_sides(make_chunks(sides, pad_id_of(model), max_sides=1))
+    torch.testing.assert_close(embedded, exact, atol=0.1, rtol=0)
+    assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters() if p.grad is not None)
+
+
 def test_trains_saves_and_predicts_the_same(folder, tmp_path):
     """Token 50 decides: learned on unseen rows, by every layer; what is read back gives the same probabilities."""
     config = make_config(folder)
