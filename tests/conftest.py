@@ -16,6 +16,8 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     DebertaV2Config,
@@ -92,6 +94,22 @@ def save_backbones(root: Path, makers: dict[str, tuple], texts: list[str]) -> di
 def tiny(backbone_folders) -> Path:
     """The quickest of them, where the kind does not matter."""
     return backbone_folders["bert"]
+
+
+@pytest.fixture(scope="session")
+def reward_folders(backbone_folders, tmp_path_factory) -> dict[str, Path]:
+    """kind -> folder of a reward model: a sequence-classification checkpoint with one output, and its tokenizer."""
+    root, folders = tmp_path_factory.mktemp("reward"), {}
+    for kind in KINDS:
+        torch.manual_seed(3)
+        model = AutoModelForSequenceClassification.from_pretrained(backbone_folders[kind], num_labels=1)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "embeddings" not in name:
+                torch.nn.init.normal_(parameter, std=0.3)  # so that scores differ
+        folders[kind] = root / f"reward-{kind}"
+        model.save_pretrained(folders[kind])
+        AutoTokenizer.from_pretrained(backbone_folders[kind]).save_pretrained(folders[kind])
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,17 @@ def test_runs_through_papermill(name, kind, backbone_folders, tmp_path):
     assert not any(o.get("name") == "stderr" for c in executed.cells for o in c.get("outputs", []))
 
 
+@pytest.mark.parametrize("setting", ["architecture", "init_from"])
+def test_other_ways_run_through_the_same_cells(setting, tiny, reward_folders, tmp_path):
+    """The cross-encoder, and a start from a reward model: a parameter each, nothing else."""
+    out, value = tmp_path / "run", {"architecture": "cross", "init_from": reward_folders["deberta-v2"]}[setting]
+    parameters = ["-p", "backbone", tiny, "-p", "out", out, "-p", "max_length", "32", "-p", setting, value]
+    done = run_papermill(NAMES[0], tmp_path, *parameters, "-p", "max_train_rows", "120", "-p", "folds", "[0]")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((out / "config.json").read_text())["settings"][setting] == str(value)
+    assert (out / "result.json").exists()
+
+
 def test_mistyped_parameter_stops_the_run(tiny, tmp_path):
     """papermill only warns; the library stops with the name and the nearest right one."""
     done = run_papermill(NAMES[0], tmp_path, "-p", "backbone", tiny, "-p", "lerning_rate", "1e-4")

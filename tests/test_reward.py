@@ -1,0 +1,137 @@
+"""Starting from a reward model: read, scored and ranked as its own sequence-classification model does."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, run_arguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from prefcls_lib import cli, members
+from prefcls_lib.backbones import load_backbone
+from prefcls_lib.batching import Examples
+from prefcls_lib.checkpoint import build_model, load_model, save_model
+from prefcls_lib.config import RunConfig
+from prefcls_lib.environment import make_accelerator
+from prefcls_lib.files import UserError
+from prefcls_lib.optim import parameter_groups
+from prefcls_lib.predict import predict_proba, predict_saved
+from prefcls_lib.runs import read_table
+from prefcls_lib.schema import LABEL_COLUMNS
+from prefcls_lib.tokenization import SideTokenizer, encode_rows
+
+
+@pytest.fixture(params=KINDS)
+def folder(request, reward_folders):
+    return reward_folders[request.param]
+
+
+def encode(rows, folder) -> Examples:
+    encoded = encode_rows(rows, SideTokenizer(AutoTokenizer.from_pretrained(folder)), 48, "none")
+    return Examples(encoded.token_ids, encoded.sides, None, rows["label"].to_numpy())
+
+
+def own_scores(folder, examples: Examples) -> np.ndarray:
+    """(N, 2) the reward model's scores of both answers, one at a time by transformers itself."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        scores = [float(model(torch.as_tensor(ids, dtype=torch.long)[None]).logits) for ids in examples.token_ids]
+    return np.array(scores)[examples.sides]
+
+
+def start(folder, examples: Examples, **settings):
+    """The untrained model with its temperature fitted on `examples`."""
+    config = RunConfig(init_from=str(folder), structure_features=False, mixed_precision="no", **settings)
+    model = build_model(folder, config)
+    model.head.start_at_prior((0.4, 0.4, 0.2))
+    members.start_at_scores(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
+    return model, config
+
+
+@pytest.mark.parametrize("head", ["symmetric", "concat"])
+def test_untrained_model_ranks_exactly_as_the_reward_model(folder, sample_rows, head):
+    """log P(A) - log P(B) is the difference of the scores divided by one temperature, for every row."""
+    examples = encode(sample_rows.head(40), folder)
+    model, _ = start(folder, examples, head=head)
+    probs, _ = predict_proba(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
+    scores = own_scores(folder, examples)
+    margins, log_odds = scores[:, 0] - scores[:, 1], np.log(probs[:, 0] / probs[:, 1])
+    assert margins.std() > 0.05
+    temperature = margins @ margins / (margins @ log_odds)
+    assert 0 < temperature < np.inf
+    np.testing.assert_allclose(log_odds * temperature, margins, atol=1e-4)
+    assert np.diff(log_odds[np.argsort(margins)]).min() > -1e-5  # rows from the surest B to the surest A
+
+
+def test_temperature_is_the_one_that_suits_the_training_rows(tiny, reward_folders, sample_rows):
+    """Neither a hotter nor a colder one has a lower log loss on the rows that it was fitted on."""
+    folder = reward_folders["deberta-v2"]
+    examples = encode(sample_rows.head(100), folder)
+    scores = own_scores(folder, examples)
+    labels = np.where(scores[:, 0] > scores[:, 1], 0, 1)  # the reward model is right in 90 of 100 rows
+    labels[::10] = 1 - labels[::10]
+    labels[5::10] = 2
+    examples = Examples(examples.token_ids, examples.sides, None, labels)
+    model, _ = start(folder, examples)
+    pad_id = model.encoder.config.pad_token_id
+
+    def loss(factor: float) -> float:
+        with torch.no_grad():
+            model.head.skip.weight *= factor
+        probs, _ = predict_proba(model, examples, make_accelerator("no"), pad_id)
+        with torch.no_grad():
+            model.head.skip.weight /= factor
+        return -np.log(probs[np.arange(100), labels]).mean()
+
+    assert loss(1.0) < min(loss(0.8), loss(1.25)) < max(loss(0.8), loss(1.25)) < np.log(3)
+
+
+def test_every_pretrained_weight_learns_at_the_encoders_rate(folder, sample_rows):
+    """Pooler and skip come with the encoder: its top layer's rate, not the new head's."""
+    model, _ = start(folder, encode(sample_rows.head(40), folder))
+    config = RunConfig(learning_rate=1e-5, head_learning_rate=1e-3, layer_decay=0.5)
+    rate_of = {id(p): group["peak"] for group in parameter_groups(model, config) for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if name.startswith(("pooler.", "head.skip.")):
+            assert rate_of[id(parameter)] == 1e-5
+        elif name.startswith("head."):
+            assert rate_of[id(parameter)] == 1e-3
+    assert len(rate_of) == len(list(model.parameters()))
+
+
+def test_saved_and_read_back(folder, sample_rows, tmp_path):
+    """Pooler and skip are in the saved model: it predicts the same without the reward model's folder."""
+    rows = sample_rows.head(24)
+    examples = encode(rows, folder)
+    model, config = start(folder, examples, max_length=48)
+    probs, _ = predict_proba(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
+    save_model(tmp_path, model, load_backbone(str(folder), 48), None, config)
+    saved = load_model(tmp_path)
+    again, _ = predict_saved(saved, saved.make_examples(saved.encode(rows), None, slice(None)))
+    np.testing.assert_array_equal(again, probs)
+
+
+def test_what_is_no_reward_model_is_refused(tiny, backbone_folders, reward_folders, tmp_path):
+    """An encoder, three outputs, and one without its last layer: one message each."""
+    with pytest.raises(UserError, match=r"has 2 outputs. A reward model is"):
+        build_model(tiny, RunConfig(init_from=str(tiny)))
+    broken = shutil.copytree(backbone_folders["bert"], tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text()) | {"id2label": {"0": "LABEL_0"}}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"missing or of another shape: .*classifier"):
+        build_model(broken, RunConfig(init_from=str(broken)))
+
+
+def test_whole_run(home, reward_folders, tmp_path):
+    """Through the command line; the result names the reward model, and `predict` gives the same submission again."""
+    out, folder = tmp_path / "run", reward_folders["deberta-v2"]
+    settings = (f"init_from={folder}", "folds=[0]", "collapse_after_rows=1000")
+    assert cli.main(run_arguments(home, out, *settings)) == 0
+    assert json.loads((out / "result.json").read_text(encoding="utf-8"))["backbone"] == str(folder)
+    again, test = tmp_path / "again.csv", str(home / "test.csv")
+    assert cli.main(["predict", "--run", str(out), "--test", test, "--out", str(again)]) == 0
+    columns = list(LABEL_COLUMNS)
+    first, second = (read_table(path)[columns].to_numpy() for path in (out / "submission.csv", again))
+    np.testing.assert_array_equal(first, second)
