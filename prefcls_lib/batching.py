@@ -7,7 +7,7 @@ nothing of it changes the gradient.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,12 +31,16 @@ class Examples:
             cross-encoder's rows are trained on.
         features: (N, F) float32 standardised structure features, or None.
         labels: (N,) int64, or None where they are not known.
+        targets: (N, 3) float32 probabilities to train on in place of the labels, or None.
+        weights: (N,) float32, of the rows in the training loss, or None: all the same.
     """
 
     token_ids: Sequence[np.ndarray]
     sides: np.ndarray
     features: np.ndarray | None = None
     labels: np.ndarray | None = None
+    targets: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -48,22 +52,40 @@ class Examples:
 
     def take(self, chosen: np.ndarray | slice) -> "Examples":
         """Some of the rows; the sides stay as they are numbered."""
-        features, labels = (None if x is None else x[chosen] for x in (self.features, self.labels))
-        return Examples(self.token_ids, self.sides[chosen], features, labels)
+        return replace(self, **{name: column[chosen] for name, column in self._columns().items()})
+
+    def joined(self, other: "Examples") -> "Examples":
+        """These rows, then those of `other`, which have the same columns."""
+        columns, others = self._columns(), other._columns()
+        others["sides"] = others["sides"] + len(self.token_ids)
+        joined = {name: np.concatenate([column, others[name]]) for name, column in columns.items()}
+        return replace(self, token_ids=[*self.token_ids, *other.token_ids], **joined)
 
     def swapped(self) -> "Examples":
         """The same rows with A and B in each other's place."""
-        features = None if self.features is None else (self.features * SIGNS).astype(np.float32)
-        labels = None if self.labels is None else np.array(SWAP)[self.labels]
-        return Examples(self.token_ids, self.sides[:, ::-1], features, labels)
+        swap = {
+            "sides": lambda sides: sides[:, ::-1],
+            "features": lambda features: (features * SIGNS).astype(np.float32),
+            "labels": lambda labels: np.array(SWAP)[labels],
+            "targets": lambda targets: targets[:, SWAP],
+            "weights": lambda weights: weights,
+        }
+        return replace(self, **{name: swap[name](column) for name, column in self._columns().items()})
 
     def in_random_order(self, seed: int, epoch: int) -> "Examples":
         """What an epoch trains a cross-encoder on: one order of A and B a row, drawn anew; sides (N, 1)."""
         swap = np.random.default_rng([seed, epoch, 1]).random(len(self)) < 0.5
-        swapped = self.swapped()
-        features = None if self.features is None else np.where(swap[:, None], swapped.features, self.features)
-        sides = np.where(swap, self.sides[:, 1], self.sides[:, 0])[:, None]
-        return Examples(self.token_ids, sides, features, np.where(swap, swapped.labels, self.labels))
+        swapped = self.swapped()._columns()
+        drawn = {
+            name: np.where(swap if column.ndim == 1 else swap[:, None], swapped[name], column)
+            for name, column in self._columns().items()
+        }
+        return replace(self, **drawn | {"sides": drawn["sides"][:, :1]})
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """What has a line a row, where it is known."""
+        names = ("sides", "features", "labels", "targets", "weights")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)

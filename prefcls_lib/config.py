@@ -48,6 +48,7 @@ RANGES = {
     "weight_decay": (0.0, 1.0),
     "warmup_ratio": (0.0, 1.0),
     "label_smoothing": (0.0, 0.5),
+    "soft_label_share": (0.0, 1.0),
     "dropout": (0.0, 0.9),
     "max_grad_norm": (1e-6, math.inf),
 }
@@ -61,6 +62,7 @@ class RunConfig:
     backbone: str = "microsoft/deberta-v3-xsmall"  # folder, attached Kaggle input, or hub name
     train: str = "competition"  # CSV path, "sample", or "competition" (the attached Kaggle input)
     test: str = "competition"  # the same
+    extra_train: str | None = None  # CSV of more rows, for training alone; none that shares a validation prompt is used
     out: str = "auto"  # run folder; auto: /kaggle/working on Kaggle, else runs/<backbone>
     # rows and folds
     max_train_rows: int = 0  # rows of the training file to use, chosen by content; 0: all
@@ -93,6 +95,7 @@ class RunConfig:
     warmup_ratio: float | None = None
     weight_decay: float = 0.01
     label_smoothing: float | None = None  # in the training loss only, never in a reported number
+    soft_label_share: float = 0.5  # of the loss, on rows that carry soft labels; the rest is the vote's
     max_grad_norm: float = 1.0
     mixed_precision: str = "auto"  # auto | no | bf16 | fp16
     on_collapse: str = "restart"  # warn | stop | restart (new seed, half the rate, twice the warm-up, at most twice)

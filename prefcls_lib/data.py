@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
 import sys
 from contextlib import ExitStack
@@ -26,7 +27,17 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from prefcls_lib.files import UserError, write_whole
-from prefcls_lib.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, NUM_CLASSES, PROMPT, RESPONSES, TEXT_COLUMNS
+from prefcls_lib.schema import (
+    ID,
+    LABEL_COLUMNS,
+    MODEL_COLUMNS,
+    NUM_CLASSES,
+    PROMPT,
+    RESPONSES,
+    SOFT_COLUMNS,
+    TEXT_COLUMNS,
+    WEIGHT,
+)
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SAMPLES = {"train": ("train.csv.gz", "train.csv"), "test": ("test.csv",)}  # Kaggle unpacks archives
@@ -51,7 +62,8 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
     Returns:
         One row a comparison: `id` (str, exactly as in the file), `prompt`, `response_a`, `response_b` (lists
         of str, one a turn, of equal length), `group` (str, the prompt group); where labelled also `label`
-        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them.
+        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them; `soft_model_a`,
+        `soft_model_b`, `soft_tie` (float, sum 1) and `weight` (float), where the file has them.
 
     Raises:
         UserError: anything wrong with the file, naming file, row (1 = first row under the header), column.
@@ -80,6 +92,7 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
         for name in MODEL_COLUMNS:
             if header.count(name) == 1:
                 rows[name] = table[name]
+        _add_soft_labels(path, table, rows)
     rows["group"] = [prompt_group(turns[0]) for turns in rows[PROMPT]]
     return rows
 
@@ -275,6 +288,36 @@ def _parse_labels(path: Path, table: dict[str, list[str]]) -> np.ndarray:
             f"are 1; exactly one must be ({len(wrong)} such rows)."
         )
     return winners.argmax(axis=1)
+
+
+def _add_soft_labels(path: Path, table: dict[str, list[str]], rows: pd.DataFrame) -> None:
+    """Put soft labels and weights into `rows`, where the file has them."""
+    found = [name for name in SOFT_COLUMNS if name in table]
+    if found and len(found) < NUM_CLASSES:
+        missing = next(name for name in SOFT_COLUMNS if name not in table)
+        raise UserError(f"{path}: column {found[0]!r} without {missing!r}. Soft labels are {', '.join(SOFT_COLUMNS)}.")
+    for name in (*found, *({WEIGHT} & table.keys())):
+        rows[name] = [_parse_amount(path, number, name, cell) for number, cell in enumerate(table[name], 1)]
+    if found:
+        sums = rows[found].sum(axis=1).to_numpy()
+        wrong = np.flatnonzero(abs(sums - 1) > 1e-3)
+        if len(wrong):
+            raise UserError(
+                f"{path}: row {wrong[0] + 1}: {', '.join(SOFT_COLUMNS)} sum to {sums[wrong[0]]:g}, not to 1 "
+                f"({len(wrong)} such rows)."
+            )
+        rows[found] = rows[found].div(sums, axis=0)
+
+
+def _parse_amount(path: Path, number: int, column: str, cell: str) -> float:
+    """One cell of a soft label or weight."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UserError(f"{path}: row {number}, column {column!r}: {cell!r} is not a number of 0 or more.")
+    return value
 
 
 def _content_hash(seed: int, text: str) -> str:

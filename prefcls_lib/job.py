@@ -19,6 +19,7 @@ from prefcls_lib.files import UserError, sha256
 from prefcls_lib.runs import RunFolder, read_table
 from prefcls_lib.schema import ID, LABEL_COLUMNS, NUM_CLASSES
 from prefcls_lib.submission import write_submission
+from prefcls_lib.tokenization import EncodedRows, encode_rows
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Job:
         config: with the backbone's recipe filled in.
         folder: where everything goes.
         rows, test_rows: from `data.read_rows`.
+        extra_rows: more rows to train on, never validated on; None: none.
         folds: (N,) the fold in which each training row is validated.
-        data_sha256: of the train and the test file.
+        data_sha256: of the train and the test file, and of the extra rows' where there are any.
         backbone: found, its tokenizer checked; None for the ladder.
         wrote_prior: the submission in the folder is the prior's, written by `claim_folder` just now.
     """
@@ -41,6 +43,7 @@ class Job:
     test_rows: pd.DataFrame
     folds: np.ndarray
     data_sha256: dict[str, str]
+    extra_rows: pd.DataFrame | None = None
     backbone: Backbone | None = None
     wrote_prior: bool = False
     started: float = field(default_factory=time.perf_counter)
@@ -49,6 +52,11 @@ class Job:
     def features(self) -> np.ndarray:
         """(N, F) raw structure features of the training rows, computed once for all folds."""
         return compute_features(self.rows)
+
+    def encode(self, rows: pd.DataFrame) -> EncodedRows:
+        """Token ids of rows, as the settings say."""
+        settings = (self.config.max_length, self.config.text_cleaning, self.config.architecture)
+        return encode_rows(rows, self.backbone.tokenizer, *settings)
 
     @property
     def deadline(self) -> float | None:
@@ -80,9 +88,14 @@ def read_job(config: RunConfig) -> Job:
     paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.seed)
     test_rows = read_rows(paths["test"], labelled=False)
+    extra_rows = None
+    if config.extra_train is not None:
+        paths["extra_train"] = Path(config.extra_train)
+        extra_rows = read_rows(paths["extra_train"], labelled=True)
     folds = assign_folds(rows, config.num_folds, config.seed)
     folder = RunFolder(default_out(config.backbone) if config.out == "auto" else config.out)
-    return Job(config, folder, rows, test_rows, folds, {kind: sha256(path) for kind, path in paths.items()})
+    hashes = {kind: sha256(path) for kind, path in paths.items()}
+    return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)
 
 
 def claim_folder(job: Job) -> Job:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from scipy.special import softmax
@@ -18,7 +19,7 @@ from prefcls_lib.calibration import fit_blend
 from prefcls_lib.checkpoint import build_model, save_model
 from prefcls_lib.collapse import Collapsed
 from prefcls_lib.environment import make_accelerator, process_state, seed_everything
-from prefcls_lib.features import FeatureScaler
+from prefcls_lib.features import FeatureScaler, compute_features
 from prefcls_lib.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.job import Job
 from prefcls_lib.model import PreferenceModel
@@ -27,7 +28,7 @@ from prefcls_lib.processes import WORKER
 from prefcls_lib.resume import stop_on_sigterm
 from prefcls_lib.rungs import fit_rung, read_inputs
 from prefcls_lib.runs import Member, members_of, prediction_table, write_table
-from prefcls_lib.schema import NUM_CLASSES
+from prefcls_lib.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT
 from prefcls_lib.tokenization import EncodedRows
 from prefcls_lib.train import MIN_ROWS_TO_SELECT, Session, fit
 
@@ -58,14 +59,35 @@ def fit_here(job: Job, encoded: EncodedRows, left: list[Member]) -> None:
 
 
 def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Examples, FeatureScaler | None]:
-    """Training and validation examples of a fold; features standardised on the training rows."""
-    scaler = features = None
+    """Training and validation examples of a fold; features standardised on the training rows.
+
+    Extra rows are trained on, but for those that share a prompt with a validation row.
+    """
     is_train = job.folds != fold
-    if job.config.structure_features:
-        scaler = FeatureScaler.fit(job.features[is_train])
-        features = scaler.transform(job.features).astype(np.float32)
-    everything = Examples(encoded.token_ids, encoded.sides, features, job.rows["label"].to_numpy())
-    return everything.take(is_train), everything.take(~is_train), scaler
+    scaler = FeatureScaler.fit(job.features[is_train]) if job.config.structure_features else None
+    everything = _make_examples(job, job.rows, encoded, scaler and scaler.transform(job.features))
+    train, valid = everything.take(is_train), everything.take(~is_train)
+    if job.extra_rows is not None:
+        rows = job.extra_rows[~job.extra_rows["group"].isin(job.rows["group"][~is_train])]
+        features = scaler and scaler.transform(compute_features(rows))
+        train = train.joined(_make_examples(job, rows, job.encode(rows), features))
+    return train, valid, scaler
+
+
+def _make_examples(job: Job, rows: pd.DataFrame, encoded: EncodedRows, features: np.ndarray | None) -> Examples:
+    """Rows as the model sees them; with targets and weights where any row of the job may have its own."""
+    labels = rows["label"].to_numpy()
+    features = None if features is None else features.astype(np.float32)
+    examples = Examples(encoded.token_ids, encoded.sides, features, labels)
+    if job.extra_rows is None and not {SOFT_COLUMNS[0], WEIGHT} & set(rows):
+        return examples
+    targets, weights = np.eye(NUM_CLASSES)[labels], np.ones(len(rows))
+    if SOFT_COLUMNS[0] in rows:
+        share = job.config.soft_label_share
+        targets = (1 - share) * targets + share * rows[list(SOFT_COLUMNS)].to_numpy()
+    if WEIGHT in rows:
+        weights = rows[WEIGHT].to_numpy()
+    return replace(examples, targets=targets.astype(np.float32), weights=weights.astype(np.float32))
 
 
 def new_model(job: Job, train: Examples, accelerator: Accelerator) -> PreferenceModel:

@@ -37,7 +37,7 @@ from prefcls_lib.rungs import FAST_RUNGS, load_rung, predict_rows
 from prefcls_lib.runs import Member, RunFolder, members_of
 from prefcls_lib.schema import ID, NUM_CLASSES
 from prefcls_lib.submission import write_submission
-from prefcls_lib.tokenization import EncodedRows, encode_rows
+from prefcls_lib.tokenization import EncodedRows
 from prefcls_lib.train import epoch_examples
 
 
@@ -55,8 +55,7 @@ def start(config: RunConfig) -> Job:
 
 def encode(job: Job) -> EncodedRows:
     """Token ids of the training rows."""
-    config = job.config
-    return encode_rows(job.rows, job.backbone.tokenizer, config.max_length, config.text_cleaning, config.architecture)
+    return job.encode(job.rows)
 
 
 def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, OutOfSample]:

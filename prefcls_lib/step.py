@@ -47,9 +47,7 @@ def train_step(
         with accelerator.autocast():
             embeddings = model.embed_sides(chunks)
         logits, labels = head_logits(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
-        loss = torch.nn.functional.cross_entropy(
-            logits, labels, label_smoothing=config.label_smoothing, reduction="sum"
-        )
+        loss = training_loss(logits, train, rows, config.label_smoothing)
         accelerator.backward(loss / len(step))
         loss_sum += torch.nn.functional.cross_entropy(logits.detach(), labels, reduction="sum")
         tokens += TokenCount(sum(map(len, token_ids)), sum(chunk.tokens_computed for chunk in chunks))
@@ -81,6 +79,16 @@ def train_step_in_memory(
             state.max_tokens //= 2
             say(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")
         torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
+
+
+def training_loss(logits: torch.Tensor, train: Examples, rows: np.ndarray, label_smoothing: float) -> torch.Tensor:
+    """Cross-entropy of `logits` (B, 3) of some rows against their targets, else labels; weighted, summed."""
+    wanted = train.labels if train.targets is None else train.targets
+    wanted = torch.as_tensor(wanted[rows], device=logits.device)
+    losses = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=label_smoothing, reduction="none")
+    if train.weights is not None:
+        losses = losses * torch.as_tensor(train.weights[rows], device=logits.device)
+    return losses.sum()
 
 
 def head_logits(

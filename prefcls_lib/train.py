@@ -32,7 +32,7 @@ from prefcls_lib.schedule import (
     validation_steps,
 )
 from prefcls_lib.schema import NUM_CLASSES
-from prefcls_lib.step import head_logits, train_step_in_memory
+from prefcls_lib.step import head_logits, train_step_in_memory, training_loss
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
@@ -256,8 +256,8 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
         order = np.random.default_rng([config.seed, epoch]).permutation(len(some))
         batch = order[position * config.batch_size : (position + 1) * config.batch_size]
         set_learning_rate(optimizer, learning_rate_factor(step, total_steps, 0.1))
-        logits, labels = head_logits(model, some, batch, embeddings, accelerator.device)
-        torch.nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing).backward()
+        logits, _ = head_logits(model, some, batch, embeddings, accelerator.device)
+        (training_loss(logits, some, batch, config.label_smoothing) / len(batch)).backward()
         torch.nn.utils.clip_grad_norm_(model.head.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
