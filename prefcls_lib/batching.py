@@ -125,7 +125,13 @@ class Chunk:
 
     def to(self, device: torch.device) -> "Chunk":
         """The same chunk on `device`."""
-        return Chunk(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+        return Chunk(*(to_device(tensor, device) for tensor in vars(self).values()))
+
+
+def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on `device`; to a GPU through pinned memory, so that the host goes on without waiting for the copy."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def make_chunks(
@@ -135,6 +141,17 @@ def make_chunks(
     max_tokens: int = CHUNK_TOKENS,
     multiple_of: int = 1,
 ) -> list[Chunk]:
+    """Sides cut into padded chunks, see `plan_chunks`."""
+    planned = plan_chunks(token_ids, max_sides, max_tokens, multiple_of)
+    return [pad_chunk(taken, length, token_ids, pad_id) for taken, length in planned]
+
+
+def plan_chunks(
+    token_ids: Sequence[np.ndarray],
+    max_sides: int = CHUNK_SIDES,
+    max_tokens: int = CHUNK_TOKENS,
+    multiple_of: int = 1,
+) -> list[tuple[list[int], int]]:
     """Sort sides by length (equal lengths: by ids) and cut them into chunks, longest first.
 
     The cuts are those with the least computed tokens, each chunk counted as CHUNK_COST_TOKENS more: few chunks of
@@ -142,17 +159,30 @@ def make_chunks(
 
     Args:
         token_ids: S arrays (T,) of token ids.
-        pad_id: fills the padding.
         max_sides, max_tokens: a chunk holds no more than these, but always one side.
         multiple_of: padded lengths are rounded up to a multiple of this (8 suits a GPU).
+
+    Returns:
+        For each chunk the numbers of its sides, and the length that they are padded to.
     """
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
     padded = [-(-len(token_ids[i]) // multiple_of) * multiple_of for i in order]
-    chunks, start = [], 0
+    planned, start = [], 0
     for size in _cut_sorted(padded, max_sides, max_tokens):
-        chunks.append(_pad_chunk(order[start : start + size], token_ids, pad_id, padded[start]))
+        planned.append((order[start : start + size], padded[start]))
         start += size
-    return chunks
+    return planned
+
+
+def pad_chunk(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pad_id: int) -> Chunk:
+    """The chunk of some sides, padded to `length` with `pad_id`."""
+    input_ids = np.full((len(taken), length), pad_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, side in enumerate(taken):
+        ids = token_ids[side]
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -196,16 +226,6 @@ def split_step(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[n
         micro_steps[-1].append(int(row))
         held += tokens
     return [np.array(rows) for rows in micro_steps if rows]
-
-
-def _pad_chunk(taken: list[int], token_ids: Sequence[np.ndarray], pad_id: int, length: int) -> Chunk:
-    input_ids = np.full((len(taken), length), pad_id, dtype=np.int64)
-    attention_mask = np.zeros_like(input_ids)
-    for row, side in enumerate(taken):
-        ids = token_ids[side]
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-    return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
 
 
 def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int) -> list[int]:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.batching import Examples, TokenCount, make_chunks
+from prefcls_lib.batching import Examples, TokenCount, pad_chunk, plan_chunks, to_device
 from prefcls_lib.checkpoint import SavedModel
 from prefcls_lib.distributed import sum_embeddings
 from prefcls_lib.environment import make_accelerator
@@ -56,10 +56,8 @@ def predict_from_embeddings(
     with torch.inference_mode():
         for start in range(0, len(examples), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            sides = torch.as_tensor(examples.sides[rows].copy(), device=accelerator.device)
-            x = None
-            if examples.features is not None:
-                x = torch.as_tensor(examples.features[rows], device=accelerator.device)
+            sides = to_device(examples.sides[rows].copy(), accelerator.device)
+            x = None if examples.features is None else to_device(examples.features[rows], accelerator.device)
             logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
             probs[rows] = torch.softmax(logits.cpu().double(), dim=1).numpy()
     return probs
@@ -70,24 +68,23 @@ def embed_unique_sides(
 ) -> tuple[torch.Tensor, TokenCount]:
     """Embeddings (U, H) fp32 of every side that the rows use (others stay zero), and the tokens.
 
-    Several processes share the chunks; all of them must call this, and each gets all embeddings.
+    A chunk is padded while the GPU computes the one before it. Several processes share the chunks; all of them must
+    call this, and each gets all embeddings.
     """
     used = np.unique(examples.sides)
     token_ids = [examples.token_ids[i] for i in used]
-    chunks = make_chunks(
-        token_ids, pad_id, PREDICT_SIDES, PREDICT_TOKENS, 8 if accelerator.device.type == "cuda" else 1
-    )
+    device = accelerator.device
+    planned = plan_chunks(token_ids, PREDICT_SIDES, PREDICT_TOKENS, 8 if device.type == "cuda" else 1)
     width = model.encoder.config.hidden_size
-    embeddings = torch.zeros((len(examples.token_ids), width), device=accelerator.device)
+    embeddings = torch.zeros((len(examples.token_ids), width), device=device)
     shown = bool(label) and accelerator.is_main_process
     model.eval()
     with torch.inference_mode(), progress_bar(len(used), label, "side", shown) as progress:
-        for chunk in chunks[accelerator.process_index :: accelerator.num_processes]:
-            chunk = chunk.to(accelerator.device)
+        for taken, length in planned[accelerator.process_index :: accelerator.num_processes]:
+            chunk = pad_chunk(taken, length, token_ids, pad_id).to(device)
             with accelerator.autocast():
                 embedded = model.embed(chunk)
-            places = torch.as_tensor(used, device=accelerator.device)[chunk.indices]
-            embeddings[places] = embedded
-            progress.update(len(places) * accelerator.num_processes)
-    computed = sum(chunk.tokens_computed for chunk in chunks)
+            embeddings[to_device(used[taken], device)] = embedded
+            progress.update(len(taken) * accelerator.num_processes)
+    computed = sum(len(taken) * length for taken, length in planned)
     return sum_embeddings(embeddings, accelerator), TokenCount(sum(map(len, token_ids)), computed)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.batching import Examples, TokenCount, make_chunks, split_step
+from prefcls_lib.batching import Examples, TokenCount, make_chunks, split_step, to_device
 from prefcls_lib.config import RunConfig
 from prefcls_lib.files import UserError
 from prefcls_lib.model import PreferenceModel
@@ -84,10 +84,10 @@ def train_step_in_memory(
 def training_loss(logits: torch.Tensor, train: Examples, rows: np.ndarray, label_smoothing: float) -> torch.Tensor:
     """Cross-entropy of `logits` (B, 3) of some rows against their targets, else labels; weighted, summed."""
     wanted = train.labels if train.targets is None else train.targets
-    wanted = torch.as_tensor(wanted[rows], device=logits.device)
+    wanted = to_device(wanted[rows], logits.device)
     losses = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=label_smoothing, reduction="none")
     if train.weights is not None:
-        losses = losses * torch.as_tensor(train.weights[rows], device=logits.device)
+        losses = losses * to_device(train.weights[rows], logits.device)
     return losses.sum()
 
 
@@ -100,8 +100,8 @@ def head_logits(
     places: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (B, 3) and labels (B,) of `rows`; `places` (B, 1 or 2): their sides in `embeddings`, else `.sides`."""
-    sides = torch.as_tensor(examples.sides[rows] if places is None else places, device=device)
-    x = None if examples.features is None else torch.as_tensor(examples.features[rows], device=device)
+    sides = to_device(examples.sides[rows] if places is None else places, device)
+    x = None if examples.features is None else to_device(examples.features[rows], device)
     u, *v = (embeddings[side] for side in sides.T)
     logits = model(u, v[0] if v else None, x)
-    return logits, torch.as_tensor(examples.labels[rows], device=device)
+    return logits, to_device(examples.labels[rows], device)
