@@ -91,7 +91,7 @@ from IPython.display import Code, display
 from prefcls_lib import baselines, data, doctor, metrics, model, pipeline
 from prefcls_lib import plots, runs, submission, tokenization
 
-doctor.first_look(config.init_from or config.backbone)
+doctor.first_look(config.init_from or config.backbone, max_length=config.max_length)
 
 # %% [markdown]
 # ## 3. Everything that can go wrong, first
@@ -294,4 +294,7 @@ submission.check_submission(job.folder / "submission.csv", list(job.test_rows["i
 # - The original study reached 1.0458 with this backbone (unsmoothed, from its logs; it published 1.0597, which is its
 #   smoothed training loss). Others report 1.0338 at 512 tokens. See `report/` for ours.
 # - More folds: `folds = [0, 1, 2, 3, 4]` averages five models.
-# - Larger: DeBERTa-v3-large in the same Siamese form is the best published encoder on this data, 0.988 to 1.0.
+# - Larger: DeBERTa-v3-large in the same Siamese form is the best published encoder on this data, 0.988 to 1.0. Set
+#   `backbone = "microsoft/deberta-v3-large"`, and `max_length = 768`, since its positions are relative. On one T4 an epoch of it
+#   is projected to take more than an hour.
+# - Both answers in one sequence: `architecture = "cross"`. From a reward model: `init_from`. Both stand in the README.

@@ -91,7 +91,7 @@ from IPython.display import Code, display
 from prefcls_lib import baselines, data, doctor, metrics, model, pipeline
 from prefcls_lib import plots, runs, submission, tokenization
 
-doctor.first_look(config.init_from or config.backbone)
+doctor.first_look(config.init_from or config.backbone, max_length=config.max_length)
 
 # %% [markdown]
 # ## 3. Everything that can go wrong, first

@@ -103,13 +103,13 @@ def format_checks(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def first_look(backbone: str | None = None, out: str | Path = "."):
+def first_look(backbone: str | None = None, out: str | Path = ".", max_length: int | None = None):
     """The notebooks' first cell with the library: the checks as a table; a bad one stops the notebook.
 
     Raises:
         UserError: what is bad, with the way out.
     """
-    checks = examine(backbone, out)
+    checks = examine(backbone, out, max_length)
     bad = [check for check in checks if check.state == "bad"]
     if bad:
         raise UserError("this machine cannot do the job as it is:\n" + format_checks(bad))

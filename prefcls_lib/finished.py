@@ -115,7 +115,8 @@ def read_run(path: Path) -> Run:
     if len(oof) != result["valid_rows"] or oof[ID].duplicated().any():
         raise UserError(f"{path / 'oof.csv'}: {len(oof)} rows, result.json says {result['valid_rows']}. Copy it again.")
     oof = oof.set_index(ID).assign(group=valid.set_index(ID)["group"])
-    known = {name: value for name, value in settings.items() if name in names}
+    # a run that is older than a setting did what the setting's default does
+    known = RunConfig().to_dict() | {name: value for name, value in settings.items() if name in names}
     history, submission = tables["history.csv"], tables["submission.csv"].set_index(ID)
     return Run(path.resolve().name, path, known, result, oof, history, submission)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from prefcls_lib import data, metrics, plots, specification
 from prefcls_lib.files import UserError, read_json, write_text
-from prefcls_lib.finished import Found, find_runs
+from prefcls_lib.finished import Found, find_runs, format_verdict
 from prefcls_lib.page import (
     draw_svg,
     embed_figure,
@@ -80,6 +80,8 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "log": _read_section(SOURCES / "log.md"),
         "benchmark": _read_section(SOURCES / "benchmark" / "benchmark.md"),
         "t4_plan": _read_section(SOURCES / "t4_plan.md"),
+        **{name: _read_measurement(name) for name in ("orders", "sorting", "encoding")},
+        "compared": lambda values: format_verdict(metrics.Comparison(**values), "one order"),
         "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
         "drawing": lambda name, caption: embed_figure((FIGURES / f"{name}.svg").read_bytes(), caption, "drawing"),
@@ -98,6 +100,12 @@ def _read_section(path: Path) -> str:
     """A Markdown file without its title, headings one level down; empty where there is none."""
     lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
     return "\n".join(f"#{line}" if line.startswith("##") else line for line in lines)
+
+
+def _read_measurement(name: str) -> dict | None:
+    """What report/<name>.py wrote, or None where it was not run."""
+    path = SOURCES / f"{name}.json"
+    return read_json(path) if path.is_file() else None
 
 
 def _published_values(found: Found) -> dict:

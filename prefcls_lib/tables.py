@@ -24,7 +24,7 @@ def describe_run(run: Run) -> str:
     s = run.settings
     parts = [
         f"backbone {escape_text(Path(str(s['backbone'])).name)}",
-        f"{s.get('head', '?')} head",
+        "cross-encoder" if s.get("architecture") == "cross" else f"{s.get('head', '?')} head",
         "structure features" if s.get("structure_features") else "no structure features",
         f"{s.get('max_length', '?')} tokens",
     ]
@@ -117,6 +117,8 @@ class Group:
             for other in self.networks[place + 1 :]:
                 keys = set(one.settings) | set(other.settings)
                 differ = [k for k in sorted(keys - set(PLACES)) if one.settings.get(k) != other.settings.get(k)]
+                if "architecture" in differ and "max_length" in differ:  # of one answer, or of both
+                    differ.remove("max_length")
                 if len(differ) == 1 and (c := compare_runs(one, other)):
                     values = " against ".join(escape_text(str(run.settings.get(differ[0]))) for run in (one, other))
                     what = f"{escape_text(one.name)}: {differ[0]} {values}"

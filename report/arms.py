@@ -27,7 +27,7 @@ from prefcls_lib.tokenization import encode_rows
 from prefcls_lib.train import fit
 
 CONFIGS = Path(__file__).parent / "backbones"  # config.json of each backbone
-LIMIT_SIDES, LIMIT_LENGTH = 16, 256  # the chunk of the limit
+LIMIT_TOKENS, LIMIT_LENGTH = 4096, 256  # the chunk of the limit; "limit-long" has sides of max_length
 PAIRS = {"original": 8, "trainer": 32, "st": 32, "ours": 128}  # pairs a repeat; padded arms need few for a steady pace
 
 
@@ -101,6 +101,15 @@ class Bench:
     def tokens(self, pairs: int) -> int:
         """Real tokens of the first pairs."""
         return int(self.train.lengths[:pairs].sum())
+
+
+def measure_peak(bench: Bench, size: int = 4096, repeats: int = 8) -> float:
+    """Operations a second of this device in the largest matrix products it is good at, in the bench's precision."""
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[bench.precision]
+    size = size if bench.device.type == "cuda" else size // 2
+    a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
+    a @ b
+    return max(2 * size**3 / timed(bench.device, lambda: a @ b) for _ in range(repeats))
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
@@ -222,12 +231,13 @@ def train_ours(bench: Bench) -> tuple[int, int, float]:
     return len(bench.train), result.tokens.real, result.step_seconds
 
 
-def train_limit(bench: Bench, fused: bool = False) -> tuple[int, int, float]:
+def train_limit(bench: Bench, long: bool = False, fused: bool = False) -> tuple[int, int, float]:
     """Forward and backward of the bare encoder on full chunks -> 0, tokens, seconds."""
     encoder = bench.encoder(dropout=0.0)
     if fused:
         use_fused_attention(encoder)
-    ids = torch.randint(1000, 20_000, (LIMIT_SIDES, LIMIT_LENGTH), device=bench.device)
+    length = bench.max_length if long else LIMIT_LENGTH
+    ids = torch.randint(1000, 20_000, (LIMIT_TOKENS // length, length), device=bench.device)
     mask = torch.ones_like(ids)
 
     autocast = bench.accelerator.autocast
@@ -273,10 +283,11 @@ def predict_ours(bench: Bench) -> tuple[int, int, float]:
     return len(bench.train), bench.tokens(len(bench.train)), timed(bench.device, work)
 
 
-def predict_limit(bench: Bench) -> tuple[int, int, float]:
+def predict_limit(bench: Bench, long: bool = False) -> tuple[int, int, float]:
     """The bare encoder on full chunks."""
     encoder = bench.encoder(dropout=0.0).eval()
-    ids = torch.randint(1000, 20_000, (PREDICT_TOKENS // LIMIT_LENGTH, LIMIT_LENGTH), device=bench.device)
+    length = bench.max_length if long else LIMIT_LENGTH
+    ids = torch.randint(1000, 20_000, (PREDICT_TOKENS // length, length), device=bench.device)
 
     autocast = bench.accelerator.autocast
 
@@ -289,8 +300,9 @@ def predict_limit(bench: Bench) -> tuple[int, int, float]:
 
 
 TRAIN = {"original": train_original, "trainer": train_trainer, "st": train_st, "ours": train_ours, "limit": train_limit}
-TRAIN["fused"] = partial(train_limit, fused=True)
+TRAIN |= {"limit-long": partial(train_limit, long=True), "fused": partial(train_limit, long=True, fused=True)}
 PREDICT = {"original": predict_original, "st": predict_st, "ours": predict_ours, "limit": predict_limit}
+PREDICT["limit-long"] = partial(predict_limit, long=True)
 
 
 def _embed(model: PreferenceModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

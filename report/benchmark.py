@@ -9,11 +9,13 @@ Arms of training (pairs that go through forward, backward and AdamW in a second)
     trainer    Hugging Face Trainer: the same model, both sides in one pass, dynamic padding, our precision and dropout
     st         sentence-transformers with SoftmaxLoss as its users run it (by request: pip install datasets too)
     ours       `train.fit`
-    limit      the bare encoder, forward and backward, on full chunks of equal length: what no loop can pass
-    fused      the limit with DeBERTa's attention on the fused path (disentangled.py; by request, DeBERTa only)
+    limit      the bare encoder, forward and backward, on full chunks of 256 tokens a side: what no loop can pass
+    limit-long the same with sides of the full length, whose attention costs more; real sides are of both kinds
+    fused      limit-long with DeBERTa's attention on the fused path (disentangled.py; by request, DeBERTa only)
 
-and of prediction: original, st (its `encode`), ours (`predict_proba`, both orders of A and B), limit. Models other than
-minilm are the exact architectures with random weights, fed with MiniLM's token ids.
+and of prediction: original, st (its `encode`), ours (`predict_proba`, both orders of A and B), limit, limit-long.
+Models other than minilm are the exact architectures with random weights, fed with MiniLM's ids. `peak_share` is the
+encoder's counted operations (`machine.flop_per_token`) as a share of what the device reaches in large matrix products.
 """
 
 import argparse
@@ -23,15 +25,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from arms import PREDICT, TRAIN, Bench
+from arms import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 from matplotlib.figure import Figure
 
 from prefcls_lib.batching import TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.environment import choose_precision, machine_name, process_state, versions
 from prefcls_lib.files import write_json, write_text, write_whole
+from prefcls_lib.machine import flop_per_token
 from prefcls_lib.predict import PREDICT_SIDES, PREDICT_TOKENS
 
 OUT = Path(__file__).parent / "benchmark"
+DEFAULT_ARMS = ["original", "trainer", "ours", "limit", "limit-long"]
 
 
 class Memory:
@@ -98,12 +102,25 @@ def token_shares(bench: Bench, max_tokens: int, multiple_of: int) -> dict[str, f
     return {kind: count.useful_share for kind, count in counts.items()}
 
 
+def add_peak_share(lines: list[dict], bench: Bench) -> None:
+    """Operations that reached a result, of useful tokens alone, as a share of the device's measured peak."""
+    peak, lengths = measure_peak(bench), bench.train.lengths
+    mean = float((lengths**2).sum() / lengths.sum())  # the side that an average token is in
+    for line in lines:
+        length = {"limit": LIMIT_LENGTH, "limit-long": bench.max_length, "fused": bench.max_length}.get(
+            line["arm"], mean
+        )
+        passes = 3 if line["kind"] == "train" else 1  # a backward pass is two
+        flop = passes * flop_per_token(bench.encoder(dropout=0.0).config, length)
+        line["peak_share"] = line["useful_tokens_per_second"] * flop / peak
+
+
 def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
     """The goals that these measurements can judge: what, goal, found, met."""
     speed = {(line["kind"], line["arm"]): line for line in lines}
 
-    def ratio(kind: str, arm: str, unit: str) -> float | None:
-        ours, other = speed.get((kind, "ours")), speed.get((kind, arm))
+    def ratio(kind: str, arm: str, unit: str, ours: str = "ours") -> float | None:
+        ours, other = speed.get((kind, ours)), speed.get((kind, arm))
         return ours[unit] / other[unit] if ours and other else None
 
     pairs, tokens = "pairs_per_second", "useful_tokens_per_second"
@@ -115,6 +132,8 @@ def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
         ("training pairs/s, ours : Hugging Face Trainer", 1.6, ratio("train", "trainer", pairs)),
         ("training pairs/s, ours : sentence-transformers", 5.0, ratio("train", "st", pairs)),
         ("training useful tokens/s, ours : the limit", 1.0, ratio("train", "limit", tokens)),
+        ("training useful tokens/s, ours : the limit at full length", 1.0, ratio("train", "limit-long", tokens)),
+        ("training tokens/s, fused attention : eager", 1.5, ratio("train", "limit-long", tokens, "fused")),
         ("prediction useful tokens/s, ours : sentence-transformers' encode", 1.1, ratio("predict", "st", tokens)),
     ]
     return [{"goal": name, "wanted": wanted, "found": found, "met": found is not None and found >= wanted}
@@ -143,7 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["minilm"], help="minilm, or names in report/backbones/")
     parser.add_argument("--lengths", nargs="+", type=int, default=[512])
-    parser.add_argument("--arms", nargs="+", choices=TRAIN, default=["original", "trainer", "ours", "limit"])
+    parser.add_argument(
+        "--arms", nargs="+", choices=TRAIN, default=["original", "trainer", "ours", "limit", "limit-long"]
+    )
     parser.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", help="training CSV", default="sample")
@@ -162,6 +183,7 @@ def main() -> None:
                     chosen.pop("st", None)  # it would need weights and a tokenizer on disk
                 found += [{"model": model, "max_length": length, "precision": precision, "kind": kind, **line}
                           for line in measure(bench, chosen, arguments.repeats)]  # fmt: skip
+            add_peak_share(found, bench)
             lines += found
             multiple_of = 8 if bench.device.type == "cuda" else 1
             shares = token_shares(bench, 8192, multiple_of)
@@ -188,7 +210,7 @@ def write_table(result: dict) -> str:
     parts = [
         "# Speed",
         f"On: {versions_line}. Medians over repeats, real rows, {result['side_tokens']:.0f} tokens a side on average.",
-        _block(speed, "{:,.1f}"),
+        _block(speed.round({"peak_share": 3}), "{:,.2f}"),
         "## Goals",
         _block(goals, "{:.3f}"),
     ]
