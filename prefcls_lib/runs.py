@@ -79,8 +79,9 @@ class RunFolder:
         found = read_json(self / "config.json")
         if not isinstance(found, dict) or set(found) != set(wanted):
             raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
-        for name in found["settings"].keys() | wanted["settings"].keys():
-            before, now = found["settings"].get(name), wanted["settings"].get(name)
+        earlier = RunConfig().to_dict() | found["settings"]  # older than a setting: it did what the default does
+        for name in earlier.keys() | wanted["settings"].keys():
+            before, now = earlier.get(name), wanted["settings"].get(name)
             if name not in _FREE and before != now:
                 raise UserError(
                     f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
