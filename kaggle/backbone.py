@@ -5,10 +5,11 @@ import tempfile
 from pathlib import Path
 
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefcls_lib.backbones import find_backbone, load_backbone, load_encoder
+from prefcls_lib.backbones import find_backbone, load_backbone, load_encoder, load_pretrained
 from prefcls_lib.files import UserError
+from prefcls_lib.reward import is_reward_model
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIN_LENGTH = 16  # tokens: any backbone takes as many; its real limit is checked when it is used
@@ -42,20 +43,24 @@ def is_lfs_pointer(file: Path) -> bool:
 def prepare_backbone(name: str, source: Path, target: Path) -> None:
     """Write the backbone in `source` to the new folder `target`, checked.
 
-    Safetensors are copied byte for byte, other weights are rewritten as safetensors. The tokenizer is written anew
-    by this transformers, without the truncation and padding that some carry, and must still give the same ids.
+    Safetensors are copied byte for byte, other weights are rewritten as safetensors (a reward model's with the layers
+    that score). The tokenizer is written anew by this transformers, without the truncation and padding that some carry,
+    and must still give the same ids.
 
     Raises:
         UserError: weights or tokenizer are broken, or do not belong to the configuration.
     """
     backbone = load_backbone(str(source), MIN_LENGTH)
-    encoder = load_encoder(source, dropout=0.0)
+    if is_reward_model(backbone.config):
+        model = load_pretrained(AutoModelForSequenceClassification, source, dropout=0.0)
+    else:
+        model = load_encoder(source, dropout=0.0)
     target.mkdir(parents=True)
     weights = [p for p in sorted(source.iterdir()) if p.name.startswith("model") and ".safetensors" in p.name]
     for file in (source / "config.json", *weights):
         shutil.copyfile(file, target / file.name)
     if not weights:
-        state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, target / "model.safetensors", metadata={"format": "pt"})  # transformers 5.0 renames some
         load_encoder(target, dropout=0.0)
     tokenizer = backbone.tokenizer.tokenizer

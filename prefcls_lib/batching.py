@@ -112,11 +112,13 @@ class Chunk:
         indices: (S,) which sides these are, numbered as the caller numbered them.
         input_ids: (S, T) int64.
         attention_mask: (S, T) int64, 1 on real tokens.
+        has_padding: whether there is a 0 in it; known here, so that no GPU has to be asked.
     """
 
     indices: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
+    has_padding: bool = True
 
     @property
     def tokens_computed(self) -> int:
@@ -125,7 +127,8 @@ class Chunk:
 
     def to(self, device: torch.device) -> "Chunk":
         """The same chunk on `device`."""
-        return Chunk(*(to_device(tensor, device) for tensor in vars(self).values()))
+        tensors = (self.indices, self.input_ids, self.attention_mask)
+        return Chunk(*(to_device(tensor, device) for tensor in tensors), self.has_padding)
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -182,7 +185,8 @@ def pad_chunk(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pa
         ids = token_ids[side]
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
-    return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+    has_padding = not attention_mask.all()
+    return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask), has_padding)
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -32,6 +32,7 @@ from prefcls_lib.features import SIGNS
 from prefcls_lib.schema import NUM_CLASSES, SWAP
 
 HEAD_WIDTH = 256
+PLAIN_ATTENTION = ("bert", "roberta", "xlm-roberta", "electra")  # each position sees every real one, and nothing else
 
 
 class PreferenceHead(nn.Module):
@@ -118,10 +119,19 @@ class PreferenceModel(nn.Module):
 
     def embed(self, chunk: Chunk) -> Tensor:
         """Embeddings (S, H) fp32 of the sides of a chunk; padding changes nothing."""
-        hidden = self.encoder(input_ids=chunk.input_ids, attention_mask=chunk.attention_mask).last_hidden_state
+        hidden = self.encoder(input_ids=chunk.input_ids, attention_mask=self._encoder_mask(chunk)).last_hidden_state
         if self.pooler is not None:
             return self.pooler(hidden)
         return pool(hidden, chunk.attention_mask, self.pooling)
+
+    def _encoder_mask(self, chunk: Chunk) -> Tensor | None:
+        """The mask as the encoder takes it without asking the GPU, and waiting for it, whether there is padding."""
+        if not chunk.has_padding:
+            return None
+        config = self.encoder.config
+        if config._attn_implementation == "sdpa" and config.model_type in PLAIN_ATTENTION:
+            return chunk.attention_mask[:, None, None, :].bool()  # (S, 1, 1, T): used as it is
+        return chunk.attention_mask
 
     def embed_sides(self, chunks: list[Chunk]) -> Tensor:
         """Embeddings (S, H) of all sides of the chunks, in the order of their numbers 0 .. S-1."""

@@ -40,6 +40,11 @@ class RewardPooler(nn.Module):
             return ACT2FN[self.activation](self.dense(hidden[:, 0].float()))
 
 
+def is_reward_model(config: PretrainedConfig) -> bool:
+    """Whether a configuration is that of a checkpoint to start from."""
+    return config.model_type in LAYERS and config.num_labels == 1
+
+
 def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, RewardPooler, nn.Linear]:
     """Encoder, pooler and score (H -> 1, without bias, which no difference of scores has) of a reward model's folder.
 

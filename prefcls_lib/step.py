@@ -41,9 +41,8 @@ def train_step(
     for rows in split_step(mine, lengths, max_tokens):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
-        chunks = [
-            chunk.to(device) for chunk in make_chunks(token_ids, pad_id, multiple_of=8 if device.type == "cuda" else 1)
-        ]
+        multiple_of = 8 if device.type == "cuda" else 1
+        chunks = [chunk.to(device) for chunk in make_chunks(token_ids, pad_id, multiple_of=multiple_of)]
         with accelerator.autocast():
             embeddings = model.embed_sides(chunks)
         logits, labels = head_logits(model, train, rows, embeddings, device, places.reshape(len(rows), -1))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from prefcls_lib.files import UserError
+from prefcls_lib.reward import load_reward_model
 from prefcls_lib.tokenization import SideTokenizer
 
 
@@ -136,6 +137,18 @@ def break_weights(folder: Path) -> None:
 def point_to_lfs(folder: Path) -> None:
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
     (folder / "model.safetensors").write_text(text)
+
+
+def test_pickled_reward_model_keeps_what_scores(tmp_path, reward_folders):
+    """Rewritten as safetensors it is still one to start from, weight for weight."""
+    source = shutil.copytree(reward_folders["deberta-v2"], tmp_path / "source")
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    backbone.prepare_backbone("reward", source, tmp_path / "out")
+    before, after = (load_reward_model(folder, 0.0) for folder in (reward_folders["deberta-v2"], tmp_path / "out"))
+    for one, other in zip(before, after, strict=True):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name])
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,23 @@ def test_autocast_reaches_the_encoder(tiny, examples_of):
     assert 0 < np.abs(fp32 - bf16).max() < 0.05
 
 
+def test_encoder_need_not_ask_whether_there_is_padding(kind, backbone_folders, examples_of):
+    """Without padding it gets no mask; with padding one that is used as it is, but for DeBERTa's own attention."""
+    model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
+    masks = []
+    model.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    shortest, longest = examples.token_ids[0], examples.token_ids[-1]
+    with torch.inference_mode():
+        for sides in ([longest], [longest, longest], [shortest, longest]):
+            model.embed(make_chunks(sides, pad_id_of(model))[0])
+    assert masks[0] is None
+    assert masks[1] is None
+    assert masks[2].shape == ((2, len(longest)) if kind == "deberta-v2" else (2, 1, 1, len(longest)))
+    assert masks[2].sum() == len(shortest) + len(longest)
+
+
 def test_token_types_are_never_passed(kind, backbone_folders, examples_of):
     """The encoder gets ids and mask alone, which for ELECTRA and BERT means token type zero everywhere."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
