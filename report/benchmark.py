@@ -221,9 +221,9 @@ def write_table(result: dict) -> str:
     ]
     if not torch.cuda.is_available():
         parts.append(
-            "Not measured, since there was no GPU: tokens a second and peak share of the three architectures on CUDA, and "
-            "whether the fused attention is 1.5 times DeBERTa's own there (`--models deberta-v3-xsmall roberta-base "
-            "electra-large-discriminator --arms ours limit-long fused`)."
+            "Not measured, since there was no GPU: tokens a second and peak share of the three architectures on CUDA, "
+            "and whether the fused attention is 1.5 times DeBERTa's own there (`--models deberta-v3-xsmall "
+            "roberta-base electra-large-discriminator --arms ours limit-long fused`)."
         )
     return "\n\n".join(parts) + "\n"
 
