@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, MORE_KINDS
+from conftest import KINDS, MORE_KINDS, run_arguments
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
 
-from prefcls_lib import doctor, environment, machine, optim, train
+from prefcls_lib import cli, doctor, environment, machine, optim, train
 from prefcls_lib.backbones import HUB_NAMES, choose_recipe, load_backbone, load_encoder
 from prefcls_lib.batching import Examples, make_chunks
 from prefcls_lib.checkpoint import build_model, load_model, save_model
@@ -28,6 +28,17 @@ T4 = 15 * 2**30
 @pytest.fixture(scope="session")
 def folders(backbone_folders, more_backbone_folders) -> dict[str, Path]:
     return {**backbone_folders, **more_backbone_folders}
+
+
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_runs_through_the_command_line(kind, folders, home, tmp_path):
+    """From rows to a checked submission."""
+    arguments = run_arguments(home, tmp_path / "run", f"backbone={folders[kind]}", "folds=[0]")
+    assert cli.main(arguments) == 0
+    assert read_json(tmp_path / "run" / "result.json")["backbone"] == str(folders[kind])
+    assert (
+        cli.main(["check-submission", str(tmp_path / "run" / "submission.csv"), "--test", str(home / "test.csv")]) == 0
+    )
 
 
 @pytest.fixture(params=MORE_KINDS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from conftest import KINDS
+from conftest import KINDS, make_row
 
 from prefcls_lib.config import RunConfig
 
@@ -114,10 +114,13 @@ def test_runs_through_papermill(name, kind, backbone_folders, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["architecture", "init_from"])
-def test_other_ways_run_through_the_same_cells(setting, tiny, reward_folders, tmp_path):
-    """The cross-encoder, and a start from a reward model: a parameter each, nothing else."""
+def test_other_ways_run_through_the_same_cells(setting, tiny, reward_folders, write_csv, tmp_path):
+    """The cross-encoder, and a start from a reward model, with soft labels on extra rows: parameters, nothing else."""
     out, value = tmp_path / "run", {"architecture": "cross", "init_from": reward_folders["deberta-v2"]}[setting]
+    soft = {"soft_model_a": 0.5, "soft_model_b": 0.2, "soft_tie": 0.3, "weight": 0.5}
+    extra = write_csv("extra.csv", [make_row(number, 0, **soft) for number in range(3)])
     parameters = ["-p", "backbone", tiny, "-p", "out", out, "-p", "max_length", "32", "-p", setting, value]
+    parameters += ["-p", "extra_train", extra]
     done = run_papermill(NAMES[0], tmp_path, *parameters, "-p", "max_train_rows", "120", "-p", "folds", "[0]")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((out / "config.json").read_text())["settings"][setting] == str(value)
