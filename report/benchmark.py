@@ -32,6 +32,7 @@ from prefcls_lib.batching import TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.environment import choose_precision, machine_name, process_state, versions
 from prefcls_lib.files import write_json, write_text, write_whole
 from prefcls_lib.machine import flop_per_token
+from prefcls_lib.page import markdown_table
 from prefcls_lib.predict import PREDICT_SIDES, PREDICT_TOKENS
 
 OUT = Path(__file__).parent / "benchmark"
@@ -206,17 +207,31 @@ def main() -> None:
 
 def write_table(result: dict) -> str:
     """The result as Markdown."""
-    speed, goals = (pd.DataFrame(result[name]) for name in ("lines", "goals"))
-    if len(goals):
-        goals["met"] = goals["met"].map({True: "yes", False: "NO"})
+    speed = [
+        [f"{line['model']}, {line['max_length']}, {line['precision']}", line["kind"], line["arm"],
+         f"{line['pairs_per_second']:.2f}" if line["pairs_per_second"] else "",
+         f"{line['useful_tokens_per_second']:,.0f}", f"{line['slowest']:,.0f} to {line['quickest']:,.0f}",
+         f"{line['peak_gib']:.2f}", f"{line['peak_share']:.2f}"]
+        for line in result["lines"]
+    ]  # fmt: skip
+    goals = [
+        [f"{goal['model']}, {goal['max_length']}", goal["goal"], f"{goal['wanted']:g}", f"{goal['found']:.3f}",
+         "yes" if goal["met"] else "**no**"]
+        for goal in result["goals"]
+    ]  # fmt: skip
+    header = ("model, tokens, precision", "kind", "arm", "pairs/s", "useful tokens/s", "slowest to quickest",
+              "GiB more", "peak share")  # fmt: skip
     versions_line = ", ".join(f"{name} {result['versions'][name]}" for name in ("machine", "torch", "transformers"))
     parts = [
         "# Speed",
-        f"On: {versions_line}. Medians over repeats, real rows, {result['side_tokens']:.0f} tokens a side on average.",
-        _block(speed.round({"peak_share": 3}), "{:,.2f}"),
+        f"On: {versions_line}. Medians over repeats, real rows, {result['side_tokens']:.0f} tokens a side on average. "
+        "The arms are those of report/benchmark.py, of which original and st compute in fp32 whatever the precision. "
+        "“Peak share” is what the useful tokens cost in counted operations, as a share of what the device reaches in "
+        "large matrix products.",
+        markdown_table(header, speed, (0, 1, 2)),
         "## Goals",
-        _block(goals, "{:.3f}")
-        if len(goals)
+        markdown_table(("model, tokens", "goal", "wanted", "found", "met"), goals, (0, 1, 4))
+        if goals
         else f"They are set at {GOAL_LENGTH} tokens a side, which was not measured.",
     ]
     if not torch.cuda.is_available():
@@ -226,10 +241,6 @@ def write_table(result: dict) -> str:
             "roberta-base electra-large-discriminator --arms ours limit-long fused`)."
         )
     return "\n\n".join(parts) + "\n"
-
-
-def _block(table: pd.DataFrame, number: str) -> str:
-    return "```\n" + table.to_string(index=False, na_rep="", float_format=number.format) + "\n```"
 
 
 if __name__ == "__main__":
