@@ -194,10 +194,10 @@ def test_recipe_fills_only_what_is_open():
 
 @pytest.mark.parametrize("model_type", RECIPES)
 def test_every_recipe_completes_a_config(model_type):
-    """After the recipe nothing is None but the session's own settings, and every value of it is allowed."""
+    """After the recipe nothing is None but what may be left out, and every value of it is allowed."""
     settings = RunConfig().with_recipe(RECIPES[model_type]).to_dict()
     assert {name for name, value in settings.items() if value is None} == {
-        "time_budget_hours", "resume_from", "num_processes", "init_from"
+        "time_budget_hours", "resume_from", "num_processes", "init_from", "extra_train"
     }  # fmt: skip
 
 
