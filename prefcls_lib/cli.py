@@ -153,7 +153,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     from prefcls_lib.runs import RunFolder
     from prefcls_lib.submission import write_submission
 
-    rows = data.read_rows(locate_csv(arguments.test, "test"), labelled=False)
+    test = locate_csv(arguments.test, "test")
+    if Path(arguments.out).resolve() == test.resolve():
+        raise UserError(f"--out {arguments.out}: is the file of the test rows. Name another one for the submission.")
+    rows = data.read_rows(test, labelled=False)
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
     else:

@@ -69,6 +69,9 @@ def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Exa
     train, valid = everything.take(is_train), everything.take(~is_train)
     if job.extra_rows is not None:
         rows = job.extra_rows[~job.extra_rows["group"].isin(job.rows["group"][~is_train])]
+        left_out = len(job.extra_rows) - len(rows)
+        if process_state().is_main_process:
+            print(f"fold{fold}: {len(rows):,} extra rows; {left_out:,} share a prompt with validation rows", flush=True)
         features = scaler and scaler.transform(compute_features(rows))
         train = train.joined(_make_examples(job, rows, job.encode(rows), features))
     return train, valid, scaler
@@ -112,6 +115,10 @@ def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accele
         probs = softmax(np.stack([margins / 2, -margins / 2, 0 * margins], axis=1), axis=1)
         calibration = fit_blend(train.labels, [probs]).calibration
         model.head.skip.weight /= calibration.temperature
+        if accelerator.is_main_process:
+            print(
+                f"reward model: temperature {calibration.temperature:.3f} on {len(train):,} training rows", flush=True
+            )
         model.head.output.bias.copy_(torch.tensor([0.0, 0.0, calibration.tie_bias]))
 
 
@@ -158,6 +165,7 @@ def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session
         "fold": fold,
         "seed": attempt.seed,
         "valid_rows": len(rows),
+        "train_rows": len(train),
         "flip_rate": metrics.flip_rate(saved, swapped),
         "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
         "tokens": [fitted.tokens.real, fitted.tokens.computed],

@@ -33,6 +33,7 @@ from prefcls_lib.processes import (
     run_side_by_side,
     run_together,
 )
+from prefcls_lib.reward import check_reward_model
 from prefcls_lib.rungs import FAST_RUNGS, load_rung, predict_rows
 from prefcls_lib.runs import Member, RunFolder, members_of
 from prefcls_lib.schema import ID, NUM_CLASSES
@@ -49,6 +50,8 @@ def start(config: RunConfig) -> Job:
     """
     job = read_job(config)
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
+    if config.init_from is not None:
+        check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision)
     return claim_folder(replace(job, config=config.with_recipe(backbone.recipe(config.recipe)), backbone=backbone))
 

@@ -42,26 +42,41 @@ class RewardPooler(nn.Module):
 
 def is_reward_model(config: PretrainedConfig) -> bool:
     """Whether a configuration is that of a checkpoint to start from."""
-    return config.model_type in LAYERS and config.num_labels == 1
+    return config.model_type in LAYERS and config.num_labels == 1 and _is_classifier(config)
+
+
+def check_reward_model(path: Path, config: PretrainedConfig) -> None:
+    """Refuse what is no reward model.
+
+    Raises:
+        UserError: it is of a type whose score cannot be split off, no classifier, or one with several outputs.
+    """
+    if config.model_type not in LAYERS:
+        raise UserError(
+            f"setting init_from: {path} is of model type {config.model_type!r}; "
+            f"a reward model can be of {', '.join(LAYERS)}."
+        )
+    if not is_reward_model(config):
+        kind = ", ".join(config.architectures or ["no named architecture"])
+        outputs = f" with {config.num_labels} outputs" if _is_classifier(config) else ""
+        raise UserError(
+            f"setting init_from: {path} is {kind}{outputs}. A reward model is a sequence-classification checkpoint "
+            "with one output; to start from an encoder, name it as the backbone."
+        )
+
+
+def _is_classifier(config: PretrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, RewardPooler, nn.Linear]:
     """Encoder, pooler and score (H -> 1, without bias, which no difference of scores has) of a reward model's folder.
 
     Raises:
-        UserError: it has not one output, is of a type whose score cannot be split off, or its weights do not fit.
+        UserError: it is no reward model, or its weights do not fit.
     """
     config = AutoConfig.from_pretrained(path)
-    if config.model_type not in LAYERS:
-        raise UserError(
-            f"setting init_from: {path} is of model type {config.model_type!r}; "
-            f"a reward model can be of {', '.join(LAYERS)}."
-        )
-    if config.num_labels != 1:
-        raise UserError(
-            f"setting init_from: {path} has {config.num_labels} outputs. A reward model is a sequence-classification "
-            "checkpoint with one; to start from an encoder, name it as the backbone."
-        )
+    check_reward_model(path, config)
     model = load_pretrained(AutoModelForSequenceClassification, path, dropout)
     dense, last = (model.get_submodule(name) for name in LAYERS[config.model_type])
     pooler = RewardPooler(config.hidden_size, _activation(config))

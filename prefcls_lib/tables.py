@@ -23,10 +23,13 @@ def describe_run(run: Run) -> str:
         return f"{escape_text(run.name)}: the best baseline, chosen on other rows"
     s = run.settings
     parts = [
-        f"backbone {escape_text(Path(str(s['backbone'])).name)}",
+        f"reward model {escape_text(Path(s['init_from']).name)}"
+        if s.get("init_from")
+        else f"backbone {escape_text(Path(str(s['backbone'])).name)}",
         "cross-encoder" if s.get("architecture") == "cross" else f"{s.get('head', '?')} head",
         "structure features" if s.get("structure_features") else "no structure features",
         f"{s.get('max_length', '?')} tokens",
+        *(["extra rows"] if s.get("extra_train") else []),
     ]
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
@@ -154,7 +157,7 @@ def make_groups(found: Found) -> list[Group]:
 
 def backbone_of(run: Run, described: dict[str, dict]) -> str | None:
     """Which of the three backbones a run used: its folder, hub or Kaggle name has one of its names in it."""
-    parts = set(Path(str(run.settings["backbone"]).lower()).parts)
+    parts = set(Path(str(run.settings.get("init_from") or run.settings["backbone"]).lower()).parts)
     return next((name for name, one in described.items() if parts & set(one["names"])), None)
 
 

@@ -114,14 +114,25 @@ def test_saved_and_read_back(folder, sample_rows, tmp_path):
 
 
 def test_what_is_no_reward_model_is_refused(tiny, backbone_folders, reward_folders, tmp_path):
-    """An encoder, three outputs, and one without its last layer: one message each."""
-    with pytest.raises(UserError, match=r"has 2 outputs. A reward model is"):
+    """An encoder, two outputs, and one without its last layer: one message each."""
+    with pytest.raises(UserError, match=r"is BertModel\. A reward model is"):
         build_model(tiny, RunConfig(init_from=str(tiny)))
     broken = shutil.copytree(backbone_folders["bert"], tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text()) | {"id2label": {"0": "LABEL_0"}}
+    config["architectures"] = ["BertForSequenceClassification"]
+    (broken / "config.json").write_text(json.dumps(config | {"id2label": {"0": "no", "1": "yes"}}))
+    with pytest.raises(UserError, match=r"is BertForSequenceClassification with 2 outputs\. A reward model"):
+        build_model(broken, RunConfig(init_from=str(broken)))
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"missing or of another shape: .*classifier"):
         build_model(broken, RunConfig(init_from=str(broken)))
+
+
+def test_wrong_checkpoint_is_refused_before_the_folder_is_claimed(home, tmp_path, capsys):
+    """So that the same command with another one can follow."""
+    assert cli.main(run_arguments(home, tmp_path / "run", f"init_from={home / 'backbone'}")) == 2
+    assert "is BertModel. A reward model is" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_whole_run(home, reward_folders, tmp_path):

@@ -44,6 +44,14 @@ def predict(run: Path, test: Path, out: Path) -> Path:
     return out
 
 
+def test_predict_does_not_overwrite_its_test_rows(finished_run, home, tmp_path, capsys):
+    """The submission must go elsewhere; the rows are as they were."""
+    rows = Path(shutil.copy(home / "test.csv", tmp_path / "new.csv"))
+    assert cli.main(["predict", "--run", str(finished_run), "--test", str(rows), "--out", str(rows)]) == 2
+    assert "is the file of the test rows" in capsys.readouterr().err
+    assert rows.read_bytes() == (home / "test.csv").read_bytes()
+
+
 def test_run_leaves_its_files_and_nothing_half_written(finished_run):
     """All tables, both models; the foreign file is still there, and no temporary one is."""
     tree = read_tree(finished_run)

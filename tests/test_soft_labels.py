@@ -138,6 +138,7 @@ def test_whole_run_and_another_extra_file(files, tmp_path, capsys):
     copy.write_bytes(extra.read_bytes())
     arguments = run_arguments(home, out, f"extra_train={copy}", "folds=[0]")
     assert cli.main(arguments) == 0
+    assert "extra rows; " in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert set(result["data_sha256"]) == {"train", "test", "extra_train"}
     assert result["rows"] == 60
