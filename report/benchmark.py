@@ -109,12 +109,11 @@ def add_peak_share(lines: list[dict], bench: Bench) -> None:
     """Operations that reached a result, of useful tokens alone, as a share of the device's measured peak."""
     peak, lengths = measure_peak(bench), bench.train.lengths
     mean = float((lengths**2).sum() / lengths.sum())  # the side that an average token is in
+    length_of = {"limit": LIMIT_LENGTH, "limit-long": bench.max_length, "fused": bench.max_length}
+    config = bench.encoder(dropout=0.0).config
     for line in lines:
-        length = {"limit": LIMIT_LENGTH, "limit-long": bench.max_length, "fused": bench.max_length}.get(
-            line["arm"], mean
-        )
         passes = 3 if line["kind"] == "train" else 1  # a backward pass is two
-        flop = passes * flop_per_token(bench.encoder(dropout=0.0).config, length)
+        flop = passes * flop_per_token(config, length_of.get(line["arm"], mean))
         line["peak_share"] = line["useful_tokens_per_second"] * flop / peak
 
 
@@ -165,9 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["minilm"], help="minilm, or names in report/backbones/")
     parser.add_argument("--lengths", nargs="+", type=int, default=[512])
-    parser.add_argument(
-        "--arms", nargs="+", choices=TRAIN, default=["original", "trainer", "ours", "limit", "limit-long"]
-    )
+    parser.add_argument("--arms", nargs="+", choices=TRAIN, default=DEFAULT_ARMS)
     parser.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", help="training CSV", default="sample")

@@ -1,10 +1,12 @@
 """Backbones beside the study's three: ModernBERT, XLM-R, larger and multilingual DeBERTas; recipes, limits."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_train
 import torch
 from conftest import KINDS, MORE_KINDS, run_arguments
 from torch import nn
@@ -12,7 +14,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, Pretra
 
 from prefcls_lib import cli, doctor, environment, machine, optim, train
 from prefcls_lib.backbones import HUB_NAMES, choose_recipe, load_backbone, load_encoder
-from prefcls_lib.batching import Examples, make_chunks
+from prefcls_lib.batching import make_chunks
 from prefcls_lib.checkpoint import build_model, load_model, save_model
 from prefcls_lib.config import RunConfig
 from prefcls_lib.environment import make_accelerator, seed_everything
@@ -23,6 +25,7 @@ from prefcls_lib.tokenization import clean_text
 
 CONFIGS = {path.stem: read_json(path)["config"] for path in Path(__file__).parents[1].glob("report/backbones/*.json")}
 T4 = 15 * 2**30
+make_examples = partial(test_train.make_examples, longest=40)  # and sides beyond ModernBERT's local window
 
 
 @pytest.fixture(scope="session")
@@ -63,19 +66,6 @@ def make_model(folder: Path, config: RunConfig) -> PreferenceModel:
     model = build_model(folder, config)
     model.head.start_at_prior((0.3, 0.3, 0.4))
     return model
-
-
-def make_examples(num_rows: int, seed: int) -> Examples:
-    """Sides of random tokens; the side that holds token 50 wins, and where none does there is a tie."""
-    random = np.random.default_rng(seed)
-    token_ids, labels = [], random.integers(0, 3, num_rows)
-    for label in labels:
-        for side in range(2):
-            ids = random.integers(100, 300, random.integers(4, 40)).astype(np.int32)
-            if label == side:
-                ids[1::3] = 50
-            token_ids.append(ids)
-    return Examples(token_ids, np.arange(2 * num_rows).reshape(-1, 2), None, labels)
 
 
 def pad_id_of(model: PreferenceModel) -> int:
@@ -157,7 +147,14 @@ def test_gradient_checkpointing_changes_no_gradient(folder):
     for checkpointing in (False, True):
         config = make_config(folder, num_epochs=1, learning_rate=1e-3, gradient_checkpointing=checkpointing)
         model = make_model(folder, config)
-        train.fit(model, make_examples(32, 1), make_examples(9, 2), config, make_accelerator("no"), pad_id_of(model))
+        train.fit(
+            model,
+            make_examples(32, 1),
+            make_examples(9, 2),
+            config,
+            make_accelerator("no"),
+            pad_id_of(model),
+        )
         weights.append(model.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=1e-5, msg=name)

@@ -37,13 +37,13 @@ def make_model(folder, config: RunConfig, prior: tuple[float, float, float] = PR
     return model
 
 
-def make_examples(num_rows: int, seed: int = 0, with_features: bool = False) -> Examples:
-    """Sides of random tokens; the side that holds token 50 wins, and where none does there is a tie."""
+def make_examples(num_rows: int, seed: int = 0, with_features: bool = False, longest: int = 24) -> Examples:
+    """Sides of under `longest` random tokens; the one that holds token 50 wins, and where none does there is a tie."""
     random = np.random.default_rng(seed)
     token_ids, labels = [], random.integers(0, 3, num_rows)
     for label in labels:
         for side in range(2):
-            ids = random.integers(100, 300, random.integers(4, 24)).astype(np.int32)
+            ids = random.integers(100, 300, random.integers(4, longest)).astype(np.int32)
             if label == side:
                 ids[1::3] = 50
             token_ids.append(ids)
