@@ -16,7 +16,7 @@ from matplotlib.patches import PathPatch as Line
 from matplotlib.path import Path as Curve
 from matplotlib.text import Text
 
-from prefcls_lib.files import write_whole
+from prefcls_lib.runtime.files import write_whole
 
 Point = tuple[float, float]
 

@@ -1,8 +1,8 @@
 """The data's way through the library: the picture of `prefcls_lib/__init__.py`, one box a room."""
 
 from figs.draw import BLUE, GREY, WHITE, Canvas
-from prefcls_lib.features import FEATURE_NAMES
-from prefcls_lib.schema import NUM_CLASSES
+from prefcls_lib.data.features import FEATURE_NAMES
+from prefcls_lib.data.schema import NUM_CLASSES
 
 LEFT, MIDDLE, RIGHT = 2.75, 8.0, 13.45
 ROWS = (10.75, 9.0, 7.25, 5.5, 3.75, 2.0)
@@ -19,18 +19,18 @@ def draw() -> Canvas:
         return canvas.box(x, ROWS[row], 3.8, 1.05, name, note, color=color, bold=color != WHITE)
 
     files = room(LEFT, 0, "train.csv, test.csv", "or the shipped sample", WHITE)
-    data = room(LEFT, 1, "data", "turns, labels, folds")
+    data = room(LEFT, 1, "loading", "turns, labels, folds")
     tokenization = room(LEFT, 2, "tokenization", "within a token budget")
     features = room(LEFT, 3, "features", "shape of the answers")
     backbones = room(LEFT, 4, "backbones", "a name to weights", BLUE)
     batching = room(MIDDLE, 2, "batching", "length-sorted chunks")
-    model = room(MIDDLE, 3, "model", "encoder, head", BLUE)
-    train = room(MIDDLE, 4, "train, step", "best weights, history")
+    model = room(MIDDLE, 3, "network", "encoder, head", BLUE)
+    train = room(MIDDLE, 4, "loop, step", "best weights, history")
     predict = room(MIDDLE, 5, "predict", "each side once")
-    rungs = room(RIGHT, 1, "rungs", "plain models")
-    baselines = room(RIGHT, 2, "baselines", "on the same folds")
+    rungs = room(RIGHT, 1, "estimators", "plain models")
+    baselines = room(RIGHT, 2, "cross_validation", "on the same folds")
     metrics = room(RIGHT, 3, "metrics", "intervals, calibration")
-    runs = room(RIGHT, 4, "runs", "writes the run folder")
+    runs = room(RIGHT, 4, "folder", "writes the run folder")
     submission = room(RIGHT, 5, "submission", "writes submission.csv")
 
     canvas.arrow(files.bottom(), data.top())

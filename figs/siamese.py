@@ -1,9 +1,9 @@
 """The Siamese network as `prefcls_lib.model` builds it: two towers of one encoder, h, and the symmetric head."""
 
 from figs.draw import BLUE, GREY, ORANGE, WHITE, Canvas
-from prefcls_lib.features import FEATURE_NAMES
-from prefcls_lib.model import HEAD_WIDTH
-from prefcls_lib.schema import NUM_CLASSES
+from prefcls_lib.data.features import FEATURE_NAMES
+from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.models.network import HEAD_WIDTH
 
 FEATURES, LOGITS = f"(B, {len(FEATURE_NAMES)})", f"(B, {NUM_CLASSES})"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefcls_lib.backbones import find_backbone, load_backbone, load_encoder, load_pretrained
-from prefcls_lib.files import UserError
-from prefcls_lib.reward import is_reward_model
+from prefcls_lib.models.backbones import find_backbone, load_backbone, load_encoder, load_pretrained
+from prefcls_lib.models.reward import is_reward_model
+from prefcls_lib.runtime.files import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIN_LENGTH = 16  # tokens: any backbone takes as many; its real limit is checked when it is used

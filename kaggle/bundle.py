@@ -25,7 +25,7 @@ import check
 import kernel_folders
 import layout
 
-from prefcls_lib.files import UserError, read_json, sha256, write_json, write_whole
+from prefcls_lib.runtime.files import UserError, read_json, sha256, write_json, write_whole
 
 RUN_FILES = ("config.json", "result.json", "submission.csv", "oof.csv", "valid.csv", "history.csv")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")  # Kaggle mangles others

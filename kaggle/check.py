@@ -13,7 +13,7 @@ from pathlib import Path
 
 import layout
 
-from prefcls_lib.files import UserError
+from prefcls_lib.runtime.files import UserError
 
 LICENCES = (
     "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",

@@ -7,9 +7,9 @@ import layout
 import nbformat
 from papermill.parameterize import parameterize_notebook
 
-from prefcls_lib.backbones import HUB_NAMES
-from prefcls_lib.environment import COMPETITION
-from prefcls_lib.files import write_json
+from prefcls_lib.models.backbones import HUB_NAMES
+from prefcls_lib.runtime.files import write_json
+from prefcls_lib.runtime.kaggle import COMPETITION
 
 TRAIN_HOURS = 11.5  # of the 12 that a Kaggle run may take
 SUBMIT_HOURS = 8.0  # of the 9 that a rerun in a code competition may take

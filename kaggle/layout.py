@@ -15,7 +15,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from prefcls_lib.files import UserError, sha256, write_text
+from prefcls_lib.runtime.files import UserError, sha256, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist" / "kaggle"

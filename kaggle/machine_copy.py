@@ -14,9 +14,9 @@ from pathlib import Path
 
 import layout
 
-from prefcls_lib.data import sample_path
-from prefcls_lib.environment import COMPETITION
-from prefcls_lib.files import UserError
+from prefcls_lib.data.loading import sample_path
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.kaggle import COMPETITION
 
 LAYOUTS = {
     "new": {"competition": "competitions/{slug}", "dataset": "datasets/{owner}/{slug}",

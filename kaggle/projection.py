@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from prefcls_lib.checkpoint import load_model
-from prefcls_lib.data import read_rows
-from prefcls_lib.machine import T4_FLOP_PER_SECOND, flop_per_token
+from prefcls_lib.data.loading import read_rows
+from prefcls_lib.doctor.capacity import T4_FLOP_PER_SECOND, flop_per_token
+from prefcls_lib.models.saved import load_model
 
 # The study's backbones, one fold each, at the training notebook's max_length.
 STUDY = {

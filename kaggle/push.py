@@ -14,8 +14,8 @@ from pathlib import Path
 import check
 import layout
 
-from prefcls_lib.environment import COMPETITION
-from prefcls_lib.files import UserError, read_json, write_json
+from prefcls_lib.runtime.files import UserError, read_json, write_json
+from prefcls_lib.runtime.kaggle import COMPETITION
 
 # What the client prints where it fails and still exits with 0.
 FAILED = ("error:", "Upload unsuccessful", "Skipping", "not valid dataset sources", "not valid competition sources")

@@ -25,10 +25,10 @@ import rows as synthetic
 from bundle import Bundle, add_runs, find_runs
 from machine_copy import MachineCopy, Measured, competition_folder, peak_text
 
-from prefcls_lib.data import read_rows, sample_path
-from prefcls_lib.files import UserError, read_json
-from prefcls_lib.schema import ID
-from prefcls_lib.submission import check_submission
+from prefcls_lib.data.loading import read_rows, sample_path
+from prefcls_lib.data.schema import ID
+from prefcls_lib.data.submission import check_submission
+from prefcls_lib.runtime.files import UserError, read_json
 
 TRAIN_ROWS = 160  # of the shipped ones; enough for ten folds, few enough for a CPU at full length
 SHORT = ("max_length=32", "num_epochs=1")  # of the network in step 3

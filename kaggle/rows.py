@@ -10,8 +10,8 @@ import random
 import sys
 from pathlib import Path
 
-from prefcls_lib.data import read_rows, sample_path
-from prefcls_lib.schema import ID, PROMPT, RESPONSES, TEXT_COLUMNS
+from prefcls_lib.data.loading import read_rows, sample_path
+from prefcls_lib.data.schema import ID, PROMPT, RESPONSES, TEXT_COLUMNS
 
 LARGEST_ID = 2**32  # larger than any id of the training rows
 LENGTH_FACTOR = 1.2  # the shipped rows are shorter than all: their median answer has 846 characters, not 1,027

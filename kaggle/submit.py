@@ -35,7 +35,7 @@ from pathlib import Path
 
 _root = Path(os.environ.get("PREFCLS_INPUT_ROOT", "/kaggle/input"))
 _places = [f"{mount}prefcls*/{deeper}" for mount in ("datasets/*/", "") for deeper in ("", "*/", "*/*/")]
-_tried = [place + name for name in ("prefcls_lib/schema.py", "*.whl") for place in _places]
+_tried = [place + name for name in ("prefcls_lib/__init__.py", "*.whl") for place in _places]
 _found = [path for pattern in _tried for path in sorted(_root.glob(pattern))]
 sys.path[:0] = [str(path if path.suffix == ".whl" else path.parents[1]) for path in _found]
 if importlib.util.find_spec("prefcls_lib") is None:
@@ -47,9 +47,12 @@ import warnings
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
 from IPython.display import display
 
-from prefcls_lib import data, doctor, ensemble, job, submission
+from prefcls_lib.data import loading, submission
+from prefcls_lib.doctor import checks
+from prefcls_lib.ensemble import submit
+from prefcls_lib.pipeline import job
 
-doctor.first_look()
+checks.first_look()
 
 # %% [markdown]
 # ## The test rows and the attached runs
@@ -59,9 +62,9 @@ doctor.first_look()
 # the same.
 
 # %%
-rows = data.read_rows(job.locate_csv(test, "test"), labelled=False)
-members = ensemble.find_members("blend.json")
-display(data.describe_rows(rows), members.table())
+rows = loading.read_rows(job.locate_csv(test, "test"), labelled=False)
+members = submit.find_members("blend.json")
+display(loading.describe_rows(rows), members.table())
 
 # %% [markdown]
 # ## Predict
@@ -70,8 +73,8 @@ display(data.describe_rows(rows), members.table())
 # after each fold of each network.
 
 # %%
-record = ensemble.predict_within(members, rows, out, time_budget_hours)
-ensemble.record_table(record)
+record = submit.predict_within(members, rows, out, time_budget_hours)
+submit.record_table(record)
 
 # %% [markdown]
 # ## The submission, read back

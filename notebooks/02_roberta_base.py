@@ -68,7 +68,7 @@ from pathlib import Path
 
 _root = Path(os.environ.get("PREFCLS_INPUT_ROOT", "/kaggle/input"))
 _places = [f"{mount}prefcls*/{deeper}" for mount in ("datasets/*/", "") for deeper in ("", "*/", "*/*/")]
-_tried = [place + name for name in ("prefcls_lib/schema.py", "*.whl") for place in _places]
+_tried = [place + name for name in ("prefcls_lib/__init__.py", "*.whl") for place in _places]
 _found = [path for pattern in _tried for path in sorted(_root.glob(pattern))]
 sys.path[:0] = [str(path if path.suffix == ".whl" else path.parents[1]) for path in _found]
 if importlib.util.find_spec("prefcls_lib") is None:
@@ -88,20 +88,24 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # plain progre
 import pandas as pd
 from IPython.display import Code, display
 
-from prefcls_lib import baselines, data, doctor, metrics, model, pipeline
-from prefcls_lib import plots, runs, submission, tokenization
+from prefcls_lib.baselines import cross_validation
+from prefcls_lib.data import loading, submission, tokenization
+from prefcls_lib.doctor import checks
+from prefcls_lib.evaluation import metrics, plots
+from prefcls_lib.models import network
+from prefcls_lib.pipeline import folder, steps
 
-doctor.first_look(config.init_from or config.backbone, max_length=config.max_length)
+checks.first_look(config.init_from or config.backbone, max_length=config.max_length)
 
 # %% [markdown]
 # ## 3. Everything that can go wrong, first
 #
-# `pipeline.start` reads both CSV files, plans the folds, finds the backbone, and checks its tokenizer before any time is
+# `steps.start` reads both CSV files, plans the folds, finds the backbone, and checks its tokenizer before any time is
 # spent. Then it puts a valid submission made from the class shares into the run folder, later replaced by the best
 # baseline's and at last by the network's. If the session dies, one of them is there. The table shows the settings in force, with the backbone's recipe filled in.
 
 # %%
-job = pipeline.start(config)
+job = steps.start(config)
 pd.Series(job.config.to_dict(), name="value").to_frame()
 
 # %% [markdown]
@@ -116,11 +120,11 @@ pd.Series(job.config.to_dict(), name="value").to_frame()
 # you be? People disagree on many of these, which is part of why even the winners stayed near a log loss of 0.97.
 
 # %%
-display(data.describe_rows(job.rows), job.rows.drop(columns="group").head(3))
+display(loading.describe_rows(job.rows), job.rows.drop(columns="group").head(3))
 plots.plot_rows(job.rows)
 
 # %%
-print(data.format_row(job.rows.iloc[0]))
+print(loading.format_row(job.rows.iloc[0]))
 
 # %% [markdown]
 # ## 5. Folds
@@ -152,7 +156,7 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 Code(inspect.getsource(tokenization.SideTokenizer.lay_out), language="python")
 
 # %%
-encoded = pipeline.encode(job)
+encoded = steps.encode(job)
 for side in (0, 1):
     ids = encoded.token_ids[encoded.sides[0, side]]
     print(f"side {side}: {len(ids)} tokens\n  ids   {ids[:12].tolist()} ...")
@@ -168,7 +172,7 @@ plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 # the longest would leave about 55 % useful tokens.
 
 # %%
-pipeline.describe_first_step(job, encoded)
+steps.describe_first_step(job, encoded)
 
 # %% [markdown]
 # ### The model
@@ -186,9 +190,9 @@ pipeline.describe_first_step(job, encoded)
 # so the first loss is that of the prior.
 
 # %%
-source = inspect.getsource(model.PreferenceHead.forward) + inspect.getsource(model.PreferenceHead._one_order)
+source = inspect.getsource(network.PreferenceHead.forward) + inspect.getsource(network.PreferenceHead._one_order)
 display(Code(source, language="python"))
-print(f"untrained model, log loss on 64 validation rows: {pipeline.untrained_log_loss(job, encoded):.4f}")
+print(f"untrained model, log loss on 64 validation rows: {steps.untrained_log_loss(job, encoded):.4f}")
 
 # %% [markdown]
 # ## 8. The ladder: what must be beaten
@@ -199,8 +203,8 @@ print(f"untrained model, log loss on 64 validation rows: {pipeline.untrained_log
 # `low` and `high` bound the 95 % interval, from resampled prompt groups.
 
 # %%
-ladder = pipeline.run_ladder(job)
-baselines.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
+ladder = steps.run_ladder(job)
+cross_validation.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
 
 # %% [markdown]
 # ## 9. Training
@@ -215,18 +219,18 @@ baselines.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].t
 # those predictions no longer differ from row to row, the encoder has collapsed, and the fold is started again more carefully.
 
 # %%
-pipeline.fit_folds(job, encoded)
+steps.fit_folds(job, encoded)
 
 # %% [markdown]
 # ## 10. Test predictions, and how training went
 #
-# `pipeline.finish` loads the saved weights, predicts the test rows and replaces the prior's submission by the trained
+# `steps.finish` loads the saved weights, predicts the test rows and replaces the prior's submission by the trained
 # one, checked. Both lines of the plot are unsmoothed log loss: label smoothing, where a recipe uses it, is in the
 # training objective only and in no number you see here.
 
 # %%
-result = pipeline.finish(job, ladder)
-history = runs.read_table(job.folder / "history.csv")
+result = steps.finish(job, ladder)
+history = folder.read_table(job.folder / "history.csv")
 plots.plot_history(history, result["ladder_log_loss"])
 
 # %% [markdown]
@@ -237,9 +241,9 @@ plots.plot_history(history, result["ladder_log_loss"])
 # difference these rows could have shown.
 
 # %%
-print(runs.verdict(result))
-display(runs.result_table(result))
-plots.plot_ladder(runs.result_table(result))
+print(folder.verdict(result))
+display(folder.result_table(result))
+plots.plot_ladder(folder.result_table(result))
 
 # %% [markdown]
 # ## 12. Calibration
@@ -250,7 +254,7 @@ plots.plot_ladder(runs.result_table(result))
 # them. `flip_rate` is the share of rows whose verdict changes when the answers change places.
 
 # %%
-rows, probs = pipeline.read_out_of_sample(job)
+rows, probs = steps.read_out_of_sample(job)
 labels = rows["label"].to_numpy()
 ece = metrics.expected_calibration_error(labels, probs)
 for name in ("log_loss", "calibrated_log_loss", "flip_rate"):
@@ -276,7 +280,7 @@ metrics.slice_table(rows, labels, probs, cut=cut)
 mistakes = metrics.most_confident_mistakes(rows, probs, count=3)
 display(mistakes)
 for position in mistakes.index:
-    print(data.format_row(rows.iloc[position], max_chars=800), end="\n\n\n")
+    print(loading.format_row(rows.iloc[position], max_chars=800), end="\n\n\n")
 
 # %% [markdown]
 # ## 15. The submission, read back

@@ -6,7 +6,7 @@ import sys
 from prefcls_lib.cli import main
 
 if "PREFCLS_WORKER" in os.environ:
-    from prefcls_lib.processes import end_with_parent
+    from prefcls_lib.pipeline.launch import end_with_parent
 
     end_with_parent()
 sys.exit(main())

@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from prefcls_lib import data
 from prefcls_lib.config import RunConfig
-from prefcls_lib.files import UserError, read_json
-from prefcls_lib.schema import ID
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import ID
+from prefcls_lib.runtime.files import UserError, read_json
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,10 +101,11 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    from prefcls_lib import pipeline, runs  # torch is loaded only where it is needed
+    from prefcls_lib.pipeline import folder as runs  # torch is loaded only where it is needed
+    from prefcls_lib.pipeline import steps
 
-    folder = pipeline.run(config)
-    if not pipeline.process_state().is_main_process:
+    folder = steps.run(config)
+    if not steps.process_state().is_main_process:
         return
     result = read_json(folder / "result.json")
     print(runs.result_table(result).to_string(float_format="{:.4f}".format))
@@ -113,15 +114,16 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from prefcls_lib import pipeline
-    from prefcls_lib.runs import RunFolder
+    from prefcls_lib.pipeline import steps
+    from prefcls_lib.pipeline.folder import RunFolder
 
-    pipeline.fit_members(RunFolder(arguments.run), arguments.members, arguments.started_at)
+    steps.fit_members(RunFolder(arguments.run), arguments.members, arguments.started_at)
 
 
 def _ladder(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    from prefcls_lib import ladder, runs
+    from prefcls_lib.pipeline import folder as runs
+    from prefcls_lib.pipeline import ladder
 
     folder = ladder.run_ladder_job(config)
     result = read_json(folder / "result.json")
@@ -134,7 +136,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 
 def _blend(arguments: argparse.Namespace) -> None:
-    from prefcls_lib import blend
+    from prefcls_lib.ensemble import blend
 
     result = blend.fit_runs(arguments.runs, arguments.out)
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
@@ -148,36 +150,37 @@ def _blend(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from prefcls_lib import blend, pipeline
-    from prefcls_lib.job import locate_csv
-    from prefcls_lib.runs import RunFolder
-    from prefcls_lib.submission import write_submission
+    from prefcls_lib.data.submission import write_submission
+    from prefcls_lib.ensemble import blend
+    from prefcls_lib.pipeline import steps
+    from prefcls_lib.pipeline.folder import RunFolder
+    from prefcls_lib.pipeline.job import locate_csv
 
     test = locate_csv(arguments.test, "test")
     if Path(arguments.out).resolve() == test.resolve():
         raise UserError(f"--out {arguments.out}: is the file of the test rows. Name another one for the submission.")
-    rows = data.read_rows(test, labelled=False)
+    rows = loading.read_rows(test, labelled=False)
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
     else:
-        probs, _ = pipeline.predict_run(RunFolder(arguments.run), rows)
+        probs, _ = steps.predict_run(RunFolder(arguments.run), rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.submission import check_submission
+    from prefcls_lib.data.submission import check_submission
 
-    path = data.sample_path("test") if arguments.test == "sample" else arguments.test
-    rows = data.read_rows(path, labelled=False)
+    path = loading.sample_path("test") if arguments.test == "sample" else arguments.test
+    rows = loading.read_rows(path, labelled=False)
     check_submission(arguments.file, list(rows[ID]))
     print(f"{arguments.file}: a valid submission for {len(rows)} test rows")
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from prefcls_lib import report
+    from prefcls_lib.report import build
 
-    found, problems = report.build_report(arguments.runs, arguments.out, arguments.readme)
+    found, problems = build.build_report(arguments.runs, arguments.out, arguments.readme)
     for name, why in found.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
     for problem in problems:
@@ -188,7 +191,7 @@ def _report(arguments: argparse.Namespace) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from prefcls_lib import doctor
+    from prefcls_lib.doctor import checks as doctor
 
     checks = doctor.examine(arguments.backbone, arguments.out, arguments.max_length)
     usable = doctor.is_usable(checks)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from prefcls_lib.files import UserError
+from prefcls_lib.runtime.files import UserError
 
 CHOICES = {
     "architecture": ("siamese", "cross"),

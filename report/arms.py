@@ -13,18 +13,18 @@ from disentangled import use_fused_attention
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from prefcls_lib import data
-from prefcls_lib.backbones import choose_recipe, load_backbone, load_encoder
-from prefcls_lib.batching import Examples
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator
-from prefcls_lib.features import FeatureScaler, compute_features
-from prefcls_lib.files import read_json
-from prefcls_lib.job import locate_csv
-from prefcls_lib.model import PreferenceHead, PreferenceModel, pool
-from prefcls_lib.predict import PREDICT_TOKENS, predict_proba
-from prefcls_lib.tokenization import encode_rows
-from prefcls_lib.train import fit
+from prefcls_lib.data import loading
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.features import FeatureScaler, compute_features
+from prefcls_lib.data.tokenization import encode_rows
+from prefcls_lib.models.backbones import choose_recipe, load_backbone, load_encoder
+from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
+from prefcls_lib.models.predict import PREDICT_TOKENS, predict_proba
+from prefcls_lib.pipeline.job import locate_csv
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.files import read_json
+from prefcls_lib.training.loop import fit
 
 CONFIGS = Path(__file__).parent / "backbones"  # config.json of each backbone
 LIMIT_TOKENS, LIMIT_LENGTH = 4096, 256  # the chunk of the limit; "limit-long" has sides of max_length
@@ -49,7 +49,7 @@ class Bench:
         self.model_name, self.max_length, self.precision = model_name, max_length, precision
         self.device = self.accelerator.device
         backbone = load_backbone("minilm", max_length)
-        rows = data.read_rows(locate_csv(rows_path, "train"), labelled=True)
+        rows = loading.read_rows(locate_csv(rows_path, "train"), labelled=True)
         encoded = encode_rows(rows, backbone.tokenizer, max_length, "none")
         features = compute_features(rows)
         features = FeatureScaler.fit(features).transform(features).astype(np.float32)

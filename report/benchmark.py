@@ -28,12 +28,12 @@ import torch
 from arms import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 from matplotlib.figure import Figure
 
-from prefcls_lib.batching import TokenCount, make_chunks, plan_epoch, split_step
-from prefcls_lib.environment import choose_precision, machine_name, process_state, versions
-from prefcls_lib.files import write_json, write_text, write_whole
-from prefcls_lib.machine import flop_per_token
-from prefcls_lib.page import markdown_table
-from prefcls_lib.predict import PREDICT_SIDES, PREDICT_TOKENS
+from prefcls_lib.data.batching import TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.doctor.capacity import flop_per_token
+from prefcls_lib.models.predict import PREDICT_SIDES, PREDICT_TOKENS
+from prefcls_lib.report.page import markdown_table
+from prefcls_lib.runtime.devices import choose_precision, machine_name, process_state, versions
+from prefcls_lib.runtime.files import write_json, write_text, write_whole
 
 OUT = Path(__file__).parent / "benchmark"
 GOAL_LENGTH = 512  # tokens of a side at which the goals are set

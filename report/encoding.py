@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from prefcls_lib.environment import versions
-from prefcls_lib.files import write_json
+from prefcls_lib.runtime.devices import versions
+from prefcls_lib.runtime.files import write_json
 
 ROOT = Path(__file__).parents[1]
 GOALS = {"seconds": 90.0, "peak_gib": 2.0}  # for the competition's rows, on 4 cores
@@ -22,9 +22,9 @@ GOALS = {"seconds": 90.0, "peak_gib": 2.0}  # for the competition's rows, on 4 c
 MEASURE = """
 import json, resource, sys, time
 started = time.perf_counter()
-from prefcls_lib.backbones import load_backbone
-from prefcls_lib.data import read_rows
-from prefcls_lib.tokenization import encode_rows
+from prefcls_lib.models.backbones import load_backbone
+from prefcls_lib.data.loading import read_rows
+from prefcls_lib.data.tokenization import encode_rows
 imported = time.perf_counter()
 rows = read_rows(sys.argv[1], labelled=False)
 read = time.perf_counter()

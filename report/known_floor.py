@@ -22,11 +22,12 @@ import pandas as pd
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ElectraConfig, ElectraModel, PreTrainedTokenizerFast, set_seed
 
-from prefcls_lib import metrics, pipeline
 from prefcls_lib.config import RunConfig
-from prefcls_lib.files import read_json, write_json
-from prefcls_lib.runs import read_table
-from prefcls_lib.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.pipeline import steps
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime.files import read_json, write_json
 
 GOOD, BAD, NEUTRAL = 20, 20, 20  # words worth +1, -1 and 0
 WORTH = 0.4  # of one good word, in logits
@@ -136,7 +137,7 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
         on_collapse="warn",
         **{**changes, **settings},
     )
-    folder = pipeline.run(config)
+    folder = steps.run(config)
     result = read_json(folder / "result.json")
     oof, history = read_table(folder / "oof.csv"), read_table(folder / "history.csv")
     known = np.load(out / "probs.npy")[oof[ID].astype(int)]

@@ -11,22 +11,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefcls_lib import metrics, pipeline
-from prefcls_lib.checkpoint import load_model
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator
-from prefcls_lib.files import read_json, write_json
-from prefcls_lib.members import split_rows
-from prefcls_lib.predict import embed_unique_sides, predict_from_embeddings
-from prefcls_lib.runs import members_of
-from prefcls_lib.schema import SWAP
+from prefcls_lib.data.schema import SWAP
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
+from prefcls_lib.models.saved import load_model
+from prefcls_lib.pipeline import steps
+from prefcls_lib.pipeline.folder import members_of
+from prefcls_lib.pipeline.folds import split_rows
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.files import read_json, write_json
 
 
 def compare_orders(folder: Path) -> dict:
     """Log loss in the order of the file, in the other, and by both averaged; verdicts that the order alone changes."""
     config = RunConfig.from_mapping(read_json(folder / "config.json")["settings"])
-    job = pipeline.start(replace(config, out=str(folder)))
-    encoded = pipeline.encode(job)
+    job = steps.start(replace(config, out=str(folder)))
+    encoded = steps.encode(job)
     found: dict[str, list[np.ndarray]] = {"labels": [], "groups": [], "first": [], "second": [], "both": []}
     tokens = {"one order": 0, "both orders": 0}
     for member in members_of(config):

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib import batching
-from prefcls_lib.backbones import RECIPES, load_backbone
-from prefcls_lib.batching import Examples
-from prefcls_lib.checkpoint import build_model
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data import assign_folds, read_rows, sample_path
-from prefcls_lib.environment import make_accelerator, seed_everything
-from prefcls_lib.features import FeatureScaler, compute_features
-from prefcls_lib.files import write_json
-from prefcls_lib.tokenization import encode_rows
-from prefcls_lib.train import fit
+from prefcls_lib.data import batching
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.features import FeatureScaler, compute_features
+from prefcls_lib.data.loading import assign_folds, read_rows, sample_path
+from prefcls_lib.data.tokenization import encode_rows
+from prefcls_lib.models.backbones import RECIPES, load_backbone
+from prefcls_lib.models.saved import build_model
+from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.files import write_json
+from prefcls_lib.training.loop import fit
 
 OUT = Path(__file__).parent / "sorting.json"
 WINDOWS = {"sorted": batching.WINDOW_STEPS, "unsorted": 1}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prefcls_lib.files import write_whole
+from prefcls_lib.runtime.files import write_whole
 
 RUNS = Path("runs/study")
 KEPT = Path("report/runs")

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from prefcls_lib import data, machine
-from prefcls_lib.backbones import choose_recipe, load_backbone, max_positions
-from prefcls_lib.files import read_json, write_text
-from prefcls_lib.page import markdown_table
-from prefcls_lib.tokenization import encode_rows
+from prefcls_lib.data import loading
+from prefcls_lib.data.tokenization import encode_rows
+from prefcls_lib.doctor import capacity
+from prefcls_lib.models.backbones import choose_recipe, load_backbone, max_positions
+from prefcls_lib.report.page import markdown_table
+from prefcls_lib.runtime.files import read_json, write_text
 
 FOLDER = Path(__file__).parent
 T4_BYTES = 15 * 2**30
@@ -35,13 +36,13 @@ def plan_backbone(config: PretrainedConfig, max_length: int, lengths: np.ndarray
     """
     cut = np.minimum(lengths, max_length)
     mean, in_attention = cut.mean(), (cut**2).sum() / cut.sum()  # long sides have more of the tokens
-    side_seconds = mean * machine.flop_per_token(config, in_attention) / machine.T4_FLOP_PER_SECOND
+    side_seconds = mean * capacity.flop_per_token(config, in_attention) / capacity.T4_FLOP_PER_SECOND
     hours = {"epoch": 3 * 2 * EPOCH_ROWS * side_seconds / 3600, "test": 2 * TEST_ROWS * side_seconds / 3600}
-    held = [machine.bytes_per_token(config, True, max_length, again) / 1e3 for again in (False, True)]
-    most = [machine.largest_micro_step(config, T4_BYTES, True, max_length, again) for again in (False, True)]
+    held = [capacity.bytes_per_token(config, True, max_length, again) / 1e3 for again in (False, True)]
+    most = [capacity.largest_micro_step(config, T4_BYTES, True, max_length, again) for again in (False, True)]
     return [
         str(max_length),
-        f"{machine.fixed_bytes(config) / 1e9:.1f}",
+        f"{capacity.fixed_bytes(config) / 1e9:.1f}",
         " / ".join(f"{kilobytes:,.0f}" for kilobytes in held),
         " / ".join(f"{tokens // 256 * 256:,}" for tokens in most),
         f"{choose_recipe(config)['max_tokens_per_micro_step']:,}",
@@ -55,7 +56,7 @@ def make_plan(lengths: np.ndarray) -> str:
     configs = {path.stem: AutoConfig.for_model(**read_json(path)["config"]) for path in FOLDER.glob("backbones/*.json")}
     lines = [
         [name, *plan_backbone(config, max_length, lengths)]
-        for name, config in sorted(configs.items(), key=lambda item: (machine.count_parameters(item[1]), item[0]))
+        for name, config in sorted(configs.items(), key=lambda item: (capacity.count_parameters(item[1]), item[0]))
         for max_length in LENGTHS
         if (max_positions(config) or max_length) >= max_length
     ]
@@ -63,7 +64,7 @@ def make_plan(lengths: np.ndarray) -> str:
     parts = [
         "# Plan for a T4",
         f"Projected, not measured. One T4 of {T4_BYTES // 2**30} GiB in fp16, at an assumed "
-        f"{machine.T4_FLOP_PER_SECOND / 1e12:.0f} TFLOP/s of its peak of 65; one epoch of {EPOCH_ROWS:,} rows, "
+        f"{capacity.T4_FLOP_PER_SECOND / 1e12:.0f} TFLOP/s of its peak of 65; one epoch of {EPOCH_ROWS:,} rows, "
         f"{TEST_ROWS:,} test rows; with both T4 about half the hours. A side has {cuts}, on average of the "
         "shipped rows with MiniLM's tokenizer.",
         "“Fixed” are weights, gradients and optimizer state. “KB a token” is what the backward pass holds for each "
@@ -82,7 +83,7 @@ def make_plan(lengths: np.ndarray) -> str:
 
 def count_tokens() -> np.ndarray:
     """Tokens of the different sides of the shipped rows, uncut."""
-    rows = data.read_rows(data.sample_path("train"), labelled=True)
+    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
     return encode_rows(rows, load_backbone("minilm", 512).tokenizer, 10**6, "none").lengths
 
 

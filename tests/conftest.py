@@ -33,7 +33,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from prefcls_lib import cli, data, doctor
+from prefcls_lib import cli
+from prefcls_lib.data import loading
+from prefcls_lib.doctor import checks
 
 KINDS = ("deberta-v2", "roberta", "electra", "bert")
 MORE_KINDS = ("modernbert", "xlm-roberta", "mdeberta-v2")  # only in test_backbones.py, which tells what is theirs
@@ -43,7 +45,7 @@ VOCABULARY = 600
 @pytest.fixture(scope="session")
 def sample_rows():
     """The first 120 shipped training rows."""
-    return data.read_rows(data.sample_path("train"), labelled=True).head(120)
+    return loading.read_rows(loading.sample_path("train"), labelled=True).head(120)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +65,7 @@ def more_backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
     """The same for MORE_KINDS; those of many languages saw many scripts."""
     texts = english_texts(sample_rows)
     root = tmp_path_factory.mktemp("more-backbones")
-    many = texts[:100] + [text for text in doctor.SCRIPTS.values() for _ in range(20)]
+    many = texts[:100] + [text for text in checks.SCRIPTS.values() for _ in range(20)]
     return {
         **save_backbones(root, {"modernbert": (make_modern_bpe, make_modernbert)}, texts),
         **save_backbones(
@@ -116,7 +118,7 @@ def reward_folders(backbone_folders, tmp_path_factory) -> dict[str, Path]:
 def home(tmp_path_factory, tiny) -> Path:
     """A folder with what a run needs: train.csv (60 shipped rows), test.csv (12 others), backbone/."""
     folder = tmp_path_factory.mktemp("home")
-    with gzip.open(data.sample_path("train"), "rt", encoding="utf-8", newline="") as file:
+    with gzip.open(loading.sample_path("train"), "rt", encoding="utf-8", newline="") as file:
         header, *records = csv.reader(file)
     columns = [header.index(name) for name in ("id", "prompt", "response_a", "response_b")]
     tables = {

@@ -12,16 +12,19 @@ from conftest import KINDS, MORE_KINDS, run_arguments
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
 
-from prefcls_lib import cli, doctor, environment, machine, optim, train
-from prefcls_lib.backbones import HUB_NAMES, choose_recipe, load_backbone, load_encoder
-from prefcls_lib.batching import make_chunks
-from prefcls_lib.checkpoint import build_model, load_model, save_model
+from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator, seed_everything
-from prefcls_lib.files import UserError, read_json
-from prefcls_lib.model import PreferenceModel
-from prefcls_lib.predict import predict_proba
-from prefcls_lib.tokenization import clean_text
+from prefcls_lib.data.batching import make_chunks
+from prefcls_lib.data.tokenization import clean_text
+from prefcls_lib.doctor import capacity, checks
+from prefcls_lib.models.backbones import HUB_NAMES, choose_recipe, load_backbone, load_encoder
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.models.saved import build_model, load_model, save_model
+from prefcls_lib.runtime import devices
+from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.training import loop, optim
 
 CONFIGS = {path.stem: read_json(path)["config"] for path in Path(__file__).parents[1].glob("report/backbones/*.json")}
 T4 = 15 * 2**30
@@ -88,12 +91,12 @@ def test_tokenizer_is_checked_and_its_layout_read(folders):
 def test_many_scripts_are_known_and_ascii_would_drop_them(folders):
     """Nothing is unknown to a vocabulary of many languages, much to an English one; "ascii" leaves nothing to read."""
     for kind in MORE_KINDS:
-        check = doctor.check_tokenizer(load_backbone(str(folders[kind]), 16))
-        assert (check.state, check.finding.count(" 0%")) == ("ok", len(doctor.SCRIPTS)), check.finding
-    english = doctor.check_tokenizer(load_backbone(str(folders["deberta-v2"]), 16))
+        check = checks.check_tokenizer(load_backbone(str(folders[kind]), 16))
+        assert (check.state, check.finding.count(" 0%")) == ("ok", len(checks.SCRIPTS)), check.finding
+    english = checks.check_tokenizer(load_backbone(str(folders["deberta-v2"]), 16))
     for script in ("greek", "chinese", "arabic", "thai"):
         assert script in english.advice
-        assert not any(letter.isalpha() for letter in clean_text(doctor.SCRIPTS[script], "ascii"))
+        assert not any(letter.isalpha() for letter in clean_text(checks.SCRIPTS[script], "ascii"))
 
 
 def test_padding_changes_no_embedding(folder):
@@ -126,7 +129,7 @@ def test_trains_saves_and_predicts_the_same(folder, tmp_path):
     config = make_config(folder)
     model, valid = make_model(folder, config), make_examples(60, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = train.fit(model, make_examples(192, 1), valid, config, make_accelerator("no"), pad_id_of(model))
+    result = loop.fit(model, make_examples(192, 1), valid, config, make_accelerator("no"), pad_id_of(model))
     assert result.history["valid_log_loss"].iloc[-1] < 0.5
     unmoved = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
     assert [name for name in unmoved if "position_ids" not in name and "signs" not in name] == []
@@ -147,7 +150,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder):
     for checkpointing in (False, True):
         config = make_config(folder, num_epochs=1, learning_rate=1e-3, gradient_checkpointing=checkpointing)
         model = make_model(folder, config)
-        train.fit(
+        loop.fit(
             model,
             make_examples(32, 1),
             make_examples(9, 2),
@@ -258,7 +261,7 @@ def test_recipe_is_complete_and_fits_a_t4(name):
     settings = RunConfig(backbone=name).with_recipe(recipe)
     assert None not in [getattr(settings, key) for key in recipe]
     for length in (512, 768) if config.model_type in ("deberta-v2", "modernbert") else (512,):
-        held = machine.largest_micro_step(config, T4, True, length)
+        held = capacity.largest_micro_step(config, T4, True, length)
         assert held >= max(recipe["max_tokens_per_micro_step"], 2 * length)
 
 
@@ -282,9 +285,9 @@ def test_wider_debertas_have_their_own_recipes():
 def test_doctor_advises_checkpointing_where_a_pair_does_not_fit(folders, monkeypatch, free, max_length, state, advice):
     """By the tokens of one side, which for DeBERTa may be more than it was pretrained with."""
     backbone = load_backbone(str(folders["mdeberta-v2"]), 16)
-    monkeypatch.setattr(machine, "free_bytes", lambda device: free)
-    monkeypatch.setattr(environment, "choose_precision", lambda setting, device: "bf16")
-    check = doctor.check_memory(backbone, max_length)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: free)
+    monkeypatch.setattr(devices, "choose_precision", lambda setting, device: "bf16")
+    check = checks.check_memory(backbone, max_length)
     assert check.state == state
     assert check.advice.startswith(advice) or advice in check.advice
     assert f"of sides of {max_length or RunConfig.max_length}" in check.finding
@@ -292,6 +295,6 @@ def test_doctor_advises_checkpointing_where_a_pair_does_not_fit(folders, monkeyp
 
 def test_doctor_refuses_a_length_that_the_backbone_cannot_take(folders):
     """The same message as a run's."""
-    (*_, last) = doctor.examine(str(folders["xlm-roberta"]), max_length=65)
+    (*_, last) = checks.examine(str(folders["xlm-roberta"]), max_length=65)
     assert (last.name, last.state) == ("backbone", "bad")
     assert "absolute" in last.finding

@@ -14,10 +14,12 @@ from conftest import KINDS, make_row, read_tree, run_arguments
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from prefcls_lib import checkpoint, cli, data
-from prefcls_lib.files import UserError
-from prefcls_lib.schema import LABEL_COLUMNS
-from prefcls_lib.submission import write_submission
+from prefcls_lib import cli
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.data.submission import write_submission
+from prefcls_lib.models import saved
+from prefcls_lib.runtime.files import UserError
 
 TRAIN_ROWS = [make_row(number, number % 3) for number in range(12)]
 TEST_ROWS = [make_row(100 + number) for number in range(3)]
@@ -377,7 +379,7 @@ def full_head(patch) -> None:
         Path(path).write_bytes(b"half")
         raise SafetensorError('Error while serializing: I/O error: Os { message: "No space left on device" }')
 
-    patch.setattr(checkpoint, "save_file", save_file)
+    patch.setattr(saved, "save_file", save_file)
 
 
 def full_encoder(patch) -> None:
@@ -572,7 +574,7 @@ def test_interrupt_is_told_without_a_traceback(home, tmp_path, monkeypatch, caps
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "load_encoder", interrupt)
+    monkeypatch.setattr(saved, "load_encoder", interrupt)
     assert cli.main(run_arguments(home, tmp_path / "run", *SHORT)) == 130
     assert "prefcls: interrupted. What was saved is kept" in capsys.readouterr().err
 
@@ -582,5 +584,5 @@ def test_reading_the_sample_names_no_place(refuse, tmp_path):
     message = refuse(["run", "--test", "sample", "--out", str(tmp_path / "run")])
     assert "the competition's train.csv was not found. Tried:" in message
     assert "elsewhere name a CSV file, or sample for the shipped rows" in message
-    assert data.sample_path("train").is_file()
+    assert loading.sample_path("train").is_file()
     assert read_tree(tmp_path) == {}

@@ -7,10 +7,12 @@ from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from prefcls_lib import baselines, data, metrics, rungs
-from prefcls_lib.features import FEATURE_NAMES, SIGNS
-from prefcls_lib.files import UserError
-from prefcls_lib.schema import RESPONSES, SWAP
+from prefcls_lib.baselines import cross_validation, estimators
+from prefcls_lib.data import loading
+from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
+from prefcls_lib.data.schema import RESPONSES, SWAP
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.runtime.files import UserError
 
 SWAPPED = list(SWAP)
 
@@ -18,7 +20,7 @@ SWAPPED = list(SWAP)
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     """200 of the shipped rows, odd ones among them."""
-    rows = data.take_rows(data.read_rows(data.sample_path("train"), labelled=True), 200, seed=0)
+    rows = loading.take_rows(loading.read_rows(loading.sample_path("train"), labelled=True), 200, seed=0)
     a, b = (rows.columns.get_loc(name) for name in RESPONSES)
     for number in range(12):
         turns = rows.iat[number, a]
@@ -37,53 +39,55 @@ def swapped_rows(rows: pd.DataFrame) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def results(rows: pd.DataFrame) -> dict:
     """Every rung, two folds of three."""
-    folds = data.assign_folds(rows, 3, seed=1)
-    return baselines.cross_validate(rungs.RUNGS, rows, folds, (0, 2), seed=1, progress=False)
+    folds = loading.assign_folds(rows, 3, seed=1)
+    return cross_validation.cross_validate(estimators.RUNGS, rows, folds, (0, 2), seed=1, progress=False)
 
 
-@pytest.mark.parametrize("name", rungs.RUNGS)
+@pytest.mark.parametrize("name", estimators.RUNGS)
 def test_swapping_the_answers_swaps_the_probabilities(name, rows, swapped_rows, results):
     """Every rung is order-equivariant to the last bits, odd rows included, and gives real probabilities."""
     rung = results[name].rungs[0]
-    probs = rung.predict_proba(rungs.read_inputs(rows, [name]))
-    swapped = rung.predict_proba(rungs.read_inputs(swapped_rows, [name]))
+    probs = rung.predict_proba(estimators.read_inputs(rows, [name]))
+    swapped = rung.predict_proba(estimators.read_inputs(swapped_rows, [name]))
     np.testing.assert_allclose(swapped[:, SWAPPED], probs, rtol=0, atol=1e-12)
     metrics.check_probs(probs, name)
 
 
-@pytest.mark.parametrize("name", rungs.RUNGS)
+@pytest.mark.parametrize("name", estimators.RUNGS)
 def test_training_on_swapped_rows_learns_the_same_rung(name, rows, swapped_rows):
     """A fit sees every row in both orders, so a data set with A and B exchanged teaches it the same."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    inputs = rungs.read_inputs(rows, [name])
-    one = rungs.fit_rung(name, inputs, labels, groups, seed=2)
-    other = rungs.fit_rung(name, rungs.read_inputs(swapped_rows, [name]), np.array(SWAP)[labels], groups, seed=2)
+    inputs = estimators.read_inputs(rows, [name])
+    one = estimators.fit_rung(name, inputs, labels, groups, seed=2)
+    other = estimators.fit_rung(
+        name, estimators.read_inputs(swapped_rows, [name]), np.array(SWAP)[labels], groups, seed=2
+    )
     np.testing.assert_allclose(other.predict_proba(inputs), one.predict_proba(inputs), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", rungs.RUNGS)
+@pytest.mark.parametrize("name", estimators.RUNGS)
 def test_a_saved_rung_predicts_the_same_bytes(name, rows, results, tmp_path):
     """What is on disk is the model, bit for bit, and overwrites an older one."""
     rung = results[name].rungs[1]
-    rungs.save_rung(results["prior"].rungs[0], tmp_path / "rung")
-    rungs.save_rung(rung, tmp_path / "rung")
-    loaded = rungs.load_rung(tmp_path / "rung")
-    inputs = rungs.read_inputs(rows, [name])
+    estimators.save_rung(results["prior"].rungs[0], tmp_path / "rung")
+    estimators.save_rung(rung, tmp_path / "rung")
+    loaded = estimators.load_rung(tmp_path / "rung")
+    inputs = estimators.read_inputs(rows, [name])
     assert loaded.name == name
     assert loaded.predict_proba(inputs).tobytes() == rung.predict_proba(inputs).tobytes()
 
 
 def test_loading_runs_no_code_and_refuses_what_is_not_a_rung(tmp_path, results):
     """Pickled objects in the arrays, other features and missing files stop with one message."""
-    rungs.save_rung(results["prior"].rungs[0], tmp_path / "rung")
+    estimators.save_rung(results["prior"].rungs[0], tmp_path / "rung")
     np.savez(tmp_path / "rung" / "arrays.npz", prior=np.array([print], dtype=object))
     with pytest.raises(UserError, match=r"arrays\.npz: cannot be read"):
-        rungs.load_rung(tmp_path / "rung")
+        estimators.load_rung(tmp_path / "rung")
     (tmp_path / "rung" / "rung.json").write_text(json.dumps({"rung": "prior", "features": ["other"]}))
     with pytest.raises(UserError, match="not a rung of this version"):
-        rungs.load_rung(tmp_path / "rung")
+        estimators.load_rung(tmp_path / "rung")
     with pytest.raises(UserError, match="no such file"):
-        rungs.load_rung(tmp_path / "nothing")
+        estimators.load_rung(tmp_path / "nothing")
 
 
 def test_the_logistic_model_is_that_of_scikit_learn_on_rows_and_swapped_copies():
@@ -95,12 +99,12 @@ def test_the_logistic_model_is_that_of_scikit_learn_on_rows_and_swapped_copies()
     doubled = np.vstack([np.hstack([anti, sym]), np.hstack([-anti, sym])])
     model = LogisticRegression(C=0.02, solver="newton-cg", tol=1e-10)
     model.fit(doubled, np.concatenate([labels, np.array(SWAP)[labels]]))
-    weights = rungs._fit_logistic(anti, sym, labels, strength=0.02)
-    ours = rungs._predict_logistic(weights, anti, sym)
+    weights = estimators._fit_logistic(anti, sym, labels, strength=0.02)
+    ours = estimators._predict_logistic(weights, anti, sym)
     np.testing.assert_allclose(ours, model.predict_proba(doubled[:200]), atol=2e-4)
     thin = (sparse.csr_matrix(anti.astype(np.float32)), sparse.csr_matrix(sym.astype(np.float32)))
     np.testing.assert_allclose(
-        rungs._predict_logistic(rungs._fit_logistic(*thin, labels, 0.02), *thin), ours, atol=1e-3
+        estimators._predict_logistic(estimators._fit_logistic(*thin, labels, 0.02), *thin), ours, atol=1e-3
     )
 
 
@@ -113,13 +117,15 @@ def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch):
             models.append(self)
             return super().fit(*args)
 
-    monkeypatch.setattr(rungs, "HistGradientBoostingClassifier", Kept)
+    monkeypatch.setattr(estimators, "HistGradientBoostingClassifier", Kept)
     generator = np.random.default_rng(4)
     structure, unseen = generator.standard_normal((2, 300, len(SIGNS)))
     labels = np.where(structure[:, 0] > 0.5, 0, generator.integers(0, 3, 300))
-    trees = rungs._fit_trees(structure, labels, num_steps=12)
-    np.testing.assert_allclose(rungs._predict_trees(trees, unseen), models[0].predict_proba(unseen), rtol=0, atol=1e-12)
-    fewer = rungs._predict_trees(rungs._first_trees(trees, 5), unseen)
+    trees = estimators._fit_trees(structure, labels, num_steps=12)
+    np.testing.assert_allclose(
+        estimators._predict_trees(trees, unseen), models[0].predict_proba(unseen), rtol=0, atol=1e-12
+    )
+    fewer = estimators._predict_trees(estimators._first_trees(trees, 5), unseen)
     np.testing.assert_allclose(fewer, list(models[0].staged_predict_proba(unseen))[4], rtol=0, atol=1e-12)
 
 
@@ -127,24 +133,26 @@ def test_length_bins_by_hand():
     """Two rows of ratio about 2, the longer wins once and ties once, and 10 rows of prior (1/4, 1/4, 1/2)."""
     structure = np.zeros((4, len(SIGNS)))
     structure[:, FEATURE_NAMES.index("diff_log_chars")] = [0.8, -0.8, 0.0, 0.0]
-    bins = rungs._fit_length_bins(structure, np.array([0, 2, 1, 2]))
-    here = int(np.digitize(0.8, rungs.LENGTH_EDGES))
+    bins = estimators._fit_length_bins(structure, np.array([0, 2, 1, 2]))
+    here = int(np.digitize(0.8, estimators.LENGTH_EDGES))
     assert bins[here] == pytest.approx(np.array([1 + 2.5, 0 + 2.5, 1 + 5]) / 12)
     assert bins[0] == pytest.approx(np.array([0.5 + 2.5, 0.5 + 2.5, 1 + 5]) / 12)
     assert bins[3] == pytest.approx([0.25, 0.25, 0.5])
-    probs = rungs._predict_length_bins(bins, structure)
+    probs = estimators._predict_length_bins(bins, structure)
     assert probs[0] == pytest.approx(bins[here]) and probs[1] == pytest.approx(bins[here][SWAPPED])
 
 
 def test_odd_rows_are_shrunk_from_training_counts_by_hand():
     """Identical answers tied 3 times of 4; the empty side lost 2 of 2, once as A and once as B."""
-    kinds = np.array([rungs.IDENTICAL] * 4 + [rungs.EMPTY_A, rungs.EMPTY_B, rungs.ORDINARY])
-    counts = rungs._count_kinds(kinds, np.array([2, 2, 2, 0, 1, 0, 1]))
-    assert counts[rungs.IDENTICAL].tolist() == [0.5, 0.5, 3.0]
-    assert counts[rungs.EMPTY_A].tolist() == [0.0, 2.0, 0.0]
+    kinds = np.array([estimators.IDENTICAL] * 4 + [estimators.EMPTY_A, estimators.EMPTY_B, estimators.ORDINARY])
+    counts = estimators._count_kinds(kinds, np.array([2, 2, 2, 0, 1, 0, 1]))
+    assert counts[estimators.IDENTICAL].tolist() == [0.5, 0.5, 3.0]
+    assert counts[estimators.EMPTY_A].tolist() == [0.0, 2.0, 0.0]
     base = np.array([[0.4, 0.4, 0.2], [0.3, 0.5, 0.2], [0.3, 0.5, 0.2], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
-    asked = np.array([rungs.IDENTICAL, rungs.EMPTY_A, rungs.EMPTY_B, rungs.EMPTY_BOTH, rungs.ORDINARY])
-    probs = rungs._shrink_kinds(counts, asked, base)
+    asked = np.array(
+        [estimators.IDENTICAL, estimators.EMPTY_A, estimators.EMPTY_B, estimators.EMPTY_BOTH, estimators.ORDINARY]
+    )
+    probs = estimators._shrink_kinds(counts, asked, base)
     assert probs[0] == pytest.approx(np.array([0.5 + 4, 0.5 + 4, 3 + 2]) / 14)
     assert probs[1] == pytest.approx(np.array([3, 2 + 5, 2]) / 12)
     assert probs[2] == pytest.approx(np.array([2 + 3, 5, 2]) / 12)
@@ -153,14 +161,14 @@ def test_odd_rows_are_shrunk_from_training_counts_by_hand():
 
 def test_kinds_of_rows_are_read_from_the_texts(rows):
     """The fixture's first rows: four identical pairs, then B and A empty by turns."""
-    kinds = rungs.read_inputs(rows, ["prior"]).kinds
-    assert (kinds[:4] == rungs.IDENTICAL).all()
-    assert (kinds[4:12:2] == rungs.EMPTY_A).all() and (kinds[5:12:2] == rungs.EMPTY_B).all()
+    kinds = estimators.read_inputs(rows, ["prior"]).kinds
+    assert (kinds[:4] == estimators.IDENTICAL).all()
+    assert (kinds[4:12:2] == estimators.EMPTY_A).all() and (kinds[5:12:2] == estimators.EMPTY_B).all()
 
 
 def test_swapped_inputs_are_those_of_swapped_rows(rows, swapped_rows):
     """`RungInputs.swap` is the same as reading the rows with A and B exchanged."""
-    swapped, read = rungs.read_inputs(rows).swap(), rungs.read_inputs(swapped_rows)
+    swapped, read = estimators.read_inputs(rows).swap(), estimators.read_inputs(swapped_rows)
     assert (swapped.structure == read.structure).all() and (swapped.kinds == read.kinds).all()
     assert all((one != other).nnz == 0 for one, other in zip(swapped.counts, read.counts, strict=True))
 
@@ -168,11 +176,11 @@ def test_swapped_inputs_are_those_of_swapped_rows(rows, swapped_rows):
 def test_tf_idf_is_learned_from_training_texts_only():
     """Columns and IDF follow the fitted rows alone: a column that only other rows have is not kept."""
     counts = sparse.csr_matrix(np.array([[1, 0, 2], [3, 0, 0], [1, 4, 0], [0, 5, 0]], dtype=np.float32))
-    inputs = rungs.RungInputs(np.zeros((4, len(SIGNS))), np.zeros(4, dtype=int), (counts, counts))
-    state = rungs._fit_columns("tfidf_difference", inputs.take(np.array([0, 1])))
+    inputs = estimators.RungInputs(np.zeros((4, len(SIGNS))), np.zeros(4, dtype=int), (counts, counts))
+    state = estimators._fit_columns("tfidf_difference", inputs.take(np.array([0, 1])))
     assert state["kept"].tolist() == [0]
     assert state["idf"] == pytest.approx([1 + np.log(5 / 5)])
-    every = rungs._fit_columns("tfidf_difference", inputs)
+    every = estimators._fit_columns("tfidf_difference", inputs)
     assert every["kept"].tolist() == [0, 1] and every["idf"] == pytest.approx([1 + np.log(9 / 7), 1 + np.log(9 / 5)])
 
 
@@ -180,18 +188,18 @@ def test_sides_are_weighed_sublinearly_to_one_length():
     """Counts (1, e) with equal IDF weigh 1 to 2 and have length TEXT_SCALE; an empty side stays zero."""
     counts = sparse.csr_matrix(np.array([[1, np.e], [0, 0]], dtype=np.float32))
     state = {"kept": np.array([0, 1]), "idf": np.ones(2, dtype=np.float32)}
-    weighed = rungs._weigh_side(counts, state).toarray()
-    assert weighed[0] == pytest.approx(rungs.TEXT_SCALE * np.array([1, 2]) / np.sqrt(5), rel=1e-6)
+    weighed = estimators._weigh_side(counts, state).toarray()
+    assert weighed[0] == pytest.approx(estimators.TEXT_SCALE * np.array([1, 2]) / np.sqrt(5), rel=1e-6)
     assert (weighed[1] == 0).all()
 
 
 def test_out_of_sample_rows_are_those_of_the_run_folds(rows, results):
     """Rows of folds 0 and 2 are predicted, the others NaN, and each fold by its own model."""
-    folds = data.assign_folds(rows, 3, seed=1)
+    folds = loading.assign_folds(rows, 3, seed=1)
     for result in results.values():
         assert (np.isfinite(result.probs).all(axis=1) == np.isin(folds, (0, 2))).all()
         assert len(result.rungs) == 2 and result.seconds >= 0
-    inputs = rungs.read_inputs(rows, rungs.FAST_RUNGS)
+    inputs = estimators.read_inputs(rows, estimators.FAST_RUNGS)
     for number, fold in enumerate((0, 2)):
         again = results["structure_logistic"].rungs[number].predict_proba(inputs)
         np.testing.assert_allclose(
@@ -201,11 +209,11 @@ def test_out_of_sample_rows_are_those_of_the_run_folds(rows, results):
 
 def test_labels_of_the_predicted_fold_change_nothing(rows, results):
     """A planted leak test: other labels in fold 0 leave the predictions of fold 0 as they were."""
-    folds = data.assign_folds(rows, 3, seed=1)
+    folds = loading.assign_folds(rows, 3, seed=1)
     labels = rows["label"].to_numpy()
     changed = rows.assign(label=np.where(folds == 0, (labels + 1) % 3, labels))
-    again = baselines.cross_validate(rungs.FAST_RUNGS, changed, folds, (0,), seed=1, progress=False)
-    for name in rungs.FAST_RUNGS:
+    again = cross_validation.cross_validate(estimators.FAST_RUNGS, changed, folds, (0,), seed=1, progress=False)
+    for name in estimators.FAST_RUNGS:
         assert (again[name].probs[folds == 0] == results[name].probs[folds == 0]).all()
 
 
@@ -215,7 +223,7 @@ def test_a_prompt_group_in_two_folds_is_refused(rows):
     folds = np.arange(len(rows)) % 3
     folds[:2] = 0, 1
     with pytest.raises(UserError, match=r"prompt group same is in folds 0 and 1"):
-        baselines.cross_validate(["prior"], rows, folds, (0,), seed=0, progress=False)
+        cross_validation.cross_validate(["prior"], rows, folds, (0,), seed=0, progress=False)
 
 
 @pytest.mark.parametrize(("run_fold", "message"), [(7, "fold 7 has no rows"), (1, "fold 1 has rows of one class")])
@@ -224,17 +232,19 @@ def test_folds_that_cannot_be_scored_are_refused(rows, run_fold, message):
     groups = [str(number) for number in range(len(rows))]
     folds = np.where(rows["label"] == 2, 1, 0)
     with pytest.raises(UserError, match=message):
-        baselines.cross_validate(["prior"], rows.assign(group=groups), folds, (run_fold,), seed=0, progress=False)
+        cross_validation.cross_validate(
+            ["prior"], rows.assign(group=groups), folds, (run_fold,), seed=0, progress=False
+        )
 
 
 def test_unknown_rungs_and_missing_classes_are_refused(rows):
     """A mistyped rung lists the right ones; a class without training rows cannot be learned."""
-    inputs, labels = rungs.read_inputs(rows, ["prior"]), rows["label"].to_numpy()
+    inputs, labels = estimators.read_inputs(rows, ["prior"]), rows["label"].to_numpy()
     groups = rows["group"].to_numpy()
     with pytest.raises(UserError, match=r"no rung 'lenght_bins'.*length_bins"):
-        rungs.fit_rung("lenght_bins", inputs, labels, groups, seed=0)
+        estimators.fit_rung("lenght_bins", inputs, labels, groups, seed=0)
     with pytest.raises(UserError, match="class has no training row"):
-        rungs.fit_rung("prior", inputs, np.zeros_like(labels), groups, seed=0)
+        estimators.fit_rung("prior", inputs, np.zeros_like(labels), groups, seed=0)
 
 
 def test_every_rung_learns_that_the_longer_answer_wins():
@@ -248,30 +258,30 @@ def test_every_rung_learns_that_the_longer_answer_wins():
         label = 2 if number % 4 == 0 else int(lengths[1] > lengths[0])
         lines.append((str(number), [f"prompt {number}"], [a], [b], label, str(number)))
     rows = pd.DataFrame(lines, columns=["id", "prompt", *RESPONSES, "label", "group"])
-    folds = data.assign_folds(rows, 3, seed=0)
-    results = baselines.cross_validate(rungs.RUNGS, rows, folds, (0,), seed=0, progress=False)
+    folds = loading.assign_folds(rows, 3, seed=0)
+    results = cross_validation.cross_validate(estimators.RUNGS, rows, folds, (0,), seed=0, progress=False)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    table = baselines.ladder_table(results, labels, groups).set_index("rung")
-    assert (table.loc[list(rungs.RUNGS[1:]), "log_loss"] < table.loc["prior", "log_loss"] - 0.2).all()
+    table = cross_validation.ladder_table(results, labels, groups).set_index("rung")
+    assert (table.loc[list(estimators.RUNGS[1:]), "log_loss"] < table.loc["prior", "log_loss"] - 0.2).all()
     assert list(table.columns) == ["log_loss", "low", "high", "accuracy", "seconds"]
-    assert baselines.best_rung(results, labels) == table["log_loss"].idxmin()
+    assert cross_validation.best_rung(results, labels) == table["log_loss"].idxmin()
 
 
 def test_predictions_of_fold_models_are_averaged(rows, results):
     """`predict_rows` is the mean of what the fold models say."""
     fitted = results["length_bins"].rungs
-    inputs = rungs.read_inputs(rows, ["length_bins"])
+    inputs = estimators.read_inputs(rows, ["length_bins"])
     expected = (fitted[0].predict_proba(inputs) + fitted[1].predict_proba(inputs)) / 2
-    assert rungs.predict_rows(fitted, rows) == pytest.approx(expected)
+    assert estimators.predict_rows(fitted, rows) == pytest.approx(expected)
 
 
 def test_inner_folds_keep_groups_together_and_stay_within_the_row_limit(monkeypatch):
     """Strength is tuned on at most TUNING_ROWS rows, never with one prompt on both sides."""
-    monkeypatch.setattr(rungs, "TUNING_ROWS", 60)
+    monkeypatch.setattr(estimators, "TUNING_ROWS", 60)
     groups = np.repeat(np.arange(50), 2).astype(str)
     labels = np.arange(100) % 3
-    splits = list(rungs._inner_splits(labels, groups, seed=0))
-    assert len(splits) == rungs.INNER_FOLDS
+    splits = list(estimators._inner_splits(labels, groups, seed=0))
+    assert len(splits) == estimators.INNER_FOLDS
     for train, valid in splits:
         assert len(train) + len(valid) == 60 and not set(groups[train]) & set(groups[valid])
     assert sorted(np.concatenate([valid for _, valid in splits])) == sorted(np.union1d(*splits[0]))

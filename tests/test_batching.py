@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from prefcls_lib.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
-from prefcls_lib.features import SIGNS
+from prefcls_lib.data.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.data.features import SIGNS
 
 
 def lengths_of(num_rows: int, seed: int = 0) -> np.ndarray:

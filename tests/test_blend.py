@@ -10,11 +10,12 @@ import pytest
 from conftest import read_tree
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from prefcls_lib import cli, data
-from prefcls_lib.calibration import Blend, fit_blend
-from prefcls_lib.runs import read_table, write_table
-from prefcls_lib.schema import LABEL_COLUMNS
-from prefcls_lib.submission import check_submission
+from prefcls_lib import cli
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.data.submission import check_submission
+from prefcls_lib.evaluation.calibration import Blend, fit_blend
+from prefcls_lib.pipeline.folder import read_table, write_table
 
 
 def ladder_arguments(home: Path, out: Path, *settings: str) -> list[str]:
@@ -118,7 +119,7 @@ def test_blend_is_applied_to_new_rows(runs, home, tmp_path):
     out = tmp_path / "blended.csv"
     arguments = ["predict", "--blend", str(tmp_path / "blend.json"), "--test", str(home / "test.csv")]
     assert cli.main([*arguments, "--out", str(out)]) == 0
-    ids = list(data.read_rows(home / "test.csv", labelled=False)["id"])
+    ids = list(loading.read_rows(home / "test.csv", labelled=False)["id"])
     blended = probs_of(check_submission(out, ids))
     state = json.loads((tmp_path / "blend.json").read_text())
     singles = [probs_of(read_table(run / "submission.csv")) for run in runs]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from prefcls_lib.calibration import (
+from prefcls_lib.data.schema import SWAP
+from prefcls_lib.evaluation.calibration import (
     Blend,
     Calibration,
     blend_out_of_fold,
@@ -12,9 +13,8 @@ from prefcls_lib.calibration import (
     fit_blend,
     fit_calibration,
 )
-from prefcls_lib.files import UserError
-from prefcls_lib.metrics import log_loss
-from prefcls_lib.schema import SWAP
+from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.runtime.files import UserError
 
 
 def _draw_labels(probs: np.ndarray, seed: int) -> np.ndarray:

@@ -7,11 +7,14 @@ import torch
 from conftest import run_arguments
 from test_train import make_config, make_examples, make_model
 
-from prefcls_lib import cli, data, members, train
-from prefcls_lib.collapse import Collapsed, why_dead
-from prefcls_lib.environment import make_accelerator
-from prefcls_lib.runs import read_table
-from prefcls_lib.submission import check_submission
+from prefcls_lib import cli
+from prefcls_lib.data import loading
+from prefcls_lib.data.submission import check_submission
+from prefcls_lib.pipeline import folds
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.training import loop
+from prefcls_lib.training.collapse import Collapsed, why_dead
 
 DEAD = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "collapse_after_rows=20", "validations_per_epoch=1")
 
@@ -19,12 +22,12 @@ DEAD = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "collapse_after_
 def fit(folder, config):
     model = make_model(folder, config)
     examples = make_examples(48, 1, with_features=True)
-    return train.fit(model, examples, make_examples(12, 2, with_features=True), config, make_accelerator("no"), 0)
+    return loop.fit(model, examples, make_examples(12, 2, with_features=True), config, make_accelerator("no"), 0)
 
 
 def test_dead_encoder_behind_live_features_is_seen(tiny, monkeypatch):
     """The encoder gives one embedding for every side; features move the predictions, the spread is 0 all the same."""
-    monkeypatch.setattr(train.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
+    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
     config = make_config(on_collapse="warn", collapse_after_rows=90)
     history = fit(tiny, config).history
     assert history["encoder_spread"].max() < 1e-6
@@ -47,7 +50,7 @@ def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "the encoder has collapsed" in error
     assert "learning_rate lower" in error
-    table = check_submission(out / "submission.csv", list(data.read_rows(home / "test.csv", labelled=False)["id"]))
+    table = check_submission(out / "submission.csv", list(loading.read_rows(home / "test.csv", labelled=False)["id"]))
     assert table["winner_tie"].nunique() > 1
 
 
@@ -69,7 +72,7 @@ def test_warn_goes_on_and_the_history_tells(home, tmp_path):
 def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp_path, monkeypatch):
     """The first attempt collapses, the second ends; fold.json keeps the record of the first."""
     seen = []
-    real = members.fit
+    real = folds.fit
 
     def collapse_once(model, train_rows, valid, config, *rest):
         seen.append((config.seed, config.learning_rate, config.warmup_ratio))
@@ -77,7 +80,7 @@ def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp
             raise Collapsed("collapsed", {"step": 3, "encoder_spread": 0.0})
         return real(model, train_rows, valid, config, *rest)
 
-    monkeypatch.setattr(members, "fit", collapse_once)
+    monkeypatch.setattr(folds, "fit", collapse_once)
     out = tmp_path / "run"
     assert cli.main(run_arguments(home, out, "folds=[0]", "learning_rate=0.001")) == 0
     assert seen == [(42, 0.001, 0.1), (1042, 0.0005, 0.2)]
@@ -88,7 +91,7 @@ def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp
 
 def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
     """DeBERTa-v3 does not move for about so many: 96 rows of a dead encoder are no collapse."""
-    monkeypatch.setattr(train.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
+    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
     history = fit(tiny, make_config()).history
     assert history["encoder_spread"].max() < 1e-6
     assert not history["collapsed"].any()

@@ -10,19 +10,20 @@ from conftest import KINDS, read_tree, run_arguments
 from torch import nn
 from transformers import AutoTokenizer
 
-from prefcls_lib import cli, train
-from prefcls_lib.backbones import load_backbone
-from prefcls_lib.batching import Examples
-from prefcls_lib.checkpoint import build_model, load_model, save_model
+from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator, seed_everything
-from prefcls_lib.features import FeatureScaler, compute_features
-from prefcls_lib.files import UserError
-from prefcls_lib.predict import predict_proba, predict_saved
-from prefcls_lib.runs import RunFolder, read_table
-from prefcls_lib.schema import LABEL_COLUMNS
-from prefcls_lib.step import train_step
-from prefcls_lib.tokenization import SideTokenizer, encode_rows
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.features import FeatureScaler, compute_features
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
+from prefcls_lib.models.backbones import load_backbone
+from prefcls_lib.models.predict import predict_proba, predict_saved
+from prefcls_lib.models.saved import build_model, load_model, save_model
+from prefcls_lib.pipeline.folder import RunFolder, read_table
+from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training import loop
+from prefcls_lib.training.step import train_step
 
 SMALL = {"architecture": "cross", "batch_size": 16, "num_epochs": 2, "validations_per_epoch": 1, "dropout": 0.0,
          "learning_rate": 2e-3, "head_learning_rate": 2e-3, "layer_decay": 1.0, "schedule": "linear",
@@ -128,7 +129,7 @@ def test_it_learns_which_answer_is_first(tiny):
     model = build_model(tiny, config)
     model.head.start_at_prior((1 / 3, 1 / 3, 1 / 3))
     rows = make_examples(256, 1)
-    result = train.fit(model, rows, make_examples(60, 2), config, make_accelerator("no"), 0)
+    result = loop.fit(model, rows, make_examples(60, 2), config, make_accelerator("no"), 0)
     assert result.history["valid_log_loss"].iloc[-1] < 0.5
     assert result.tokens.real == 10 * rows.lengths[:, 0].sum()
 

@@ -8,20 +8,20 @@ import pandas as pd
 import pytest
 from conftest import make_row
 
-from prefcls_lib import data
-from prefcls_lib.files import UserError
-from prefcls_lib.schema import LABEL_COLUMNS, TEXT_COLUMNS
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import LABEL_COLUMNS, TEXT_COLUMNS
+from prefcls_lib.runtime.files import UserError
 
 
 def read_one(write_csv, **cells) -> pd.Series:
     """One training row with these raw cells, read back."""
-    return data.read_rows(write_csv("train.csv", [make_row(0, 0, **cells)]), labelled=True).iloc[0]
+    return loading.read_rows(write_csv("train.csv", [make_row(0, 0, **cells)]), labelled=True).iloc[0]
 
 
 def labelled_rows(num_rows: int, rows_per_prompt: int = 1, seed: int = 0) -> pd.DataFrame:
     """Rows with what a fold plan needs: id, label in three nearly equal shares, group."""
     labels = np.random.default_rng(seed).integers(0, 3, num_rows)
-    groups = [data.prompt_group(f"prompt {number // rows_per_prompt}") for number in range(num_rows)]
+    groups = [loading.prompt_group(f"prompt {number // rows_per_prompt}") for number in range(num_rows)]
     return pd.DataFrame({"id": [f"r{number}" for number in range(num_rows)], "label": labels, "group": groups})
 
 
@@ -64,14 +64,14 @@ def test_labels_are_in_column_order(write_csv):
     assert LABEL_COLUMNS == ("winner_model_a", "winner_model_b", "winner_tie")
     table = [make_row(number, winner) for number, winner in enumerate((2, 0, 1))]
     table.append(make_row(3, 0, winner_model_a="0.0", winner_model_b=" 1.0 ", winner_tie="0"))
-    rows = data.read_rows(write_csv("train.csv", table), labelled=True)
+    rows = loading.read_rows(write_csv("train.csv", table), labelled=True)
     assert rows["label"].tolist() == [2, 0, 1, 1]
 
 
 def test_columns_may_stand_in_any_order_and_others_are_ignored(write_csv):
     """Columns are found by name; model names come along where they are."""
     table = [{"extra": "x", **dict(reversed(make_row(0, 1).items())), "model_b": "m2", "model_a": "m1"}]
-    rows = data.read_rows(write_csv("train.csv", table), labelled=True)
+    rows = loading.read_rows(write_csv("train.csv", table), labelled=True)
     assert rows[["model_a", "model_b", "label"]].values.tolist() == [["m1", "m2", 1]]
     assert "extra" not in rows
 
@@ -79,7 +79,7 @@ def test_columns_may_stand_in_any_order_and_others_are_ignored(write_csv):
 @pytest.mark.parametrize("row_id", ["007", "1e5", "12345678901234567890123", "NA", "nan", " 5", "1.0", "é"])
 def test_id_is_kept_exactly(write_csv, row_id):
     """An id is text: no leading zero, exponent or space of it changes, and NA is no missing value."""
-    rows = data.read_rows(write_csv("test.csv", [make_row(0, id=row_id)]), labelled=False)
+    rows = loading.read_rows(write_csv("test.csv", [make_row(0, id=row_id)]), labelled=False)
     assert rows["id"].tolist() == [row_id]
 
 
@@ -87,7 +87,7 @@ def test_gzip_byte_order_mark_and_line_ends_change_nothing(tmp_path, write_csv):
     """The same rows from plain UTF-8, with a byte order mark, gzipped, with \\n and with blank lines."""
     plain = write_csv("train.csv", [make_row(number, number % 3) for number in range(5)])
     content = plain.read_bytes()
-    expected = data.read_rows(plain, labelled=True)
+    expected = loading.read_rows(plain, labelled=True)
     variants = {
         "bom.csv": b"\xef\xbb\xbf" + content,
         "zipped.csv.gz": gzip.compress(content),
@@ -98,7 +98,7 @@ def test_gzip_byte_order_mark_and_line_ends_change_nothing(tmp_path, write_csv):
     for name, variant in variants.items():
         path = tmp_path / name
         path.write_bytes(variant)
-        pd.testing.assert_frame_equal(data.read_rows(path, labelled=True), expected)
+        pd.testing.assert_frame_equal(loading.read_rows(path, labelled=True), expected)
 
 
 def test_line_breaks_inside_a_cell_survive(write_csv):
@@ -116,15 +116,15 @@ def test_very_long_cell_is_read(write_csv):
 
 def test_prompt_group_is_the_normalised_first_turn():
     """White space and case do not make another prompt; words do."""
-    assert data.prompt_group("  What is\n\n2+2? ") == data.prompt_group("what IS 2+2?")
-    assert data.prompt_group("what is 2+2?") != data.prompt_group("what is 2+3?")
+    assert loading.prompt_group("  What is\n\n2+2? ") == loading.prompt_group("what IS 2+2?")
+    assert loading.prompt_group("what is 2+2?") != loading.prompt_group("what is 2+3?")
 
 
 @pytest.mark.parametrize("rows_per_prompt", [1, 2, 5])
 def test_no_prompt_in_two_folds(rows_per_prompt):
     """Every row has one fold, every fold has rows, and all rows of a prompt share theirs."""
     rows = labelled_rows(200, rows_per_prompt)
-    folds = data.assign_folds(rows, 5, seed=42)
+    folds = loading.assign_folds(rows, 5, seed=42)
     assert set(folds) == set(range(5))
     assert pd.Series(folds).groupby(rows["group"]).nunique().max() == 1
 
@@ -132,10 +132,10 @@ def test_no_prompt_in_two_folds(rows_per_prompt):
 def test_folds_do_not_depend_on_the_order_of_rows():
     """Sorted, reversed or shuffled: each row keeps its fold."""
     rows = labelled_rows(200, 2)
-    folds = pd.Series(data.assign_folds(rows, 10, seed=42), index=rows["id"])
+    folds = pd.Series(loading.assign_folds(rows, 10, seed=42), index=rows["id"])
     for order in (np.arange(200)[::-1], np.random.default_rng(0).permutation(200)):
         shuffled = rows.iloc[order].reset_index(drop=True)
-        again = pd.Series(data.assign_folds(shuffled, 10, seed=42), index=shuffled["id"])
+        again = pd.Series(loading.assign_folds(shuffled, 10, seed=42), index=shuffled["id"])
         assert again.loc[folds.index].tolist() == folds.tolist()
 
 
@@ -143,7 +143,7 @@ def test_folds_are_stratified_and_of_equal_size():
     """1,000 rows of shares .5 .3 .2 in 10 folds: 100 rows each, and each share within .03."""
     rows = labelled_rows(1000)
     rows["label"] = np.repeat([0, 1, 2], [500, 300, 200])
-    folds = data.assign_folds(rows, 10, seed=42)
+    folds = loading.assign_folds(rows, 10, seed=42)
     table = pd.crosstab(folds, rows["label"])
     assert table.sum(axis=1).between(95, 105).all()
     assert (table.div(table.sum(axis=1), axis=0) - [0.5, 0.3, 0.2]).abs().to_numpy().max() <= 0.03
@@ -152,7 +152,7 @@ def test_folds_are_stratified_and_of_equal_size():
 def test_seed_decides_the_folds():
     """The same seed gives the same plan, another one another plan."""
     rows = labelled_rows(200)
-    plans = [data.assign_folds(rows, 5, seed).tolist() for seed in (42, 42, 43)]
+    plans = [loading.assign_folds(rows, 5, seed).tolist() for seed in (42, 42, 43)]
     assert plans[0] == plans[1]
     assert np.mean(np.array(plans[0]) == plans[2]) < 0.5  # a fifth by chance
 
@@ -161,42 +161,42 @@ def test_folds_that_cannot_be_are_refused():
     """A class without rows, fewer rows of the rarest class than folds, fewer prompts than folds."""
     rows = labelled_rows(60)
     with pytest.raises(UserError, match="no row has winner_tie=1"):
-        data.assign_folds(rows.assign(label=rows["label"] % 2), 5, 42)
+        loading.assign_folds(rows.assign(label=rows["label"] % 2), 5, 42)
     with pytest.raises(UserError, match=r"too few for num_folds=50: 60 rows, 60 different prompts, \d+ rows of the"):
-        data.assign_folds(rows, 50, 42)
+        loading.assign_folds(rows, 50, 42)
     with pytest.raises(UserError, match="too few for num_folds=5: 60 rows, 3 different prompts"):
-        data.assign_folds(labelled_rows(60, 20), 5, 42)
+        loading.assign_folds(labelled_rows(60, 20), 5, 42)
 
 
 def test_rows_are_taken_by_content():
     """The same ids whatever the order of the file, and in its order; ten of them are among thirty."""
     rows = labelled_rows(100)
-    taken = data.take_rows(rows, 30, seed=42)
+    taken = loading.take_rows(rows, 30, seed=42)
     assert len(taken) == 30
     assert taken.index.tolist() == list(range(30))
     assert taken["id"].tolist() == [i for i in rows["id"] if i in set(taken["id"])]
-    backwards = data.take_rows(rows[::-1].reset_index(drop=True), 30, seed=42)
+    backwards = loading.take_rows(rows[::-1].reset_index(drop=True), 30, seed=42)
     assert backwards["id"].tolist() == taken["id"].tolist()[::-1]
-    assert set(data.take_rows(rows, 10, seed=42)["id"]) < set(taken["id"])
-    assert set(data.take_rows(rows, 30, seed=43)["id"]) != set(taken["id"])
+    assert set(loading.take_rows(rows, 10, seed=42)["id"]) < set(taken["id"])
+    assert set(loading.take_rows(rows, 30, seed=43)["id"]) != set(taken["id"])
 
 
 @pytest.mark.parametrize("max_rows", [0, 100, 101])
 def test_no_limit_takes_all_rows(max_rows):
     """Zero is no limit, and a limit that is not reached changes nothing."""
     rows = labelled_rows(100)
-    pd.testing.assert_frame_equal(data.take_rows(rows, max_rows, seed=42), rows)
+    pd.testing.assert_frame_equal(loading.take_rows(rows, max_rows, seed=42), rows)
 
 
 def test_shipped_sample():
     """770 training rows of all three classes, and the competition's three test rows in their order."""
-    rows = data.read_rows(data.sample_path("train"), labelled=True)
+    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
     assert len(rows) == rows["id"].nunique() == 770
     assert (np.bincount(rows["label"]) > 200).all()
     assert {"model_a", "model_b"} < set(rows)
-    folds = data.assign_folds(rows, 10, seed=42)
+    folds = loading.assign_folds(rows, 10, seed=42)
     assert (np.bincount(folds) > 50).all()
-    test = data.read_rows(data.sample_path("test"), labelled=False)
+    test = loading.read_rows(loading.sample_path("test"), labelled=False)
     assert test["id"].tolist() == ["136060", "211333", "1233961"]
     assert "label" not in test
 
@@ -207,7 +207,7 @@ def test_description_of_rows_by_hand(write_csv):
         make_row(0, 0, prompt='["p", "q"]', response_a='["abc", null]', response_b='["d", "e"]'),
         make_row(1, 2, response_a='["same"]', response_b='["same"]'),
     ]
-    facts = data.describe_rows(data.read_rows(write_csv("train.csv", table), labelled=True))["value"]
+    facts = loading.describe_rows(loading.read_rows(write_csv("train.csv", table), labelled=True))["value"]
     assert facts["rows"] == facts["different prompts"] == facts["most turns"] == 2
     assert facts["multi-turn rows"] == facts["A wins / B wins / tie"].split(" / ")[0] == "50.0%"
     assert facts["rows with an empty or null answer"] == facts["identical answers"] == "50.00%"

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import AutoModel, DebertaV2Config, ElectraConfig, RobertaConfig
 
-from prefcls_lib import cli, doctor, environment, machine
-from prefcls_lib.backbones import load_backbone
-from prefcls_lib.files import UserError
+from prefcls_lib import cli
+from prefcls_lib.doctor import capacity, checks
+from prefcls_lib.models.backbones import load_backbone
+from prefcls_lib.runtime import devices, kaggle
+from prefcls_lib.runtime.files import UserError
 
-ROOT = Path(doctor.__file__).parents[1]
+ROOT = Path(checks.__file__).parents[2]
 CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 DEBERTA = DebertaV2Config(
     vocab_size=128_100, hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536,
@@ -33,7 +35,7 @@ def offline(monkeypatch, tmp_path):
     def refuse(*arguments, **settings):
         raise OSError("no network")
 
-    monkeypatch.setattr(doctor.socket, "create_connection", refuse)
+    monkeypatch.setattr(checks.socket, "create_connection", refuse)
     monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(tmp_path / "input"))
 
 
@@ -56,13 +58,13 @@ def test_supported_range_is_what_pyproject_and_constraints_say():
     """The floor is the dependency's, the newest is the one that was tested."""
     floors = dict(re.findall(r'"([a-z-]+)>=([0-9.]+)"', (ROOT / "pyproject.toml").read_text()))
     tested = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-    assert {name: (floors[name], tested[name]) for name in doctor.SUPPORTED} == doctor.SUPPORTED
+    assert {name: (floors[name], tested[name]) for name in checks.SUPPORTED} == checks.SUPPORTED
 
 
 @pytest.mark.parametrize(("version", "state"), [((3, 10), "bad"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "note")])
 def test_python(version, state):
     """Too old cannot work, newer than tested may."""
-    assert doctor.check_python(version).state == state
+    assert checks.check_python(version).state == state
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,8 @@ def test_python(version, state):
 )
 def test_packages(version, state, words):
     """Missing, too old, the floor, a local build of the newest, newer than tested."""
-    installed = {name: newest for name, (_, newest) in doctor.SUPPORTED.items()}
-    check = doctor.check_packages({**installed, "transformers": version})
+    installed = {name: newest for name, (_, newest) in checks.SUPPORTED.items()}
+    check = checks.check_packages({**installed, "transformers": version})
     assert (check.state, words in check.advice) == (state, True)
 
 
@@ -97,18 +99,18 @@ def test_packages(version, state, words):
 )
 def test_which_gpus_a_torch_runs_on(capability, built, can):
     """Same major number and no older minor one; or portable code."""
-    assert machine.can_run(capability, built) is can
+    assert capacity.can_run(capability, built) is can
 
 
 def test_p100_is_told_before_anything_is_spent(gpu, capsys):
     """is_available() is True there, and the first operation would die."""
     gpu("Tesla P100-PCIE-16GB", (6, 0))
-    check = doctor.check_gpu()
+    check = checks.check_gpu()
     assert check.state == "bad"
     assert "Tesla P100-PCIE-16GB is sm_60" in check.finding
     assert "GPU T4 x2" in check.advice
     with pytest.raises(UserError, match="sm_60"):
-        doctor.first_look()
+        checks.first_look()
     assert cli.main(["doctor"]) == 1
     assert "not usable as it is" in capsys.readouterr().out
 
@@ -117,21 +119,21 @@ def test_t4_is_fine_and_its_bf16_is_emulated(gpu, monkeypatch):
     """fp16 is used there."""
     gpu("Tesla T4", (7, 5))
     monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
-    check = doctor.check_gpu()
+    check = checks.check_gpu()
     assert (check.state, check.finding) == ("ok", "1 x Tesla T4, bf16 only emulated: fp16 is used")
 
     def fail(*shape, device):
         raise RuntimeError("CUDA error: device-side assert triggered\nmore")
 
     monkeypatch.setattr(torch, "ones", fail)
-    check = doctor.check_gpu()
+    check = checks.check_gpu()
     assert (check.state, "device-side assert" in check.finding) == ("bad", True)
 
 
 def test_no_gpu_is_a_note():
     """A CPU can do the demo, and all of the baselines."""
     if not torch.cuda.is_available():
-        assert doctor.check_gpu().state == "note"
+        assert checks.check_gpu().state == "note"
 
 
 @pytest.mark.parametrize(
@@ -144,35 +146,35 @@ def test_parameters_are_counted_within_three_percent(config):
     with torch.device("meta"):
         encoder = AutoModel.from_config(config)
     real = sum(parameter.numel() for parameter in encoder.parameters())
-    assert machine.count_parameters(config) == pytest.approx(real, rel=0.03)
+    assert capacity.count_parameters(config) == pytest.approx(real, rel=0.03)
 
 
 def test_electra_large_needs_what_was_measured():
     """About 4 GB of training state, 1.3 GB of weights, and just under 1 MB for a token held."""
-    assert machine.state_bytes(ELECTRA) == pytest.approx(4.0e9, rel=0.03)
-    assert machine.weight_bytes(ELECTRA) == pytest.approx(1.33e9, rel=0.03)
-    assert machine.bytes_per_token(ELECTRA, half=True) == pytest.approx(0.98e6, rel=0.02)
+    assert capacity.state_bytes(ELECTRA) == pytest.approx(4.0e9, rel=0.03)
+    assert capacity.weight_bytes(ELECTRA) == pytest.approx(1.33e9, rel=0.03)
+    assert capacity.bytes_per_token(ELECTRA, half=True) == pytest.approx(0.98e6, rel=0.02)
 
 
 def test_largest_micro_step_by_hand():
     """100 GB free, 85 % of it used, 16 bytes for each parameter: the rest holds tokens; fp32 holds half as many."""
-    left = 85e9 - 16 * machine.count_parameters(ELECTRA)
-    assert machine.largest_micro_step(ELECTRA, 100 * 10**9, half=True) == int(left / (24 * 1024 * 40))
-    assert machine.largest_micro_step(ELECTRA, 100 * 10**9, half=False) == int(left / (24 * 1024 * 80))
-    assert machine.largest_micro_step(ELECTRA, 10**9, half=True) == 0
+    left = 85e9 - 16 * capacity.count_parameters(ELECTRA)
+    assert capacity.largest_micro_step(ELECTRA, 100 * 10**9, half=True) == int(left / (24 * 1024 * 40))
+    assert capacity.largest_micro_step(ELECTRA, 100 * 10**9, half=False) == int(left / (24 * 1024 * 80))
+    assert capacity.largest_micro_step(ELECTRA, 10**9, half=True) == 0
 
 
 def test_free_memory_is_less_than_there_is_and_not_nothing():
     """Of a CPU, in bytes."""
-    whole = machine.os.sysconf("SC_PAGE_SIZE") * machine.os.sysconf("SC_PHYS_PAGES")
-    assert 10**8 < machine.free_bytes(torch.device("cpu")) < whole
+    whole = capacity.os.sysconf("SC_PAGE_SIZE") * capacity.os.sysconf("SC_PHYS_PAGES")
+    assert 10**8 < capacity.free_bytes(torch.device("cpu")) < whole
 
 
 @pytest.mark.parametrize(("free", "state"), [(10**12, "ok"), (6 * 10**6, "note"), (10**6, "bad")])
 def test_memory(tiny, monkeypatch, free, state):
     """Enough for the recipe; less, with the setting to choose; too little for any step."""
-    monkeypatch.setattr(machine, "free_bytes", lambda device: free)
-    check = doctor.check_memory(load_backbone(str(tiny), 16))
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: free)
+    check = checks.check_memory(load_backbone(str(tiny), 16))
     assert check.state == state
     assert ("max_tokens_per_micro_step=" in check.advice) == (state == "note")
 
@@ -182,59 +184,59 @@ def test_disk(tiny, monkeypatch, tmp_path, free, state):
     """Asked of the folder above one that is not there yet."""
     asked = []
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: asked.append(place) or usage(free))
-    assert doctor.check_disk(load_backbone(str(tiny), 16), tmp_path / "runs" / "new").state == state
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda place: asked.append(place) or usage(free))
+    assert checks.check_disk(load_backbone(str(tiny), 16), tmp_path / "runs" / "new").state == state
     assert asked == [tmp_path]
 
 
 def test_unknown_scripts_are_named(backbone_folders):
     """A byte tokenizer knows everything; a small WordPiece one does not know Chinese."""
-    bytes_check = doctor.check_tokenizer(load_backbone(str(backbone_folders["roberta"]), 16))
+    bytes_check = checks.check_tokenizer(load_backbone(str(backbone_folders["roberta"]), 16))
     assert (bytes_check.state, "chinese 0%" in bytes_check.finding) == ("ok", True)
-    pieces = doctor.check_tokenizer(load_backbone(str(backbone_folders["electra"]), 16))
+    pieces = checks.check_tokenizer(load_backbone(str(backbone_folders["electra"]), 16))
     assert (pieces.state, "thai" in pieces.advice, "latin" in pieces.advice) == ("note", True, False)
 
 
 def test_precision_is_compared_with_fp32(tiny, monkeypatch):
     """bf16 on the CPU; one that differs too much is bad."""
     backbone = load_backbone(str(tiny), 16)
-    monkeypatch.setattr(environment, "choose_precision", lambda setting, device: "no")
-    assert doctor.check_precision(backbone).finding == "fp32"
-    monkeypatch.setattr(environment, "choose_precision", lambda setting, device: "bf16")
-    check = doctor.check_precision(backbone)
+    monkeypatch.setattr(devices, "choose_precision", lambda setting, device: "no")
+    assert checks.check_precision(backbone).finding == "fp32"
+    monkeypatch.setattr(devices, "choose_precision", lambda setting, device: "bf16")
+    check = checks.check_precision(backbone)
     assert check.state == "ok"
     assert re.match(r"bf16 differs from fp32 by [0-9.]+e-\d+ of", check.finding)
     assert "0.0e+00" not in check.finding
-    monkeypatch.setattr(doctor, "LARGEST_PRECISION_ERROR", 1e-9)
-    assert doctor.check_precision(backbone).state == "bad"
+    monkeypatch.setattr(checks, "LARGEST_PRECISION_ERROR", 1e-9)
+    assert checks.check_precision(backbone).state == "bad"
 
 
 def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
     """Without the competition nothing can be submitted there; elsewhere files are named by their paths."""
-    assert doctor.check_inputs().state == "ok"
+    assert checks.check_inputs().state == "ok"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    check = doctor.check_inputs()
+    check = checks.check_inputs()
     assert (check.state, "Tried:" in check.finding) == ("bad", True)
     for name in ("train.csv", "test.csv"):
-        path = tmp_path / "input" / "competitions" / environment.COMPETITION / name
+        path = tmp_path / "input" / "competitions" / kaggle.COMPETITION / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    assert (doctor.check_inputs().state, doctor.check_inputs().finding.count(".csv")) == ("ok", 2)
-    twice = tmp_path / "input" / environment.COMPETITION / "test.csv"
+    assert (checks.check_inputs().state, checks.check_inputs().finding.count(".csv")) == ("ok", 2)
+    twice = tmp_path / "input" / kaggle.COMPETITION / "test.csv"
     twice.parent.mkdir()
     twice.write_text("y")
-    assert "more than once" in doctor.check_inputs().finding
+    assert "more than once" in checks.check_inputs().finding
 
 
 def test_internet(monkeypatch):
     """Off; on, which the competition refuses; a name server that does not answer is not waited for."""
-    assert doctor.check_internet().finding.startswith("off")
-    monkeypatch.setattr(doctor.socket, "create_connection", lambda *a, **k: namedtuple("c", "close")(lambda: None))
-    assert doctor.check_internet().state == "ok"
+    assert checks.check_internet().finding.startswith("off")
+    monkeypatch.setattr(checks.socket, "create_connection", lambda *a, **k: namedtuple("c", "close")(lambda: None))
+    assert checks.check_internet().state == "ok"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert doctor.check_internet().state == "note"
+    assert checks.check_internet().state == "note"
     started = time.perf_counter()
-    assert doctor._answers_in_time(lambda: time.sleep(5), seconds=0.1) is False
+    assert checks._answers_in_time(lambda: time.sleep(5), seconds=0.1) is False
     assert time.perf_counter() - started < 2
 
 
@@ -247,26 +249,26 @@ def test_time_left(monkeypatch, rerun, hours, finding, state):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     if rerun:
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    monkeypatch.setattr(environment, "session_seconds", lambda: hours * 3600)
-    check = doctor.check_time()
+    monkeypatch.setattr(kaggle, "session_seconds", lambda: hours * 3600)
+    check = checks.check_time()
     assert (check.finding.startswith(finding), check.state) == (True, state)
 
 
 def test_session_is_as_old_as_the_first_process():
     """It grows, and is not that of this process."""
-    first = environment.session_seconds()
+    first = kaggle.session_seconds()
     time.sleep(0.05)
-    assert 0 < first < environment.session_seconds()
+    assert 0 < first < kaggle.session_seconds()
 
 
 def test_copies_of_another_commit_are_a_note(monkeypatch, tmp_path):
     """What runs, from where, and what else is attached."""
-    assert doctor.check_library().state == "ok"
+    assert checks.check_library().state == "ok"
     other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib"
     other.mkdir(parents=True)
-    (other / "schema.py").write_text("")
+    (other / "__init__.py").write_text("")
     (other / "commit.txt").write_text("4567")
-    check = doctor.check_library()
+    check = checks.check_library()
     assert (check.state, "4567" in check.advice) == ("note", True)
     assert str(ROOT / "prefcls_lib") in check.finding
 
@@ -287,6 +289,6 @@ def test_doctor_as_a_command(tiny, tmp_path, capsys):
 
 def test_first_look_is_a_table(tiny):
     """As the notebooks show it, one line a check, the commit among them."""
-    html = doctor.first_look(str(tiny)).to_html()
+    html = checks.first_look(str(tiny)).to_html()
     for name in ("python", "gpu", "memory", "precision", "commit not recorded"):
         assert name in html

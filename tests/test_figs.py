@@ -127,7 +127,7 @@ def test_arrows_end_at_boxes_and_do_not_cross(canvas):
 
 
 def test_the_flow_names_rooms_of_the_library():
-    rooms = {path.stem for path in Path(prefcls_lib.__file__).parent.glob("*.py")}
+    rooms = {path.stem for path in Path(prefcls_lib.__file__).parent.rglob("*.py")}
     bold = [t.get_text() for box in FIGURES["data_flow"]().boxes for t in box.texts if t.get_weight() == "bold"]
     named = {name for text in bold for name in text.split(", ")}
     assert len(named) > 10

@@ -1,4 +1,4 @@
-"""The rooms of the library: who may know whom, what stays light, and that everything public says what it is."""
+"""The packages of the library: which imports which, what stays light, and that everything public says what it is."""
 
 import ast
 import os
@@ -12,18 +12,19 @@ import pytest
 import prefcls_lib
 
 ROOT = Path(prefcls_lib.__file__).parent.parent
-ROOMS = {path.stem: path for path in sorted((ROOT / "prefcls_lib").glob("*.py"))}
-# From the ground up: a room imports only rooms that stand before it.
-ORDER = (
-    "schema", "files", "progress", "config", "environment", "data", "features", "tokenization", "batching",
-    "backbones", "model", "reward", "checkpoint", "optim", "schedule", "resume", "distributed", "predict",
-    "metrics", "collapse",
-    "step", "train", "calibration", "rungs", "baselines",
-    "submission", "runs", "plots", "job", "processes", "members", "pipeline", "ladder", "blend", "ensemble",
-    "specification", "page", "finished", "tables", "report", "machine", "doctor", "cli", "__main__",
+LIBRARY = ROOT / "prefcls_lib"
+MODULES = {
+    ".".join(path.relative_to(LIBRARY).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(LIBRARY.rglob("*.py"))
+}
+# In import order: a package (or a module beside the packages) imports only from those that stand before it.
+ORDER = ("runtime", "config", "data", "evaluation", "baselines", "models", "training", "pipeline", "ensemble",
+         "doctor", "report", "cli", "__main__")  # fmt: skip
+LIGHT = (
+    "runtime.files", "runtime.progress", "config", "data.schema", "data.loading", "data.features", "data.submission",
+    "evaluation.metrics", "evaluation.calibration", "evaluation.plots", "baselines.estimators",
+    "baselines.cross_validation", "pipeline.folder", "ensemble.finished", "report.build", "cli",
 )  # fmt: skip
-LIGHT = ("schema", "files", "progress", "config", "data", "features", "metrics", "calibration", "rungs", "baselines",
-         "submission", "runs", "plots", "specification", "page", "finished", "tables", "report", "cli")  # fmt: skip
 
 
 def parse(path: Path) -> ast.Module:
@@ -50,33 +51,49 @@ def run_python(code: str, cwd: Path, **variables: str) -> str:
     return done.stdout.strip()
 
 
-def test_every_room_has_its_place():
-    """A new room must be put into the order here, and into the picture at the top of the package."""
-    assert set(ORDER) == set(ROOMS) - {"__init__"}
+def package_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_package_has_its_place():
+    """A new package must be put into the order here, and into the docstring at the top of the library."""
+    assert set(ORDER) == {package_of(name) for name in MODULES} - {"__init__", "sample"}
     words = set(re.findall(r"\w+", prefcls_lib.__doc__))
-    assert set(ROOMS) - {"__init__", "__main__"} <= words
+    assert set(ORDER) - {"__main__", "cli"} <= words
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_imports_point_down(room):
-    """No room knows one that stands above it, and none knows the notebooks or the folder kaggle."""
-    allowed = {f"prefcls_lib.{name}" for name in ORDER[: ORDER.index(room)]}
-    for name in imported_modules(ROOMS[room]):
+@pytest.mark.parametrize("module", [name for name in MODULES if package_of(name) in ORDER])
+def test_imports_point_back(module):
+    """No module knows a package that stands behind its own, and none knows the notebooks or the folder kaggle."""
+    here = package_of(module)
+    allowed = {*ORDER[: ORDER.index(here)], here}
+    for name in imported_modules(MODULES[module]):
         top, *below = name.split(".")
         assert top not in ("notebooks", "kaggle", "tests")
         if top == "prefcls_lib" and below:
-            assert ".".join((top, below[0])) in allowed, f"{room} imports {name}"
+            assert below[0] in allowed or below == ["__version__"], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("package", ORDER[:-2])
+def test_package_docstring_names_its_modules(package):
+    """A package says what is in it; it imports nothing, so that a module of it loads no other."""
+    if package == "config":
+        return
+    path = MODULES[package]
+    words = set(re.findall(r"\w+", ast.get_docstring(parse(path))))
+    assert {name.split(".")[1] for name in MODULES if name.startswith(f"{package}.")} <= words
+    assert imported_modules(path) == set()
 
 
 def test_package_itself_imports_nothing():
-    """`import prefcls_lib` costs nothing: every room is imported by its name."""
-    assert imported_modules(ROOMS["__init__"]) == set()
+    """`import prefcls_lib` costs nothing: every module is imported by its name."""
+    assert imported_modules(MODULES["__init__"]) == set()
 
 
-def test_light_rooms_do_not_import_torch(tmp_path):
+def test_light_modules_do_not_import_torch(tmp_path):
     """Rows, metrics, baselines and files work at once, and where torch is not installed."""
     code = (
-        f"import sys\nfor room in {LIGHT}: __import__('prefcls_lib.' + room)\n"
+        f"import sys\nfor name in {LIGHT}: __import__('prefcls_lib.' + name)\n"
         "print([name for name in ('torch', 'transformers', 'accelerate') if name in sys.modules])"
     )
     assert run_python(code, tmp_path, PYTHONPATH=str(ROOT)) == "[]"
@@ -100,10 +117,10 @@ def public_definitions(body: list[ast.stmt], inside: str = ""):
                 yield from public_definitions(node.body, f"{inside}{node.name}.")
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_everything_public_has_a_docstring(room):
-    """Each room, class, function and method that others may use says in its first line what it is."""
-    tree = parse(ROOMS[room])
-    assert ast.get_docstring(tree), room
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_everything_public_has_a_docstring(module):
+    """Each module, class, function and method that others may use says in its first line what it is."""
+    tree = parse(MODULES[module])
+    assert ast.get_docstring(tree), module
     missing = [name for name, node in public_definitions(tree.body) if not ast.get_docstring(node)]
     assert missing == []

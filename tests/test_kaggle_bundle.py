@@ -14,9 +14,9 @@ from kaggle_parts import OWNER, backbone, build_tiny_bundle, bundle, check, layo
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from prefcls_lib.files import UserError
-from prefcls_lib.reward import load_reward_model
-from prefcls_lib.tokenization import SideTokenizer
+from prefcls_lib.data.tokenization import SideTokenizer
+from prefcls_lib.models.reward import load_reward_model
+from prefcls_lib.runtime.files import UserError
 
 
 @pytest.fixture(scope="module")

@@ -40,11 +40,11 @@ def test_flipping_one_byte_of_any_file_is_caught(copy):
 
 def test_missing_and_extra_files_are_named(copy):
     """Also a compiled file."""
-    (copy / "datasets/prefcls-lib/prefcls_lib/data.py").unlink()
+    (copy / "datasets/prefcls-lib/prefcls_lib/data/loading.py").unlink()
     (copy / "datasets/prefcls-lib/prefcls_lib/__pycache__").mkdir()
     (copy / "datasets/prefcls-lib/prefcls_lib/__pycache__/x.pyc").write_bytes(b"x")
     problems = check.find_problems(copy)
-    assert "datasets/prefcls-lib/prefcls_lib/data.py: is missing" in problems
+    assert "datasets/prefcls-lib/prefcls_lib/data/loading.py: is missing" in problems
     assert any("__pycache__/x.pyc: is extra" in problem for problem in problems)
     assert any("__pycache__/x.pyc: compiled Python files" in problem for problem in problems)
 

@@ -12,9 +12,9 @@ import jupytext
 import pytest
 
 import prefcls_lib
-from prefcls_lib import environment
-from prefcls_lib.backbones import find_backbone
-from prefcls_lib.files import UserError
+from prefcls_lib.models.backbones import find_backbone
+from prefcls_lib.runtime import devices, kaggle
+from prefcls_lib.runtime.files import UserError
 
 ROOT = Path(prefcls_lib.__file__).parents[1]
 COMPETITION = "llm-classification-finetuning"
@@ -41,13 +41,13 @@ def put(path: Path, text: str = "x") -> Path:
 def test_competition_is_found_in_every_layout(root, place):
     """New and old mounts, each with an extra folder."""
     wanted = put(root / place / "train.csv")
-    assert environment.find_competition_file("train.csv") == wanted
+    assert kaggle.find_competition_file("train.csv") == wanted
 
 
 def test_missing_competition_lists_what_was_tried(root):
     """The error names each place."""
     with pytest.raises(UserError) as error:
-        environment.find_competition_file("test.csv")
+        kaggle.find_competition_file("test.csv")
     for place in (f"competitions/{COMPETITION}", COMPETITION, f"competitions/{COMPETITION}/*"):
         assert str(root / place / "test.csv") in str(error.value)
 
@@ -88,9 +88,7 @@ def test_attached_twice_is_fine_if_equal_and_refused_if_not(root, name):
         put(place, "same")
         put(place.with_name("model.safetensors"), "weights")
     find = (
-        (lambda: find_backbone("roberta-base"))
-        if name == "backbone"
-        else (lambda: environment.find_competition_file(name))
+        (lambda: find_backbone("roberta-base")) if name == "backbone" else (lambda: kaggle.find_competition_file(name))
     )
     assert find() == (places[0].parent if name == "backbone" else places[0])
     put(places[1] if name != "backbone" else places[1].with_name("model.safetensors"), "other")
@@ -103,15 +101,15 @@ def test_attached_runs_are_found_and_counted_once(root, finished_run):
     """A notebook's output, a folder in a data set, a wrapper; the same run through two mounts is one run."""
     for place in ("notebooks/me/prefcls-02", "datasets/me/prefcls-runs/wrapper/other"):
         shutil.copytree(finished_run, root / place, ignore=shutil.ignore_patterns("checkpoint"))
-    assert len(environment.find_runs()) == 1
+    assert len(kaggle.find_runs()) == 1
     result = json.loads((finished_run / "result.json").read_text())
     put(root / "datasets/me/prefcls-runs/wrapper/other/result.json", json.dumps({**result, "seed": 7}))
-    assert [path.name for path in environment.find_runs()] == ["prefcls-02", "other"]
+    assert [path.name for path in kaggle.find_runs()] == ["prefcls-02", "other"]
     blend = put(root / "datasets/me/prefcls-runs/blend.json")
-    assert environment.find_blend() == blend
+    assert kaggle.find_blend() == blend
     put(root / "datasets/me/other-runs/blend.json", "another")
     with pytest.raises(UserError, match="more than once"):
-        environment.find_blend()
+        kaggle.find_blend()
 
 
 def first_cell() -> str:
@@ -137,10 +135,10 @@ def run_first_cell(root: Path, tmp_path: Path) -> subprocess.CompletedProcess:
     code = (
         f"import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         f"sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n{first_cell()}\n"
-        "import importlib.resources, prefcls_lib.data as data\n"
+        "import importlib.resources, prefcls_lib.data.loading as loading\n"
         "commit = (importlib.resources.files('prefcls_lib') / 'commit.txt').read_text()\n"
-        "rows = data.read_rows(data.sample_path('train'), labelled=True)\n"
-        "print(data.__file__, commit.strip(), len(rows))\n"
+        "rows = loading.read_rows(loading.sample_path('train'), labelled=True)\n"
+        "print(loading.__file__, commit.strip(), len(rows))\n"
     )
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables["PREFCLS_INPUT_ROOT"] = str(root)
@@ -155,7 +153,9 @@ def test_library_is_found_as_a_folder(root, library, tmp_path, place):
     """Where it is mounted, in a wrapper, and as a wheel that the upload unpacked."""
     shutil.copytree(library, root / place / "prefcls_lib")
     done = run_first_cell(root, tmp_path)
-    assert done.stdout.split() == [str(root / place / "prefcls_lib" / "data.py"), "0123abcd", "770"], done.stderr
+    assert done.stdout.split() == [str(root / place / "prefcls_lib" / "data" / "loading.py"), "0123abcd", "770"], (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,35 +168,35 @@ def test_library_is_found_as_a_wheel(root, library, tmp_path, place):
         for path in sorted(library.rglob("*")):
             wheel.write(path, path.relative_to(library.parent))
     done = run_first_cell(root, tmp_path)
-    assert done.stdout.endswith(f"{root / place}/prefcls_lib/data.py 0123abcd 770\n"), done.stderr
+    assert done.stdout.endswith(f"{root / place}/prefcls_lib/data/loading.py 0123abcd 770\n"), done.stderr
 
 
 def test_a_file_that_two_patterns_match_is_one(root):
     """datasets/OWNER/SLUG in the new layout looks like a wrapper in the old one."""
     found = put(root / "datasets" / "me" / "roberta-base" / "config.json")
     patterns = ["datasets/*/roberta-base/config.json", "*/*/roberta-base/config.json"]
-    assert environment.glob_inputs(patterns) == [found]
+    assert kaggle.glob_inputs(patterns) == [found]
 
 
 def test_missing_library_lists_what_was_tried(root, tmp_path):
     """The one error that cannot come from the library."""
     done = run_first_cell(root, tmp_path)
     assert "attach the data set prefcls-lib" in done.stderr
-    assert f"{root}: datasets/*/prefcls*/prefcls_lib/schema.py" in done.stderr
+    assert f"{root}: datasets/*/prefcls*/prefcls_lib/__init__.py" in done.stderr
 
 
 def test_library_tells_its_commit(library, monkeypatch):
     """From the file that a bundle puts into it; a checkout has none."""
-    assert environment.library_commit() == "not recorded: no bundle"
-    monkeypatch.setattr(environment.resources, "files", lambda name: library)
-    assert environment.library_commit() == "0123abcd"
-    assert environment.versions()["commit"] == "0123abcd"
+    assert kaggle.library_commit() == "not recorded: no bundle"
+    monkeypatch.setattr(kaggle.resources, "files", lambda name: library)
+    assert kaggle.library_commit() == "0123abcd"
+    assert devices.versions()["commit"] == "0123abcd"
 
 
 def test_copies_of_the_library_tell_their_commits(root, library):
     """Folder and wheel alike, so that doctor can say when they differ."""
     shutil.copytree(library, root / "prefcls-lib" / "prefcls_lib")
     with zipfile.ZipFile(root / "prefcls-lib" / "prefcls_lib.whl", "w") as wheel:
-        wheel.writestr("prefcls_lib/schema.py", "")
+        wheel.writestr("prefcls_lib/__init__.py", "")
         wheel.writestr("prefcls_lib/commit.txt", "4567\n")
-    assert sorted(environment.attached_commits().values()) == ["0123abcd", "4567"]
+    assert sorted(kaggle.attached_commits().values()) == ["0123abcd", "4567"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from kaggle_parts import OWNER, layout, machine_copy, projection, rehearse, rows
 
-from prefcls_lib import data
-from prefcls_lib.files import UserError
-from prefcls_lib.schema import TEXT_COLUMNS
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import TEXT_COLUMNS
+from prefcls_lib.runtime.files import UserError
 
 NO_NAMESPACES = not any(machine_copy._works(flags) for flags in machine_copy.NAMESPACES)
 needs_namespaces = pytest.mark.skipif(NO_NAMESPACES, reason="unshare --net --mount is refused on this machine")
@@ -128,7 +128,7 @@ def test_ugly_rows_hold_every_case_and_are_read(tmp_path):
         '"[""""]"',
     ):
         assert sign in text, sign
-    read = data.read_rows(tmp_path / "test.csv", labelled=False)
+    read = loading.read_rows(tmp_path / "test.csv", labelled=False)
     assert len(read) == 800
     assert read["id"].nunique() == 800
     assert read["id"].astype(int).max() == 2**32

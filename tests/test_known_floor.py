@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from prefcls_lib import data, metrics
+from prefcls_lib.data import loading
+from prefcls_lib.evaluation import metrics
 from report import known_floor
 
 
@@ -21,7 +22,7 @@ def made(tmp_path_factory):
 def test_labels_follow_the_known_distribution(made):
     """As the library reads them: class shares and log loss are those of the distribution, within four deviations."""
     folder, probs = made
-    labels = data.read_rows(folder / "train.csv", labelled=True)["label"].to_numpy()
+    labels = loading.read_rows(folder / "train.csv", labelled=True)["label"].to_numpy()
     np.testing.assert_allclose(probs.sum(axis=1), 1)
     shares, variances = np.bincount(labels) / len(labels), (probs * (1 - probs)).mean(axis=0) / len(labels)
     assert (np.abs(shares - probs.mean(axis=0)) < 4 * np.sqrt(variances)).all()
@@ -34,7 +35,7 @@ def test_distribution_is_that_of_the_text(made):
     """Computed again from the written words of one row, by hand."""
     folder, probs = made
     worth = dict(zip(*known_floor.make_words(), strict=True))
-    row = data.read_rows(folder / "train.csv", labelled=True).iloc[7]
+    row = loading.read_rows(folder / "train.csv", labelled=True).iloc[7]
     a, b = (row[name][0].split() for name in ("response_a", "response_b"))
     d = sum(worth[w] for w in a) - sum(worth[w] for w in b) + known_floor.LENGTH_WORTH * (len(a) - len(b))
     logits = np.array([d, -d, 0.0])

@@ -10,9 +10,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from prefcls_lib import machine
-from prefcls_lib.backbones import MINILM_PACKAGE
-from prefcls_lib.files import read_json
+from prefcls_lib.doctor import capacity
+from prefcls_lib.models.backbones import MINILM_PACKAGE
+from prefcls_lib.runtime.files import read_json
 from report import t4_plan
 
 CONFIGS = {path.stem: read_json(path)["config"] for path in Path(__file__).parents[1].glob("report/backbones/*.json")}
@@ -34,7 +34,7 @@ def test_configurations_have_the_published_size(name, millions):
         encoder = AutoModel.from_config(read_config(name))
     real = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("pooler"))
     assert real / 1e6 == pytest.approx(millions, rel=0.005)
-    assert machine.count_parameters(read_config(name)) == pytest.approx(real, rel=0.01)
+    assert capacity.count_parameters(read_config(name)) == pytest.approx(real, rel=0.01)
 
 
 class CountHeld(TorchFunctionMode):
@@ -105,23 +105,23 @@ def test_bytes_held_are_what_autograd_keeps(name, length, monkeypatch):
     exact = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     exact = {key: value for key, value in exact.items() if key in CONFIGS[name]}
     shallow, deep = (count_held(read_config(name, num_hidden_layers=layers, **exact), length) for layers in (3, 6))
-    planned = machine.bytes_per_token(read_config(name, num_hidden_layers=3), True, length)
+    planned = capacity.bytes_per_token(read_config(name, num_hidden_layers=3), True, length)
     assert planned == pytest.approx(deep - shallow, rel=0.12)
 
 
 def test_checkpointing_holds_the_inputs_of_layers_and_one_layer():
     """ELECTRA-large: 24 inputs of 1,024 units in fp32, and 40 bytes a unit once; fp32 doubles the layer alone."""
     config = read_config("electra-large-discriminator")
-    assert machine.bytes_per_token(config, True, checkpointing=True) == 24 * 1024 * 4 + 1024 * 40
-    assert machine.bytes_per_token(config, False, checkpointing=True) == 24 * 1024 * 4 + 1024 * 80
-    left = int(0.85 * T4) - machine.fixed_bytes(config)
-    held = machine.largest_micro_step(config, T4, True, checkpointing=True)
+    assert capacity.bytes_per_token(config, True, checkpointing=True) == 24 * 1024 * 4 + 1024 * 40
+    assert capacity.bytes_per_token(config, False, checkpointing=True) == 24 * 1024 * 4 + 1024 * 80
+    left = int(0.85 * T4) - capacity.fixed_bytes(config)
+    held = capacity.largest_micro_step(config, T4, True, checkpointing=True)
     assert held == pytest.approx(left / (24 * 1024 * 4 + 1024 * 40), abs=1)
 
 
 def test_deberta_holds_scores_for_length_and_buckets():
     """DeBERTa-v3-large at 768: 24 layers of 40 bytes a unit, and 16 heads of 6 x 768 and 8 x 256 bytes."""
-    found = machine.bytes_per_token(read_config("deberta-v3-large"), True, 768)
+    found = capacity.bytes_per_token(read_config("deberta-v3-large"), True, 768)
     assert found == 24 * (40 * 1024 + 16 * (6 * 768 + 8 * 256))
 
 
@@ -131,15 +131,15 @@ def test_operations_by_hand():
     DeBERTa: 2 x 4 x 2 x 5 more for five buckets; ModernBERT: a third matrix of 6 weights.
     """
     sizes = {"num_hidden_layers": 1, "hidden_size": 2, "intermediate_size": 3}
-    assert machine.flop_per_token(PretrainedConfig(model_type="bert", **sizes), 10) == 56 + 80
+    assert capacity.flop_per_token(PretrainedConfig(model_type="bert", **sizes), 10) == 56 + 80
     deberta = PretrainedConfig(model_type="deberta-v2", position_buckets=5, **sizes)
-    assert machine.flop_per_token(deberta, 10) == 56 + 80 + 80
-    assert machine.flop_per_token(PretrainedConfig(model_type="modernbert", **sizes), 10) == 56 + 12 + 80
+    assert capacity.flop_per_token(deberta, 10) == 56 + 80 + 80
+    assert capacity.flop_per_token(PretrainedConfig(model_type="modernbert", **sizes), 10) == 56 + 12 + 80
 
 
 def test_plan_by_hand(monkeypatch):
     """Two sides a row, three passes in training, one in prediction; long sides are cut, and weigh in attention."""
-    monkeypatch.setattr(machine, "T4_FLOP_PER_SECOND", 1e12)
+    monkeypatch.setattr(capacity, "T4_FLOP_PER_SECOND", 1e12)
     lengths = np.array([100, 1000])
     config = read_config("roberta-base")
     tokens, attended = (100 + 512) / 2, (100**2 + 512**2) / 612
@@ -147,7 +147,7 @@ def test_plan_by_hand(monkeypatch):
     line = t4_plan.plan_backbone(config, 512, lengths)
     assert line[-2] == f"{6 * 51_729 * forward:.1f} / {8 * 51_729 * forward:.1f}"
     assert line[-1] == f"{2 * 25_000 * forward:.2f}"
-    assert line[:2] == ["512", f"{16 * machine.count_parameters(config) / 1e9:.1f}"]
+    assert line[:2] == ["512", f"{16 * capacity.count_parameters(config) / 1e9:.1f}"]
 
 
 def test_plan_has_every_backbone_at_the_lengths_it_takes():

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from prefcls_lib import data, metrics
-from prefcls_lib.files import UserError
+from prefcls_lib.data import loading
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.runtime.files import UserError
 
 HALF_AND_QUARTERS = np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
 
@@ -14,11 +15,11 @@ def _random_probs(num_rows: int, seed: int) -> np.ndarray:
 
 
 def _rows(prompts: list, a: list, b: list, **columns: list) -> pd.DataFrame:
-    """Rows as `data.read_rows` gives them, of one turn each."""
+    """Rows as `loading.read_rows` gives them, of one turn each."""
     rows = pd.DataFrame({"id": [str(number) for number in range(len(prompts))]})
     for name, texts in (("prompt", prompts), ("response_a", a), ("response_b", b)):
         rows[name] = pd.Series([[text] if isinstance(text, str) else text for text in texts], dtype=object)
-    rows["group"] = [data.prompt_group(turns[0]) for turns in rows["prompt"]]
+    rows["group"] = [loading.prompt_group(turns[0]) for turns in rows["prompt"]]
     return rows.assign(**columns)
 
 
@@ -209,7 +210,7 @@ def test_slices_of_four_rows_by_hand():
 
 def test_slices_of_real_rows_hold_every_row_once_and_compare_with_a_baseline():
     """Counts of a slicing sum to all rows, and the difference is that of the two log losses."""
-    rows = data.read_rows(data.sample_path("train"), labelled=True)
+    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
     labels, probs = rows["label"].to_numpy(), _random_probs(len(rows), 9)
     uniform = np.full_like(probs, 1 / 3)
     table = metrics.slice_table(rows, labels, probs, uniform, top=3)

@@ -10,14 +10,14 @@ from conftest import KINDS
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from prefcls_lib.batching import Chunk, Examples, make_chunks
-from prefcls_lib.checkpoint import build_model
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator
-from prefcls_lib.features import SIGNS, FeatureScaler, compute_features, identical_answers
-from prefcls_lib.model import PreferenceHead, PreferenceModel, pool
-from prefcls_lib.predict import predict_proba
-from prefcls_lib.tokenization import SideTokenizer, encode_rows
+from prefcls_lib.data.batching import Chunk, Examples, make_chunks
+from prefcls_lib.data.features import SIGNS, FeatureScaler, compute_features, identical_answers
+from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
+from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
+from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.models.saved import build_model
+from prefcls_lib.runtime.devices import make_accelerator
 
 PRIOR = (0.5, 0.3, 0.2)
 

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from conftest import run_arguments
 
-from prefcls_lib import cli, data, pipeline, processes
-from prefcls_lib.files import UserError
-from prefcls_lib.runs import Member, RunFolder, read_table
-from prefcls_lib.schema import LABEL_COLUMNS
+from prefcls_lib import cli
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.pipeline import launch as processes
+from prefcls_lib.pipeline import steps
+from prefcls_lib.pipeline.folder import Member, RunFolder, read_table
+from prefcls_lib.runtime.files import UserError
 
 ONE_MODEL = ("folds=[0]", "batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3")
 
@@ -92,10 +95,10 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
 
 def test_rows_predicted_side_by_side(finished_run, home, monkeypatch):
     """Twelve rows by two processes: in the order of the rows, and what one process predicts."""
-    rows = data.read_rows(home / "test.csv", labelled=False)
-    alone, _ = pipeline.predict_run(RunFolder(finished_run), rows)
-    monkeypatch.setattr(pipeline, "MIN_ROWS_TO_SHARE", 5)
-    shared, _ = pipeline.predict_run(RunFolder(finished_run), rows, num_processes=2)
+    rows = loading.read_rows(home / "test.csv", labelled=False)
+    alone, _ = steps.predict_run(RunFolder(finished_run), rows)
+    monkeypatch.setattr(steps, "MIN_ROWS_TO_SHARE", 5)
+    shared, _ = steps.predict_run(RunFolder(finished_run), rows, num_processes=2)
     np.testing.assert_allclose(shared, alone, atol=2e-3)  # bf16, and other rows beside each in a chunk
     assert np.ptp(alone[:, 0]) > 0.01
 
@@ -127,11 +130,11 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path):
     """SIGKILL of the parent closes the workers' standard input, and they go."""
     mark = tmp_path / "pid"
     worker = (
-        "import os, time, pathlib; from prefcls_lib.processes import end_with_parent; end_with_parent(); "
+        "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
         f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
     )
     start = f"p._run([['-c', {worker!r}]], ['worker'], [p._worker_environment(1, None)])"
-    parent = launch(["-c", f"from prefcls_lib import processes as p; {start}"])
+    parent = launch(["-c", f"from prefcls_lib.pipeline import launch as p; {start}"])
     deadline = time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)

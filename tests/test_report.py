@@ -10,10 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from prefcls_lib import cli, finished, metrics, page, report, specification, tables
-from prefcls_lib.files import UserError
-from prefcls_lib.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
-from prefcls_lib.schema import LABEL_COLUMNS
+from prefcls_lib import cli
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.ensemble import finished
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.report import build, page, specification, tables
+from prefcls_lib.report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
+from prefcls_lib.runtime.files import UserError
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
@@ -28,7 +31,7 @@ def described():
 @pytest.fixture
 def no_pdf(monkeypatch, described):
     """No PDF, and the backbones counted once."""
-    monkeypatch.setattr(report, "write_pdf", lambda document, path: None)
+    monkeypatch.setattr(build, "write_pdf", lambda document, path: None)
     monkeypatch.setattr(specification, "describe_backbones", lambda *_: described)
 
 
@@ -36,7 +39,7 @@ def no_pdf(monkeypatch, described):
 def quick(monkeypatch, no_pdf):
     """No figures and formulas either: all numbers stand in tables and text."""
     monkeypatch.setattr(page, "embed_formula", lambda tex: "")
-    monkeypatch.setattr(report, "draw_svg", lambda figure: b"<svg/>")
+    monkeypatch.setattr(build, "draw_svg", lambda figure: b"<svg/>")
     monkeypatch.setattr(tables, "draw_svg", lambda figure: b"<svg/>")
 
 
@@ -232,7 +235,7 @@ def test_a_run_of_a_backbone_takes_its_place(quick, runs, finished_run, tmp_path
 
 def test_readme_gets_the_table_between_its_marks(quick, runs, tmp_path):
     readme = tmp_path / "README.md"
-    start, end = report.README_MARKS
+    start, end = build.README_MARKS
     readme.write_text(f"before\n{start}\nstale\n{end}\nafter\n", encoding="utf-8")
     arguments = ["report", "--runs", str(runs), "--out", str(tmp_path / "out"), "--readme", str(readme)]
     assert cli.main(arguments) == 0
@@ -290,7 +293,7 @@ def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):
     assert found.left_out == [] and {"ladder", "minilm"} <= {run.name for run in found.runs}
     readme = tmp_path / "README.md"
     shutil.copyfile(ROOT / "README.md", readme)
-    report.build_report([ROOT / "report" / "runs"], tmp_path / "out", readme)
+    build.build_report([ROOT / "report" / "runs"], tmp_path / "out", readme)
     assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
     committed = (ROOT / "report" / "report.html").read_text(encoding="utf-8")
     for run in found.runs:
@@ -300,4 +303,4 @@ def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):
 def test_template_that_names_what_is_not_there(tmp_path):
     (tmp_path / "t.md").write_text("{{ nothing }}", encoding="utf-8")
     with pytest.raises(UserError, match="nothing"):
-        report.fill_template(tmp_path / "t.md", {})
+        build.fill_template(tmp_path / "t.md", {})

@@ -18,20 +18,22 @@ import torch
 from conftest import KINDS, run_arguments
 from test_train import make_config, make_examples, make_model
 
-from prefcls_lib import cli, data, optim, schedule, train
-from prefcls_lib import step as steps
-from prefcls_lib.environment import make_accelerator, seed_everything
-from prefcls_lib.files import UserError, backup_of, write_whole
-from prefcls_lib.resume import Stopped, TrainingState
-from prefcls_lib.submission import check_submission
-from prefcls_lib.train import Session
+from prefcls_lib import cli
+from prefcls_lib.data import loading
+from prefcls_lib.data.submission import check_submission
+from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.files import UserError, backup_of, write_whole
+from prefcls_lib.training import loop, optim, schedule
+from prefcls_lib.training import step as steps
+from prefcls_lib.training.loop import Session
+from prefcls_lib.training.state import Stopped, TrainingState
 
 
 def fit(model, config, session=None):
     """Train on 48 rows, validate on 12."""
     seed_everything(config.seed)
     accelerator = make_accelerator(config.mixed_precision)
-    return train.fit(model, make_examples(48, 1), make_examples(12, 2), config, accelerator, 0, "fold", session)
+    return loop.fit(model, make_examples(48, 1), make_examples(12, 2), config, accelerator, 0, "fold", session)
 
 
 class StopAt(threading.Event):
@@ -63,7 +65,7 @@ def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, prec
         seed_everything(99)  # the random state comes from the checkpoint
         accelerator = make_accelerator(config.mixed_precision)
         session = Session(tmp_path / "state")
-        result = train.fit(model, make_examples(48, 1), make_examples(12, 2), config, accelerator, 0, "fold", session)
+        result = loop.fit(model, make_examples(48, 1), make_examples(12, 2), config, accelerator, 0, "fold", session)
         assert f"fold: resumed at step {first + 2}" in capsys.readouterr().out
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in whole.state_dict().items())
         np.testing.assert_array_equal(result.valid_probs, expected.valid_probs)
@@ -75,7 +77,7 @@ def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, prec
 
 def test_best_weights_survive_a_stop(tiny, tmp_path, monkeypatch):
     """The best step lies before the stop; its weights are in the checkpoint."""
-    monkeypatch.setattr(train, "MIN_ROWS_TO_SELECT", 1)
+    monkeypatch.setattr(loop, "MIN_ROWS_TO_SELECT", 1)
     config = make_config(num_epochs=4, learning_rate=0.02, head_learning_rate=0.02, structure_features=False)
     whole = make_model(tiny, config)
     expected = fit(whole, config)
@@ -194,17 +196,17 @@ def test_folder_replaced_between_two_renames_is_found(tmp_path):
 
 def test_time_budget_by_hand(monkeypatch):
     """100 tokens/s, 10 s a step, 90 to go, 400 s left: 0.9 * 400 - 60 to predict - 20 to validate make 28 steps."""
-    monkeypatch.setattr(train.time, "perf_counter", lambda: 1000.0)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: 1000.0)
     config = make_config(num_epochs=1)
     state = TrainingState(total_steps=100, max_tokens=100, step=10, step_seconds=100.0)
     state.tokens = replace(state.tokens, real=10_000, computed=10_000)
     valid = make_examples(9, 2)
     monkeypatch.setattr(type(valid), "lengths", property(lambda self: np.full((10, 2), 100)))  # 2,000 tokens: 20 s
     session = Session(deadline=1400.0, tokens_to_predict=6000)
-    assert train._fit_into_time(state, session, valid, 100, config) == 10 + 28
+    assert loop._fit_into_time(state, session, valid, 100, config) == 10 + 28
     state.total_steps = 38
-    assert train._fit_into_time(state, session, valid, 100, config) == 38  # it fits now; and a plan never grows again
-    assert train._fit_into_time(state, replace(session, deadline=1e6), valid, 100, config) == 38
+    assert loop._fit_into_time(state, session, valid, 100, config) == 38  # it fits now; and a plan never grows again
+    assert loop._fit_into_time(state, replace(session, deadline=1e6), valid, 100, config) == 38
 
 
 def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path, capsys):
@@ -215,7 +217,7 @@ def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path, capsys):
     assert "time budget: at" in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert result["folds"][0]["steps"] < 5000
-    check_submission(out / "submission.csv", list(data.read_rows(home / "test.csv", labelled=False)["id"]))
+    check_submission(out / "submission.csv", list(loading.read_rows(home / "test.csv", labelled=False)["id"]))
     before = (out / "submission.csv").read_bytes()
     assert cli.main(run_arguments(home, out, *settings[:3], "time_budget_hours=5")) == 0  # a free setting
     assert (out / "submission.csv").read_bytes() == before
@@ -317,7 +319,7 @@ def test_head_only_phase_moves_the_head_alone(tiny):
     config = make_config(head_only_rows=40, structure_features=False, head_learning_rate=0.01)
     model = make_model(tiny, config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train.fit_head(model, make_examples(48, 1), config, make_accelerator("no"), 0)
+    loop.fit_head(model, make_examples(48, 1), config, make_accelerator("no"), 0)
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder."))
     assert not torch.equal(after["head.output.weight"], before["head.output.weight"])
@@ -333,7 +335,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind, backbone_folders):
         )
         model = make_model(backbone_folders[kind], config)
         pad_id = model.encoder.config.pad_token_id
-        train.fit(model, make_examples(32, 1), make_examples(9, 2), config, make_accelerator("no"), pad_id)
+        loop.fit(model, make_examples(32, 1), make_examples(9, 2), config, make_accelerator("no"), pad_id)
         weights.append(model.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=1e-5, msg=name)

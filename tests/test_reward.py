@@ -9,18 +9,19 @@ import torch
 from conftest import KINDS, run_arguments
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefcls_lib import cli, members
-from prefcls_lib.backbones import load_backbone
-from prefcls_lib.batching import Examples
-from prefcls_lib.checkpoint import build_model, load_model, save_model
+from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator
-from prefcls_lib.files import UserError
-from prefcls_lib.optim import parameter_groups
-from prefcls_lib.predict import predict_proba, predict_saved
-from prefcls_lib.runs import read_table
-from prefcls_lib.schema import LABEL_COLUMNS
-from prefcls_lib.tokenization import SideTokenizer, encode_rows
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
+from prefcls_lib.models.backbones import load_backbone
+from prefcls_lib.models.predict import predict_proba, predict_saved
+from prefcls_lib.models.saved import build_model, load_model, save_model
+from prefcls_lib.pipeline import folds
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training.optim import parameter_groups
 
 
 @pytest.fixture(params=KINDS)
@@ -46,7 +47,7 @@ def start(folder, examples: Examples, **settings):
     config = RunConfig(init_from=str(folder), structure_features=False, mixed_precision="no", **settings)
     model = build_model(folder, config)
     model.head.start_at_prior((0.4, 0.4, 0.2))
-    members.start_at_scores(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
+    folds.start_at_scores(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
     return model, config
 
 

@@ -12,10 +12,13 @@ from conftest import read_tree, run_arguments
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from prefcls_lib import checkpoint, cli, data, pipeline
-from prefcls_lib.files import UserError, sha256
-from prefcls_lib.runs import RunFolder, read_table
-from prefcls_lib.schema import LABEL_COLUMNS
+from prefcls_lib import cli
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.models import saved
+from prefcls_lib.pipeline import steps
+from prefcls_lib.pipeline.folder import RunFolder, read_table
+from prefcls_lib.runtime.files import UserError, sha256
 
 PROMISED = (
     "log_loss", "accuracy", "ladder_log_loss", "rows", "useful_token_share", "predict_useful_token_share",
@@ -101,8 +104,8 @@ def test_reported_numbers_can_be_recomputed(result, oof):
 
 def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
     """Each row of folds 0 and 1 once, with its own label and the fold that the plan gives it."""
-    rows = data.read_rows(home / "train.csv", labelled=True)
-    rows["fold"] = data.assign_folds(rows, 3, seed=42)
+    rows = loading.read_rows(home / "train.csv", labelled=True)
+    rows["fold"] = loading.assign_folds(rows, 3, seed=42)
     expected = rows[rows["fold"] < 2].set_index("id")[["fold", "label"]]
     found = oof.set_index("id")[["fold", "label"]]
     pd.testing.assert_frame_equal(found.sort_index(), expected.sort_index(), check_dtype=False, check_index_type=False)
@@ -130,8 +133,8 @@ def test_submission_is_the_mean_of_the_folds(finished_run, home, tmp_path):
         config = json.loads((run / "config.json").read_text())
         config["settings"]["folds"] = [fold]
         (run / "config.json").write_text(json.dumps(config))
-        rows = data.read_rows(home / "test.csv", labelled=False)
-        from prefcls_lib.pipeline import predict_run
+        rows = loading.read_rows(home / "test.csv", labelled=False)
+        from prefcls_lib.pipeline.steps import predict_run
 
         alone.append(predict_run(RunFolder(run), rows)[0])
     assert np.abs(alone[0] - alone[1]).max() > 1e-4
@@ -235,16 +238,16 @@ def test_a_submission_is_there_before_the_encoder_is_loaded(home, tmp_path, monk
     submission = run / "submission.csv"
 
     def look(*_):
-        shares = np.bincount(data.read_rows(home / "train.csv", labelled=True)["label"]) / 60
+        shares = np.bincount(loading.read_rows(home / "train.csv", labelled=True)["label"]) / 60
         np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
         raise UserError("stopped at the baselines")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "cross_validate", look)
+        patch.setattr(steps, "cross_validate", look)
         assert cli.main(run_arguments(home, run)) == 2
     assert "stopped at the baselines" in capsys.readouterr().err
     submission.unlink()
-    monkeypatch.setattr(checkpoint, "load_encoder", break_the_encoder)
+    monkeypatch.setattr(saved, "load_encoder", break_the_encoder)
     assert cli.main(run_arguments(home, run)) == 2
     assert "stopped where the encoder is loaded" in capsys.readouterr().err
     assert len(np.unique(read_probs(submission)[:, 2])) > 1
@@ -258,7 +261,7 @@ def test_existing_submission_is_replaced_only_by_a_trained_one(home, tmp_path, m
     run.mkdir()
     (run / "submission.csv").write_bytes(b"older")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "load_encoder", break_the_encoder)
+        patch.setattr(saved, "load_encoder", break_the_encoder)
         assert cli.main(run_arguments(home, run, *SHORT)) == 2
     assert (run / "submission.csv").read_bytes() == b"older"
     assert cli.main(run_arguments(home, run, *SHORT)) == 0

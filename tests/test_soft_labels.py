@@ -10,11 +10,14 @@ import torch
 from conftest import make_row, run_arguments
 from scipy.special import log_softmax
 
-from prefcls_lib import cli, data, members, pipeline, step
-from prefcls_lib.batching import Examples
+from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
-from prefcls_lib.files import UserError
-from prefcls_lib.schema import SOFT_COLUMNS
+from prefcls_lib.data import loading
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.schema import SOFT_COLUMNS
+from prefcls_lib.pipeline import folds, steps
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training import step
 
 
 def soft(a: object, b: object, tie: object, **cells: object) -> dict:
@@ -25,10 +28,10 @@ def test_soft_labels_and_weights_are_read(write_csv):
     """Three probabilities and a weight; rounded ones are brought to sum 1; rows without them have no such columns."""
     path = write_csv("soft.csv", [make_row(1, 0, **soft(0.5, "0.3", 0.2, weight=2)),
                                   make_row(2, 1, **soft("0.333", "0.333", "0.333", weight="0"))])  # fmt: skip
-    rows = data.read_rows(path, labelled=True)
+    rows = loading.read_rows(path, labelled=True)
     np.testing.assert_allclose(rows[list(SOFT_COLUMNS)], [[0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3]])
     assert rows["weight"].tolist() == [2.0, 0.0]
-    plain = data.read_rows(write_csv("plain.csv", [make_row(1, 0), make_row(2, 1)]), labelled=True)
+    plain = loading.read_rows(write_csv("plain.csv", [make_row(1, 0), make_row(2, 1)]), labelled=True)
     assert not {*SOFT_COLUMNS, "weight"} & set(plain)
 
 
@@ -48,7 +51,7 @@ def test_bad_ones_are_named(write_csv, cells, message):
     good = dict(zip(cells, (1, 0, 0), strict=False))
     path = write_csv("soft.csv", [make_row(1, 0, **good), make_row(2, 1, **cells)])
     with pytest.raises(UserError) as error:
-        data.read_rows(path, labelled=True)
+        loading.read_rows(path, labelled=True)
     assert message in str(error.value)
     assert str(path) in str(error.value)
 
@@ -86,17 +89,17 @@ def files(home, tmp_path_factory):
 def start(home, extra, out, **settings):
     paths = {"train": home / "train.csv", "test": home / "test.csv", "backbone": home / "backbone"}
     places = {name: str(path) for name, path in {**paths, "extra_train": extra, "out": out}.items()}
-    return pipeline.start(RunConfig(**places, num_folds=3, max_length=32, **settings))
+    return steps.start(RunConfig(**places, num_folds=3, max_length=32, **settings))
 
 
 def test_extra_rows_are_trained_on_but_for_validation_prompts(files, tmp_path):
     """In each fold: every extra row whose prompt is not validated there, with its own tokens; none is validated."""
     job = start(*files, tmp_path / "run", soft_label_share=0.25)
-    encoded = pipeline.encode(job)
+    encoded = steps.encode(job)
     extra = job.encode(job.extra_rows)
     left_out = 0
     for fold in range(3):
-        train, valid, _ = members.split_rows(job, encoded, fold)
+        train, valid, _ = folds.split_rows(job, encoded, fold)
         validated = set(job.rows["group"][job.folds == fold])
         kept = [i for i, group in enumerate(job.extra_rows["group"]) if group not in validated]
         own = int((job.folds != fold).sum())

@@ -6,8 +6,8 @@ import pytest
 from conftest import KINDS
 from transformers import AutoTokenizer
 
-from prefcls_lib.files import UserError
-from prefcls_lib.tokenization import SideTokenizer, clean_text, encode_rows, share_room
+from prefcls_lib.data.tokenization import SideTokenizer, clean_text, encode_rows, share_room
+from prefcls_lib.runtime.files import UserError
 
 
 @pytest.fixture(params=KINDS)

@@ -10,16 +10,16 @@ from conftest import KINDS
 from sklearn.metrics import log_loss as sklearn_log_loss
 from torch import nn
 
-from prefcls_lib import optim, schedule, train
-from prefcls_lib import step as steps
-from prefcls_lib.backbones import RECIPES
-from prefcls_lib.batching import Examples, TokenCount
-from prefcls_lib.checkpoint import build_model
 from prefcls_lib.config import RunConfig
-from prefcls_lib.environment import make_accelerator, seed_everything
-from prefcls_lib.features import SIGNS
-from prefcls_lib.files import UserError
-from prefcls_lib.model import PreferenceModel
+from prefcls_lib.data.batching import Examples, TokenCount
+from prefcls_lib.data.features import SIGNS
+from prefcls_lib.models.backbones import RECIPES
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.saved import build_model
+from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training import loop, optim, schedule
+from prefcls_lib.training import step as steps
 
 PRIOR = (0.3, 0.2, 0.5)
 
@@ -52,9 +52,9 @@ def make_examples(num_rows: int, seed: int = 0, with_features: bool = False, lon
     return Examples(token_ids, sides, features, labels)
 
 
-def fit(model: PreferenceModel, config: RunConfig, train_examples: Examples, valid: Examples) -> train.FitResult:
+def fit(model: PreferenceModel, config: RunConfig, train_examples: Examples, valid: Examples) -> loop.FitResult:
     accelerator = make_accelerator(config.mixed_precision)
-    return train.fit(model, train_examples, valid, config, accelerator, model.encoder.config.pad_token_id)
+    return loop.fit(model, train_examples, valid, config, accelerator, model.encoder.config.pad_token_id)
 
 
 def gradients(model: PreferenceModel) -> dict[str, torch.Tensor]:
@@ -215,14 +215,14 @@ def fake_validations(monkeypatch, labels: np.ndarray, confidences: list[float]) 
         probs[np.arange(len(labels)), labels] = confidence
         return probs
 
-    monkeypatch.setattr(train, "predict_from_embeddings", predict_from_embeddings)
+    monkeypatch.setattr(loop, "predict_from_embeddings", predict_from_embeddings)
     return states
 
 
 @pytest.mark.parametrize(("min_rows", "chosen"), [(30, 1), (31, 2)])
 def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch, min_rows, chosen):
     """True class at .8, .98, .7: the second is best by plain log loss (.02), the first by a smoothed one."""
-    monkeypatch.setattr(train, "MIN_ROWS_TO_SELECT", min_rows)
+    monkeypatch.setattr(loop, "MIN_ROWS_TO_SELECT", min_rows)
     config = make_config(num_epochs=3, label_smoothing=0.3, structure_features=False)
     valid = make_examples(30, 2)
     states = fake_validations(monkeypatch, valid.labels, [0.8, 0.98, 0.7])
@@ -237,7 +237,7 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
 
 def test_two_thousand_rows_are_needed_to_select():
     """Fewer make the best step noise; the number itself is a promise of the README."""
-    assert train.MIN_ROWS_TO_SELECT == 2000
+    assert loop.MIN_ROWS_TO_SELECT == 2000
 
 
 def test_fit_learns_what_can_be_learned(tiny):

@@ -1,0 +1,106 @@
+"""Cross-validation of the ladder: every rung on the folds that the networks use, with intervals."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from prefcls_lib.baselines.estimators import Rung, fit_rung, read_inputs
+from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, log_loss, row_losses
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class OutOfSample:
+    """One rung's predictions of rows that it was not fitted on."""
+
+    probs: np.ndarray  # (N, 3); NaN where the row's fold is not in run_folds
+    rungs: tuple[Rung, ...]  # one for each of run_folds, in that order
+    seconds: float  # fitting and predicting, all folds; without `read_inputs`, which the rungs share
+
+
+def cross_validate(
+    rung_names: Sequence[str],
+    rows: pd.DataFrame,
+    folds: np.ndarray,
+    run_folds: Sequence[int],
+    seed: int,
+    progress: bool = True,
+) -> dict[str, OutOfSample]:
+    """Fit each rung once for each fold of `run_folds`, on all other folds, and predict that fold.
+
+    Args:
+        rows: labelled rows of `data.read_rows`.
+        folds: (N,) from `data.assign_folds`.
+        run_folds: folds to predict; the others only train.
+        progress: show a bar.
+
+    Raises:
+        UserError: a prompt group in two folds, a fold without rows or with one class only.
+    """
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    _check_folds(labels, groups, folds, run_folds)
+    probs = {name: np.full((len(rows), NUM_CLASSES), np.nan) for name in rung_names}
+    rungs: dict[str, list[Rung]] = {name: [] for name in rung_names}
+    seconds = dict.fromkeys(rung_names, 0.0)
+    bar = progress_bar(len(run_folds) * len(rung_names), "ladder", "fit", shown=progress)
+    with bar, threadpool_limits(limits=1):  # small fits: threads that wait for each other cost more than they bring
+        bar.set_postfix_str("reading the answers")
+        inputs = read_inputs(rows, rung_names)
+        for fold in run_folds:
+            train, valid = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)
+            for name in rung_names:
+                bar.set_postfix_str(f"fold {fold}, {name}")
+                start = time.perf_counter()
+                rung = fit_rung(name, train_inputs, labels[train], groups[train], seed)
+                probs[name][valid] = rung.predict_proba(valid_inputs)
+                rungs[name].append(rung)
+                seconds[name] += time.perf_counter() - start
+                bar.update()
+    return {name: OutOfSample(probs[name], tuple(rungs[name]), seconds[name]) for name in rung_names}
+
+
+def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
+    """One line a rung, on the rows it predicted: log_loss, low, high (95 % interval), accuracy, seconds."""
+    lines = []
+    for name, result in results.items():
+        done = np.isfinite(result.probs[:, 0])
+        losses = row_losses(labels[done], result.probs[done])
+        low, high = bootstrap_interval(losses, groups[done])
+        line = {"rung": name, "log_loss": losses.mean(), "low": low, "high": high}
+        lines.append(line | {"accuracy": accuracy(labels[done], result.probs[done]), "seconds": result.seconds})
+    return pd.DataFrame(lines)
+
+
+def best_rung(results: dict[str, OutOfSample], labels: np.ndarray) -> str:
+    """Name of the rung with the lowest log loss on its predicted rows.
+
+    Its log loss is slightly optimistic: it is the lowest of several on the rows that chose it.
+    """
+
+    def loss(name: str) -> float:
+        done = np.isfinite(results[name].probs[:, 0])
+        return log_loss(labels[done], results[name].probs[done])
+
+    return min(results, key=loss)
+
+
+def _check_folds(labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, run_folds: Sequence[int]) -> None:
+    fold_of: dict[str, int] = {}
+    for group, fold in zip(groups, folds, strict=True):
+        if fold_of.setdefault(group, fold) != fold:
+            raise UserError(
+                f"folds: prompt group {group} is in folds {fold_of[group]} and {fold}, so validation would "
+                "see prompts of the training rows. Make the folds with data.assign_folds."
+            )
+    for fold in run_folds:
+        classes = len(np.unique(labels[folds == fold]))
+        if classes < 2:
+            state = "has no rows" if classes == 0 else "has rows of one class only"
+            raise UserError(f"folds: fold {fold} {state}. Give more rows or set num_folds lower.")

@@ -1,0 +1,5 @@
+"""From train.csv to batches of token ids, and from probabilities to submission.csv.
+
+Open `loading` first (CSV to rows and folds), then `features`, `tokenization` and `batching`. `submission` writes and
+checks the result; `schema` has the column names.
+"""

@@ -1,0 +1,249 @@
+"""Steps of whole pairs, cut into length-sorted chunks of token ids.
+
+u and v of a pair meet only in the loss. So an optimizer step (a fixed number of whole pairs) is cut into
+micro-steps of whole pairs, as many as the memory for the backward pass asks for, and inside a micro-step all
+sides are sorted by length and pass through the encoder in chunks of nearly equal length. Little is padded, and
+nothing of it changes the gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from prefcls_lib.data.features import SIGNS
+from prefcls_lib.data.schema import SWAP
+
+WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
+CHUNK_TOKENS = 4096  # most tokens in one chunk, padding included
+CHUNK_SIDES = 64  # and most sides
+CHUNK_COST_TOKENS = 128  # one more chunk costs as much as this many tokens of padding
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N rows as the model sees them.
+
+    Attributes:
+        token_ids: U arrays (T,) of token ids, the different sides.
+        sides: (N, 2) index in `token_ids` of side 0 = A and side 1 = B; (N, 1) of the one order of A and B in which a
+            cross-encoder's rows are trained on.
+        features: (N, F) float32 standardised structure features, or None.
+        labels: (N,) int64, or None where they are not known.
+        targets: (N, 3) float32 probabilities to train on in place of the labels, or None.
+        weights: (N,) float32, of the rows in the training loss, or None: all the same.
+    """
+
+    token_ids: Sequence[np.ndarray]
+    sides: np.ndarray
+    features: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    targets: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N, 2) tokens of both sides of every row; (N, 1) where there is one."""
+        return np.array([len(ids) for ids in self.token_ids])[self.sides]
+
+    def take(self, chosen: np.ndarray | slice) -> "Examples":
+        """Some of the rows; the sides stay as they are numbered."""
+        return replace(self, **{name: column[chosen] for name, column in self._columns().items()})
+
+    def joined(self, other: "Examples") -> "Examples":
+        """These rows, then those of `other`, which have the same columns."""
+        columns, others = self._columns(), other._columns()
+        others["sides"] = others["sides"] + len(self.token_ids)
+        joined = {name: np.concatenate([column, others[name]]) for name, column in columns.items()}
+        return replace(self, token_ids=[*self.token_ids, *other.token_ids], **joined)
+
+    def swapped(self) -> "Examples":
+        """The same rows with A and B in each other's place."""
+        swap = {
+            "sides": lambda sides: sides[:, ::-1],
+            "features": lambda features: (features * SIGNS).astype(np.float32),
+            "labels": lambda labels: np.array(SWAP)[labels],
+            "targets": lambda targets: targets[:, SWAP],
+            "weights": lambda weights: weights,
+        }
+        return replace(self, **{name: swap[name](column) for name, column in self._columns().items()})
+
+    def in_random_order(self, seed: int, epoch: int) -> "Examples":
+        """What an epoch trains a cross-encoder on: one order of A and B a row, drawn anew; sides (N, 1)."""
+        swap = np.random.default_rng([seed, epoch, 1]).random(len(self)) < 0.5
+        swapped = self.swapped()._columns()
+        drawn = {
+            name: np.where(swap if column.ndim == 1 else swap[:, None], swapped[name], column)
+            for name, column in self._columns().items()
+        }
+        return replace(self, **drawn | {"sides": drawn["sides"][:, :1]})
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """What has a line a row, where it is known."""
+        names = ("sides", "features", "labels", "targets", "weights")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens that passed through the encoder: the real ones, and all that were computed, padding included."""
+
+    real: int = 0
+    computed: int = 0
+
+    def __add__(self, other: "TokenCount") -> "TokenCount":
+        return TokenCount(self.real + other.real, self.computed + other.computed)
+
+    @property
+    def useful_share(self) -> float:
+        """real / computed; 1 is no padding at all."""
+        return self.real / self.computed if self.computed else 1.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Sides of similar length, padded to the longest.
+
+    Attributes:
+        indices: (S,) which sides these are, numbered as the caller numbered them.
+        input_ids: (S, T) int64.
+        attention_mask: (S, T) int64, 1 on real tokens.
+        has_padding: whether there is a 0 in it; known here, so that no GPU has to be asked.
+    """
+
+    indices: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    has_padding: bool = True
+
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens that pass through the encoder, padding included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device) -> "Chunk":
+        """The same chunk on `device`."""
+        tensors = (self.indices, self.input_ids, self.attention_mask)
+        return Chunk(*(to_device(tensor, device) for tensor in tensors), self.has_padding)
+
+
+def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on `device`; to a GPU through pinned memory, so that the host goes on without waiting for the copy."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def make_chunks(
+    token_ids: Sequence[np.ndarray],
+    pad_id: int,
+    max_sides: int = CHUNK_SIDES,
+    max_tokens: int = CHUNK_TOKENS,
+    multiple_of: int = 1,
+) -> list[Chunk]:
+    """Sides cut into padded chunks, see `plan_chunks`."""
+    planned = plan_chunks(token_ids, max_sides, max_tokens, multiple_of)
+    return [pad_chunk(taken, length, token_ids, pad_id) for taken, length in planned]
+
+
+def plan_chunks(
+    token_ids: Sequence[np.ndarray],
+    max_sides: int = CHUNK_SIDES,
+    max_tokens: int = CHUNK_TOKENS,
+    multiple_of: int = 1,
+) -> list[tuple[list[int], int]]:
+    """Sort sides by length (equal lengths: by ids) and cut them into chunks, longest first.
+
+    The cuts are those with the least computed tokens, each chunk counted as CHUNK_COST_TOKENS more: few chunks of
+    nearly equal lengths. The longest chunk comes first so that running out of memory shows at once.
+
+    Args:
+        token_ids: S arrays (T,) of token ids.
+        max_sides, max_tokens: a chunk holds no more than these, but always one side.
+        multiple_of: padded lengths are rounded up to a multiple of this (8 suits a GPU).
+
+    Returns:
+        For each chunk the numbers of its sides, and the length that they are padded to.
+    """
+    order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
+    padded = [-(-len(token_ids[i]) // multiple_of) * multiple_of for i in order]
+    planned, start = [], 0
+    for size in _cut_sorted(padded, max_sides, max_tokens):
+        planned.append((order[start : start + size], padded[start]))
+        start += size
+    return planned
+
+
+def pad_chunk(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pad_id: int) -> Chunk:
+    """The chunk of some sides, padded to `length` with `pad_id`."""
+    input_ids = np.full((len(taken), length), pad_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, side in enumerate(taken):
+        ids = token_ids[side]
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    has_padding = not attention_mask.all()
+    return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask), has_padding)
+
+
+def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The optimizer steps of one epoch: arrays of row numbers, each row once.
+
+    All rows are shuffled and cut into windows of WINDOW_STEPS steps; inside a window pairs are sorted by length, so
+    that a step's pairs are alike; then the steps of the whole epoch are shuffled. Which rows share a window, and the
+    order of the steps, is new in every epoch. The last step of an epoch may be shorter.
+
+    Args:
+        lengths: (N, 2) tokens of the two sides of each row.
+        batch_size: pairs in a step.
+        seed, epoch: together they fix the order.
+    """
+    random = np.random.default_rng([seed, epoch])
+    rows = random.permutation(len(lengths))
+    steps: list[np.ndarray] = []
+    for start in range(0, len(rows), batch_size * WINDOW_STEPS):
+        window = rows[start : start + batch_size * WINDOW_STEPS]
+        window = window[np.argsort(lengths[window].sum(axis=1), kind="stable")]
+        steps += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    return [steps[i] for i in random.permutation(len(steps))]
+
+
+def split_step(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut a step's rows into micro-steps of whole pairs with at most `max_tokens` tokens, one pair at least.
+
+    Args:
+        step: (B,) row numbers.
+        lengths: (N, 2) tokens of the two sides of every row.
+        max_tokens: tokens that one backward pass may hold.
+    """
+    step = step[np.argsort(lengths[step].max(axis=1), kind="stable")]
+    micro_steps: list[list[int]] = [[]]
+    held = 0
+    for row in step:
+        tokens = int(lengths[row].sum())
+        if micro_steps[-1] and held + tokens > max_tokens:
+            micro_steps.append([])
+            held = 0
+        micro_steps[-1].append(int(row))
+        held += tokens
+    return [np.array(rows) for rows in micro_steps if rows]
+
+
+def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int) -> list[int]:
+    """Sizes of consecutive chunks of falling `lengths` that cost least, by dynamic programming from the end."""
+    count = len(lengths)
+    cost, sizes = [0.0] * (count + 1), [1] * count
+    for start in range(count - 1, -1, -1):
+        longest = lengths[start]
+        most = min(max_sides, count - start, max(1, max_tokens // longest))
+        cost[start], sizes[start] = min(
+            (size * longest + CHUNK_COST_TOKENS + cost[start + size], size) for size in range(1, most + 1)
+        )
+    cuts, start = [], 0
+    while start < count:
+        cuts.append(sizes[start])
+        start += sizes[start]
+    return cuts

@@ -1,0 +1,165 @@
+"""Structure features: what the shape of two answers says about the vote, before any of them is understood.
+
+Every column is either antisymmetric (A minus B: changes sign when A and B change places) or symmetric (a sum,
+a distance, a property of the prompt: stays). `SIGNS` says which, so that swapping the answers is
+`features * SIGNS`, exactly. Columns are standardised on training rows: symmetric ones by mean and deviation,
+antisymmetric ones by their root mean square alone, which keeps the swap exact.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.data.schema import PROMPT, RESPONSES
+
+_WORD = re.compile(r"\w+")
+_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_HEADING = re.compile(r"^\s*#{1,6}\s|\*\*[^*\n]+\*\*", re.MULTILINE)
+_REFUSAL = re.compile(
+    r"\b(?:as an ai|language model|i(?:'| a)m sorry|i apologi[sz]e|i can(?:no|')t (?:provide|assist|help|"
+    r"fulfill|create|write|generate|engage)|i am (?:not able|unable)|i'm (?:not able|unable)|not appropriate)\b"
+)
+CLIP = 4.0  # standardised values beyond +-CLIP are cut: one 36,000-character answer must not lead the fit
+
+# of each answer (all its turns joined), from the whole text; A minus B and, for some, the distance
+SIDE_FEATURES = (
+    "log_chars",
+    "log_words",
+    "log_last_chars",
+    "log_lines",
+    "log_list_items",
+    "log_headings",
+    "log_code_fences",
+    "log_questions",
+    "log_exclamations",
+    "non_ascii_share",
+    "digit_share",
+    "distinct_word_share",
+    "prompt_overlap",
+    "refusal",
+    "empty",
+    "unfinished",
+)
+DISTANCES = ("log_chars", "log_list_items", "log_code_fences", "refusal", "empty", "non_ascii_share")
+ROW_FEATURES = ("log_prompt_chars", "log_turns", "prompt_has_code", "prompt_non_ascii_share",
+                "answer_overlap", "identical")  # fmt: skip
+FEATURE_NAMES = (
+    *(f"diff_{name}" for name in SIDE_FEATURES),
+    *(f"mean_{name}" for name in SIDE_FEATURES),
+    *(f"dist_{name}" for name in DISTANCES),
+    *ROW_FEATURES,
+)
+SIGNS = np.array([-1.0 if name.startswith("diff_") else 1.0 for name in FEATURE_NAMES])
+
+
+def compute_features(rows: pd.DataFrame) -> np.ndarray:
+    """Raw structure features of each row, (N, F) float64, columns `FEATURE_NAMES`; finite for any text."""
+    features = [
+        _row_features(prompt, a, b)
+        for prompt, a, b in zip(rows[PROMPT], rows[RESPONSES[0]], rows[RESPONSES[1]], strict=True)
+    ]
+    return np.array(features, dtype=np.float64).reshape(len(rows), len(FEATURE_NAMES))
+
+
+def empty_answers(rows: pd.DataFrame) -> np.ndarray:
+    """(N, 2) bool: the answer of side 0 = A, 1 = B has an empty (or null) turn."""
+    return np.array(
+        [[any(not turn.strip() for turn in turns) for turns in sides] for sides in rows[list(RESPONSES)].to_numpy()]
+    ).reshape(len(rows), 2)
+
+
+def identical_answers(rows: pd.DataFrame) -> np.ndarray:
+    """(N,) bool: both answers are the same text in every turn."""
+    return np.array([a == b for a, b in zip(rows[RESPONSES[0]], rows[RESPONSES[1]], strict=True)], dtype=bool)
+
+
+@dataclass(frozen=True)
+class FeatureScaler:
+    """Standardisation of structure features, fitted on training rows and saved with the model.
+
+    `center` is zero for antisymmetric columns, so `transform(x * SIGNS) == transform(x) * SIGNS` to the bit.
+    """
+
+    center: np.ndarray  # (F,)
+    scale: np.ndarray  # (F,)
+
+    @classmethod
+    def fit(cls, features: np.ndarray) -> "FeatureScaler":
+        """Fit on raw features (N, F); a constant column gets scale 1."""
+        symmetric = SIGNS > 0
+        center = np.where(symmetric, features.mean(axis=0), 0.0)
+        scale = np.sqrt(((features - center) ** 2).mean(axis=0))
+        return cls(center, np.where(scale > 1e-8, scale, 1.0))
+
+    def transform(self, features: np.ndarray) -> np.ndarray:
+        """Standardise and clip raw features (N, F) to +-CLIP."""
+        return np.clip((features - self.center) / self.scale, -CLIP, CLIP)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; floats keep every bit."""
+        return {"names": FEATURE_NAMES, "center": self.center.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "FeatureScaler":
+        """Read `to_dict` back.
+
+        Raises:
+            ValueError: the state was saved for other features.
+        """
+        if tuple(state["names"]) != FEATURE_NAMES:
+            raise ValueError("the saved structure features are not those of this version of prefcls_lib")
+        return cls(np.array(state["center"]), np.array(state["scale"]))
+
+
+def _row_features(prompt: list[str], a: list[str], b: list[str]) -> list[float]:
+    prompt_text = "\n".join(prompt)
+    prompt_words = set(_WORD.findall(prompt_text.lower()))
+    side_a, words_a = _side_features(a, prompt_words)
+    side_b, words_b = _side_features(b, prompt_words)
+    either = len(words_a | words_b)
+    distances = [abs(side_a[i] - side_b[i]) for i in map(SIDE_FEATURES.index, DISTANCES)]
+    return [
+        *(x - y for x, y in zip(side_a, side_b, strict=True)),
+        *((x + y) / 2 for x, y in zip(side_a, side_b, strict=True)),
+        *distances,
+        np.log1p(len(prompt_text)),
+        np.log1p(len(prompt)),
+        float("```" in prompt_text or "def " in prompt_text or "{" in prompt_text),
+        _share(sum(c > "\x7f" for c in prompt_text), len(prompt_text)),
+        len(words_a & words_b) / either if either else 1.0,
+        float(a == b),
+    ]
+
+
+def _side_features(turns: list[str], prompt_words: set[str]) -> tuple[list[float], set[str]]:
+    """Values of SIDE_FEATURES for one answer, and its set of words."""
+    text = "\n".join(turns)
+    lower = text.lower()
+    found = _WORD.findall(lower)
+    words = set(found)
+    last = turns[-1].rstrip()
+    features = [
+        np.log1p(len(text)),
+        np.log1p(len(found)),
+        np.log1p(len(turns[-1])),
+        np.log1p(text.count("\n")),
+        np.log1p(len(_LIST_ITEM.findall(text))),
+        np.log1p(len(_HEADING.findall(text))),
+        np.log1p(text.count("```")),
+        np.log1p(text.count("?")),
+        np.log1p(text.count("!")),
+        0.0 if text.isascii() else _share(sum(c > "\x7f" for c in text), len(text)),
+        _share(sum(map(str.isdigit, text)), len(text)),
+        _share(len(words), len(found)),
+        _share(len(words & prompt_words), len(prompt_words)),
+        float(_REFUSAL.search(lower) is not None),
+        float(any(not turn.strip() for turn in turns)),
+        float(bool(last) and last[-1].isalnum()),
+    ]
+    return features, words
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

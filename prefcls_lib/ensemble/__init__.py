@@ -1,0 +1,4 @@
+"""Several finished runs: read and compared (`finished`), blended (`blend`), and submitted together (`submit`).
+
+Open `blend` first.
+"""

@@ -1,0 +1,163 @@
+"""Finished run folders: found, read and checked, and compared on the rows that they share.
+
+Two runs can be compared if training file, fold plan and seed are the same. A verdict of `metrics.compare` becomes a
+ranking only where the difference is at least what the rows can detect.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime.files import UserError, read_json
+
+MIN_SHARED_ROWS = 10  # as in `blend`
+NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "calibrated_log_loss",
+           "calibrated_expected_calibration_error", "seconds", "rows", "valid_rows")  # fmt: skip
+FOLD_PLAN = ("num_folds", "seed", "max_train_rows")
+COLUMNS = list(LABEL_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder, read and checked."""
+
+    name: str
+    path: Path
+    settings: dict
+    result: dict
+    oof: pd.DataFrame  # by id: fold, label, three probabilities, group
+    history: pd.DataFrame
+    submission: pd.DataFrame  # by id
+
+    @property
+    def is_ladder(self) -> bool:
+        """Whether it is `prefcls ladder`'s."""
+        return self.settings["backbone"] == "ladder"
+
+    @property
+    def group(self) -> tuple:
+        """What two runs must share to be compared: training file and fold plan."""
+        return self.result["data_sha256"]["train"], *(self.settings[name] for name in FOLD_PLAN)
+
+    def probs(self, ids: Iterable[str]) -> np.ndarray:
+        """(N, 3) out-of-sample probabilities of these rows."""
+        return self.oof.loc[list(ids), COLUMNS].to_numpy()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in the places that were named."""
+
+    runs: list[Run]
+    blends: list[tuple[str, Path, dict]]  # name, file, content
+    left_out: list[tuple[str, str]]  # what, why
+
+
+def find_runs(places: Sequence[Path]) -> Found:
+    """Read every run folder and blend.json that is, or lies in, one of `places`; a broken one is named and left out.
+
+    Raises:
+        UserError: a place that is not there.
+    """
+    runs, blends, left_out = [], [], []
+    for place in places:
+        if not Path(place).is_dir():
+            raise UserError(f"--runs {place}: no such folder. Name a run folder, or a folder of run folders.")
+        inside = sorted(path for path in Path(place).iterdir() if path.is_dir() and not path.name.startswith("."))
+        for path in [Path(place)] if (Path(place) / "config.json").exists() else inside:
+            try:
+                runs.append(read_run(path))
+            except UserError as error:
+                left_out.append((str(path), str(error)))
+        for path in sorted(Path(place).glob("*.json")):
+            if path.stem.startswith("blend"):
+                try:
+                    blends.append((path.stem, path, _read_blend(path)))
+                except UserError as error:
+                    left_out.append((str(path), str(error)))
+    order = sorted(runs, key=lambda run: (not run.is_ladder, run.name))
+    return Found(order, blends, left_out)
+
+
+def read_run(path: Path) -> Run:
+    """One finished run folder, checked.
+
+    Raises:
+        UserError: a file is missing, broken, or does not belong to the others; says which and what.
+    """
+    config, result = read_json(path / "config.json"), read_json(path / "result.json")
+    settings = config.get("settings") if isinstance(config, dict) else None
+    names = {field.name for field in fields(RunConfig)}
+    if not isinstance(settings, dict) or not {"backbone", *FOLD_PLAN} <= set(settings):
+        raise UserError(f"{path / 'config.json'}: holds no settings of a run. Copy the run folder again.")
+    for name in NUMBERS:
+        if not _is_number(result.get(name)):
+            raise UserError(f"{path / 'result.json'}: {name} is {result.get(name)!r}, no number. Copy it again.")
+    interval = result.get("log_loss_interval")
+    sums = result.get("data_sha256")
+    if not (isinstance(interval, list) and len(interval) == 2 and isinstance(sums, dict) and "train" in sums):
+        raise UserError(f"{path / 'result.json'}: log_loss_interval or data_sha256 is missing. Copy the folder again.")
+    tables = {name: read_table(path / name) for name in ("oof.csv", "valid.csv", "history.csv", "submission.csv")}
+    oof, valid = tables["oof.csv"], tables["valid.csv"]
+    for name in ("oof.csv", "submission.csv"):
+        if missing := {ID, *COLUMNS} - set(tables[name].columns):
+            raise UserError(f"{path / name}: the columns {', '.join(sorted(missing))} are missing. Copy it again.")
+        metrics.check_probs(tables[name][COLUMNS].to_numpy(dtype=float), str(path / name))
+    if not {"fold", "label"} <= set(oof) or "group" not in valid or set(oof[ID]) != set(valid.get(ID, ())):
+        raise UserError(f"{path / 'oof.csv'}: does not match valid.csv. Copy the run folder again.")
+    if len(oof) != result["valid_rows"] or oof[ID].duplicated().any():
+        raise UserError(f"{path / 'oof.csv'}: {len(oof)} rows, result.json says {result['valid_rows']}. Copy it again.")
+    oof = oof.set_index(ID).assign(group=valid.set_index(ID)["group"])
+    # a run that is older than a setting did what the setting's default does
+    known = RunConfig().to_dict() | {name: value for name, value in settings.items() if name in names}
+    history, submission = tables["history.csv"], tables["submission.csv"].set_index(ID)
+    return Run(path.resolve().name, path, known, result, oof, history, submission)
+
+
+def compare_runs(one: Run, other: Run) -> metrics.Comparison | None:
+    """Paired comparison on the rows that both predicted out of sample; None where they share too few."""
+    ids = sorted(set(one.oof.index) & set(other.oof.index))
+    if one.group != other.group or len(ids) < MIN_SHARED_ROWS:
+        return None
+    rows = one.oof.loc[ids]
+    if rows["group"].nunique() < 2:
+        return None
+    return metrics.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
+
+
+def is_faint(c: metrics.Comparison) -> bool:
+    """Whether the difference is smaller than what these rows detect with 80 % power."""
+    return abs(c.difference) < c.smallest_detectable
+
+
+def format_verdict(c: metrics.Comparison, other: str) -> str:
+    """A comparison in words; no ranking below the smallest difference that the rows can detect."""
+    numbers = f"{signed(c.difference)} [{signed(c.low)}, {signed(c.high)}]"
+    if c.verdict != "TIES" and is_faint(c):
+        return f"not ranked against {other}: {numbers}, under the detectable {c.smallest_detectable:.4f}"
+    return f"{c.verdict} {other}: {numbers}, detectable {c.smallest_detectable:.4f}"
+
+
+def signed(value: float) -> str:
+    """+0.0123, with a true minus sign."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _read_blend(path: Path) -> dict:
+    content = read_json(path)
+    names = ("rows", "log_loss", "accuracy", "expected_calibration_error")
+    good = isinstance(content, dict) and all(_is_number(content.get(name)) for name in names)
+    if not good or not isinstance(content.get("runs"), list) or not isinstance(content.get("comparison"), dict):
+        raise UserError(f"{path}: is not what `prefcls blend` writes. Blend the runs again.")
+    return content

@@ -1,0 +1,170 @@
+"""Calibration and blending in log space, fitted on out-of-sample predictions only.
+
+Both are one convex problem: softmax(sum_k beta_k log p_k + [0, 0, tie_bias]) with beta >= 0, so the fit has
+one answer and needs no seed. A and B share one bias: swapping the answers still swaps the probabilities.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.evaluation.metrics import SMALLEST_PROB, split_halves
+from prefcls_lib.runtime.files import UserError
+
+MAX_TEMPERATURE = 20.0
+MAX_TIE_BIAS = 5.0
+PRIOR_ROWS = 1.0  # pull towards leaving the probabilities as they are; matters on a handful of rows only
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """softmax(log p / temperature + [0, 0, tie_bias]); temperature > 1 makes predictions less sure."""
+
+    temperature: float = 1.0
+    tie_bias: float = 0.0
+
+    def apply(self, probs: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities (N, 3) of probabilities (N, 3)."""
+        return softmax(_safe_log(probs) / self.temperature + np.array([0.0, 0.0, self.tie_bias]), axis=1)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; floats keep every bit."""
+        return {"temperature": self.temperature, "tie_bias": self.tie_bias}
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "Calibration":
+        """Read `to_dict` back.
+
+        Raises:
+            UserError: a value is missing, not a number, or out of range.
+        """
+        temperature, tie_bias = (_number(state, name) for name in ("temperature", "tie_bias"))
+        if temperature <= 0:
+            raise UserError(f"calibration: temperature={temperature:g} must be above 0. Fit the calibration again.")
+        return cls(temperature, tie_bias)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Weighted geometric mean of several predictions, then one calibration."""
+
+    weights: tuple[float, ...]  # one for each prediction, none negative, sum 1
+    calibration: Calibration
+
+    def apply(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Blended probabilities (N, 3) of as many (N, 3) arrays as there are weights, in the fitted order.
+
+        Raises:
+            UserError: another number of predictions than of weights.
+        """
+        if len(predictions) != len(self.weights):
+            raise UserError(
+                f"blend: fitted on {len(self.weights)} predictions, given {len(predictions)}. "
+                "Name the same runs in the same order."
+            )
+        mean = sum(weight * _safe_log(probs) for weight, probs in zip(self.weights, predictions, strict=True))
+        return self.calibration.apply(softmax(mean, axis=1))
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; floats keep every bit."""
+        return {"weights": list(self.weights), **self.calibration.to_dict()}
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "Blend":
+        """Read `to_dict` back.
+
+        Raises:
+            UserError: the weights are missing, negative or do not sum to 1, or the calibration is wrong.
+        """
+        weights = state.get("weights")
+        if not isinstance(weights, list) or not weights:
+            raise UserError("blend: 'weights' is missing or empty. Fit the blend again.")
+        weights = tuple(_number({"weights": weight}, "weights") for weight in weights)
+        if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+            raise UserError(f"blend: weights {weights} must not be negative and must sum to 1. Fit the blend again.")
+        return cls(weights, Calibration.from_dict(state))
+
+
+def fit_calibration(labels: np.ndarray, probs: np.ndarray) -> Calibration:
+    """Temperature and tie bias with the lowest log loss on labels (N,) and probs (N, 3).
+
+    The rows must not have trained or selected what made `probs`; its gain on these same rows flatters.
+    """
+    return fit_blend(labels, [probs]).calibration
+
+
+def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
+    """Weights on the simplex, temperature and tie bias with the lowest log loss on these rows.
+
+    Args:
+        labels: (N,).
+        predictions: (N, 3) out-of-sample probabilities of each run, the same rows in the same order.
+    """
+    logs = np.stack([_safe_log(probs) for probs in predictions])  # (K, N, 3)
+    one_hot = np.eye(NUM_CLASSES)[labels]
+    start = np.append(np.full(len(logs), 1 / len(logs)), 0.0)
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = np.tensordot(parameters[:-1], logs, axes=1) + np.array([0.0, 0.0, parameters[-1]])
+        probs = softmax(logits, axis=1)
+        error = probs - one_hot
+        gradient = np.append((logs * error).sum(axis=(1, 2)), error[:, 2].sum())
+        away = parameters - start
+        loss = -(one_hot * _safe_log(probs)).sum() + PRIOR_ROWS * (away @ away) / 2
+        return loss / len(labels), (gradient + PRIOR_ROWS * away) / len(labels)
+
+    lowest = 1 / MAX_TEMPERATURE if len(logs) == 1 else 0.0
+    bounds = [(lowest, MAX_TEMPERATURE)] * len(logs) + [(-MAX_TIE_BIAS, MAX_TIE_BIAS)]
+    options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    powers, tie_bias = found[:-1], float(found[-1])
+    total = max(powers.sum(), 1 / MAX_TEMPERATURE)
+    weights = powers / powers.sum() if powers.sum() > 0 else start[:-1]
+    return Blend(tuple(weights.tolist()), Calibration(float(1 / total), tie_bias))
+
+
+def calibrate_out_of_fold(labels: np.ndarray, probs: np.ndarray, folds: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Each fold's probabilities (N, 3) calibrated on the other folds: what calibration is honestly worth.
+
+    With one fold present the prompt groups are split in two halves instead.
+    """
+    return blend_out_of_fold(labels, [probs], folds, groups)
+
+
+def blend_out_of_fold(
+    labels: np.ndarray, predictions: Sequence[np.ndarray], folds: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Each fold's blend (N, 3), its weights and calibration fitted on the other folds: the score to report.
+
+    With one fold present the prompt groups are split in two halves instead. The blend to keep is `fit_blend`
+    on all rows.
+
+    Raises:
+        UserError: one fold and one half only, so that nothing is left to fit on.
+    """
+    parts = np.asarray(folds)
+    if len(np.unique(parts)) == 1:
+        parts = split_halves(groups)
+        if len(np.unique(parts)) == 1:
+            raise UserError("calibration: too few prompts to fit on some and score on others. Validate on more rows.")
+    blended = np.empty((len(labels), NUM_CLASSES))
+    for part in np.unique(parts):
+        here = parts == part
+        blend = fit_blend(labels[~here], [probs[~here] for probs in predictions])
+        blended[here] = blend.apply([probs[here] for probs in predictions])
+    return blended
+
+
+def _safe_log(probs: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(np.asarray(probs, dtype=np.float64), SMALLEST_PROB))
+
+
+def _number(state: dict, name: str) -> float:
+    value = state.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+        raise UserError(f"calibration: {name}={value!r} is not a finite number. Fit it again.")
+    return float(value)

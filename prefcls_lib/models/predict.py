@@ -1,0 +1,90 @@
+"""Probabilities for rows: each different side is embedded once, sorted by length."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from prefcls_lib.data.batching import Examples, TokenCount, pad_chunk, plan_chunks, to_device
+from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.saved import SavedModel
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.progress import progress_bar
+
+HEAD_ROWS = 4096  # rows in one pass of the head
+PREDICT_SIDES = 32
+PREDICT_TOKENS = 8192
+
+
+def predict_proba(
+    model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
+) -> tuple[np.ndarray, TokenCount]:
+    """Probabilities of the three classes for every row.
+
+    The sides are embedded in an order that depends on their token ids alone (length, then ids), and both orders of
+    a pair go through the head in calls of equal shape. So with the symmetric head, swapping A and B in the rows
+    permutes the probabilities exactly, in any precision.
+
+    Args:
+        model: on `accelerator.device`.
+        examples: the rows.
+        accelerator: gives device and autocast.
+        pad_id: padding token of the backbone.
+        label: shows a progress bar with this name; "" shows none.
+
+    Returns:
+        (N, 3) float64 in LABEL_COLUMNS order, each row summing to 1; and the tokens that it took.
+    """
+    embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
+    return predict_from_embeddings(model, embeddings, examples, accelerator), tokens
+
+
+def predict_saved(saved: SavedModel, examples: Examples, label: str = "") -> tuple[np.ndarray, TokenCount]:
+    """`predict_proba` by a saved model, on this machine's device and in the precision it was trained in."""
+    accelerator = make_accelerator(saved.mixed_precision)
+    model = saved.model.to(accelerator.device)
+    return predict_proba(model, examples, accelerator, saved.backbone.tokenizer.pad_id, label)
+
+
+def predict_from_embeddings(
+    model: PreferenceModel, embeddings: torch.Tensor, examples: Examples, accelerator: Accelerator
+) -> np.ndarray:
+    """Probabilities (N, 3) float64 from the embeddings (U, H) of the examples' sides: the head alone."""
+    probs = np.empty((len(examples), NUM_CLASSES))
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(examples), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            sides = to_device(examples.sides[rows].copy(), accelerator.device)
+            x = None if examples.features is None else to_device(examples.features[rows], accelerator.device)
+            logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
+            probs[rows] = torch.softmax(logits.cpu().double(), dim=1).numpy()
+    return probs
+
+
+def embed_unique_sides(
+    model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
+) -> tuple[torch.Tensor, TokenCount]:
+    """Embeddings (U, H) fp32 of every side that the rows use (others stay zero), and the tokens.
+
+    A chunk is padded while the GPU computes the one before it. Several processes share the chunks; all of them must
+    call this, and each gets all embeddings.
+    """
+    used = np.unique(examples.sides)
+    token_ids = [examples.token_ids[i] for i in used]
+    device = accelerator.device
+    planned = plan_chunks(token_ids, PREDICT_SIDES, PREDICT_TOKENS, 8 if device.type == "cuda" else 1)
+    width = model.encoder.config.hidden_size
+    embeddings = torch.zeros((len(examples.token_ids), width), device=device)
+    shown = bool(label) and accelerator.is_main_process
+    model.eval()
+    with torch.inference_mode(), progress_bar(len(used), label, "side", shown) as progress:
+        for taken, length in planned[accelerator.process_index :: accelerator.num_processes]:
+            chunk = pad_chunk(taken, length, token_ids, pad_id).to(device)
+            with accelerator.autocast():
+                embedded = model.embed(chunk)
+            embeddings[to_device(used[taken], device)] = embedded
+            progress.update(len(taken) * accelerator.num_processes)
+    computed = sum(len(taken) * length for taken, length in planned)
+    embeddings = embeddings if accelerator.num_processes == 1 else accelerator.reduce(embeddings, "sum")
+    return embeddings, TokenCount(sum(map(len, token_ids)), computed)

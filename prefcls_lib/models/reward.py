@@ -1,0 +1,95 @@
+"""A reward model to start from: its encoder, its pooler, and its score, which becomes a linear skip of the head.
+
+A reward model is a sequence-classification checkpoint with one output. It scores one answer, from the hidden state h of
+the first token: s = w f(W h + b) + c. Trained on A and B of the same prompt, s(A) - s(B) is its logit of "A wins"
+(Bradley and Terry 1952). f(W h + b) becomes the embedding of a side and w the head's skip, so the untrained model ranks
+answers exactly as the reward model does.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from prefcls_lib.models.backbones import load_pretrained
+from prefcls_lib.runtime.files import UserError
+
+# model type: W and w in its sequence-classification model
+LAYERS = {
+    "deberta-v2": ("pooler.dense", "classifier"),
+    "bert": ("bert.pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
+    "electra": ("classifier.dense", "classifier.out_proj"),
+}
+
+
+class RewardPooler(nn.Module):
+    """f(W h + b) of the first token, in fp32 whatever the autocast around it."""
+
+    def __init__(self, hidden_size: int, activation: str):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Embeddings (S, H) fp32 of hidden states (S, T, H)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return ACT2FN[self.activation](self.dense(hidden[:, 0].float()))
+
+
+def is_reward_model(config: PretrainedConfig) -> bool:
+    """Whether a configuration is that of a checkpoint to start from."""
+    return config.model_type in LAYERS and config.num_labels == 1 and _is_classifier(config)
+
+
+def check_reward_model(path: Path, config: PretrainedConfig) -> None:
+    """Refuse what is no reward model.
+
+    Raises:
+        UserError: it is of a type whose score cannot be split off, no classifier, or one with several outputs.
+    """
+    if config.model_type not in LAYERS:
+        raise UserError(
+            f"setting init_from: {path} is of model type {config.model_type!r}; "
+            f"a reward model can be of {', '.join(LAYERS)}."
+        )
+    if not is_reward_model(config):
+        kind = ", ".join(config.architectures or ["no named architecture"])
+        outputs = f" with {config.num_labels} outputs" if _is_classifier(config) else ""
+        raise UserError(
+            f"setting init_from: {path} is {kind}{outputs}. A reward model is a sequence-classification checkpoint "
+            "with one output; to start from an encoder, name it as the backbone."
+        )
+
+
+def _is_classifier(config: PretrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, RewardPooler, nn.Linear]:
+    """Encoder, pooler and score (H -> 1, without bias, which no difference of scores has) of a reward model's folder.
+
+    Raises:
+        UserError: it is no reward model, or its weights do not fit.
+    """
+    config = AutoConfig.from_pretrained(path)
+    check_reward_model(path, config)
+    model = load_pretrained(AutoModelForSequenceClassification, path, dropout)
+    dense, last = (model.get_submodule(name) for name in LAYERS[config.model_type])
+    pooler = RewardPooler(config.hidden_size, _activation(config))
+    pooler.dense = dense
+    score = nn.Linear(config.hidden_size, 1, bias=False)
+    score.weight = last.weight
+    encoder = model.base_model
+    if hasattr(encoder, "pooler"):
+        encoder.pooler = None  # BERT's, which is ours now
+    return encoder, pooler.train(), score
+
+
+def _activation(config: PretrainedConfig) -> str:
+    if config.model_type == "deberta-v2":
+        return config.pooler_hidden_act
+    return "gelu" if config.model_type == "electra" else "tanh"

@@ -1,0 +1,221 @@
+"""The run folder: what a run leaves behind, and how a second start finds its way in it.
+
+config.json      settings, and SHA-256 of the data files: written first, compared at the next start
+submission.csv   the prior's until the trained model's replaces it
+model/fold0/     one folder a member, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
+                 valid.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
+history.csv      one line a validation of every fold
+oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection, seeds averaged
+valid.csv        the same rows as the saved weights predict them (they were chosen on these rows), with their
+                 prompt groups
+result.json      the numbers; written last: a run that has it is complete
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
+
+MEMBER_TABLES = ("history.csv", "oof.csv", "valid.csv")
+# settings that may differ when a run is gone on with: places (their data is compared by SHA-256) and the session
+_FREE = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """One model of a run: the fold it is validated on, and which of that fold's seeds (0 = first) it has."""
+
+    fold: int
+    draw: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder: fold3, or fold3-seed1."""
+        return f"fold{self.fold}" + (f"-seed{self.draw}" if self.draw else "")
+
+    @classmethod
+    def parse(cls, name: str) -> "Member":
+        """The member whose folder has this name."""
+        fold, _, draw = name.removeprefix("fold").partition("-seed")
+        try:
+            return cls(int(fold), int(draw or 0))
+        except ValueError:
+            raise UserError(f"{name!r}: no name of a fold. Expected fold0, or fold0-seed1.") from None
+
+
+def members_of(config: RunConfig) -> list[Member]:
+    """All models of a run, fold by fold."""
+    return [Member(fold, draw) for fold in config.folds for draw in range(config.num_seeds)]
+
+
+class RunFolder:
+    """Paths in a run folder and the questions asked of it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def begin(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
+        """Claim the folder for this run, or make sure that the run in it is the same one.
+
+        Raises:
+            UserError: it holds a run with other settings or data (named), or it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file. Name a folder with --out.")
+        wanted = {"settings": config.to_dict(), "data_sha256": data_sha256}
+        if not (self / "config.json").exists():
+            write_json(self / "config.json", wanted)
+            return
+        found = read_json(self / "config.json")
+        if not isinstance(found, dict) or set(found) != set(wanted):
+            raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
+        earlier = RunConfig().to_dict() | found["settings"]  # older than a setting: it did what the default does
+        for name in earlier.keys() | wanted["settings"].keys():
+            before, now = earlier.get(name), wanted["settings"].get(name)
+            if name not in _FREE and before != now:
+                raise UserError(
+                    f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
+                    "Name another folder with --out, or delete that one."
+                )
+        for name, before in found["data_sha256"].items():
+            if before != data_sha256[name]:
+                raise UserError(
+                    f"{self.path}: holds a run on another {name} file ({config.to_dict()[name]} has changed or is a "
+                    "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
+                )
+
+    def copy_from(self, earlier: str | Path) -> None:
+        """Copy an earlier run's folder (read-only is fine) to here, unless a run is here already.
+
+        Raises:
+            UserError: there is no run in `earlier`, or the copy cannot be written.
+        """
+        earlier = Path(earlier)
+        if (self / "config.json").exists():
+            return
+        if not (earlier / "config.json").is_file():
+            raise UserError(f"setting resume_from={str(earlier)!r}: holds no run (config.json). Name a run folder.")
+        for name in ("model", "checkpoint"):
+            if (earlier / name).is_dir() and not (self / name).exists():
+                write_whole(self / name, lambda temporary, name=name: _copy_tree(earlier / name, temporary))
+        for name in ("submission.csv", "config.json"):  # config.json last: with it the copy is a run
+            if (earlier / name).is_file():
+                write_whole(self / name, lambda temporary, name=name: shutil.copyfile(earlier / name, temporary))
+
+    @property
+    def complete(self) -> bool:
+        """Whether a run ended here."""
+        return (self / "result.json").is_file()
+
+    def member_folder(self, member: Member) -> Path:
+        """Where a model lies once it is done."""
+        return self.path / "model" / member.name
+
+    def state_folder(self, member: Member) -> Path:
+        """Where the checkpoint of a model in training lies."""
+        return self.path / "checkpoint" / member.name
+
+    def fold_folders(self) -> list[Path]:
+        """Folders of all models of the run.
+
+        Raises:
+            UserError: there is none, or not all that the run's settings name.
+        """
+        found = sorted((self / "model").glob("fold*"), key=lambda path: Member.parse(path.name))
+        if not found:
+            raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
+        settings = read_json(self / "config.json")["settings"]
+        wanted = {Member(fold, draw).name for fold in settings["folds"] for draw in range(settings["num_seeds"])}
+        if missing := sorted(wanted - {path.name for path in found}):
+            raise UserError(
+                f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
+                "command again to go on with it."
+            )
+        return found
+
+    def gather_members(self, members: Sequence[Member]) -> list[dict]:
+        """Write the run's tables from those of its members; return the members' fold.json records.
+
+        The predictions of a fold's seeds are averaged.
+        """
+        for name in MEMBER_TABLES:
+            tables = {member: read_table(self.member_folder(member) / name) for member in members}
+            if name != "history.csv":
+                tables = {
+                    fold: _mean_predictions([table for member, table in tables.items() if member.fold == fold])
+                    for fold in dict.fromkeys(member.fold for member in members)
+                }
+            write_table(self / name, pd.concat(tables.values(), ignore_index=True))
+        return [read_json(self.member_folder(member) / "fold.json") for member in members]
+
+
+def _mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The same rows as several seeds predict them: their mean."""
+    columns = list(LABEL_COLUMNS)
+    mean = sum(table[columns].to_numpy() for table in tables) / len(tables)
+    return tables[0].assign(**dict(zip(columns, mean.T, strict=True)))
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy files and folders without their permissions: an attached input is read-only."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for folder in (target, *(p for p in target.rglob("*") if p.is_dir())):
+        folder.chmod(0o755)
+
+
+def prediction_table(rows: pd.DataFrame, folds: np.ndarray | int, probs: np.ndarray) -> pd.DataFrame:
+    """Out-of-sample predictions in their one format: id, fold, label and three probabilities."""
+    table = {ID: rows[ID].to_numpy(), "fold": folds, "label": rows["label"].to_numpy()}
+    return pd.DataFrame({**table, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, whole or not at all; floats keep every bit."""
+    write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table that `write_table` wrote, ids as text.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        # Python's float reads back every bit in every version of pandas; an id such as "NA" is text
+        exact = {ID: str, "group": str, **dict.fromkeys(LABEL_COLUMNS, float)}
+        return pd.read_csv(path, converters=exact)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Copy the run folder again.") from error
+
+
+def result_table(result: dict) -> pd.DataFrame:
+    """The ladder's rungs and the network of one result.json, one line each, with 95 % intervals."""
+    network = {
+        "rung": f"network: {Path(result['backbone']).name}",
+        "log_loss": result["log_loss"],
+        "low": result["log_loss_interval"][0],
+        "high": result["log_loss_interval"][1],
+        "accuracy": result["accuracy"],
+        "seconds": result["seconds"],
+    }
+    return pd.DataFrame([*result["ladder"], network]).rename(columns={"rung": "model"}).set_index("model")
+
+
+def verdict(result: dict) -> str:
+    """One sentence: the network against the best rung of the ladder, with its interval and what it can detect."""
+    c = result["comparison"]
+    return (
+        f"network {c['verdict']} {result['ladder_best']}: log loss {c['difference']:+.4f}, 95 % interval "
+        f"[{c['low']:+.4f}, {c['high']:+.4f}] on {c['rows']} validation rows; a difference under "
+        f"{c['smallest_detectable']:.4f} cannot be detected on so few."
+    )

@@ -1,0 +1,204 @@
+"""The models of a run: each trained, out-of-sample predictions made, and saved in a folder of its own."""
+
+import math
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from scipy.special import softmax
+
+from prefcls_lib.baselines.estimators import fit_rung, read_inputs
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.features import FeatureScaler, compute_features
+from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT
+from prefcls_lib.data.tokenization import EncodedRows
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation.calibration import fit_blend
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import embed_unique_sides, predict_proba
+from prefcls_lib.models.saved import build_model, save_model
+from prefcls_lib.pipeline.folder import Member, members_of, prediction_table, write_table
+from prefcls_lib.pipeline.job import Job
+from prefcls_lib.pipeline.launch import WORKER
+from prefcls_lib.runtime.devices import make_accelerator, process_state, seed_everything
+from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
+from prefcls_lib.training.collapse import Collapsed
+from prefcls_lib.training.loop import MIN_ROWS_TO_SELECT, Session, fit
+from prefcls_lib.training.state import stop_on_sigterm
+
+MAX_RESTARTS = 2  # after a collapse
+REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted on
+FINISH_SECONDS = 10  # of a time budget, for loading and saving after the last model
+
+
+def fit_here(job: Job, encoded: EncodedRows, left: list[Member]) -> None:
+    """Train models one after the other in this process."""
+    side_tokens = encoded.lengths[encoded.sides].mean()
+    tokens_to_predict = int(2 * side_tokens * len(job.test_rows) * len(members_of(job.config)))
+    tokens_to_predict //= int(os.environ.get(WORKER, 1))  # at this process's pace, or at that of all together
+    with stop_on_sigterm() as stop:
+        for number, member in enumerate(left):
+            deadline = job.deadline
+            if deadline is not None:  # an equal share of what is left for each, after loading and saving
+                now = time.perf_counter()
+                deadline = now + (deadline - FINISH_SECONDS - now) / (len(left) - number)
+            session = Session(
+                job.folder.state_folder(member),
+                deadline,
+                tokens_to_predict,
+                stop,
+                _structure_log_loss(job, member.fold),
+            )
+            _fit_member(job, encoded, member, session)
+
+
+def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Examples, FeatureScaler | None]:
+    """Training and validation examples of a fold; features standardised on the training rows.
+
+    Extra rows are trained on, but for those that share a prompt with a validation row.
+    """
+    is_train = job.folds != fold
+    scaler = FeatureScaler.fit(job.features[is_train]) if job.config.structure_features else None
+    everything = _make_examples(job, job.rows, encoded, scaler and scaler.transform(job.features))
+    train, valid = everything.take(is_train), everything.take(~is_train)
+    if job.extra_rows is not None:
+        rows = job.extra_rows[~job.extra_rows["group"].isin(job.rows["group"][~is_train])]
+        left_out = len(job.extra_rows) - len(rows)
+        if process_state().is_main_process:
+            print(f"fold{fold}: {len(rows):,} extra rows; {left_out:,} share a prompt with validation rows", flush=True)
+        features = scaler and scaler.transform(compute_features(rows))
+        train = train.joined(_make_examples(job, rows, job.encode(rows), features))
+    return train, valid, scaler
+
+
+def _make_examples(job: Job, rows: pd.DataFrame, encoded: EncodedRows, features: np.ndarray | None) -> Examples:
+    """Rows as the model sees them; with targets and weights where any row of the job may have its own."""
+    labels = rows["label"].to_numpy()
+    features = None if features is None else features.astype(np.float32)
+    examples = Examples(encoded.token_ids, encoded.sides, features, labels)
+    if job.extra_rows is None and not {SOFT_COLUMNS[0], WEIGHT} & set(rows):
+        return examples
+    targets, weights = np.eye(NUM_CLASSES)[labels], np.ones(len(rows))
+    if SOFT_COLUMNS[0] in rows:
+        share = job.config.soft_label_share
+        targets = (1 - share) * targets + share * rows[list(SOFT_COLUMNS)].to_numpy()
+    if WEIGHT in rows:
+        weights = rows[WEIGHT].to_numpy()
+    return replace(examples, targets=targets.astype(np.float32), weights=weights.astype(np.float32))
+
+
+def new_model(job: Job, train: Examples, accelerator: Accelerator) -> PreferenceModel:
+    """The pretrained encoder, on the device, with a head that predicts the class shares of the training rows.
+
+    A reward model predicts by its score, with the temperature and the tie bias that suit the training rows best.
+    """
+    model = build_model(job.backbone.path, job.config).to(accelerator.device)
+    model.head.start_at_prior(tuple(np.bincount(train.labels, minlength=NUM_CLASSES) / len(train)))
+    if model.head.skip is not None:
+        chosen = np.random.default_rng(job.config.seed).permutation(len(train))[:REWARD_ROWS]
+        start_at_scores(model, train.take(np.sort(chosen)), accelerator, job.backbone.tokenizer.pad_id)
+    return model
+
+
+def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accelerator, pad_id: int) -> None:
+    """Divide the score of a reward model by the temperature that suits `train` best, and set the bias of a tie."""
+    embeddings, _ = embed_unique_sides(model, train, accelerator, pad_id, "scores")
+    with torch.no_grad():
+        scores = model.head.skip(embeddings).cpu().double().numpy()[:, 0]
+        margins = scores[train.sides[:, 0]] - scores[train.sides[:, 1]]
+        probs = softmax(np.stack([margins / 2, -margins / 2, 0 * margins], axis=1), axis=1)
+        calibration = fit_blend(train.labels, [probs]).calibration
+        model.head.skip.weight /= calibration.temperature
+        if accelerator.is_main_process:
+            print(
+                f"reward model: temperature {calibration.temperature:.3f} on {len(train):,} training rows", flush=True
+            )
+        model.head.output.bias.copy_(torch.tensor([0.0, 0.0, calibration.tie_bias]))
+
+
+def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session) -> None:
+    started, config, fold, state = time.perf_counter(), job.config, member.fold, process_state()
+    train, valid, scaler = split_rows(job, encoded, fold)
+    pad_id = job.backbone.tokenizer.pad_id
+    attempts_file = job.folder / "checkpoint" / f"{member.name}-collapsed.json"
+    collapsed = read_json(attempts_file)["collapsed"] if attempts_file.exists() else []
+    while True:
+        tried = len(collapsed)  # every attempt after a collapse: new seed, half the rate, twice the warm-up
+        attempt = replace(
+            config,
+            seed=config.seed + member.draw + 1000 * tried,
+            learning_rate=config.learning_rate / 2**tried,
+            warmup_ratio=min(0.5, config.warmup_ratio * 2**tried),
+        )
+        seed_everything(attempt.seed + fold)
+        accelerator = make_accelerator(config.mixed_precision)
+        model = new_model(job, train, accelerator)
+        try:
+            fitted = fit(model, train, valid, attempt, accelerator, pad_id, member.name, session)
+            break
+        except Collapsed as error:
+            collapsed.append(error.record)
+            if state.is_main_process:
+                shutil.rmtree(session.state_folder, ignore_errors=True)
+                write_json(attempts_file, {"collapsed": collapsed})
+            state.wait_for_everyone()
+            if config.on_collapse == "stop" or len(collapsed) > MAX_RESTARTS:
+                raise UserError(
+                    f"{error}. Set learning_rate lower or warmup_ratio higher; the baseline's submission is in place."
+                ) from None
+            print(
+                f"{member.name}: restart {len(collapsed)} of {MAX_RESTARTS}, half the rate, twice the warm-up",
+                flush=True,
+            )
+    rows = job.rows[job.folds == fold]
+    swapped, _ = predict_proba(model, valid.swapped(), accelerator, pad_id)
+    saved = honest = fitted.valid_probs[fitted.chosen]
+    if len(rows) >= MIN_ROWS_TO_SELECT:
+        honest, _ = metrics.choose_honestly(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
+    record = {
+        "fold": fold,
+        "seed": attempt.seed,
+        "valid_rows": len(rows),
+        "train_rows": len(train),
+        "flip_rate": metrics.flip_rate(saved, swapped),
+        "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
+        "tokens": [fitted.tokens.real, fitted.tokens.computed],
+        "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
+        "step_seconds": fitted.step_seconds,
+        "steps": int(fitted.history["step"].iloc[-1]),
+        "planned_steps": math.ceil(len(train) / config.batch_size) * config.num_epochs,
+        "collapsed": collapsed,
+        "structure_log_loss": session.structure_log_loss,
+        "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
+        "mixed_precision": accelerator.mixed_precision,
+        "seconds": time.perf_counter() - started,
+    }
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        save_model(folder, model, job.backbone, scaler, config)
+        write_table(folder / "history.csv", fitted.history.assign(fold=fold, seed=attempt.seed))
+        write_table(folder / "oof.csv", prediction_table(rows, fold, honest))
+        write_table(folder / "valid.csv", prediction_table(rows, fold, saved).assign(group=rows["group"].to_numpy()))
+        write_json(folder / "fold.json", record)
+
+    if state.is_main_process:
+        write_whole(job.folder.member_folder(member), write)
+        shutil.rmtree(session.state_folder, ignore_errors=True)
+    state.wait_for_everyone()
+
+
+def _structure_log_loss(job: Job, fold: int) -> float | None:
+    """Log loss of the structure rung on this fold: what a network gets whose encoder contributes nothing."""
+    if not job.config.structure_features:
+        return None
+    inputs = read_inputs(job.rows, ("structure_logistic",), job.features)
+    labels, groups, train = job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds != fold
+    rung = fit_rung("structure_logistic", inputs.take(train), labels[train], groups[train], job.config.seed)
+    return metrics.log_loss(labels[~train], rung.predict_proba(inputs.take(~train)))

@@ -1,0 +1,164 @@
+"""A job: inputs found and checked, folds planned, run folder claimed; and what every result.json says."""
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.features import compute_features
+from prefcls_lib.data.loading import assign_folds, read_rows, sample_path, take_rows
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
+from prefcls_lib.data.submission import write_submission
+from prefcls_lib.data.tokenization import EncodedRows, encode_rows
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation.calibration import calibrate_out_of_fold
+from prefcls_lib.models.backbones import Backbone
+from prefcls_lib.pipeline.folder import RunFolder, read_table
+from prefcls_lib.runtime.devices import versions
+from prefcls_lib.runtime.files import UserError, sha256
+from prefcls_lib.runtime.kaggle import default_out, find_competition_file
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose inputs were all found and checked.
+
+    Attributes:
+        config: with the backbone's recipe filled in.
+        folder: where everything goes.
+        rows, test_rows: from `data.read_rows`.
+        extra_rows: more rows to train on, never validated on; None: none.
+        folds: (N,) the fold in which each training row is validated.
+        data_sha256: of the train and the test file, and of the extra rows' where there are any.
+        backbone: found, its tokenizer checked; None for the ladder.
+        wrote_prior: the submission in the folder is the prior's, written by `claim_folder` just now.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    rows: pd.DataFrame
+    test_rows: pd.DataFrame
+    folds: np.ndarray
+    data_sha256: dict[str, str]
+    extra_rows: pd.DataFrame | None = None
+    backbone: Backbone | None = None
+    wrote_prior: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """(N, F) raw structure features of the training rows, computed once for all folds."""
+        return compute_features(self.rows)
+
+    def encode(self, rows: pd.DataFrame) -> EncodedRows:
+        """Token ids of rows, as the settings say."""
+        settings = (self.config.max_length, self.config.text_cleaning, self.config.architecture)
+        return encode_rows(rows, self.backbone.tokenizer, *settings)
+
+    @property
+    def deadline(self) -> float | None:
+        """`time.perf_counter()` at which the time budget ends, or None."""
+        hours = self.config.time_budget_hours
+        return None if hours is None else self.started + 3600 * hours
+
+    @property
+    def validated(self) -> np.ndarray:
+        """(N,) bool: rows that some model of this run is validated on."""
+        return np.isin(self.folds, self.config.folds)
+
+
+def locate_csv(name: str, kind: str) -> Path:
+    """The file behind `--train` or `--test`: a path, "sample", or "competition"; kind is "train" or "test"."""
+    if name == "sample":
+        return sample_path(kind)
+    if name == "competition":
+        return find_competition_file(f"{kind}.csv")
+    return Path(name)
+
+
+def read_job(config: RunConfig) -> Job:
+    """Read both files and plan the folds; nothing is written yet.
+
+    Raises:
+        UserError: whatever is wrong with the files.
+    """
+    paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
+    rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.seed)
+    test_rows = read_rows(paths["test"], labelled=False)
+    extra_rows = None
+    if config.extra_train is not None:
+        paths["extra_train"] = Path(config.extra_train)
+        extra_rows = read_rows(paths["extra_train"], labelled=True)
+    folds = assign_folds(rows, config.num_folds, config.seed)
+    folder = RunFolder(default_out(config.backbone) if config.out == "auto" else config.out)
+    hashes = {kind: sha256(path) for kind, path in paths.items()}
+    return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)
+
+
+def claim_folder(job: Job) -> Job:
+    """Take the run folder for this job; where it holds no submission yet, write the training prior's.
+
+    Raises:
+        UserError: another run is in it, or it cannot be written.
+    """
+    if job.config.resume_from is not None:
+        job.folder.copy_from(job.config.resume_from)
+    job.folder.begin(job.config, job.data_sha256)
+    wrote_prior = not (job.folder / "submission.csv").exists()
+    if wrote_prior:
+        prior = np.bincount(job.rows["label"], minlength=NUM_CLASSES) / len(job.rows)
+        write_submission(
+            job.folder / "submission.csv", list(job.test_rows[ID]), np.tile(prior, (len(job.test_rows), 1))
+        )
+    return replace(job, wrote_prior=wrote_prior)
+
+
+def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, np.ndarray]:
+    """The validated rows of a finished run and their out-of-sample probabilities (N, 3).
+
+    Args:
+        job: of the run.
+        table: "oof.csv", honest about selection; "valid.csv", what the saved models predict.
+    """
+    rows = job.rows[job.validated].reset_index(drop=True)
+    found = read_table(job.folder / table).set_index(ID)
+    if len(found) != len(rows) or set(found.index) != set(rows[ID]):
+        raise UserError(
+            f"{job.folder / table}: does not hold this run's validation rows. Delete the run folder and run again."
+        )
+    return rows, found.loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
+
+
+def score_job(job: Job) -> dict:
+    """What result.json says of any run's out-of-sample predictions, networks and ladder alike.
+
+    All log losses are unsmoothed. `log_loss` is honest about selection, `log_loss_naive` is not;
+    `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
+    prompt groups).
+    """
+    rows, probs = read_out_of_sample(job)
+    _, naive = read_out_of_sample(job, "valid.csv")
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    calibrated = calibrate_out_of_fold(labels, probs, job.folds[job.validated], groups)
+    return {
+        "log_loss": metrics.log_loss(labels, probs),
+        "log_loss_interval": list(metrics.bootstrap_interval(metrics.row_losses(labels, probs), groups)),
+        "log_loss_naive": metrics.log_loss(labels, naive),
+        "accuracy": metrics.accuracy(labels, probs),
+        "brier_score": metrics.brier_score(labels, probs),
+        "expected_calibration_error": metrics.expected_calibration_error(labels, probs),
+        "reliability": metrics.reliability_table(labels, probs).to_dict(orient="records"),
+        "calibrated_log_loss": metrics.log_loss(labels, calibrated),
+        "calibrated_expected_calibration_error": metrics.expected_calibration_error(labels, calibrated),
+        "rows": len(job.rows),
+        "valid_rows": len(rows),
+        "test_rows": len(job.test_rows),
+        "backbone": job.config.init_from or job.config.backbone,
+        "seed": job.config.seed,
+        "versions": versions(),
+        "data_sha256": job.data_sha256,
+    }

@@ -1,0 +1,64 @@
+"""`prefcls ladder`: all baselines as a run of its own, with the files of any other run.
+
+oof.csv holds each row's probabilities from the rung that was best on the other half of the prompt groups, so
+`log_loss` is honest about having chosen one of seven. model/ and submission.csv are the rung that was best on all.
+"""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from prefcls_lib.baselines.cross_validation import best_rung, cross_validate, ladder_table
+from prefcls_lib.baselines.estimators import RUNGS, predict_rows, save_rung
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.schema import ID
+from prefcls_lib.data.submission import write_submission
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.pipeline.folder import Member, RunFolder, prediction_table, write_table
+from prefcls_lib.pipeline.job import claim_folder, read_job, score_job
+from prefcls_lib.runtime.files import write_json, write_whole
+
+
+def run_ladder_job(config: RunConfig) -> RunFolder:
+    """Fit every rung on the folds of `config`, write the run folder; on a complete one, only say so.
+
+    Of the settings only those of rows and folds matter: max_train_rows, num_folds, folds, seed.
+
+    Raises:
+        UserError: see `job.read_job` and `job.claim_folder`.
+    """
+    job = claim_folder(read_job(replace(config, backbone="ladder", num_seeds=1)))
+    folder = job.folder
+    if folder.complete:
+        print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
+        return folder
+    labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
+    results = cross_validate(RUNGS, job.rows, job.folds, job.config.folds, job.config.seed)
+    best = best_rung(results, labels)
+    for fold, rung in zip(job.config.folds, results[best].rungs, strict=True):
+        write_whole(folder.member_folder(Member(fold)), lambda temporary, rung=rung: save_rung(rung, temporary))
+    validated = job.rows[job.validated]
+    choices = np.stack([results[name].probs[job.validated] for name in RUNGS])
+    honest, _ = metrics.choose_honestly(choices, labels[job.validated], groups[job.validated])
+    folds = job.folds[job.validated]
+    saved = prediction_table(validated, folds, results[best].probs[job.validated])
+    write_table(folder / "oof.csv", prediction_table(validated, folds, honest))
+    write_table(folder / "valid.csv", saved.assign(group=groups[job.validated]))
+    table = ladder_table(results, labels, groups)
+    write_table(folder / "history.csv", table)
+    probs = predict_rows(results[best].rungs, job.test_rows)
+    write_submission(folder / "submission.csv", list(job.test_rows[ID]), probs)
+    scores = score_job(job)
+    result = {
+        **scores,
+        "ladder_log_loss": scores["log_loss"],
+        "ladder_best": best,
+        "ladder": table.to_dict(orient="records"),
+        "seconds": time.perf_counter() - job.started,
+    }
+    result |= dict.fromkeys(
+        ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second"), None
+    )
+    write_json(folder / "result.json", result)
+    return folder

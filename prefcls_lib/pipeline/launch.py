@@ -1,0 +1,190 @@
+"""Work in subprocesses: one for each GPU, started alike from a notebook and the command line.
+
+Each runs `python -m prefcls_lib ...`. Its lines are passed on as they come; the first that fails ends the others, and
+its message is the caller's. A subprocess whose parent was killed ends at once: no two ever write to one run folder.
+"""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+
+from prefcls_lib.data.loading import write_rows
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.data.submission import check_submission
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training.state import Stopped, stop_on_sigterm
+
+WORKER = "PREFCLS_WORKER"  # in a subprocess: how many share the GPUs one each; it starts no further ones
+MIN_ROWS_TO_SHARE = 500  # rows for each process; with fewer, loading the model takes longer than predicting
+SECONDS_TO_STOP = 60  # to save a checkpoint after SIGTERM
+
+
+def count_processes(wanted: int | None) -> int:
+    """How many processes to work in: `num_processes`, or one a GPU; 1 inside a worker or under torchrun.
+
+    Raises:
+        UserError: more than there are GPUs, on a machine that has some.
+    """
+    if WORKER in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return 1
+    gpus = torch.cuda.device_count()
+    if wanted is not None and 0 < gpus < wanted:
+        raise UserError(
+            f"setting num_processes={wanted}: this machine has {gpus} GPUs. Set it to {gpus} or leave it out."
+        )
+    return wanted or max(1, gpus)
+
+
+def run_side_by_side(commands: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+    """Run `python -m prefcls_lib COMMAND` for each command, each on a GPU of its own where there are GPUs.
+
+    Raises:
+        UserError: one of them failed.
+        Stopped: SIGTERM came; they were asked to save and stop.
+    """
+    environments = [_worker_environment(len(commands), gpu) for gpu in range(len(commands))]
+    _run([["-m", "prefcls_lib", *command] for command in commands], names, environments)
+
+
+def run_together(command: Sequence[str], num_processes: int) -> None:
+    """Run one `python -m prefcls_lib COMMAND` in several processes that work on the same model (torch.distributed.run).
+
+    Raises:
+        UserError, Stopped: as `run_side_by_side`.
+    """
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m", "prefcls_lib"]
+    _run([[*launch, *command]], [f"{num_processes} processes"], [_worker_environment(num_processes, None)])
+
+
+def predict_side_by_side(folder: Path, rows: pd.DataFrame, num_processes: int) -> np.ndarray:
+    """Probabilities (N, 3) of `rows` by the run in `folder`, each process predicting its share of the rows."""
+    probs = np.empty((len(rows), len(LABEL_COLUMNS)))
+    with TemporaryDirectory() as temporary:
+        commands = []
+        for part in range(num_processes):
+            path = Path(temporary) / f"rows{part}.csv"
+            write_rows(path, rows.iloc[part::num_processes])
+            commands.append(
+                ["predict", "--run", str(folder), "--test", str(path), "--out", f"{temporary}/probs{part}.csv"]
+            )
+        run_side_by_side(commands, [f"predict {part + 1}/{num_processes}" for part in range(num_processes)])
+        for part in range(num_processes):
+            table = check_submission(f"{temporary}/probs{part}.csv", list(rows[ID].iloc[part::num_processes]))
+            probs[part::num_processes] = table[list(LABEL_COLUMNS)].to_numpy()
+    return probs
+
+
+def end_with_parent() -> None:
+    """In a worker: end at once when the parent is gone, which closes our standard input."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # not through sys.stdin, whose lock would be held at exit
+            pass
+        os._exit(1)
+
+    if WORKER in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
+    shared_by = 1 if gpu is None else num_processes
+    environment = {**os.environ, WORKER: str(shared_by), "PYTHONUNBUFFERED": "1"}
+    environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // num_processes))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the library may only be on a notebook's path
+    if gpu is not None and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+    return environment
+
+
+def _run(commands: list[list[str]], names: Sequence[str], environments: list[dict[str, str]]) -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what this process holds, the workers may need
+    lines: queue.Queue[tuple[int, str]] = queue.Queue()
+    tails = [deque(maxlen=200) for _ in commands]
+    workers, readers = [], []
+    with stop_on_sigterm() as stop:
+        try:
+            for number, (command, environment) in enumerate(zip(commands, environments, strict=True)):
+                worker = subprocess.Popen(
+                    [sys.executable, *command],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                )
+                workers.append(worker)
+                readers.append(threading.Thread(target=_read_lines, args=(worker, number, lines), daemon=True))
+                readers[-1].start()
+            while True:
+                codes = [worker.poll() for worker in workers]
+                _pass_on(lines, tails, names)
+                if stop.is_set():
+                    raise Stopped("stopped")
+                failed = [number for number, code in enumerate(codes) if code]
+                if failed:
+                    raise UserError(f"{names[failed[0]]} failed: {_reason(tails[failed[0]], codes[failed[0]])}")
+                if all(code == 0 for code in codes):
+                    return
+        finally:
+            _stop(workers)
+            for reader in readers:
+                reader.join(timeout=10)
+            _pass_on(lines, tails, names)
+
+
+def _read_lines(worker: subprocess.Popen, number: int, lines: queue.Queue) -> None:
+    with worker.stdout:
+        for line in worker.stdout:
+            lines.put((number, line.rstrip()))
+
+
+def _pass_on(lines: queue.Queue, tails: list[deque], names: Sequence[str]) -> None:
+    """Print what the workers have written; wait a moment where they have written nothing."""
+    while True:
+        try:
+            number, line = lines.get(timeout=0.2)
+        except queue.Empty:
+            return
+        tails[number].append(line)
+        print(f"[{names[number]}] {line}" if len(names) > 1 else line, flush=True)
+
+
+def _stop(workers: list[subprocess.Popen]) -> None:
+    """Ask those that still run to stop, give them time to save, then kill them."""
+    running = [worker for worker in workers if worker.poll() is None]
+    for worker in running:
+        worker.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for worker in running:
+        try:
+            worker.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    for worker in workers:
+        worker.stdin.close()
+
+
+def _reason(tail: deque, code: int) -> str:
+    """The message of a worker that ended with `code`, from its last lines."""
+    for line in reversed(tail):
+        _, found, message = line.partition("prefcls: ")
+        if found:
+            return message
+    last = "\n  ".join(list(tail)[-8:])
+    return f"exit code {code}. Its last lines:\n  {last}\nRun the same command again to go on from its checkpoint."

@@ -1,0 +1,237 @@
+"""The main job in the order of its steps; the command line and the notebooks both call these and nothing else.
+
+job = start(config)              everything that can be wrong is found here; a prior submission is in place
+encoded = encode(job)            token ids of the training rows
+ladder = run_ladder(job)         plain baselines on the same folds
+fit_folds(job, encoded)          one model a fold (and seed), each saved when it is done; on several GPUs side by side
+result = finish(job, ladder)     submission.csv, the tables, result.json
+"""
+
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.baselines.cross_validation import OutOfSample, best_rung, cross_validate, ladder_table
+from prefcls_lib.baselines.estimators import FAST_RUNGS, load_rung, predict_rows
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.batching import TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.data.features import compute_features
+from prefcls_lib.data.schema import ID, NUM_CLASSES
+from prefcls_lib.data.submission import write_submission
+from prefcls_lib.data.tokenization import EncodedRows
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.models.backbones import load_backbone
+from prefcls_lib.models.predict import predict_proba, predict_saved
+from prefcls_lib.models.reward import check_reward_model
+from prefcls_lib.models.saved import load_model
+from prefcls_lib.pipeline.folder import Member, RunFolder, members_of
+from prefcls_lib.pipeline.folds import fit_here, new_model, split_rows
+from prefcls_lib.pipeline.job import Job, claim_folder, read_job, read_out_of_sample, score_job
+from prefcls_lib.pipeline.launch import (
+    MIN_ROWS_TO_SHARE,
+    count_processes,
+    predict_side_by_side,
+    run_side_by_side,
+    run_together,
+)
+from prefcls_lib.runtime.devices import make_accelerator, process_state
+from prefcls_lib.runtime.files import read_json, write_json
+from prefcls_lib.training.loop import epoch_examples
+
+
+def start(config: RunConfig) -> Job:
+    """Check files, settings, folds and the backbone; claim the run folder; put the prior's submission in it.
+
+    Raises:
+        UserError: whatever is wrong, before any time is spent.
+    """
+    job = read_job(config)
+    backbone = load_backbone(config.init_from or config.backbone, config.max_length)
+    if config.init_from is not None:
+        check_reward_model(backbone.path, backbone.config)
+    make_accelerator(config.mixed_precision)
+    return claim_folder(replace(job, config=config.with_recipe(backbone.recipe(config.recipe)), backbone=backbone))
+
+
+def encode(job: Job) -> EncodedRows:
+    """Token ids of the training rows."""
+    return job.encode(job.rows)
+
+
+def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, OutOfSample]:
+    """The plain baselines, fitted and scored on the folds of this run.
+
+    Where the run folder holds only the prior's submission, the best rung's takes its place.
+    """
+    results = cross_validate(rung_names, job.rows, job.folds, job.config.folds, job.config.seed)
+    if job.wrote_prior:
+        best = best_rung(results, job.rows["label"].to_numpy())
+        probs = predict_rows(results[best].rungs, job.test_rows)
+        write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
+    return results
+
+
+def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
+    """The chunks of the first optimizer step: their micro-step, shape, and share of useful tokens."""
+    train, _, _ = split_rows(job, encoded, job.config.folds[0])
+    train = epoch_examples(train, job.config, epoch=0)
+    step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
+    lines = []
+    for number, rows in enumerate(split_step(step, train.lengths, job.config.max_tokens_per_micro_step)):
+        token_ids = [train.token_ids[i] for i in np.unique(train.sides[rows])]
+        for chunk in make_chunks(token_ids, job.backbone.tokenizer.pad_id):
+            sides, length = chunk.input_ids.shape
+            share = float(chunk.attention_mask.float().mean())
+            lines.append({"micro_step": number, "sides": sides, "length": length, "useful_token_share": share})
+    return pd.DataFrame(lines)
+
+
+def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> float:
+    """Log loss of the untrained model on the first validation rows: the cross-entropy of the training prior.
+
+    Says at once whether data, labels and head fit together.
+    """
+    train, valid, _ = split_rows(job, encoded, job.config.folds[0])
+    valid = valid.take(slice(0, max_rows))
+    accelerator = make_accelerator(job.config.mixed_precision)
+    model = new_model(job, train, accelerator)
+    probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
+    return metrics.log_loss(valid.labels, probs)
+
+
+def fit_folds(job: Job, encoded: EncodedRows, members: list[Member] | None = None) -> None:
+    """Train the models of the run that are not done yet; one under way is gone on with.
+
+    On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
+    all processes together.
+
+    Args:
+        job: started.
+        encoded: its training rows.
+        members: the models to train; None: all of the run.
+
+    Raises:
+        Stopped: SIGTERM came; the state of what was under way is saved.
+    """
+    wanted = members_of(job.config) if members is None else members
+    left = [member for member in wanted if not job.folder.member_folder(member).is_dir()]
+    for member in sorted(set(wanted) - set(left)):
+        print(f"{member.name}: done before, kept in {job.folder.member_folder(member)}", flush=True)
+    num_processes = count_processes(job.config.num_processes)
+    if left and num_processes > 1:
+        started_at = time.time() - (time.perf_counter() - job.started)
+        command = ["fit", "--started-at", str(started_at), str(job.folder.path)]
+        if len(left) == 1:
+            run_together([*command, left[0].name], num_processes)
+        else:
+            shares = [left[i::num_processes] for i in range(min(num_processes, len(left)))]
+            run_side_by_side(
+                [[*command, *(member.name for member in share)] for share in shares],
+                [" ".join(member.name for member in share) for share in shares],
+            )
+    else:
+        fit_here(job, encoded, left)
+    if members is None and process_state().is_main_process:
+        shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+
+
+def fit_members(folder: RunFolder, names: list[str], started_at: float) -> None:
+    """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
+    config = RunConfig.from_mapping(read_json(folder / "config.json")["settings"])
+    job = start(replace(config, out=str(folder.path)))
+    job = replace(job, started=time.perf_counter() - (time.time() - started_at))
+    fit_folds(job, encode(job), [Member.parse(name) for name in names])
+
+
+def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
+    """Predict the test rows with the saved models; write submission, tables and, last, result.json.
+
+    Returns:
+        The content of result.json; nothing in processes other than the first.
+    """
+    probs, test_tokens = predict_run(job.folder, job.test_rows, job.config.num_processes)
+    if not process_state().is_main_process:
+        return {}
+    records = job.folder.gather_members(members_of(job.config))
+    write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
+    rows, honest = read_out_of_sample(job)
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    best = best_rung(ladder, job.rows["label"].to_numpy())
+    best_probs = ladder[best].probs[job.validated]
+    table = ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
+    tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
+    predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
+    flips = [record["flip_rate"] for record in records]
+    result = {
+        **score_job(job),
+        "ladder_log_loss": metrics.log_loss(labels, best_probs),
+        "ladder_best": best,
+        "ladder": table.to_dict(orient="records"),
+        "comparison": metrics.compare(labels, honest, best_probs, groups).to_dict(),
+        "flip_rate": float(np.average(flips, weights=[record["valid_rows"] for record in records])),
+        "useful_token_share": tokens.useful_share,
+        "predict_useful_token_share": predicted.useful_share,
+        "tokens_per_second": tokens.real / sum(record["step_seconds"] for record in records),
+        "seconds": _total_seconds(job, records),
+        "best_epoch": float(np.mean([record["best_epoch"] for record in records])),
+        "folds": records,
+    }
+    write_json(job.folder / "result.json", result)
+    return result
+
+
+def run(config: RunConfig) -> RunFolder:
+    """All steps; on a folder whose run is complete, only says so.
+
+    Started by torchrun or accelerate launch, every process calls this; the first alone writes.
+    """
+    with process_state().main_process_first():
+        job = start(config)
+    if job.folder.complete:
+        print(f"{job.folder.path}: this run is complete; for a new one name another --out.", flush=True)
+    else:
+        encoded = encode(job)
+        ladder = run_ladder(job) if process_state().is_main_process else {}
+        fit_folds(job, encoded)
+        finish(job, ladder)
+        process_state().wait_for_everyone()
+    return job.folder
+
+
+def predict_run(
+    folder: RunFolder, rows: pd.DataFrame, num_processes: int | None = None
+) -> tuple[np.ndarray, TokenCount]:
+    """Probabilities (N, 3) of new rows, averaged over the run's models; needs nothing but the run folder.
+
+    Args:
+        folder: of the run.
+        rows: from `data.read_rows`.
+        num_processes: share the rows among so many processes; None: one a GPU.
+    """
+    folders = folder.fold_folders()
+    if (folders[0] / "rung.json").exists():
+        return predict_rows([load_rung(path) for path in folders], rows), TokenCount()
+    processes = min(count_processes(num_processes), len(rows) // MIN_ROWS_TO_SHARE)
+    if processes > 1:
+        return predict_side_by_side(folder.path, rows, processes), TokenCount()
+    total = np.zeros((len(rows), NUM_CLASSES))
+    tokens = TokenCount()
+    raw = encoded = None
+    for number, path in enumerate(folders, 1):
+        saved = load_model(path)
+        if encoded is None:  # the models of a run share tokenizer and text settings
+            encoded = saved.encode(rows)
+            raw = compute_features(rows) if saved.scaler else None
+        examples = saved.make_examples(encoded, raw, slice(None))
+        probs, used = predict_saved(saved, examples, f"predict {number}/{len(folders)}")
+        total += probs
+        tokens += used
+    return total / len(folders), tokens
+
+
+def _total_seconds(job: Job, records: list[dict]) -> float:
+    """Seconds of this session, or of all folds where some were fitted in an earlier one."""
+    return max(time.perf_counter() - job.started, sum(record["seconds"] for record in records))

@@ -1,0 +1,178 @@
+"""The report: run folders and published numbers in, report.html and report.pdf out; nothing is trained or predicted."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from prefcls_lib.data import loading
+from prefcls_lib.ensemble.finished import Found, find_runs, format_verdict
+from prefcls_lib.evaluation import metrics, plots
+from prefcls_lib.report import specification
+from prefcls_lib.report.page import (
+    draw_svg,
+    embed_figure,
+    escape_text,
+    fill_template,
+    make_page,
+    markdown_table,
+    write_pdf,
+)
+from prefcls_lib.report.tables import (
+    Group,
+    backbone_lines,
+    bias_table,
+    calibration_table,
+    make_groups,
+    mistakes_of,
+    prediction_lines,
+    slices_of,
+    speed_table,
+)
+from prefcls_lib.runtime.files import UserError, read_json, write_text
+
+SOURCES = Path(__file__).resolve().parents[2] / "report"  # template, style, published numbers: in the repository only
+FIGURES = SOURCES.parent / "figs"
+README_MARKS = "<!-- results: written by make report -->", "<!-- end of results -->"
+
+
+def read_floors(folder: Path) -> list[dict]:
+    """The known-floor ablations beside the report, each as its table and picture."""
+    floors = []
+    for path in sorted(folder.glob("known_floor*.json")):
+        table = pd.DataFrame(read_json(path))
+        if table.empty:
+            continue
+        lines = [
+            [escape_text(line["variant"]), f"{line['log_loss']:.4f}", f"{line['floor']:.4f}", f"{line['prior']:.4f}",
+             f"{line['structure_logistic']:.4f}", f"{line['encoder_spread']:.4f}", "yes" if line["collapsed"] else "no"]
+            for _, line in table.iterrows()
+        ]  # fmt: skip
+        header = ("variant", "log loss", "floor", "prior", "structure alone", "encoder spread", "collapsed")
+        picture = embed_figure(draw_svg(plots.plot_floor(table)), "Each variant between the prior and the floor.")
+        groups = {dead: "; ".join(group["variant"]) for dead, group in table.groupby("collapsed")}
+        floors.append(
+            {
+                "name": path.stem,
+                "table": markdown_table(header, lines),
+                "picture": picture,
+                "dead": escape_text(groups.get(True, "none")),
+                "alive": escape_text(groups.get(False, "none")),
+                "seeds": table["seed"].nunique(),
+            }
+        )
+    return floors
+
+
+def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) -> tuple[Found, list[str]]:
+    """Write report.html, report.pdf and results.svg into `out`; the result table into `readme`, between its marks.
+
+    Returns:
+        What was found, and one line on each thing that could not be made.
+
+    Raises:
+        UserError: a place, the template, or what it needs is missing.
+    """
+    found = find_runs(places)
+    groups = make_groups(found)
+    values = {"found": found, "groups": groups, **_published_values(found), **_row_values(groups)}
+    values |= {
+        "floors": read_floors(SOURCES),
+        "log": _read_section(SOURCES / "log.md"),
+        "benchmark": _read_section(SOURCES / "benchmark" / "benchmark.md"),
+        "t4_plan": _read_section(SOURCES / "t4_plan.md"),
+        **{name: _read_measurement(name) for name in ("orders", "sorting", "encoding")},
+        "compared": lambda values: format_verdict(metrics.Comparison(**values), "one order"),
+        "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
+        "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
+        "drawing": lambda name, caption: embed_figure((FIGURES / f"{name}.svg").read_bytes(), caption, "drawing"),
+    }  # fmt: skip
+    page = make_page(fill_template(SOURCES / "report.md", values), (SOURCES / "style.css").read_text(encoding="utf-8"))
+    write_text(out / "report.html", page)
+    problem = write_pdf(page, out / "report.pdf")
+    if groups:
+        write_text(out / "results.svg", draw_svg(groups[0].draw_results()).decode())
+    if readme is not None:
+        _fill_readme(readme, groups)
+    return found, [problem] if problem else []
+
+
+def _read_section(path: Path) -> str:
+    """A Markdown file without its title, headings one level down; empty where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    return "\n".join(f"#{line}" if line.startswith("##") else line for line in lines)
+
+
+def _read_measurement(name: str) -> dict | None:
+    """What report/<name>.py wrote, or None where it was not run."""
+    path = SOURCES / f"{name}.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _published_values(found: Found) -> dict:
+    published = read_json(SOURCES / "published.json")
+    study = published["study"]
+    described = specification.describe_backbones(SOURCES / "backbones", study["specification"])
+    return {
+        "published": published, "study": study, "described": described,
+        "arithmetic_loss": -math.log(study["arithmetic"]["prob"]),
+        "others": [[escape_text(line["what"]), f"{line['log_loss']:.3f}"] for line in published["others"]["results"]],
+        "specification": markdown_table(["", *(one["title"] for one in described.values())],
+                                        specification.specification_lines(described), range(4)),
+        "errors": specification.find_errors(described, study["specification"]),
+        "backbones": markdown_table(("", "smoothed", "log loss", "95 % interval", "accuracy", "best epoch"),
+                                    backbone_lines(found, described, study)),
+        "predictions": markdown_table(("test row", "model", "A wins", "B wins", "tie"),
+                                      prediction_lines(found, described, study), (0, 1)),
+    }  # fmt: skip
+
+
+def _row_values(groups: Sequence[Group]) -> dict:
+    """What needs the rows themselves: the shipped ones."""
+    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
+    facts = [[name, escape_text(str(value))] for name, value in loading.describe_rows(rows)["value"].items()]
+    values = {
+        "facts": markdown_table(("shipped rows", ""), facts),
+        "lengths": embed_figure(draw_svg(plots.plot_rows(rows)), "The shipped rows: how long, and who wins."),
+        "votes": embed_figure(draw_svg(plots.plot_votes(rows)), "Votes by place, ties, and scripts; 95 % intervals."),
+        "spotlight": None,
+    }
+    group = groups[0] if groups and groups[0].on_sample and groups[0].networks else None
+    if group is None:
+        return values
+    run = group.networks[0]
+    best = min(rung["log_loss"] for rung in group.rungs)
+    labels, probs = run.oof["label"].to_numpy(), run.probs(run.oof.index)
+    reliability = plots.plot_reliability(
+        metrics.reliability_table(labels, probs), run.result["expected_calibration_error"]
+    )
+    values |= {
+        "spotlight": run,
+        "history": embed_figure(draw_svg(plots.plot_history(run.history, best)), "One line a fold.", "half"),
+        "reliability": embed_figure(
+            draw_svg(reliability),
+            "Confidence against accuracy on validation rows; points as large as their rows are many.", "half"),
+        "mistakes": mistakes_of(run, rows, 3),
+        "slices": None,
+    }  # fmt: skip
+    if group.ladder is not None:
+        table = slices_of(run, group.ladder, rows)
+        clear = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
+        values |= {
+            "slices": embed_figure(draw_svg(plots.plot_slices(table)), "Slices of the validation rows (rows in "
+                                   "brackets), with 95 % intervals over prompts."),
+            "slice_count": len(table), "slices_clear": len(clear),
+        }  # fmt: skip
+    return values
+
+
+def _fill_readme(readme: Path, groups: Sequence[Group]) -> None:
+    """Put the first group's result table between the marks."""
+    text = readme.read_text(encoding="utf-8")
+    start, end = README_MARKS
+    if text.count(start) != 1 or text.count(end) != 1 or not groups:
+        raise UserError(f"{readme}: needs the lines {start!r} and {end!r} once each, and a run to show.")
+    before, rest = text.split(start)
+    table = f"{groups[0].title}:\n\n{groups[0].results_table()}\n\n{groups[0].ranking()}"
+    write_text(readme, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")

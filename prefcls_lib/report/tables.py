@@ -1,0 +1,264 @@
+"""Tables and figures of the report: runs on the same rows, the three backbones, and what is read off one run."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import ID
+from prefcls_lib.ensemble.finished import COLUMNS, Found, Run, compare_runs, format_verdict, is_faint
+from prefcls_lib.evaluation import calibration, metrics, plots
+from prefcls_lib.report.page import draw_svg, embed_figure, escape_text, markdown_table
+from prefcls_lib.runtime.files import sha256
+
+# settings in which two runs may differ and still be the same experiment
+PLACES = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
+
+
+def describe_run(run: Run) -> str:
+    """A network's name with the settings that readers ask for first."""
+    if run.is_ladder:
+        return f"{escape_text(run.name)}: the best baseline, chosen on other rows"
+    s = run.settings
+    parts = [
+        f"reward model {escape_text(Path(s['init_from']).name)}"
+        if s.get("init_from")
+        else f"backbone {escape_text(Path(str(s['backbone'])).name)}",
+        "cross-encoder" if s.get("architecture") == "cross" else f"{s.get('head', '?')} head",
+        "structure features" if s.get("structure_features") else "no structure features",
+        f"{s.get('max_length', '?')} tokens",
+        *(["extra rows"] if s.get("extra_train") else []),
+    ]
+    return f"{escape_text(run.name)}: {', '.join(parts)}"
+
+
+class Group:
+    """Runs on the same rows."""
+
+    def __init__(self, runs: list[Run], blends: list[tuple[str, Path, dict]], sample_sha256: str):
+        self.runs = runs
+        self.ladder = next((run for run in runs if run.is_ladder), None)
+        self.networks = [run for run in runs if not run.is_ladder]
+        at = {run.path.resolve(): run for run in runs}
+        self.blends = []
+        for name, path, content in blends:
+            members = [at.get((path.parent / run).resolve()) for run in content["runs"]]
+            if members and all(members):
+                self.blends.append((name, content, members))
+        first = runs[0]
+        self.on_sample = first.result["data_sha256"]["train"] == sample_sha256
+        rows = f"{first.result['rows']:,} " + ("shipped rows" if self.on_sample else "rows")
+        self.title = f"{rows}, {first.settings['num_folds']} folds by prompt, seed {first.settings['seed']}"
+
+    @property
+    def rungs(self) -> list[dict]:
+        """The ladder's rungs: of its own run (seven), else those that a network's run fitted."""
+        return (self.ladder or self.runs[0]).result.get("ladder", [])
+
+    @property
+    def prior(self) -> float | None:
+        """Log loss of the class shares on these folds."""
+        return next((rung["log_loss"] for rung in self.rungs if rung["rung"] == "prior"), None)
+
+    def verdict(self, run: Run) -> str:
+        """Against the ladder's run, else against the best rung that the run itself fitted."""
+        if run is self.ladder:
+            return ""
+        if self.ladder is not None and (c := compare_runs(run, self.ladder)):
+            return format_verdict(c, escape_text(self.ladder.name))
+        if isinstance(c := run.result.get("comparison"), dict):
+            return format_verdict(metrics.Comparison(**c), str(run.result["ladder_best"]))
+        return "no baseline on these rows"
+
+    def results_table(self) -> str:
+        """Log loss with interval, accuracy, calibration, best epoch, time, verdict: one line a model."""
+        lines = [["uniform guess, ln 3", "", f"{plots.UNIFORM:.4f}", *[""] * 6]]
+        if self.prior is not None:
+            lines.append(["class shares (prior)", "", f"{self.prior:.4f}", *[""] * 6])
+        for run in self.runs:
+            r = run.result
+            epoch = "" if r.get("best_epoch") is None else f"{r['best_epoch']:.1f}"
+            scores = _scores(r, r["valid_rows"])
+            lines.append([describe_run(run), *scores, epoch, minutes(r["seconds"]), self.verdict(run)])
+        for name, content, members in self.blends:
+            who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in members)}, nested"
+            against = format_verdict(metrics.Comparison(**content["comparison"]), members[content["best_run"]].name)
+            lines.append([who, *_scores(content, content["rows"]), "", "", against])
+        header = ("model", "rows", "log loss", "95 % interval", "accuracy", "ECE", "best epoch", "time", "verdict")
+        return markdown_table(header, lines, (0, 8))
+
+    def draw_results(self) -> Figure:
+        """The same as a picture, with every rung."""
+        lines = [{"name": rung["rung"], "kind": "baseline", **rung} for rung in self.rungs]
+        entries = [(run.name, "baseline" if run.is_ladder else "network", run.result) for run in self.runs]
+        entries += [(name, "blend", content) for name, content, _ in self.blends]
+        for name, kind, r in entries:
+            low, high = r["log_loss_interval"]
+            lines.append({"name": name, "kind": kind, "log_loss": r["log_loss"], "low": low, "high": high})
+        return plots.plot_results(pd.DataFrame(lines), self.prior)
+
+    def results_figure(self) -> str:
+        """`draw_results` inside the page."""
+        return embed_figure(
+            draw_svg(self.draw_results()), "Log loss on the same validation rows, in no order of merit."
+        )
+
+    def rungs_table(self) -> str:
+        """Every rung of the ladder."""
+        lines = [
+            [r["rung"], f"{r['log_loss']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", f"{r['accuracy']:.3f}"]
+            for r in self.rungs
+        ]
+        return markdown_table(("rung", "log loss", "95 % interval", "accuracy"), lines)
+
+    def ablation_table(self) -> str:
+        """Every two networks that differ in one setting."""
+        lines = []
+        for place, one in enumerate(self.networks):
+            for other in self.networks[place + 1 :]:
+                keys = set(one.settings) | set(other.settings)
+                differ = [k for k in sorted(keys - set(PLACES)) if one.settings.get(k) != other.settings.get(k)]
+                if "architecture" in differ and "max_length" in differ:  # of one answer, or of both
+                    differ.remove("max_length")
+                if len(differ) == 1 and (c := compare_runs(one, other)):
+                    values = " against ".join(escape_text(str(run.settings.get(differ[0]))) for run in (one, other))
+                    what = f"{escape_text(one.name)}: {differ[0]} {values}"
+                    lines.append([what, f"{c.rows:,}", format_verdict(c, escape_text(other.name))])
+        return markdown_table(("what differs", "rows", "verdict"), lines, (0, 2)) if lines else ""
+
+    def ranking(self) -> str:
+        """What may be ranked here and what may not, in a sentence or two."""
+        against = [(run.name, compare_runs(run, self.ladder), "the ladder") for run in self.networks if self.ladder]
+        against = [entry for entry in against if entry[1] is not None]
+        for name, content, members in self.blends:
+            against.append((name, metrics.Comparison(**content["comparison"]), members[content["best_run"]].name))
+        if not against:
+            return "No ladder was run on these rows, so nothing is ranked here."
+        smallest = min(c.smallest_detectable for _, c, _ in against)
+        clear = [entry for entry in against if entry[1].verdict != "TIES" and not is_faint(entry[1])]
+        start = f"No difference under {smallest:.4f} can be detected on these rows; each verdict names its own limit. "
+        if not clear:
+            return start + "None is as large, so no ranking stands here."
+        said = [f"{escape_text(name)} {c.verdict} against {escape_text(other)}" for name, c, other in clear]
+        return start + f"What can be ranked: {'; '.join(said)}."
+
+
+def make_groups(found: Found) -> list[Group]:
+    """Runs by the rows they share; the shipped rows first."""
+    sample = sha256(loading.sample_path("train"))
+    by_key: dict[tuple, list[Run]] = {}
+    for run in found.runs:
+        by_key.setdefault(run.group, []).append(run)
+    groups = [Group(runs, found.blends, sample) for runs in by_key.values()]
+    return sorted(groups, key=lambda group: (not group.on_sample, group.title))
+
+
+def backbone_of(run: Run, described: dict[str, dict]) -> str | None:
+    """Which of the three backbones a run used: its folder, hub or Kaggle name has one of its names in it."""
+    parts = set(Path(str(run.settings.get("init_from") or run.settings["backbone"]).lower()).parts)
+    return next((name for name, one in described.items() if parts & set(one["names"])), None)
+
+
+def backbone_lines(found: Found, described: dict[str, dict], published: dict) -> list[list[str]]:
+    """The three backbones: what was published, and our run, or that there is none yet."""
+    lines = []
+    for result in published["results"]:
+        name = result["backbone"]
+        title = described[name]["title"]
+        epoch = result["best_epoch"] or "none"
+        lines.append([f"{title}, as published", f"{result['smoothed']:.4f}", f"{result['unsmoothed']:.4f}", "",
+                      f"{result['accuracy']:.3f}", str(epoch)])  # fmt: skip
+        ours = [run for run in found.runs if backbone_of(run, described) == name]
+        for run in ours:
+            low, high = run.result["log_loss_interval"]
+            lines.append([describe_run(run), "", f"{run.result['log_loss']:.4f}", f"{low:.4f} to {high:.4f}",
+                          f"{run.result['accuracy']:.3f}", f"{run.result['best_epoch']:.1f}"])  # fmt: skip
+        if not ours:
+            lines.append([f"{title}, ours", "", "not yet run on Kaggle", "", "", ""])
+    return lines
+
+
+def prediction_lines(found: Found, described: dict[str, dict], published: dict) -> list[list[str]]:
+    """Probabilities of the competition's three test rows: the published ones, then ours."""
+    lines = []
+    for row_id in dict.fromkeys(line["id"] for line in published["predictions"]):
+        entries = [(f"{described[line['backbone']]['title']}, published", line["probs"])
+                   for line in published["predictions"] if line["id"] == row_id]  # fmt: skip
+        entries += [(escape_text(run.name), run.submission.loc[row_id, COLUMNS])
+                    for run in found.runs if row_id in run.submission.index]  # fmt: skip
+        lines += [[row_id, who, *(f"{float(p):.3f}" for p in probs)] for who, probs in entries]
+    return lines
+
+
+def slices_of(run: Run, ladder: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """`metrics.slice_table` of a run against the ladder: slices known before the vote, and not nearly all rows."""
+    shared = rows[rows[ID].isin(set(run.oof.index) & set(ladder.oof.index))].reset_index(drop=True)
+    ids = shared[ID]
+    table = metrics.slice_table(shared, shared["label"].to_numpy(), run.probs(ids), ladder.probs(ids))
+    useful = table["difference_low"].notna() & ~table["name"].isin(["tie", "model pair"])
+    return table[useful & (table["count"] < 0.9 * len(shared))].reset_index(drop=True)
+
+
+def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
+    """The most confident wrong verdicts with their texts, as HTML."""
+    shared = rows[rows[ID].isin(run.oof.index)].reset_index(drop=True)
+    table = metrics.most_confident_mistakes(shared, run.probs(shared[ID]), count)
+    blocks = []
+    for place, line in table.iterrows():
+        said = ("A wins", "B wins", "tie")[line["predicted"]]
+        text = html.escape(loading.format_row(shared.iloc[place], max_chars=500)).replace("\n\n", "\n&nbsp;\n")
+        blocks.append(f'\n<pre class="row">the model said: {said}, {line["confidence"]:.0%} sure\n{text}</pre>\n')
+    return "".join(blocks)
+
+
+def minutes(seconds: float) -> str:
+    """1,234 s as 20.6 min."""
+    return f"{seconds / 60:,.1f} min"
+
+
+def _scores(r: dict, rows: int) -> list[str]:
+    low, high = r["log_loss_interval"]
+    return [f"{rows:,}", f"{r['log_loss']:.4f}", f"{low:.4f} to {high:.4f}", f"{r['accuracy']:.3f}",
+            f"{r['expected_calibration_error']:.3f}"]  # fmt: skip
+
+
+def bias_table(runs: Sequence[Run]) -> str:
+    """How often a network's verdict changes when the answers change places."""
+    lines = []
+    for run in runs:
+        if run.result.get("flip_rate") is not None:
+            folds = [fold["flip_rate"] for fold in run.result.get("folds", [])]
+            between = f"{min(folds):.1%} to {max(folds):.1%}" if folds else ""
+            name = escape_text(run.name)
+            lines.append([name, str(run.settings.get("head")), f"{run.result['flip_rate']:.1%}", between])
+    return markdown_table(("run", "head", "verdicts that flip", "folds"), lines, (0, 1))
+
+
+def calibration_table(runs: Sequence[Run]) -> str:
+    """Log loss and ECE as they are and after a calibration fitted on other folds; the calibration itself."""
+    lines = []
+    for run in runs:
+        r, fitted = run.result, calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index))
+        numbers = [f"{r[name]:.4f}" for error in ("log_loss", "expected_calibration_error")
+                   for name in (error, f"calibrated_{error}")]  # fmt: skip
+        name = escape_text(run.name)
+        lines.append([name, *numbers, f"{fitted.temperature:.2f}", f"{fitted.tie_bias:+.2f}".replace("-", "−")])
+    header = ("run", "log loss", "calibrated", "ECE", "calibrated", "temperature", "tie bias")
+    return markdown_table(header, lines)
+
+
+def speed_table(runs: Sequence[Run]) -> str:
+    """Pace, padding and time of the networks, with the machine."""
+    lines = []
+    for run in runs:
+        r = run.result
+        if r.get("tokens_per_second"):
+            shares = [f"{r[name]:.1%}" for name in ("useful_token_share", "predict_useful_token_share")]
+            machine = escape_text(str(r.get("versions", {}).get("machine", "?")))
+            pace = f"{r['tokens_per_second']:,.0f}"
+            lines.append([escape_text(run.name), machine, pace, *shares, minutes(r["seconds"])])
+    header = ("run", "machine", "tokens a second", "useful, training", "useful, predicting", "whole command")
+    return markdown_table(header, lines, (0, 1))

@@ -1,0 +1,174 @@
+"""Where the code runs: the only room that knows Kaggle. Inputs, output folder, device, precision, seeds, versions."""
+
+import os
+import zipfile
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from prefcls_lib.runtime.files import UserError, sha256
+
+COMPETITION = "llm-classification-finetuning"
+# Where Kaggle mounts an attached input below /kaggle/input: the layout of 2026, and the older one.
+COMPETITION_MOUNTS = ("competitions/{}", "{}")
+DATASET_MOUNTS = ("datasets/*/{}", "{}")
+MODEL_MOUNTS = ("models/*/{}/*/*/*", "{}/*/*/*")  # framework, variation, version
+NOTEBOOK_MOUNTS = ("notebooks/*/{}", "{}")
+# A run is a notebook's output, or a folder in it or in a data set, with at most one wrapper folder.
+_RUN_PLACES = [
+    f"{mount.format('*')}{deeper}"
+    for deeper in ("", "/*", "/*/*")
+    for mount in dict.fromkeys((*DATASET_MOUNTS, *NOTEBOOK_MOUNTS))
+]
+_RUN_MARKER = "submission.csv"  # in a run folder from its first second on
+
+
+def input_root() -> Path:
+    """Where attached inputs are mounted: /kaggle/input, or the folder named by PREFCLS_INPUT_ROOT."""
+    return Path(os.environ.get("PREFCLS_INPUT_ROOT", "/kaggle/input"))
+
+
+def on_kaggle() -> bool:
+    """Whether this is a Kaggle notebook machine."""
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def is_competition_rerun() -> bool:
+    """Whether Kaggle is scoring a submitted notebook on the hidden test rows."""
+    return "KAGGLE_IS_COMPETITION_RERUN" in os.environ
+
+
+def default_out(backbone: str) -> Path:
+    """The run folder for `out="auto"`: /kaggle/working on Kaggle, else runs/<backbone>."""
+    return Path("/kaggle/working") if on_kaggle() else Path("runs") / Path(backbone).name
+
+
+def find_competition_file(name: str) -> Path:
+    """The attached competition's train.csv or test.csv.
+
+    Raises:
+        UserError: not attached (the message lists what was tried), or attached twice with different content.
+    """
+    tried = [
+        [f"{mount.format(COMPETITION)}/{extra}{name}{zipped}" for mount in COMPETITION_MOUNTS for zipped in ("", ".gz")]
+        for extra in ("", "*/")
+    ]
+    found = find_first(tried, f"the competition's {name}")
+    if found is not None:
+        return found
+    places = "\n  ".join(str(input_root() / pattern) for patterns in tried for pattern in patterns)
+    raise UserError(
+        f"the competition's {name} was not found. Tried:\n  {places}\n"
+        f"On Kaggle attach the competition {COMPETITION!r} as an input; elsewhere name a CSV file, or sample for "
+        "the shipped rows."
+    )
+
+
+def backbone_patterns(name: str) -> list[list[str]]:
+    """Where an attached input keeps the config.json of a backbone, for `find_first`.
+
+    A data set named as the backbone, a data set with a folder of that name, or a Kaggle model; then each with an
+    extra wrapper folder.
+    """
+    mounts = [*(mount.format(name) for mount in DATASET_MOUNTS), *(f"{m.format('*')}/{name}" for m in DATASET_MOUNTS)]
+    mounts += [mount.format(name) for mount in MODEL_MOUNTS]
+    wrapped = [*(f"{m.format('*')}/*/{name}" for m in DATASET_MOUNTS), *(f"{mount}/*" for mount in mounts)]
+    return [[f"{mount}/config.json" for mount in mounts], [f"{mount}/config.json" for mount in wrapped]]
+
+
+def find_first(tried: list[list[str]], what: str) -> Path | None:
+    """The file that matches the first of the pattern lists that any file matches; None if there is none.
+
+    A config.json beside a submission.csv is a run's and never a backbone's.
+
+    Raises:
+        UserError: several files match the same list and differ, or the folders that they stand for do: an input
+            that is attached twice.
+    """
+    for patterns in tried:
+        found = [p for p in glob_inputs(patterns) if p.name != "config.json" or not (p.parent / _RUN_MARKER).exists()]
+        if len(found) > 1 and len({_content(path) for path in found}) > 1:
+            places = "\n  ".join(map(str, found))
+            raise UserError(
+                f"{what} is attached more than once, with different content:\n  {places}\n"
+                "Detach all but one, or name the one you mean by its path."
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def glob_inputs(patterns: Iterable[str]) -> list[Path]:
+    """Attached files that match, in order of the patterns; a file seen through two mounts counts once."""
+    found: list[Path] = []
+    for pattern in patterns:
+        for path in sorted(input_root().glob(pattern)):
+            if not any(path.samefile(other) for other in found):
+                found.append(path)
+    return found
+
+
+def find_runs() -> list[Path]:
+    """The folders of all attached finished runs, outputs of notebooks and data sets alike; each run once."""
+    runs: dict[str, Path] = {}
+    for marker in glob_inputs(f"{place}/result.json" for place in _RUN_PLACES):
+        folder = marker.parent
+        if (folder / "model").is_dir() and (folder / "config.json").is_file():
+            runs.setdefault(sha256(marker) + sha256(folder / "config.json"), folder)
+    return list(runs.values())
+
+
+def find_blend() -> Path | None:
+    """The attached blend.json, or None.
+
+    Raises:
+        UserError: there are several that differ.
+    """
+    return find_first([[f"{place}/blend.json" for place in _RUN_PLACES]], "blend.json")
+
+
+def find_library_copies() -> list[Path]:
+    """Attached folders and wheels that hold the library, as the notebooks' first cell looks for them."""
+    names = ("prefcls_lib/__init__.py", "*.whl")
+    places = [f"{mount.format('prefcls*')}/{extra}" for mount in DATASET_MOUNTS for extra in ("", "*/", "*/*/")]
+    return glob_inputs(f"{place}{name}" for name in names for place in places)
+
+
+def attached_commits() -> dict[Path, str]:
+    """The commit of each attached copy of the library, folder or wheel."""
+    commits = {}
+    for path in find_library_copies():
+        if path.suffix == ".whl" and path.is_file():
+            folder = zipfile.Path(path) / "prefcls_lib"
+        else:
+            folder = path / "prefcls_lib" if path.is_dir() else path.parent
+        if (folder / "__init__.py").is_file():
+            commits[path] = _read_commit(folder)
+    return commits
+
+
+def library_commit() -> str:
+    """The commit that this copy of the library was built from; a checkout does not say."""
+    return _read_commit(resources.files("prefcls_lib"))
+
+
+def session_seconds() -> float:
+    """Seconds since the first process of this machine (of this container) was started; 0 where that is not known."""
+    try:
+        started = Path("/proc/1/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
+        uptime = Path("/proc/uptime").read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError):
+        return 0.0
+    return max(0.0, float(uptime) - int(started) / os.sysconf("SC_CLK_TCK"))
+
+
+def _read_commit(folder) -> str:
+    file = folder / "commit.txt"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else "not recorded: no bundle"
+
+
+def _content(path: Path) -> tuple:
+    """What two attached copies must share: the file's bytes; of a config.json, all files of its folder."""
+    if path.name != "config.json":
+        return (sha256(path),)
+    return tuple((p.name, sha256(p)) for p in sorted(path.parent.iterdir()) if p.is_file())

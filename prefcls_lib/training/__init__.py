@@ -1,0 +1,5 @@
+"""The training loop.
+
+Open `loop` first: `fit`. It takes `step`s at the rates of `optim` and `schedule`, saves its `state`, detects
+`collapse`, and shares its work with other processes through `distributed`.
+"""

@@ -1,0 +1,149 @@
+"""What a killed training run needs to go on as if nothing had happened.
+
+    checkpoint/fold0/  position.json       step, plan, history so far, tokens and seconds
+                       model.safetensors   weights now          best.safetensors  weights of the best validation
+                       state.pt            optimizer, gradient scaler, random states (read with weights_only=True)
+                       valid_probs.npy     predictions of every validation so far
+
+The folder is replaced whole, by renames; whichever moment the run is killed in, the last or the one before is there.
+"""
+
+import shutil
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from prefcls_lib.data.batching import TokenCount
+from prefcls_lib.runtime.files import UserError, backup_of, read_json, write_json, write_whole
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was asked to end (SIGTERM); its state is saved."""
+
+
+@dataclass
+class TrainingState:
+    """Where a training run stands; all of it is in a checkpoint.
+
+    Attributes:
+        step: optimizer steps done; total_steps: steps planned.
+        max_tokens: tokens held for one backward pass; halved when memory runs out.
+        loss_sum, loss_rows: unsmoothed training loss since the last validation (a tensor, so that no step waits).
+        tokens, step_seconds: of all training steps so far; elapsed: seconds since the start, over all sessions.
+        skipped_steps: steps left out because a gradient was not finite.
+        records, valid_probs: one for each validation so far.
+        best: the validation whose weights are `best_weights`, or None where none are kept.
+    """
+
+    total_steps: int
+    max_tokens: int
+    step: int = 0
+    loss_sum: torch.Tensor | float = 0.0
+    loss_rows: int = 0
+    tokens: TokenCount = field(default_factory=TokenCount)
+    step_seconds: float = 0.0
+    elapsed: float = 0.0
+    skipped_steps: int = 0
+    records: list[dict] = field(default_factory=list)
+    valid_probs: list[np.ndarray] = field(default_factory=list)
+    best: int | None = None
+    best_weights: dict[str, torch.Tensor] | None = None
+
+    @property
+    def train_log_loss(self) -> float:
+        """Mean unsmoothed loss of the training rows since the last validation."""
+        return float(self.loss_sum) / max(1, self.loss_rows)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens of training steps over seconds in those steps."""
+        return self.tokens.real / max(self.step_seconds, 1e-9)
+
+
+def save_state(
+    folder: Path,
+    state: TrainingState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+) -> None:
+    """Write a checkpoint, in place of the last one."""
+    position = {k: v for k, v in vars(state).items() if k not in ("best_weights", "valid_probs")}
+    position |= {"loss_sum": float(state.loss_sum), "tokens": vars(state.tokens)}
+    cuda = accelerator.device.type == "cuda"
+    tensors = {
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+        "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if cuda else []},
+    }
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors"
+        )
+        if state.best_weights is not None:
+            save_file(state.best_weights, temporary / "best.safetensors")
+        torch.save(tensors, temporary / "state.pt")
+        np.save(temporary / "valid_probs.npy", np.array(state.valid_probs))
+        write_json(temporary / "position.json", position)
+
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(stale, ignore_errors=True)
+    write_whole(folder, write)
+
+
+def load_state(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> TrainingState | None:
+    """Put a checkpoint into model, optimizer, scaler and random states; None where there is none.
+
+    Raises:
+        UserError: the checkpoint is broken.
+    """
+    if not folder.is_dir():
+        folder = backup_of(folder)
+    if not folder.is_dir():
+        return None
+    position = read_json(folder / "position.json")
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        tensors = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(tensors["optimizer"])
+        if accelerator.scaler is not None and tensors["scaler"]:
+            accelerator.scaler.load_state_dict(tensors["scaler"])
+        torch.set_rng_state(tensors["random"]["cpu"])
+        if tensors["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(tensors["random"]["cuda"])
+        best = folder / "best.safetensors"
+        return TrainingState(
+            **{**position, "tokens": TokenCount(**position["tokens"])},
+            valid_probs=list(np.load(folder / "valid_probs.npy", allow_pickle=False)),
+            best_weights=load_file(best) if best.is_file() else None,
+        )
+    except Exception as error:  # torch, safetensors, numpy and pickle each raise their own
+        raise UserError(
+            f"{folder}: this checkpoint cannot be read ({type(error).__name__}: {error}). Delete it to train this fold "
+            "from its start."
+        ) from error
+
+
+@contextmanager
+def stop_on_sigterm():
+    """`with stop_on_sigterm() as stop:` - `stop` is an Event that SIGTERM sets; only in the main thread."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
