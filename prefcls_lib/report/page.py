@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ def write_pdf(document: str, path: Path) -> str | None:
             f"{path} is not written: WeasyPrint does not start ({reason}). Install Pango (apt install libpango-1.0-0 "
             "libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
         )
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # else fontTools writes the time of day into the fonts
     data = weasyprint.HTML(string=document).write_pdf()
     write_whole(path, lambda temporary: temporary.write_bytes(data))
     return None
