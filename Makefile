@@ -83,4 +83,4 @@ kaggle-push: install ## upload dist/kaggle with Kaggle's client, then start kern
 	@$(BIN)/python kaggle/push.py "$(OWNER)" --kernels $(KERNELS) $(if $(SUBMIT),--submit $(SUBMIT))
 
 kaggle-rehearsal: install ## run the bundle's notebooks here as Kaggle would, without a network (ROWS=)
-	@$(BIN)/python kaggle/rehearse.py --rows $(ROWS)
+	@$(BIN)/python kaggle/rehearsal/rehearse.py --rows $(ROWS)

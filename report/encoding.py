@@ -1,4 +1,4 @@
-"""How long reading, parsing and tokenising take, and how much memory: rows cut from the shipped ones (kaggle/rows.py).
+"""How long reading, parsing and tokenising take, and how much memory: rows cut from the shipped ones.
 
 python report/encoding.py           57,477 rows, as many as the competition's; writes report/encoding.json
 """
@@ -42,7 +42,7 @@ def measure(count: int, backbones: list[str]) -> list[dict]:
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         rows = str(Path(folder) / "test.csv")
-        subprocess.run([sys.executable, ROOT / "kaggle" / "rows.py", str(count), rows], check=True)
+        subprocess.run([sys.executable, ROOT / "kaggle" / "rehearsal" / "rows.py", str(count), rows], check=True)
         for backbone in backbones:
             command = [sys.executable, "-c", MEASURE, rows, backbone]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "kaggle" / "rehearsal"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "kaggle"))
 
 import backbone

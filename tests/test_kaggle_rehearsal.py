@@ -66,17 +66,15 @@ def test_packages_are_there_and_this_repository_is_not(machine, tmp_path):
 )
 def test_probe_finds_each_leak(tmp_path, monkeypatch, leak, words):
     """The copy is not believed but checked: each wall taken down once."""
-    script = (layout.ROOT / "kaggle" / "sandbox.sh").read_text()
-    (tmp_path / "kaggle").mkdir()
-    (tmp_path / "prefcls_lib").mkdir()
+    script = machine_copy.SANDBOX.read_text()
     if leak == "input":
         script = script.replace("mount -o remount,bind,ro,nosuid,nodev", ": mount")
     if leak == "network":  # a route that leads nowhere: no longer "unreachable"
         script = script.replace("ip link set lo up", "ip link set lo up; ip route add 192.0.2.0/24 dev lo")
     if leak == "library":
         monkeypatch.setattr(machine_copy, "PROBE", machine_copy.PROBE.replace('"prefcls_lib"', '"numpy"'))
-    (tmp_path / "kaggle" / "sandbox.sh").write_text(script)
-    monkeypatch.setattr(layout, "ROOT", tmp_path)
+    (tmp_path / "sandbox.sh").write_text(script)
+    monkeypatch.setattr(machine_copy, "SANDBOX", tmp_path / "sandbox.sh")
     with pytest.raises(UserError, match=words):
         machine_copy.MachineCopy(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Test rows as ugly as the hidden ones may be: python kaggle/rows.py 25000 test.csv
+"""Test rows as ugly as the hidden ones may be: python kaggle/rehearsal/rows.py 25000 test.csv
 
 Turns and lengths follow the shipped real rows, and every cell is cut from their text, at random places. Then single
 cells are replaced by what has broken submissions before.

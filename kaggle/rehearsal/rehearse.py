@@ -1,4 +1,4 @@
-"""Run a bundle's notebooks here as Kaggle would: python kaggle/rehearse.py --rows 25000
+"""Run a bundle's notebooks here as Kaggle would: python kaggle/rehearsal/rehearse.py --rows 25000
 
 1. the first training notebook, on 160 shipped rows as the competition, new mount layout
 2. `prefcls ladder` and `prefcls blend`, then `submit` on the three test rows, old mount layout, the library as a
@@ -16,6 +16,8 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the modules that build and check a bundle
 
 import check
 import kernel_folders
