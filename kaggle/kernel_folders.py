@@ -7,7 +7,7 @@ import layout
 import nbformat
 from papermill.parameterize import parameterize_notebook
 
-from prefcls_lib.models.backbones import HUB_NAMES
+from prefcls_lib.models.recipes import HUB_NAMES
 from prefcls_lib.runtime.files import write_json
 from prefcls_lib.runtime.kaggle import COMPETITION
 

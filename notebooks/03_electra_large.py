@@ -91,7 +91,7 @@ from IPython.display import Code, display
 from prefcls_lib.baselines import cross_validation
 from prefcls_lib.data import loading, submission, tokenization
 from prefcls_lib.doctor import checks
-from prefcls_lib.evaluation import metrics, plots
+from prefcls_lib.evaluation import metrics, plots, slices
 from prefcls_lib.models import network
 from prefcls_lib.pipeline import folder, steps
 
@@ -268,7 +268,7 @@ plots.plot_reliability(metrics.reliability_table(labels, probs), ece)
 
 # %%
 cut = encoded.cut[job.validated].any(axis=1)
-metrics.slice_table(rows, labels, probs, cut=cut)
+slices.slice_table(rows, labels, probs, cut=cut)
 
 # %% [markdown]
 # ## 14. The three most confident mistakes
@@ -276,7 +276,7 @@ metrics.slice_table(rows, labels, probs, cut=cut)
 # The model was sure, and the vote went the other way. Is it the model, or the vote?
 
 # %%
-mistakes = metrics.most_confident_mistakes(rows, probs, count=3)
+mistakes = slices.most_confident_mistakes(rows, probs, count=3)
 display(mistakes)
 for position in mistakes.index:
     print(loading.format_row(rows.iloc[position], max_chars=800), end="\n\n\n")

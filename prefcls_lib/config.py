@@ -56,7 +56,7 @@ RANGES = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of one run. `None` means: what the backbone's recipe says (`backbones.RECIPES`)."""
+    """Settings of one run. `None` means: what the backbone's recipe says (`recipes.RECIPES`)."""
 
     # what is run, on what, to where
     backbone: str = "microsoft/deberta-v3-xsmall"  # folder, attached Kaggle input, or hub name

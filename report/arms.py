@@ -18,9 +18,10 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.tokenization import encode_rows
-from prefcls_lib.models.backbones import choose_recipe, load_backbone, load_encoder
+from prefcls_lib.models.backbones import load_backbone, load_encoder
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
 from prefcls_lib.models.predict import PREDICT_TOKENS, predict_proba
+from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.pipeline.job import locate_csv
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import read_json

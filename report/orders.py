@@ -13,7 +13,7 @@ import torch
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import SWAP
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline import steps
@@ -54,7 +54,7 @@ def compare_orders(folder: Path) -> dict:
         "run": folder.name,
         "rows": len(labels),
         "log_loss": {name: metrics.log_loss(labels, all_of[name]) for name in ("first", "second", "both")},
-        "flip_rate_of_one_order": metrics.flip_rate(all_of["first"], all_of["second"][:, SWAP]),
+        "flip_rate_of_one_order": slices.flip_rate(all_of["first"], all_of["second"][:, SWAP]),
         "both_against_first": metrics.compare(labels, all_of["both"], all_of["first"], all_of["groups"]).to_dict(),
         "tokens_to_predict": tokens,
     }

@@ -16,9 +16,11 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import batching
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
-from prefcls_lib.data.loading import assign_folds, read_rows, sample_path
+from prefcls_lib.data.loading import read_rows, sample_path
+from prefcls_lib.data.splits import assign_folds
 from prefcls_lib.data.tokenization import encode_rows
-from prefcls_lib.models.backbones import RECIPES, load_backbone
+from prefcls_lib.models.backbones import load_backbone
+from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import write_json

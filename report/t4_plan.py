@@ -14,7 +14,8 @@ from transformers import AutoConfig, PretrainedConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.doctor import capacity
-from prefcls_lib.models.backbones import choose_recipe, load_backbone, max_positions
+from prefcls_lib.models.backbones import load_backbone, max_positions
+from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.report.page import markdown_table
 from prefcls_lib.runtime.files import read_json, write_text
 

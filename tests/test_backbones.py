@@ -17,9 +17,10 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import make_chunks
 from prefcls_lib.data.tokenization import clean_text
 from prefcls_lib.doctor import capacity, checks
-from prefcls_lib.models.backbones import HUB_NAMES, choose_recipe, load_backbone, load_encoder
+from prefcls_lib.models.backbones import load_backbone, load_encoder
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.models.recipes import HUB_NAMES, choose_recipe
 from prefcls_lib.models.saved import build_model, load_model, save_model
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything

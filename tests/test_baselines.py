@@ -7,8 +7,8 @@ from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from prefcls_lib.baselines import cross_validation, estimators
-from prefcls_lib.data import loading
+from prefcls_lib.baselines import cross_validation, estimators, trees
+from prefcls_lib.data import loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.evaluation import metrics
@@ -20,7 +20,7 @@ SWAPPED = list(SWAP)
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     """200 of the shipped rows, odd ones among them."""
-    rows = loading.take_rows(loading.read_rows(loading.sample_path("train"), labelled=True), 200, seed=0)
+    rows = splits.take_rows(loading.read_rows(loading.sample_path("train"), labelled=True), 200, seed=0)
     a, b = (rows.columns.get_loc(name) for name in RESPONSES)
     for number in range(12):
         turns = rows.iat[number, a]
@@ -39,7 +39,7 @@ def swapped_rows(rows: pd.DataFrame) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def results(rows: pd.DataFrame) -> dict:
     """Every rung, two folds of three."""
-    folds = loading.assign_folds(rows, 3, seed=1)
+    folds = splits.assign_folds(rows, 3, seed=1)
     return cross_validation.cross_validate(estimators.RUNGS, rows, folds, (0, 2), seed=1, progress=False)
 
 
@@ -117,15 +117,13 @@ def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch):
             models.append(self)
             return super().fit(*args)
 
-    monkeypatch.setattr(estimators, "HistGradientBoostingClassifier", Kept)
+    monkeypatch.setattr(trees, "HistGradientBoostingClassifier", Kept)
     generator = np.random.default_rng(4)
     structure, unseen = generator.standard_normal((2, 300, len(SIGNS)))
     labels = np.where(structure[:, 0] > 0.5, 0, generator.integers(0, 3, 300))
-    trees = estimators._fit_trees(structure, labels, num_steps=12)
-    np.testing.assert_allclose(
-        estimators._predict_trees(trees, unseen), models[0].predict_proba(unseen), rtol=0, atol=1e-12
-    )
-    fewer = estimators._predict_trees(estimators._first_trees(trees, 5), unseen)
+    fitted = trees.fit_trees(structure, labels, num_steps=12)
+    np.testing.assert_allclose(trees.predict_trees(fitted, unseen), models[0].predict_proba(unseen), rtol=0, atol=1e-12)
+    fewer = trees.predict_trees(trees.first_trees(fitted, 5), unseen)
     np.testing.assert_allclose(fewer, list(models[0].staged_predict_proba(unseen))[4], rtol=0, atol=1e-12)
 
 
@@ -195,7 +193,7 @@ def test_sides_are_weighed_sublinearly_to_one_length():
 
 def test_out_of_sample_rows_are_those_of_the_run_folds(rows, results):
     """Rows of folds 0 and 2 are predicted, the others NaN, and each fold by its own model."""
-    folds = loading.assign_folds(rows, 3, seed=1)
+    folds = splits.assign_folds(rows, 3, seed=1)
     for result in results.values():
         assert (np.isfinite(result.probs).all(axis=1) == np.isin(folds, (0, 2))).all()
         assert len(result.rungs) == 2 and result.seconds >= 0
@@ -209,7 +207,7 @@ def test_out_of_sample_rows_are_those_of_the_run_folds(rows, results):
 
 def test_labels_of_the_predicted_fold_change_nothing(rows, results):
     """A planted leak test: other labels in fold 0 leave the predictions of fold 0 as they were."""
-    folds = loading.assign_folds(rows, 3, seed=1)
+    folds = splits.assign_folds(rows, 3, seed=1)
     labels = rows["label"].to_numpy()
     changed = rows.assign(label=np.where(folds == 0, (labels + 1) % 3, labels))
     again = cross_validation.cross_validate(estimators.FAST_RUNGS, changed, folds, (0,), seed=1, progress=False)
@@ -258,7 +256,7 @@ def test_every_rung_learns_that_the_longer_answer_wins():
         label = 2 if number % 4 == 0 else int(lengths[1] > lengths[0])
         lines.append((str(number), [f"prompt {number}"], [a], [b], label, str(number)))
     rows = pd.DataFrame(lines, columns=["id", "prompt", *RESPONSES, "label", "group"])
-    folds = loading.assign_folds(rows, 3, seed=0)
+    folds = splits.assign_folds(rows, 3, seed=0)
     results = cross_validation.cross_validate(estimators.RUNGS, rows, folds, (0,), seed=0, progress=False)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     table = cross_validation.ladder_table(results, labels, groups).set_index("rung")

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from prefcls_lib.config import CHOICES, RANGES, RunConfig
-from prefcls_lib.models.backbones import RECIPES
+from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.runtime.files import UserError
 
 # what papermill and --set deliver: setting, text, value

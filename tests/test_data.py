@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import make_row
 
-from prefcls_lib.data import loading
+from prefcls_lib.data import loading, splits
 from prefcls_lib.data.schema import LABEL_COLUMNS, TEXT_COLUMNS
 from prefcls_lib.runtime.files import UserError
 
@@ -124,7 +124,7 @@ def test_prompt_group_is_the_normalised_first_turn():
 def test_no_prompt_in_two_folds(rows_per_prompt):
     """Every row has one fold, every fold has rows, and all rows of a prompt share theirs."""
     rows = labelled_rows(200, rows_per_prompt)
-    folds = loading.assign_folds(rows, 5, seed=42)
+    folds = splits.assign_folds(rows, 5, seed=42)
     assert set(folds) == set(range(5))
     assert pd.Series(folds).groupby(rows["group"]).nunique().max() == 1
 
@@ -132,10 +132,10 @@ def test_no_prompt_in_two_folds(rows_per_prompt):
 def test_folds_do_not_depend_on_the_order_of_rows():
     """Sorted, reversed or shuffled: each row keeps its fold."""
     rows = labelled_rows(200, 2)
-    folds = pd.Series(loading.assign_folds(rows, 10, seed=42), index=rows["id"])
+    folds = pd.Series(splits.assign_folds(rows, 10, seed=42), index=rows["id"])
     for order in (np.arange(200)[::-1], np.random.default_rng(0).permutation(200)):
         shuffled = rows.iloc[order].reset_index(drop=True)
-        again = pd.Series(loading.assign_folds(shuffled, 10, seed=42), index=shuffled["id"])
+        again = pd.Series(splits.assign_folds(shuffled, 10, seed=42), index=shuffled["id"])
         assert again.loc[folds.index].tolist() == folds.tolist()
 
 
@@ -143,7 +143,7 @@ def test_folds_are_stratified_and_of_equal_size():
     """1,000 rows of shares .5 .3 .2 in 10 folds: 100 rows each, and each share within .03."""
     rows = labelled_rows(1000)
     rows["label"] = np.repeat([0, 1, 2], [500, 300, 200])
-    folds = loading.assign_folds(rows, 10, seed=42)
+    folds = splits.assign_folds(rows, 10, seed=42)
     table = pd.crosstab(folds, rows["label"])
     assert table.sum(axis=1).between(95, 105).all()
     assert (table.div(table.sum(axis=1), axis=0) - [0.5, 0.3, 0.2]).abs().to_numpy().max() <= 0.03
@@ -152,7 +152,7 @@ def test_folds_are_stratified_and_of_equal_size():
 def test_seed_decides_the_folds():
     """The same seed gives the same plan, another one another plan."""
     rows = labelled_rows(200)
-    plans = [loading.assign_folds(rows, 5, seed).tolist() for seed in (42, 42, 43)]
+    plans = [splits.assign_folds(rows, 5, seed).tolist() for seed in (42, 42, 43)]
     assert plans[0] == plans[1]
     assert np.mean(np.array(plans[0]) == plans[2]) < 0.5  # a fifth by chance
 
@@ -161,31 +161,31 @@ def test_folds_that_cannot_be_are_refused():
     """A class without rows, fewer rows of the rarest class than folds, fewer prompts than folds."""
     rows = labelled_rows(60)
     with pytest.raises(UserError, match="no row has winner_tie=1"):
-        loading.assign_folds(rows.assign(label=rows["label"] % 2), 5, 42)
+        splits.assign_folds(rows.assign(label=rows["label"] % 2), 5, 42)
     with pytest.raises(UserError, match=r"too few for num_folds=50: 60 rows, 60 different prompts, \d+ rows of the"):
-        loading.assign_folds(rows, 50, 42)
+        splits.assign_folds(rows, 50, 42)
     with pytest.raises(UserError, match="too few for num_folds=5: 60 rows, 3 different prompts"):
-        loading.assign_folds(labelled_rows(60, 20), 5, 42)
+        splits.assign_folds(labelled_rows(60, 20), 5, 42)
 
 
 def test_rows_are_taken_by_content():
     """The same ids whatever the order of the file, and in its order; ten of them are among thirty."""
     rows = labelled_rows(100)
-    taken = loading.take_rows(rows, 30, seed=42)
+    taken = splits.take_rows(rows, 30, seed=42)
     assert len(taken) == 30
     assert taken.index.tolist() == list(range(30))
     assert taken["id"].tolist() == [i for i in rows["id"] if i in set(taken["id"])]
-    backwards = loading.take_rows(rows[::-1].reset_index(drop=True), 30, seed=42)
+    backwards = splits.take_rows(rows[::-1].reset_index(drop=True), 30, seed=42)
     assert backwards["id"].tolist() == taken["id"].tolist()[::-1]
-    assert set(loading.take_rows(rows, 10, seed=42)["id"]) < set(taken["id"])
-    assert set(loading.take_rows(rows, 30, seed=43)["id"]) != set(taken["id"])
+    assert set(splits.take_rows(rows, 10, seed=42)["id"]) < set(taken["id"])
+    assert set(splits.take_rows(rows, 30, seed=43)["id"]) != set(taken["id"])
 
 
 @pytest.mark.parametrize("max_rows", [0, 100, 101])
 def test_no_limit_takes_all_rows(max_rows):
     """Zero is no limit, and a limit that is not reached changes nothing."""
     rows = labelled_rows(100)
-    pd.testing.assert_frame_equal(loading.take_rows(rows, max_rows, seed=42), rows)
+    pd.testing.assert_frame_equal(splits.take_rows(rows, max_rows, seed=42), rows)
 
 
 def test_shipped_sample():
@@ -194,7 +194,7 @@ def test_shipped_sample():
     assert len(rows) == rows["id"].nunique() == 770
     assert (np.bincount(rows["label"]) > 200).all()
     assert {"model_a", "model_b"} < set(rows)
-    folds = loading.assign_folds(rows, 10, seed=42)
+    folds = splits.assign_folds(rows, 10, seed=42)
     assert (np.bincount(folds) > 50).all()
     test = loading.read_rows(loading.sample_path("test"), labelled=False)
     assert test["id"].tolist() == ["136060", "211333", "1233961"]

@@ -22,8 +22,8 @@ ORDER = ("runtime", "config", "data", "evaluation", "baselines", "models", "trai
          "doctor", "report", "cli", "__main__")  # fmt: skip
 LIGHT = (
     "runtime.files", "runtime.progress", "config", "data.schema", "data.loading", "data.features", "data.submission",
-    "evaluation.metrics", "evaluation.calibration", "evaluation.plots", "baselines.estimators",
-    "baselines.cross_validation", "pipeline.folder", "ensemble.finished", "report.build", "cli",
+    "data.splits", "evaluation.metrics", "evaluation.slices", "evaluation.calibration", "evaluation.plots",
+    "baselines.estimators", "baselines.cross_validation", "pipeline.folder", "ensemble.finished", "report.build", "cli",
 )  # fmt: skip
 
 

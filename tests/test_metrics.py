@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from prefcls_lib.data import loading
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.runtime.files import UserError
 
 HALF_AND_QUARTERS = np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
@@ -168,7 +168,7 @@ def test_flip_rate_undoes_the_swap_first():
     """Rows 1 and 2 say A in both orders (B's column once swapped), row 3 the first answer: 1 flip of 3."""
     probs = np.array([[0.6, 0.2, 0.2], [0.5, 0.2, 0.3], [0.6, 0.2, 0.2]])
     swapped = np.array([[0.2, 0.6, 0.2], [0.3, 0.5, 0.2], [0.6, 0.2, 0.2]])
-    assert metrics.flip_rate(probs, swapped) == pytest.approx(1 / 3)
+    assert slices.flip_rate(probs, swapped) == pytest.approx(1 / 3)
 
 
 def test_slices_of_four_rows_by_hand():
@@ -182,7 +182,7 @@ def test_slices_of_four_rows_by_hand():
         model_b=["n", "m", "n", "l"],
     )
     probs = np.array([[0.5, 0.25, 0.25]] * 4)
-    table = metrics.slice_table(rows, rows["label"].to_numpy(), probs, cut=np.array([True, False, False, False]), top=1)
+    table = slices.slice_table(rows, rows["label"].to_numpy(), probs, cut=np.array([True, False, False, False]), top=1)
     assert table.set_index(["name", "value"])["count"].to_dict() == {
         ("who is longer", "B, 3 times or more"): 1,
         ("who is longer", "about equal"): 2,
@@ -213,7 +213,7 @@ def test_slices_of_real_rows_hold_every_row_once_and_compare_with_a_baseline():
     rows = loading.read_rows(loading.sample_path("train"), labelled=True)
     labels, probs = rows["label"].to_numpy(), _random_probs(len(rows), 9)
     uniform = np.full_like(probs, 1 / 3)
-    table = metrics.slice_table(rows, labels, probs, uniform, top=3)
+    table = slices.slice_table(rows, labels, probs, uniform, top=3)
     sums = table[table["name"] != "model pair"].groupby("name")["count"].sum()
     assert (sums == len(rows)).all() and len(sums) == 8
     assert (table["name"] == "model pair").sum() == 3
@@ -227,7 +227,7 @@ def test_most_confident_mistakes_come_first_and_point_at_their_rows():
     """Row 2 is wrong at .8, row 0 at .5; row 1 is right and left out."""
     rows = _rows(["p", "q", "r"], ["a"] * 3, ["b"] * 3, label=[1, 1, 2])
     probs = np.array([[0.5, 0.3, 0.2], [0.05, 0.9, 0.05], [0.8, 0.1, 0.1]])
-    table = metrics.most_confident_mistakes(rows, probs, 5)
+    table = slices.most_confident_mistakes(rows, probs, 5)
     assert list(table.index) == [2, 0]
     assert table.to_dict("list") == {
         "id": ["2", "0"],

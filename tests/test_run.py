@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from prefcls_lib import cli
-from prefcls_lib.data import loading
+from prefcls_lib.data import loading, splits
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.models import saved
 from prefcls_lib.pipeline import steps
@@ -105,7 +105,7 @@ def test_reported_numbers_can_be_recomputed(result, oof):
 def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
     """Each row of folds 0 and 1 once, with its own label and the fold that the plan gives it."""
     rows = loading.read_rows(home / "train.csv", labelled=True)
-    rows["fold"] = loading.assign_folds(rows, 3, seed=42)
+    rows["fold"] = splits.assign_folds(rows, 3, seed=42)
     expected = rows[rows["fold"] < 2].set_index("id")[["fold", "label"]]
     found = oof.set_index("id")[["fold", "label"]]
     pd.testing.assert_frame_equal(found.sort_index(), expected.sort_index(), check_dtype=False, check_index_type=False)

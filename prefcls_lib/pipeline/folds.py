@@ -18,7 +18,7 @@ from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT
 from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.evaluation.calibration import fit_blend
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_proba
@@ -166,7 +166,7 @@ def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session
         "seed": attempt.seed,
         "valid_rows": len(rows),
         "train_rows": len(train),
-        "flip_rate": metrics.flip_rate(saved, swapped),
+        "flip_rate": slices.flip_rate(saved, swapped),
         "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
         "tokens": [fitted.tokens.real, fitted.tokens.computed],
         "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],

@@ -10,8 +10,9 @@ import pandas as pd
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
-from prefcls_lib.data.loading import assign_folds, read_rows, sample_path, take_rows
+from prefcls_lib.data.loading import read_rows, sample_path
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
+from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.evaluation import metrics

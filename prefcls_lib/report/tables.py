@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
 from prefcls_lib.ensemble.finished import COLUMNS, Found, Run, compare_runs, format_verdict, is_faint
-from prefcls_lib.evaluation import calibration, metrics, plots
+from prefcls_lib.evaluation import calibration, metrics, plots, slices
 from prefcls_lib.report.page import draw_svg, embed_figure, escape_text, markdown_table
 from prefcls_lib.runtime.files import sha256
 
@@ -194,10 +194,10 @@ def prediction_lines(found: Found, described: dict[str, dict], published: dict) 
 
 
 def slices_of(run: Run, ladder: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """`metrics.slice_table` of a run against the ladder: slices known before the vote, and not nearly all rows."""
+    """`slices.slice_table` of a run against the ladder: slices known before the vote, and not nearly all rows."""
     shared = rows[rows[ID].isin(set(run.oof.index) & set(ladder.oof.index))].reset_index(drop=True)
     ids = shared[ID]
-    table = metrics.slice_table(shared, shared["label"].to_numpy(), run.probs(ids), ladder.probs(ids))
+    table = slices.slice_table(shared, shared["label"].to_numpy(), run.probs(ids), ladder.probs(ids))
     useful = table["difference_low"].notna() & ~table["name"].isin(["tie", "model pair"])
     return table[useful & (table["count"] < 0.9 * len(shared))].reset_index(drop=True)
 
@@ -205,7 +205,7 @@ def slices_of(run: Run, ladder: Run, rows: pd.DataFrame) -> pd.DataFrame:
 def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
     """The most confident wrong verdicts with their texts, as HTML."""
     shared = rows[rows[ID].isin(run.oof.index)].reset_index(drop=True)
-    table = metrics.most_confident_mistakes(shared, run.probs(shared[ID]), count)
+    table = slices.most_confident_mistakes(shared, run.probs(shared[ID]), count)
     blocks = []
     for place, line in table.iterrows():
         said = ("A wins", "B wins", "tie")[line["predicted"]]

@@ -1,0 +1,55 @@
+"""Gradient boosted trees as plain arrays: fitted by scikit-learn, saved without pickle, predicted here."""
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from prefcls_lib.data.features import SIGNS
+from prefcls_lib.data.schema import NUM_CLASSES, SWAP
+
+LEARNING_RATE = 0.05
+
+
+def fit_trees(structure: np.ndarray, labels: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
+    """Boosting on rows and swapped copies; its trees as arrays (T, nodes), a leaf being its own child."""
+    model = HistGradientBoostingClassifier(
+        learning_rate=LEARNING_RATE, max_iter=num_steps, max_leaf_nodes=8, min_samples_leaf=40,
+        l2_regularization=10.0, max_features=0.3, early_stopping=False, random_state=0,
+    )  # fmt: skip
+    model.fit(np.concatenate([structure, structure * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]]))
+    trees = [tree.nodes for step in model._predictors for tree in step]
+    shape = (len(trees), max(len(nodes) for nodes in trees))
+    state = {name: np.zeros(shape, dtype=np.int32) for name in ("feature", "left", "right")}
+    state |= {name: np.zeros(shape) for name in ("threshold", "value")}
+    for tree, nodes in enumerate(trees):
+        here = np.arange(len(nodes))
+        leaf = nodes["is_leaf"].astype(bool)
+        state["feature"][tree, here] = np.where(leaf, 0, nodes["feature_idx"])
+        state["left"][tree, here] = np.where(leaf, here, nodes["left"])
+        state["right"][tree, here] = np.where(leaf, here, nodes["right"])
+        state["threshold"][tree, here] = np.where(leaf, 0.0, nodes["num_threshold"])
+        state["value"][tree, here] = nodes["value"]
+    return {**state, "baseline": np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)}
+
+
+def first_trees(trees: dict[str, np.ndarray], num_steps: int) -> dict[str, np.ndarray]:
+    """The trees of the first `num_steps` boosting steps."""
+    return {name: value if name == "baseline" else value[: num_steps * NUM_CLASSES] for name, value in trees.items()}
+
+
+def predict_trees(state: dict[str, np.ndarray], structure: np.ndarray) -> np.ndarray:
+    """Probabilities (N, 3) of structure features (N, F)."""
+    logits = np.tile(state["baseline"], (len(structure), 1))
+    rows = np.arange(len(structure))
+    for tree, (feature, left, right, threshold, value) in enumerate(
+        zip(*(state[name] for name in ("feature", "left", "right", "threshold", "value")), strict=True)
+    ):
+        node = np.zeros(len(structure), dtype=np.int32)
+        while True:
+            below = structure[rows, feature[node]] <= threshold[node]
+            child = np.where(below, left[node], right[node])
+            if (child == node).all():
+                break
+            node = child
+        logits[:, tree % NUM_CLASSES] += value[node]
+    return softmax(logits, axis=1)

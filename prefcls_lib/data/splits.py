@@ -1,0 +1,64 @@
+"""Which rows are used, and the one fold plan: by content and seed, whatever the order of the rows."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
+from prefcls_lib.runtime.files import UserError
+
+
+def take_rows(rows: pd.DataFrame, max_rows: int, seed: int) -> pd.DataFrame:
+    """At most `max_rows` rows (0: all), chosen by a hash of seed and id, in file order."""
+    if max_rows == 0 or len(rows) <= max_rows:
+        return rows
+    order = np.argsort([_content_hash(seed, row_id) for row_id in rows[ID]], kind="stable")
+    return rows.iloc[np.sort(order[:max_rows])].reset_index(drop=True)
+
+
+def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
+    """The fold plan of every model kind: stratified by label, no prompt group in two folds.
+
+    The plan depends on the rows' content and on `seed`, not on the order of the rows.
+
+    Args:
+        rows: from `read_rows(..., labelled=True)`.
+        num_folds: number of folds; each is about 1/num_folds of the rows.
+
+    Returns:
+        (N,) int array: the fold in which each row is validated.
+
+    Raises:
+        UserError: one class only, or too few rows or prompt groups for so many folds.
+    """
+    labels = rows["label"].to_numpy()
+    counts = np.bincount(labels, minlength=NUM_CLASSES)
+    if (counts == 0).any():
+        empty = LABEL_COLUMNS[int(np.argmin(counts))]
+        raise UserError(f"training rows: no row has {empty}=1, so there is a class to predict and none to learn.")
+    num_groups = rows["group"].nunique()
+    if min(counts.min(), num_groups) < num_folds:
+        raise UserError(
+            f"training rows: too few for num_folds={num_folds}: {len(rows)} rows, {num_groups} different prompts, "
+            f"{counts.min()} rows of the rarest class. Give more rows or set num_folds lower."
+        )
+    groups = np.array([_content_hash(seed, group) for group in rows["group"]])
+    order = np.argsort(groups, kind="stable")
+    folds = np.empty(len(rows), dtype=np.int64)
+    splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=False)
+    for fold, (_, valid) in enumerate(splitter.split(order, labels[order], groups[order])):
+        folds[order[valid]] = fold
+    for fold in range(num_folds):
+        rest = np.bincount(labels[folds != fold], minlength=NUM_CLASSES)
+        if (rest == 0).any():  # they all share a few prompts
+            raise UserError(
+                f"training rows: all {counts[rest.argmin()]} rows with {LABEL_COLUMNS[rest.argmin()]}=1 have the same "
+                f"prompt or fall into one fold (fold {fold}), so nothing is left to learn it from. Give more rows."
+            )
+    return folds
+
+
+def _content_hash(seed: int, text: str) -> str:
+    return hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).hexdigest()
