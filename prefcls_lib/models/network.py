@@ -83,7 +83,8 @@ class PreferenceHead(nn.Module):
             logits = self._one_order(u, v, x)
             if self.symmetric and v is not None:
                 swapped = self._one_order(v, u, None if x is None else x * self.signs)
-                logits = (logits + swapped[:, SWAP]) / 2
+                swapped = torch.stack([swapped[:, i] for i in SWAP], dim=1)  # [:, SWAP] would copy SWAP to the GPU
+                logits = (logits + swapped) / 2
             if self.skip is not None:
                 margin = self.skip(u - v) / 2  # (B, 1)
                 logits = logits + torch.cat([margin, -margin, torch.zeros_like(margin)], dim=1)
@@ -124,13 +125,20 @@ class PreferenceModel(nn.Module):
             return self.pooler(hidden)
         return pool(hidden, chunk.attention_mask, self.pooling)
 
-    def _encoder_mask(self, chunk: Chunk) -> Tensor | None:
-        """The mask as the encoder takes it without asking the GPU, and waiting for it, whether there is padding."""
+    def _encoder_mask(self, chunk: Chunk) -> Tensor | dict[str, Tensor] | None:
+        """The mask in a form in which the encoder need not read it from the GPU to see whether there is padding."""
+        config = self.encoder.config
+        if config.model_type == "deberta-v2":
+            return chunk.attention_mask  # without a mask it would search the ids for padding
         if not chunk.has_padding:
             return None
-        config = self.encoder.config
+        real = chunk.attention_mask[:, None, None, :].bool()  # (S, 1, 1, T): used as it is
         if config._attn_implementation == "sdpa" and config.model_type in PLAIN_ATTENTION:
-            return chunk.attention_mask[:, None, None, :].bool()  # (S, 1, 1, T): used as it is
+            return real
+        if config.model_type == "modernbert" and not hasattr(self.encoder, "_update_attention_mask"):  # not in 5.0
+            position = torch.arange(real.shape[-1], device=real.device)
+            near = (position[:, None] - position).abs() <= config.sliding_window
+            return {"full_attention": real, "sliding_attention": real & near}
         return chunk.attention_mask
 
     def embed_sides(self, chunks: list[Chunk]) -> Tensor:

@@ -1,0 +1,156 @@
+"""No hidden waits for the GPU: whatever reads a value from the device, or copies to it unpinned, stops the host.
+
+The host must stay ahead of the GPU. `WaitDetector` runs a step on the meta device, which has shapes and no values, and
+notes every operation that on CUDA would wait until all queued work is done.
+"""
+
+import traceback
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, MORE_KINDS
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModel
+
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.batching import Examples, make_chunks
+from prefcls_lib.data.features import SIGNS
+from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
+from prefcls_lib.models.predict import embed_unique_sides
+from prefcls_lib.training.step import train_step
+
+READS = (
+    "item",
+    "is_nonzero",
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "_unique2",
+    "unique_dim",
+    "repeat_interleave",
+)
+# What transformers does by itself, by model type and function: one wait a chunk, beside thousands of kernels.
+OF_TRANSFORMERS = {
+    # the bucket in the middle is made on the CPU: torch.tensor(mid - 1).type_as(relative_pos)
+    "deberta-v2": {"modeling_deberta_v2.py make_log_bucket_position: copy to the device"},
+}
+
+
+class WaitDetector(TorchDispatchMode):
+    """Collects "file function: what" of every operation that would wait; reads give False or 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name, kwargs = function.overloadpacket.__name__, kwargs or {}
+        if name in READS and _on_meta(args[0]):
+            self._note(name)
+            if name in READS[:3]:
+                return False if args[0].dtype == torch.bool else 0
+        if name == "_to_copy" and "device" in kwargs and args[0].device.type != torch.device(kwargs["device"]).type:
+            self._note("copy to the device" if torch.device(kwargs["device"]).type == "meta" else "copy to the host")
+        if name == "copy_" and args[0].device.type != args[1].device.type:
+            self._note("copy to the device" if _on_meta(args[0]) else "copy to the host")
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            indices = [index for index in args[1] if index is not None]
+            if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+                self._note("boolean index")
+            if any(not _on_meta(index) for index in indices):
+                self._note("index copied to the device")
+        return function(*args, **kwargs)
+
+    def _note(self, what: str) -> None:
+        frames = [f for f in traceback.extract_stack() if "transformers" in f.filename or "prefcls_lib" in f.filename]
+        place = frames[-1] if frames else SimpleNamespace(filename="?", name="backward pass")
+        if place.name != "to_device":  # through pinned memory on CUDA, which does not wait
+            self.found.add(f"{place.filename.split('/')[-1]} {place.name}: {what}")
+
+
+class NewTensors(TorchFunctionMode):
+    """`torch.tensor(..., device=meta)` and `tensor[[1, 0]]` are copies from the host that nothing dispatches."""
+
+    def __init__(self, detector: WaitDetector):
+        super().__init__()
+        self.detector = detector
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == "meta":
+            self.detector._note("copy to the device")
+        if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and _on_meta(args[0]):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, (list, tuple, np.ndarray)) for part in index):
+                self.detector._note("index copied to the device")
+        return function(*args, **kwargs)
+
+
+def _on_meta(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "meta"
+
+
+@pytest.fixture(scope="module")
+def folders(backbone_folders, more_backbone_folders):
+    return {**backbone_folders, **more_backbone_folders}
+
+
+def make_model(folder, architecture: str = "siamese") -> PreferenceModel:
+    """As `build_model` makes it, on the meta device."""
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config, attn_implementation=None if "deberta" in config.model_type else "sdpa")
+        return PreferenceModel(encoder, PreferenceHead(config.hidden_size, True, True, 0.1, architecture), "mean")
+
+
+def make_examples(lengths: list[int]) -> Examples:
+    """Rows of two sides each, of the given lengths."""
+    rows = len(lengths) // 2
+    ids = [np.arange(5, 5 + length, dtype=np.int32) for length in lengths]
+    features = np.zeros((rows, len(SIGNS)), dtype=np.float32)
+    labels = np.zeros(rows, dtype=np.int64)
+    weights = np.ones(rows, dtype=np.float32)
+    return Examples(ids, np.arange(2 * rows).reshape(rows, 2), features, labels, None, weights)
+
+
+def waits_of_a_step(model: PreferenceModel, lengths: list[int]) -> set[str]:
+    """What waits in the gradients of a training step and in a prediction of the same rows."""
+    accelerator = SimpleNamespace(
+        device=torch.device("meta"), process_index=0, num_processes=1, is_main_process=True,
+        autocast=nullcontext, backward=lambda loss: loss.backward(),
+    )  # fmt: skip
+    examples = make_examples(lengths)
+    with WaitDetector() as detector, NewTensors(detector):
+        train_step(
+            model, examples, np.arange(len(examples)), examples.lengths, 10**6, RunConfig(label_smoothing=0.1),
+            accelerator, 0,
+        )  # fmt: skip
+        embed_unique_sides(model, examples, accelerator, 0)
+    return detector.found
+
+
+@pytest.mark.parametrize("lengths", [[12, 12, 12, 12], [9, 12, 5, 11]], ids=["full", "padded"])
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_step_waits_for_nothing(folders, kind, lengths, monkeypatch):
+    """Training step and prediction of every model type: no wait but those that are transformers' own."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know meta
+    model = make_model(folders[kind])
+    assert waits_of_a_step(model, lengths) == OF_TRANSFORMERS.get(model.encoder.config.model_type, set())
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
+def test_masks_that_need_no_wait_change_nothing(folders, kind):
+    """To the bit what transformers makes of the plain mask; 30 tokens are more than ModernBERT's window of 8."""
+    torch.manual_seed(0)
+    encoder = AutoModel.from_pretrained(folders[kind]).eval()
+    model = PreferenceModel(encoder, PreferenceHead(32, True, False, 0.0), "mean")
+    for lengths in ([30, 30], [30, 17]):
+        (chunk,) = make_chunks([np.arange(5, 5 + length, dtype=np.int32) for length in lengths], 0, 9, 999)
+        with torch.inference_mode():
+            hidden = encoder(input_ids=chunk.input_ids, attention_mask=chunk.attention_mask).last_hidden_state
+            assert torch.equal(model.embed(chunk), pool(hidden, chunk.attention_mask, "mean"))
