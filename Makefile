@@ -67,14 +67,14 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
 
-benchmark: install ## speed beside what one would use instead: table and figure in report/benchmark/ (ARGS=... for more)
-	$(BIN)/python report/benchmark.py $(ARGS)
+benchmark: install ## speed beside what one would use instead: table and figure in report/studies/benchmark/ (ARGS=... for more)
+	$(BIN)/python report/studies/benchmark.py $(ARGS)
 
 report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
 	@$(BIN)/prefcls report --runs report/runs $(RUNS) --readme README.md
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
-	@$(BIN)/python report/study.py
+	@$(BIN)/python report/studies/study.py
 
 kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
 	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)

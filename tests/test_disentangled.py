@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2Model
 
-from report.disentangled import FusedDisentangledSelfAttention, use_fused_attention
+from report.studies.disentangled import FusedDisentangledSelfAttention, use_fused_attention
 
 
 def make_pair(**changes: object) -> tuple[DebertaV2Model, DebertaV2Model]:

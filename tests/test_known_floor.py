@@ -5,7 +5,7 @@ import pytest
 
 from prefcls_lib.data import loading
 from prefcls_lib.evaluation import metrics
-from report import known_floor
+from report.studies import known_floor
 
 
 @pytest.fixture(scope="module")

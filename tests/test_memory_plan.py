@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import MINILM_PACKAGE
 from prefcls_lib.runtime.files import read_json
-from report import t4_plan
+from report.studies import t4_plan
 
 CONFIGS = {path.stem: read_json(path)["config"] for path in Path(__file__).parents[1].glob("report/backbones/*.json")}
 T4 = 15 * 2**30
@@ -161,7 +161,7 @@ def test_plan_has_every_backbone_at_the_lengths_it_takes():
 
 @pytest.mark.skipif(find_spec(MINILM_PACKAGE) is None, reason="counts tokens with MiniLM's tokenizer")
 def test_committed_plan_is_of_this_code():
-    """Memory and operations as they are computed now; `python report/t4_plan.py` writes it anew."""
+    """Memory and operations as they are computed now; `python report/studies/t4_plan.py` writes it anew."""
     committed = (t4_plan.FOLDER / "t4_plan.md").read_text(encoding="utf-8")
     now = t4_plan.make_plan(t4_plan.count_tokens())
     assert committed == now

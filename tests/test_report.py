@@ -14,9 +14,10 @@ from prefcls_lib import cli
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble import finished
 from prefcls_lib.evaluation import metrics
-from prefcls_lib.report import build, page, specification, tables
+from prefcls_lib.report import build, page, tables
 from prefcls_lib.report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.files import UserError, read_json
+from report.studies import specification
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
@@ -29,10 +30,9 @@ def described():
 
 
 @pytest.fixture
-def no_pdf(monkeypatch, described):
-    """No PDF, and the backbones counted once."""
+def no_pdf(monkeypatch):
+    """No PDF."""
     monkeypatch.setattr(build, "write_pdf", lambda document, path: None)
-    monkeypatch.setattr(specification, "describe_backbones", lambda *_: described)
 
 
 @pytest.fixture
@@ -215,8 +215,7 @@ def test_a_broken_run_is_named_and_left_out(quick, runs, finished_run, tmp_path,
     assert escape_text(str(runs / "broken")).replace("&#95;", "_") in re.sub("&#95;", "_", left_out)
 
 
-def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, described, monkeypatch, capsys):
-    monkeypatch.setattr(specification, "describe_backbones", lambda *_: described)
+def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "weasyprint", None)
     assert "Results" in read_page(runs, tmp_path / "out")
     said = capsys.readouterr().err.splitlines()
@@ -285,6 +284,12 @@ def test_errors_of_the_published_table_are_found_by_comparing(described):
     assert specification.find_errors(described, right) == []
     right["roberta-base"]["layers"] = 13
     assert specification.find_errors(described, right) == ["RoBERTa-base: layers 13, the configuration says 12."]
+
+
+def test_the_committed_specification_is_of_the_committed_configurations(described, monkeypatch):
+    """What the report shows is what the study would write now."""
+    monkeypatch.setattr(specification, "describe_backbones", lambda *_: described)
+    assert read_json(specification.FOLDER / "specification.json") == specification.make_specification()
 
 
 def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):

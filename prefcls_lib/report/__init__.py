@@ -1,4 +1,4 @@
-"""Run folders to a report: `build` puts `tables`, figures and the `specification` of the backbones into the `page`.
+"""Run folders to a report: `build` puts `tables`, figures and what the studies measured into the `page`.
 
 Open `build` first.
 """

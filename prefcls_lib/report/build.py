@@ -9,7 +9,6 @@ import pandas as pd
 from prefcls_lib.data import loading
 from prefcls_lib.ensemble.finished import Found, find_runs, format_verdict
 from prefcls_lib.evaluation import metrics, plots
-from prefcls_lib.report import specification
 from prefcls_lib.report.page import (
     draw_svg,
     embed_figure,
@@ -33,6 +32,7 @@ from prefcls_lib.report.tables import (
 from prefcls_lib.runtime.files import UserError, read_json, write_text
 
 SOURCES = Path(__file__).resolve().parents[2] / "report"  # template, style, published numbers: in the repository only
+STUDIES = SOURCES / "studies"  # what was measured
 FIGURES = SOURCES.parent / "figs"
 README_MARKS = "<!-- results: written by make report -->", "<!-- end of results -->"
 
@@ -78,10 +78,10 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     groups = make_groups(found)
     values = {"found": found, "groups": groups, **_published_values(found), **_row_values(groups)}
     values |= {
-        "floors": read_floors(SOURCES),
+        "floors": read_floors(STUDIES),
         "log": _read_section(SOURCES / "log.md"),
-        "benchmark": _read_section(SOURCES / "benchmark" / "benchmark.md"),
-        "t4_plan": _read_section(SOURCES / "t4_plan.md"),
+        "benchmark": _read_section(STUDIES / "benchmark" / "benchmark.md"),
+        "t4_plan": _read_section(STUDIES / "t4_plan.md"),
         **{name: _read_measurement(name) for name in ("orders", "sorting", "encoding")},
         "compared": lambda values: format_verdict(metrics.Comparison(**values), "one order"),
         "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
@@ -105,22 +105,23 @@ def _read_section(path: Path) -> str:
 
 
 def _read_measurement(name: str) -> dict | None:
-    """What report/<name>.py wrote, or None where it was not run."""
-    path = SOURCES / f"{name}.json"
+    """What report/studies/<name>.py wrote, or None where it was not run."""
+    path = STUDIES / f"{name}.json"
     return read_json(path) if path.is_file() else None
 
 
 def _published_values(found: Found) -> dict:
     published = read_json(SOURCES / "published.json")
     study = published["study"]
-    described = specification.describe_backbones(SOURCES / "backbones", study["specification"])
+    specification = read_json(STUDIES / "specification.json")
+    described = specification["backbones"]
     return {
         "published": published, "study": study, "described": described,
         "arithmetic_loss": -math.log(study["arithmetic"]["prob"]),
         "others": [[escape_text(line["what"]), f"{line['log_loss']:.3f}"] for line in published["others"]["results"]],
         "specification": markdown_table(["", *(one["title"] for one in described.values())],
-                                        specification.specification_lines(described), range(4)),
-        "errors": specification.find_errors(described, study["specification"]),
+                                        specification["lines"], range(4)),
+        "errors": specification["errors"],
         "backbones": markdown_table(("", "smoothed", "log loss", "95 % interval", "accuracy", "best epoch"),
                                     backbone_lines(found, described, study)),
         "predictions": markdown_table(("test row", "model", "A wins", "B wins", "tie"),

@@ -1,6 +1,6 @@
 """What it brings, and costs, that a cross-encoder reads both orders of A and B: on a finished run's validation rows.
 
-python report/orders.py runs/study/minilm-cross          writes report/orders.json
+python report/studies/orders.py runs/study/minilm-cross          writes report/studies/orders.json
 """
 
 import argparse

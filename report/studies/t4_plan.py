@@ -1,6 +1,6 @@
 """What fits on a T4 and how long it would take, for every configuration in report/backbones: a plan, nothing measured.
 
-    python report/t4_plan.py            writes report/t4_plan.md, which the report shows
+    python report/studies/t4_plan.py            writes report/studies/t4_plan.md, which the report shows
 
 Memory and operations are computed from the configurations (`prefcls_lib.machine`); tokens are counted on the shipped
 rows with MiniLM's tokenizer.
@@ -54,7 +54,10 @@ def plan_backbone(config: PretrainedConfig, max_length: int, lengths: np.ndarray
 
 def make_plan(lengths: np.ndarray) -> str:
     """The plan as Markdown: a line for each backbone and each of LENGTHS that it takes, the smallest first."""
-    configs = {path.stem: AutoConfig.for_model(**read_json(path)["config"]) for path in FOLDER.glob("backbones/*.json")}
+    configs = {
+        path.stem: AutoConfig.for_model(**read_json(path)["config"])
+        for path in (FOLDER.parent / "backbones").glob("*.json")
+    }
     lines = [
         [name, *plan_backbone(config, max_length, lengths)]
         for name, config in sorted(configs.items(), key=lambda item: (capacity.count_parameters(item[1]), item[0]))

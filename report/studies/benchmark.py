@@ -1,7 +1,7 @@
 """Speed of training and prediction beside what one would use instead, on real rows: interleaved, medians over repeats.
 
     make benchmark                                      MiniLM, 512 tokens, about five minutes on 2 cores
-    python report/benchmark.py --lengths 256 512 --models minilm deberta-v3-xsmall --arms st ...     longer, by request
+    python report/studies/benchmark.py --lengths 256 512 --models minilm deberta-v3-xsmall --arms st ...      longer
 
 Arms of training (pairs that go through forward, backward and AdamW in a second):
 
@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from arms import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 from matplotlib.figure import Figure
+from variants import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 
 from prefcls_lib.data.batching import TokenCount, make_chunks, plan_epoch, split_step
 from prefcls_lib.doctor.capacity import flop_per_token
@@ -222,7 +222,8 @@ def write_table(result: dict) -> str:
     parts = [
         "# Speed",
         f"On: {versions_line}. Medians over repeats, real rows, {result['side_tokens']:.0f} tokens a side on average. "
-        "The arms are those of report/benchmark.py, of which original and st compute in fp32 whatever the precision. "
+        "The arms are those of report/studies/benchmark.py, of which original and st compute in fp32 whatever the "
+        "precision. "
         "“Peak share” is what the useful tokens cost in counted operations, as a share of what the device reaches in "
         "large matrix products.",
         markdown_table(header, speed, (0, 1, 2)),

@@ -1,6 +1,6 @@
 """Does it bias training that a step's pairs are of like length? The same model, seeds and rows, sorted and not.
 
-    python report/sorting.py                about ten minutes on 2 cores; writes report/sorting.json
+    python report/studies/sorting.py                about ten minutes on 2 cores; writes report/studies/sorting.json
 
 Sorted: `batching.plan_epoch` as it is: random windows of eight steps, pairs sorted inside a window, steps shuffled.
 Unsorted: windows of one step, so that a step is any 32 rows. Both cut their chunks by length.

@@ -1,12 +1,19 @@
 """The backbones as their configurations describe them, beside what the original study says of them.
 
+    python report/studies/specification.py          writes report/studies/specification.json, which the report shows
+
 Configurations lie in report/backbones/NAME.json; parameters are counted on torch's meta device, without weights.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from prefcls_lib.runtime.files import read_json
+import torch
+from transformers import AutoConfig, AutoModel
+
+from prefcls_lib.runtime.files import read_json, write_json
+
+FOLDER = Path(__file__).parent
 
 TOLERANCE = 0.05  # a published count of parameters further off than this is called wrong
 # what a reader compares: row of the table -> key in a description
@@ -92,9 +99,6 @@ def _describe(saved: dict) -> dict:
 
 def _count_parameters(config: dict) -> tuple[int, int]:
     """Parameters of the embeddings and of all the rest but the pooler, which is not used here."""
-    import torch  # only here: tables of runs need no torch
-    from transformers import AutoConfig, AutoModel
-
     settings = {name: value for name, value in config.items() if name != "model_type"}
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **settings))
@@ -108,3 +112,25 @@ def _show(key: str, value: object) -> str:
     if key in ("embedding", "backbone", "total"):
         return f"{value / 1e6:.1f} M"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def make_specification() -> dict:
+    """What the report shows: a description of each published backbone, the table's lines, the errors found."""
+    published = read_json(FOLDER.parent / "published.json")["study"]["specification"]
+    described = describe_backbones(FOLDER.parent / "backbones", published)
+    return {
+        "backbones": described,
+        "lines": specification_lines(described),
+        "errors": find_errors(described, published),
+    }
+
+
+def main() -> None:
+    """Compute, write, print the errors."""
+    found = make_specification()
+    write_json(FOLDER / "specification.json", found)
+    print(*found["errors"], sep="\n")
+
+
+if __name__ == "__main__":
+    main()

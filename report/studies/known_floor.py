@@ -1,7 +1,7 @@
 """Training on rows whose best possible log loss is known: what leaves a deep ELECTRA at the prior, and what cures it.
 
-    python report/known_floor.py --out runs/known_floor                  a scaled ELECTRA, on a CPU in about an hour
-    python report/known_floor.py --out runs/known_floor --size large     ELECTRA-large's exact architecture, on a GPU
+    python report/studies/known_floor.py --out runs/known_floor                a scaled ELECTRA, on a CPU in an hour
+    python report/studies/known_floor.py --out runs/known_floor --size large   ELECTRA-large's architecture, on a GPU
 
 Rows come in the competition's columns. Answers are made of nonsense words; each word has a known worth, and with d the
 worth of answer A minus that of B (and a little for length), the label is drawn from

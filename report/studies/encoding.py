@@ -1,6 +1,6 @@
 """How long reading, parsing and tokenising take, and how much memory: rows cut from the shipped ones.
 
-python report/encoding.py           57,477 rows, as many as the competition's; writes report/encoding.json
+python report/studies/encoding.py      57,477 rows, as many as the competition's; writes report/studies/encoding.json
 """
 
 import argparse
@@ -16,7 +16,7 @@ import pandas as pd
 from prefcls_lib.runtime.devices import versions
 from prefcls_lib.runtime.files import write_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GOALS = {"seconds": 90.0, "peak_gib": 2.0}  # for the competition's rows, on 4 cores
 # run in a process of its own, whose peak of memory is nobody else's
 MEASURE = """

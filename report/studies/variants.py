@@ -27,7 +27,7 @@ from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import read_json
 from prefcls_lib.training.loop import fit
 
-CONFIGS = Path(__file__).parent / "backbones"  # config.json of each backbone
+CONFIGS = Path(__file__).parents[1] / "backbones"  # config.json of each backbone
 LIMIT_TOKENS, LIMIT_LENGTH = 4096, 256  # the chunk of the limit; "limit-long" has sides of max_length
 PAIRS = {"original": 8, "trainer": 32, "st": 32, "ours": 128}  # pairs a repeat; padded arms need few for a steady pace
 

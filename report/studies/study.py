@@ -1,6 +1,6 @@
 """The study on the shipped rows, on a CPU: baselines, five networks that differ in one thing each, blends.
 
-    python report/study.py          or: make study
+    python report/studies/study.py          or: make study
 
 Runs are made in runs/study/ and gone on with if it is called again; what the report needs of them (no weights) is
 copied to report/runs/. Then `make report`.
