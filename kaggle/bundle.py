@@ -86,7 +86,7 @@ def build_bundle(owner: str, backbones: list[str], runs: list[str], wheels: list
     if not backbones:
         raise UserError('no BACKBONES. Name at least one, for example BACKBONES="deberta-v3-xsmall roberta-base".')
     commit = layout.library_commit()
-    run_folders, blend = find_runs(runs)
+    run_folders, blend = collect_runs(runs)
     sources = dict(_named(*backbone.source_of(name)) for name in backbones)
 
     def write(folder: Path) -> None:
@@ -145,7 +145,7 @@ def backbone_inputs(source: Path) -> dict:
     return {file.name: sha256(file) for file in sorted(source.iterdir()) if file.is_file()}
 
 
-def find_runs(items: list[str]) -> tuple[dict[str, Path], dict | None]:
+def collect_runs(items: list[str]) -> tuple[dict[str, Path], dict | None]:
     """Run folders by name, and the blend with those names for its runs.
 
     Raises:

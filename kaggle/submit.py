@@ -63,8 +63,8 @@ checks.first_look()
 
 # %%
 rows = loading.read_rows(job.locate_csv(test, "test"), labelled=False)
-members = submit.find_members("blend.json")
-display(loading.describe_rows(rows), members.table())
+ensemble = submit.find_ensemble("blend.json")
+display(loading.describe_rows(rows), ensemble.table())
 
 # %% [markdown]
 # ## Predict
@@ -73,7 +73,7 @@ display(loading.describe_rows(rows), members.table())
 # after each fold of each network.
 
 # %%
-record = submit.predict_within(members, rows, out, time_budget_hours)
+record = submit.predict_within(ensemble, rows, out, time_budget_hours)
 submit.record_table(record)
 
 # %% [markdown]

@@ -175,11 +175,11 @@ def test_a_run_of_the_other_architecture_is_not_gone_on_with(home, tmp_path, is_
     """A Siamese run's folder refuses the cross-encoder; one older than the setting is a Siamese run, and goes on."""
     out = tmp_path / "run"
     config = RunConfig(backbone=str(home / "backbone"))
-    RunFolder(out).begin(config, {"train": "1", "test": "2"})
+    RunFolder(out).open(config, {"train": "1", "test": "2"})
     if is_older:
         content = json.loads((out / "config.json").read_text(encoding="utf-8"))
         del content["settings"]["architecture"]
         (out / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    RunFolder(out).begin(config, {"train": "1", "test": "2"})
+    RunFolder(out).open(config, {"train": "1", "test": "2"})
     with pytest.raises(UserError, match="architecture='siamese', this one has architecture='cross'"):
-        RunFolder(out).begin(replace(config, architecture="cross"), {"train": "1", "test": "2"})
+        RunFolder(out).open(replace(config, architecture="cross"), {"train": "1", "test": "2"})

@@ -101,10 +101,10 @@ def test_attached_runs_are_found_and_counted_once(root, finished_run):
     """A notebook's output, a folder in a data set, a wrapper; the same run through two mounts is one run."""
     for place in ("notebooks/me/prefcls-02", "datasets/me/prefcls-runs/wrapper/other"):
         shutil.copytree(finished_run, root / place, ignore=shutil.ignore_patterns("checkpoint"))
-    assert len(kaggle.find_runs()) == 1
+    assert len(kaggle.attached_runs()) == 1
     result = json.loads((finished_run / "result.json").read_text())
     put(root / "datasets/me/prefcls-runs/wrapper/other/result.json", json.dumps({**result, "seed": 7}))
-    assert [path.name for path in kaggle.find_runs()] == ["prefcls-02", "other"]
+    assert [path.name for path in kaggle.attached_runs()] == ["prefcls-02", "other"]
     blend = put(root / "datasets/me/prefcls-runs/blend.json")
     assert kaggle.find_blend() == blend
     put(root / "datasets/me/other-runs/blend.json", "another")

@@ -48,12 +48,12 @@ def attach(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def two(attach, finished_run, ladder_run, tmp_path) -> submit.Members:
+def two(attach, finished_run, ladder_run, tmp_path) -> submit.Ensemble:
     """The network and the ladder with a blend of 3/4 and 1/4 and a calibration."""
     paths = [attach(finished_run, "network"), attach(ladder_run, "ladder")]
     state = {"runs": [path.name for path in paths], "weights": [0.75, 0.25], "temperature": 1.5, "tie_bias": 0.2}
     (paths[0].parent / "blend.json").write_text(json.dumps(state))
-    return submit.find_members(tmp_path / "unused.json")
+    return submit.find_ensemble(tmp_path / "unused.json")
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,7 @@ def test_plan_of_folds_by_hand():
 def test_nothing_attached_lists_what_to_attach(tmp_path, attach):
     """One message."""
     with pytest.raises(UserError, match="no finished run is attached"):
-        submit.find_members(tmp_path / "blend.json")
+        submit.find_ensemble(tmp_path / "blend.json")
 
 
 def test_all_in_time_is_the_same_as_predict_blend(two, rows, tmp_path):
@@ -106,7 +106,7 @@ def test_fewer_folds(two, rows, tmp_path, monkeypatch):
     record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
     assert record["left_out"] == ["network: 1 of 2 folds were used"]
     network, ladder = two.folders
-    monkeypatch.setattr(RunFolder, "fold_folders", lambda self: [self / "model" / "fold0"])
+    monkeypatch.setattr(RunFolder, "model_folders", lambda self: [self / "model" / "fold0"])
     first, _ = predict_run(network, rows)
     monkeypatch.undo()
     predictions = [first, predict_run(ladder, rows)[0]]
@@ -132,8 +132,8 @@ def test_a_pace_that_slows_down_stops_in_the_middle(two, rows, tmp_path, monkeyp
 def test_only_networks_and_no_time_leaves_the_class_shares(attach, finished_run, rows, tmp_path):
     """Never below a valid submission: the shares of the validated rows, with one row of each class added."""
     attach(finished_run, "network")
-    members = submit.find_members(tmp_path / "blend.json")
-    submit.predict_within(members, rows, tmp_path / "submission.csv", NO_TIME)
+    ensemble = submit.find_ensemble(tmp_path / "blend.json")
+    submit.predict_within(ensemble, rows, tmp_path / "submission.csv", NO_TIME)
     probs = read_probs(tmp_path / "submission.csv", rows)
     labels = [int(line.split(",")[2]) for line in (finished_run / "oof.csv").read_text().splitlines()[1:]]
     counts = np.bincount(labels, minlength=3) + 1
@@ -143,13 +143,13 @@ def test_only_networks_and_no_time_leaves_the_class_shares(attach, finished_run,
 def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladder_run, tmp_path):
     """As `prefcls blend` fits them."""
     paths = [attach(finished_run, "network"), attach(ladder_run, "ladder")]
-    members = submit.find_members(tmp_path / "blend.json")
+    ensemble = submit.find_ensemble(tmp_path / "blend.json")
     wanted = blend.fit_runs(sorted(paths), tmp_path / "again.json")
     weights = [weight for weight in wanted["weights"] if weight > 0]
-    assert members.source == "fitted here"
-    assert sorted(members.blend.weights) == pytest.approx(sorted(weights))
+    assert ensemble.source == "fitted here"
+    assert sorted(ensemble.blend.weights) == pytest.approx(sorted(weights))
     assert (tmp_path / "blend.json").is_file()
-    assert list(members.table()["folds"]) == [2] * len(weights)
+    assert list(ensemble.table()["folds"]) == [2] * len(weights)
 
 
 def test_runs_that_share_no_rows_count_the_same(attach, finished_run, ladder_run, tmp_path, capsys):
@@ -159,8 +159,8 @@ def test_runs_that_share_no_rows_count_the_same(attach, finished_run, ladder_run
     for name in ("oof.csv", "valid.csv"):
         lines = (other / name).read_text().splitlines()
         (other / name).write_text("\n".join([lines[0], *(f"9{line}" for line in lines[1:])]) + "\n")
-    members = submit.find_members(tmp_path / "blend.json")
-    assert members.blend == Blend((0.5, 0.5), Calibration())
+    ensemble = submit.find_ensemble(tmp_path / "blend.json")
+    assert ensemble.blend == Blend((0.5, 0.5), Calibration())
     assert "counts the same, since no blend can be fitted" in capsys.readouterr().out
 
 
@@ -168,7 +168,7 @@ def test_blend_without_its_runs_is_refused(two, tmp_path):
     """It names them."""
     shutil.rmtree(two.folders[1].path)
     with pytest.raises(UserError, match="ladder, which holds no finished run"):
-        submit.find_members(tmp_path / "blend.json")
+        submit.find_ensemble(tmp_path / "blend.json")
 
 
 def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, tmp_path, monkeypatch, capsys):

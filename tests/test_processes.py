@@ -18,7 +18,7 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.pipeline import launch as processes
 from prefcls_lib.pipeline import steps
-from prefcls_lib.pipeline.folder import Member, RunFolder, read_table
+from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
 from prefcls_lib.runtime.files import UserError
 
 ONE_MODEL = ("folds=[0]", "batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3")
@@ -172,8 +172,8 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
 
 def test_names_of_members():
     """There and back; nothing else is a name."""
-    for member, name in ((Member(3), "fold3"), (Member(0, 1), "fold0-seed1")):
-        assert member.name == name
-        assert Member.parse(name) == member
+    for fold_model, name in ((FoldModel(3), "fold3"), (FoldModel(0, 1), "fold0-seed1")):
+        assert fold_model.name == name
+        assert FoldModel.parse(name) == fold_model
     with pytest.raises(UserError, match="foldx"):
-        Member.parse("foldx")
+        FoldModel.parse("foldx")

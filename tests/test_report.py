@@ -294,7 +294,7 @@ def test_the_committed_specification_is_of_the_committed_configurations(describe
 
 def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):
     """README's table is what the committed run folders say; every one of them is whole."""
-    found = finished.find_runs([ROOT / "report" / "runs"])
+    found = finished.read_runs([ROOT / "report" / "runs"])
     assert found.left_out == [] and {"ladder", "minilm"} <= {run.name for run in found.runs}
     readme = tmp_path / "README.md"
     shutil.copyfile(ROOT / "README.md", readme)

@@ -24,7 +24,7 @@ import kernel_folders
 import layout
 import projection
 import rows as synthetic
-from bundle import Bundle, add_runs, find_runs
+from bundle import Bundle, add_runs, collect_runs
 from machine_copy import MachineCopy, Measured, competition_folder, peak_text
 
 from prefcls_lib.data.loading import read_rows, sample_path
@@ -85,7 +85,7 @@ class Rehearsal:
         blend = {**read_json(working / "blend.json"), "runs": [str(folder) for folder in folders.values()]}
         (self.scratch / f"{name}.json").write_text(json.dumps(blend), encoding="utf-8")
         bundle = Bundle(self.scratch / f"{name}-bundle", self.scratch / "none")
-        add_runs(bundle, *find_runs([str(self.scratch / f"{name}.json")]))
+        add_runs(bundle, *collect_runs([str(self.scratch / f"{name}.json")]))
         say(f"blend: weights {[round(weight, 3) for weight in blend['weights']]}")
         return bundle.folder / "datasets" / layout.RUNS
 

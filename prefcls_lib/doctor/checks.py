@@ -196,7 +196,7 @@ def check_inputs() -> Check:
             found.append(str(kaggle.find_competition_file(name)))
         except UserError as error:
             missing.append(str(error))
-    runs = kaggle.find_runs()
+    runs = kaggle.attached_runs()
     found += [f"run {run}" for run in runs]
     try:
         blend = kaggle.find_blend()

@@ -60,7 +60,7 @@ class Found:
     left_out: list[tuple[str, str]]  # what, why
 
 
-def find_runs(places: Sequence[Path]) -> Found:
+def read_runs(places: Sequence[Path]) -> Found:
     """Read every run folder and blend.json that is, or lies in, one of `places`; a broken one is named and left out.
 
     Raises:

@@ -25,7 +25,7 @@ from prefcls_lib.models.predict import predict_saved
 from prefcls_lib.models.saved import SavedModel, load_model
 from prefcls_lib.pipeline.folder import RunFolder, read_table
 from prefcls_lib.runtime.files import UserError, read_json, write_json
-from prefcls_lib.runtime.kaggle import find_blend, find_runs, is_competition_rerun
+from prefcls_lib.runtime.kaggle import attached_runs, find_blend, is_competition_rerun
 from prefcls_lib.runtime.progress import progress_bar
 
 BLOCK_ROWS = 1024  # rows between two looks at the clock
@@ -34,7 +34,7 @@ RESERVED = 0.1  # share of the time budget that no plan uses: a pace that slows 
 
 
 @dataclass(frozen=True)
-class Members:
+class Ensemble:
     """Runs that predict together.
 
     Attributes:
@@ -52,13 +52,13 @@ class Members:
         results = [read_json(folder / "result.json") for folder in self.folders]
         lines = [
             {"run": folder.path.name, "backbone": Path(result["backbone"]).name, "log_loss": result["log_loss"],
-             "folds": len(folder.fold_folders()), "weight": weight}
+             "folds": len(folder.model_folders()), "weight": weight}
             for folder, result, weight in zip(self.folders, results, self.blend.weights, strict=True)
         ]  # fmt: skip
         return pd.DataFrame(lines).set_index("run")
 
 
-def find_members(blend_out: str | Path) -> Members:
+def find_ensemble(blend_out: str | Path) -> Ensemble:
     """The attached runs and how to weigh them.
 
     An attached blend.json decides which runs are used. Without one all attached runs are: weights and calibration are
@@ -72,21 +72,21 @@ def find_members(blend_out: str | Path) -> Members:
     if path is not None:
         state = read_json(path)
         folders = [path.parent / run for run in state["runs"]]
-        return _used_members(folders, Blend.from_dict(state), str(path))
-    folders = find_runs()
+        return _used_runs(folders, Blend.from_dict(state), str(path))
+    folders = attached_runs()
     if not folders:
         raise UserError(
             "no finished run is attached (a folder with result.json, config.json and model/). On Kaggle attach the "
             "output of a training notebook, or the data set prefcls-runs, as an input."
         )
     if len(folders) == 1:
-        return _used_members(folders, Blend((1.0,), Calibration()), "one run")
+        return _used_runs(folders, Blend((1.0,), Calibration()), "one run")
     try:
-        return _used_members(folders, Blend.from_dict(fit_runs(folders, Path(blend_out))), "fitted here")
+        return _used_runs(folders, Blend.from_dict(fit_runs(folders, Path(blend_out))), "fitted here")
     except UserError as error:
         print(f"every run counts the same, since no blend can be fitted: {error}", flush=True)
         equal = Blend((1 / len(folders),) * len(folders), Calibration())
-        return _used_members(folders, equal, "equal weights")
+        return _used_runs(folders, equal, "equal weights")
 
 
 def plan_folds(seconds_per_fold: list[float], folds: list[int], weights: list[float], seconds: float) -> list[int]:
@@ -104,7 +104,7 @@ def plan_folds(seconds_per_fold: list[float], folds: list[int], weights: list[fl
     return planned
 
 
-def predict_within(members: Members, rows: pd.DataFrame, out: str | Path, time_budget_hours: float) -> dict:
+def predict_within(ensemble: Ensemble, rows: pd.DataFrame, out: str | Path, time_budget_hours: float) -> dict:
     """Predict `rows` and write the submission `out`, better and better, until done or until time is up.
 
     In a competition rerun a member that fails is left out with its traceback printed, since no one could mend it;
@@ -113,21 +113,21 @@ def predict_within(members: Members, rows: pd.DataFrame, out: str | Path, time_b
     Returns:
         What was predicted with what, and how fast; also written beside `out` as submit.json.
     """
-    job = _Submission(members, rows, Path(out), 3600 * time_budget_hours * (1 - RESERVED))
+    job = _Submission(ensemble, rows, Path(out), 3600 * time_budget_hours * (1 - RESERVED))
     job.write()
     raw = compute_features(rows)
     networks = []
-    for index, folder in enumerate(members.folders):
-        if (folder.fold_folders()[0] / "rung.json").exists():
+    for index, folder in enumerate(ensemble.folders):
+        if (folder.model_folders()[0] / "rung.json").exists():
             with _tolerate_failure(job, index):
-                probs = predict_rows([load_rung(path) for path in folder.fold_folders()], rows)
-                job.add(index, probs, folds=len(folder.fold_folders()))
-    for index, folder in enumerate(members.folders):
+                probs = predict_rows([load_rung(path) for path in folder.model_folders()], rows)
+                job.add(index, probs, folds=len(folder.model_folders()))
+    for index, folder in enumerate(ensemble.folders):
         if index not in job.sums:
             with _tolerate_failure(job, index):
                 networks.append(_Network(index, folder, rows, raw))
     if networks:
-        weights = [members.blend.weights[network.index] for network in networks]
+        weights = [ensemble.blend.weights[network.index] for network in networks]
         available = [len(network.paths) for network in networks]
         planned = plan_folds([n.seconds_per_fold for n in networks], available, weights, job.seconds_left)
         _predict_networks(job, networks, planned)
@@ -143,10 +143,10 @@ def record_table(record: dict) -> pd.DataFrame:
 
 
 class _Submission:
-    """The submission so far: the members' sums of probabilities over folds, and the clock."""
+    """The submission so far: the runs' sums of probabilities over folds, and the clock."""
 
-    def __init__(self, members: Members, rows: pd.DataFrame, out: Path, seconds: float):
-        self.members, self.rows, self.out = members, rows, out
+    def __init__(self, ensemble: Ensemble, rows: pd.DataFrame, out: Path, seconds: float):
+        self.ensemble, self.rows, self.out = ensemble, rows, out
         self.started = time.perf_counter()
         self.deadline = self.started + seconds
         self.sums: dict[int, np.ndarray] = {}
@@ -169,25 +169,25 @@ class _Submission:
     def blended(self) -> np.ndarray:
         """The blend of what is there; the calibration belongs to the whole blend and is applied to nothing less."""
         if not self.sums:
-            labels = read_table(self.members.folders[0] / "oof.csv")["label"]
+            labels = read_table(self.ensemble.folders[0] / "oof.csv")["label"]
             shares = (np.bincount(labels, minlength=NUM_CLASSES) + 1) / (len(labels) + NUM_CLASSES)
             return np.tile(shares, (len(self.rows), 1))
         there = sorted(self.sums)
-        weights = np.array([self.members.blend.weights[i] for i in there])
+        weights = np.array([self.ensemble.blend.weights[i] for i in there])
         weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(there), 1 / len(there))
-        whole = len(there) == len(self.members.folders)
-        calibration = self.members.blend.calibration if whole else Calibration()
+        whole = len(there) == len(self.ensemble.folders)
+        calibration = self.ensemble.blend.calibration if whole else Calibration()
         return Blend(tuple(weights), calibration).apply([self.sums[i] / self.folds[i] for i in there])
 
     def finish(self, networks: list["_Network"]) -> dict:
         """Write submit.json: what was predicted with what."""
         pace = {n.index: n for n in networks}
         runs = []
-        for index, folder in enumerate(self.members.folders):
-            network, available = pace.get(index), len(folder.fold_folders())
+        for index, folder in enumerate(self.ensemble.folders):
+            network, available = pace.get(index), len(folder.model_folders())
             if self.folds.get(index, 0) < available:
                 self.left_out.append(f"{folder.path.name}: {self.folds.get(index, 0)} of {available} folds were used")
-            line = {"run": folder.path.name, "weight": self.members.blend.weights[index], "folds": available}
+            line = {"run": folder.path.name, "weight": self.ensemble.blend.weights[index], "folds": available}
             line["folds_used"] = self.folds.get(index, 0)
             if network is not None:
                 line |= {"tokens_per_fold": network.tokens, "encoder_seconds": network.seconds_used}
@@ -196,7 +196,7 @@ class _Submission:
         record = {
             "rows": len(self.rows),
             "seconds": time.perf_counter() - self.started,
-            "weights_from": self.members.source,
+            "weights_from": self.ensemble.source,
             "left_out": self.left_out,
             "runs": runs,
         }
@@ -213,7 +213,7 @@ def _tolerate_failure(job: _Submission, index: int):
         if not is_competition_rerun():
             raise
         traceback.print_exception(error)
-        job.left_out.append(f"{job.members.folders[index].path.name}: failed ({type(error).__name__}: {error})")
+        job.left_out.append(f"{job.ensemble.folders[index].path.name}: failed ({type(error).__name__}: {error})")
 
 
 class _Network:
@@ -221,7 +221,7 @@ class _Network:
 
     def __init__(self, index: int, folder: RunFolder, rows: pd.DataFrame, raw: np.ndarray):
         self.index, self.rows, self.raw = index, rows, raw
-        self.paths = folder.fold_folders()
+        self.paths = folder.model_folders()
         saved = load_model(self.paths[0])
         self.encoded = saved.encode(rows)
         lengths = self.encoded.lengths
@@ -269,8 +269,8 @@ def _predict_networks(job: _Submission, networks: list[_Network], planned: list[
                             job.add(network.index, probs)
 
 
-def _used_members(folders: list[Path], blend: Blend, source: str) -> Members:
-    """Members without those of weight 0.
+def _used_runs(folders: list[Path], blend: Blend, source: str) -> Ensemble:
+    """The runs without those of weight 0.
 
     Raises:
         UserError: a folder holds no finished run.
@@ -281,4 +281,4 @@ def _used_members(folders: list[Path], blend: Blend, source: str) -> Members:
             raise UserError(
                 f"{source}: names {folder.path}, which holds no finished run. Attach the run folders with it."
             )
-    return Members([folder for folder, _ in used], Blend(tuple(w for _, w in used), blend.calibration), source)
+    return Ensemble([folder for folder, _ in used], Blend(tuple(w for _, w in used), blend.calibration), source)

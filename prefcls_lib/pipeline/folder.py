@@ -2,7 +2,7 @@
 
 config.json      settings, and SHA-256 of the data files: written first, compared at the next start
 submission.csv   the prior's until the trained model's replaces it
-model/fold0/     one folder a member, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
+model/fold0/     one folder a fold and seed, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
                  valid.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
 history.csv      one line a validation of every fold
 oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection, seeds averaged
@@ -23,36 +23,36 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
-MEMBER_TABLES = ("history.csv", "oof.csv", "valid.csv")
+FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
 # settings that may differ when a run is gone on with: places (their data is compared by SHA-256) and the session
 _FREE = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
 
 
 @dataclass(frozen=True, order=True)
-class Member:
+class FoldModel:
     """One model of a run: the fold it is validated on, and which of that fold's seeds (0 = first) it has."""
 
     fold: int
-    draw: int = 0
+    seed_index: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder: fold3, or fold3-seed1."""
-        return f"fold{self.fold}" + (f"-seed{self.draw}" if self.draw else "")
+        return f"fold{self.fold}" + (f"-seed{self.seed_index}" if self.seed_index else "")
 
     @classmethod
-    def parse(cls, name: str) -> "Member":
-        """The member whose folder has this name."""
-        fold, _, draw = name.removeprefix("fold").partition("-seed")
+    def parse(cls, name: str) -> "FoldModel":
+        """The model whose folder has this name."""
+        fold, _, seed_index = name.removeprefix("fold").partition("-seed")
         try:
-            return cls(int(fold), int(draw or 0))
+            return cls(int(fold), int(seed_index or 0))
         except ValueError:
             raise UserError(f"{name!r}: no name of a fold. Expected fold0, or fold0-seed1.") from None
 
 
-def members_of(config: RunConfig) -> list[Member]:
+def fold_models(config: RunConfig) -> list[FoldModel]:
     """All models of a run, fold by fold."""
-    return [Member(fold, draw) for fold in config.folds for draw in range(config.num_seeds)]
+    return [FoldModel(fold, seed_index) for fold in config.folds for seed_index in range(config.num_seeds)]
 
 
 class RunFolder:
@@ -64,7 +64,7 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def begin(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
+    def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
         """Claim the folder for this run, or make sure that the run in it is the same one.
 
         Raises:
@@ -117,25 +117,25 @@ class RunFolder:
         """Whether a run ended here."""
         return (self / "result.json").is_file()
 
-    def member_folder(self, member: Member) -> Path:
+    def model_folder(self, model: FoldModel) -> Path:
         """Where a model lies once it is done."""
-        return self.path / "model" / member.name
+        return self.path / "model" / model.name
 
-    def state_folder(self, member: Member) -> Path:
+    def state_folder(self, model: FoldModel) -> Path:
         """Where the checkpoint of a model in training lies."""
-        return self.path / "checkpoint" / member.name
+        return self.path / "checkpoint" / model.name
 
-    def fold_folders(self) -> list[Path]:
+    def model_folders(self) -> list[Path]:
         """Folders of all models of the run.
 
         Raises:
             UserError: there is none, or not all that the run's settings name.
         """
-        found = sorted((self / "model").glob("fold*"), key=lambda path: Member.parse(path.name))
+        found = sorted((self / "model").glob("fold*"), key=lambda path: FoldModel.parse(path.name))
         if not found:
             raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
         settings = read_json(self / "config.json")["settings"]
-        wanted = {Member(fold, draw).name for fold in settings["folds"] for draw in range(settings["num_seeds"])}
+        wanted = {FoldModel(fold, index).name for fold in settings["folds"] for index in range(settings["num_seeds"])}
         if missing := sorted(wanted - {path.name for path in found}):
             raise UserError(
                 f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
@@ -143,20 +143,20 @@ class RunFolder:
             )
         return found
 
-    def gather_members(self, members: Sequence[Member]) -> list[dict]:
-        """Write the run's tables from those of its members; return the members' fold.json records.
+    def gather_tables(self, models: Sequence[FoldModel]) -> list[dict]:
+        """Write the run's tables from those of its models; return the models' fold.json records.
 
         The predictions of a fold's seeds are averaged.
         """
-        for name in MEMBER_TABLES:
-            tables = {member: read_table(self.member_folder(member) / name) for member in members}
+        for name in FOLD_TABLES:
+            tables = {model: read_table(self.model_folder(model) / name) for model in models}
             if name != "history.csv":
                 tables = {
-                    fold: _mean_predictions([table for member, table in tables.items() if member.fold == fold])
-                    for fold in dict.fromkeys(member.fold for member in members)
+                    fold: _mean_predictions([table for model, table in tables.items() if model.fold == fold])
+                    for fold in dict.fromkeys(model.fold for model in models)
                 }
             write_table(self / name, pd.concat(tables.values(), ignore_index=True))
-        return [read_json(self.member_folder(member) / "fold.json") for member in members]
+        return [read_json(self.model_folder(model) / "fold.json") for model in models]
 
 
 def _mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:

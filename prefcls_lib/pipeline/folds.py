@@ -23,7 +23,7 @@ from prefcls_lib.evaluation.calibration import fit_blend
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_proba
 from prefcls_lib.models.saved import build_model, save_model
-from prefcls_lib.pipeline.folder import Member, members_of, prediction_table, write_table
+from prefcls_lib.pipeline.folder import FoldModel, fold_models, prediction_table, write_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.pipeline.launch import WORKER
 from prefcls_lib.runtime.devices import make_accelerator, process_state, seed_everything
@@ -37,25 +37,25 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 FINISH_SECONDS = 10  # of a time budget, for loading and saving after the last model
 
 
-def fit_here(job: Job, encoded: EncodedRows, left: list[Member]) -> None:
+def fit_here(job: Job, encoded: EncodedRows, left: list[FoldModel]) -> None:
     """Train models one after the other in this process."""
     side_tokens = encoded.lengths[encoded.sides].mean()
-    tokens_to_predict = int(2 * side_tokens * len(job.test_rows) * len(members_of(job.config)))
+    tokens_to_predict = int(2 * side_tokens * len(job.test_rows) * len(fold_models(job.config)))
     tokens_to_predict //= int(os.environ.get(WORKER, 1))  # at this process's pace, or at that of all together
     with stop_on_sigterm() as stop:
-        for number, member in enumerate(left):
+        for number, fold_model in enumerate(left):
             deadline = job.deadline
             if deadline is not None:  # an equal share of what is left for each, after loading and saving
                 now = time.perf_counter()
                 deadline = now + (deadline - FINISH_SECONDS - now) / (len(left) - number)
             session = Session(
-                job.folder.state_folder(member),
+                job.folder.state_folder(fold_model),
                 deadline,
                 tokens_to_predict,
                 stop,
-                _structure_log_loss(job, member.fold),
+                _structure_log_loss(job, fold_model.fold),
             )
-            _fit_member(job, encoded, member, session)
+            _fit_model(job, encoded, fold_model, session)
 
 
 def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Examples, FeatureScaler | None]:
@@ -122,17 +122,17 @@ def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accele
         model.head.output.bias.copy_(torch.tensor([0.0, 0.0, calibration.tie_bias]))
 
 
-def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session) -> None:
-    started, config, fold, state = time.perf_counter(), job.config, member.fold, process_state()
+def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: Session) -> None:
+    started, config, fold, state = time.perf_counter(), job.config, fold_model.fold, process_state()
     train, valid, scaler = split_rows(job, encoded, fold)
     pad_id = job.backbone.tokenizer.pad_id
-    attempts_file = job.folder / "checkpoint" / f"{member.name}-collapsed.json"
+    attempts_file = job.folder / "checkpoint" / f"{fold_model.name}-collapsed.json"
     collapsed = read_json(attempts_file)["collapsed"] if attempts_file.exists() else []
     while True:
         tried = len(collapsed)  # every attempt after a collapse: new seed, half the rate, twice the warm-up
         attempt = replace(
             config,
-            seed=config.seed + member.draw + 1000 * tried,
+            seed=config.seed + fold_model.seed_index + 1000 * tried,
             learning_rate=config.learning_rate / 2**tried,
             warmup_ratio=min(0.5, config.warmup_ratio * 2**tried),
         )
@@ -140,7 +140,7 @@ def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session
         accelerator = make_accelerator(config.mixed_precision)
         model = new_model(job, train, accelerator)
         try:
-            fitted = fit(model, train, valid, attempt, accelerator, pad_id, member.name, session)
+            fitted = fit(model, train, valid, attempt, accelerator, pad_id, fold_model.name, session)
             break
         except Collapsed as error:
             collapsed.append(error.record)
@@ -153,7 +153,7 @@ def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session
                     f"{error}. Set learning_rate lower or warmup_ratio higher; the baseline's submission is in place."
                 ) from None
             print(
-                f"{member.name}: restart {len(collapsed)} of {MAX_RESTARTS}, half the rate, twice the warm-up",
+                f"{fold_model.name}: restart {len(collapsed)} of {MAX_RESTARTS}, half the rate, twice the warm-up",
                 flush=True,
             )
     rows = job.rows[job.folds == fold]
@@ -189,7 +189,7 @@ def _fit_member(job: Job, encoded: EncodedRows, member: Member, session: Session
         write_json(folder / "fold.json", record)
 
     if state.is_main_process:
-        write_whole(job.folder.member_folder(member), write)
+        write_whole(job.folder.model_folder(fold_model), write)
         shutil.rmtree(session.state_folder, ignore_errors=True)
     state.wait_for_everyone()
 

@@ -36,7 +36,7 @@ class Job:
         folds: (N,) the fold in which each training row is validated.
         data_sha256: of the train and the test file, and of the extra rows' where there are any.
         backbone: found, its tokenizer checked; None for the ladder.
-        wrote_prior: the submission in the folder is the prior's, written by `claim_folder` just now.
+        wrote_prior: the submission in the folder is the prior's, written by `open_folder` just now.
     """
 
     config: RunConfig
@@ -100,7 +100,7 @@ def read_job(config: RunConfig) -> Job:
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)
 
 
-def claim_folder(job: Job) -> Job:
+def open_folder(job: Job) -> Job:
     """Take the run folder for this job; where it holds no submission yet, write the training prior's.
 
     Raises:
@@ -108,7 +108,7 @@ def claim_folder(job: Job) -> Job:
     """
     if job.config.resume_from is not None:
         job.folder.copy_from(job.config.resume_from)
-    job.folder.begin(job.config, job.data_sha256)
+    job.folder.open(job.config, job.data_sha256)
     wrote_prior = not (job.folder / "submission.csv").exists()
     if wrote_prior:
         prior = np.bincount(job.rows["label"], minlength=NUM_CLASSES) / len(job.rows)

@@ -15,8 +15,8 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.evaluation import metrics
-from prefcls_lib.pipeline.folder import Member, RunFolder, prediction_table, write_table
-from prefcls_lib.pipeline.job import claim_folder, read_job, score_job
+from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, write_table
+from prefcls_lib.pipeline.job import open_folder, read_job, score_job
 from prefcls_lib.runtime.files import write_json, write_whole
 
 
@@ -26,9 +26,9 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     Of the settings only those of rows and folds matter: max_train_rows, num_folds, folds, seed.
 
     Raises:
-        UserError: see `job.read_job` and `job.claim_folder`.
+        UserError: see `job.read_job` and `job.open_folder`.
     """
-    job = claim_folder(read_job(replace(config, backbone="ladder", num_seeds=1)))
+    job = open_folder(read_job(replace(config, backbone="ladder", num_seeds=1)))
     folder = job.folder
     if folder.complete:
         print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
@@ -37,7 +37,7 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     results = cross_validate(RUNGS, job.rows, job.folds, job.config.folds, job.config.seed)
     best = best_rung(results, labels)
     for fold, rung in zip(job.config.folds, results[best].rungs, strict=True):
-        write_whole(folder.member_folder(Member(fold)), lambda temporary, rung=rung: save_rung(rung, temporary))
+        write_whole(folder.model_folder(FoldModel(fold)), lambda temporary, rung=rung: save_rung(rung, temporary))
     validated = job.rows[job.validated]
     choices = np.stack([results[name].probs[job.validated] for name in RUNGS])
     honest, _ = metrics.choose_honestly(choices, labels[job.validated], groups[job.validated])

@@ -27,9 +27,9 @@ from prefcls_lib.models.backbones import load_backbone
 from prefcls_lib.models.predict import predict_proba, predict_saved
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import load_model
-from prefcls_lib.pipeline.folder import Member, RunFolder, members_of
+from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here, new_model, split_rows
-from prefcls_lib.pipeline.job import Job, claim_folder, read_job, read_out_of_sample, score_job
+from prefcls_lib.pipeline.job import Job, open_folder, read_job, read_out_of_sample, score_job
 from prefcls_lib.pipeline.launch import (
     MIN_ROWS_TO_SHARE,
     count_processes,
@@ -53,7 +53,7 @@ def start(config: RunConfig) -> Job:
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision)
-    return claim_folder(replace(job, config=config.with_recipe(backbone.recipe(config.recipe)), backbone=backbone))
+    return open_folder(replace(job, config=config.with_recipe(backbone.recipe(config.recipe)), backbone=backbone))
 
 
 def encode(job: Job) -> EncodedRows:
@@ -102,7 +102,7 @@ def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> fl
     return metrics.log_loss(valid.labels, probs)
 
 
-def fit_folds(job: Job, encoded: EncodedRows, members: list[Member] | None = None) -> None:
+def fit_folds(job: Job, encoded: EncodedRows, wanted: list[FoldModel] | None = None) -> None:
     """Train the models of the run that are not done yet; one under way is gone on with.
 
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
@@ -111,15 +111,15 @@ def fit_folds(job: Job, encoded: EncodedRows, members: list[Member] | None = Non
     Args:
         job: started.
         encoded: its training rows.
-        members: the models to train; None: all of the run.
+        wanted: the models to train; None: all of the run.
 
     Raises:
         Stopped: SIGTERM came; the state of what was under way is saved.
     """
-    wanted = members_of(job.config) if members is None else members
-    left = [member for member in wanted if not job.folder.member_folder(member).is_dir()]
-    for member in sorted(set(wanted) - set(left)):
-        print(f"{member.name}: done before, kept in {job.folder.member_folder(member)}", flush=True)
+    models = fold_models(job.config) if wanted is None else wanted
+    left = [model for model in models if not job.folder.model_folder(model).is_dir()]
+    for model in sorted(set(models) - set(left)):
+        print(f"{model.name}: done before, kept in {job.folder.model_folder(model)}", flush=True)
     num_processes = count_processes(job.config.num_processes)
     if left and num_processes > 1:
         started_at = time.time() - (time.perf_counter() - job.started)
@@ -129,21 +129,21 @@ def fit_folds(job: Job, encoded: EncodedRows, members: list[Member] | None = Non
         else:
             shares = [left[i::num_processes] for i in range(min(num_processes, len(left)))]
             run_side_by_side(
-                [[*command, *(member.name for member in share)] for share in shares],
-                [" ".join(member.name for member in share) for share in shares],
+                [[*command, *(model.name for model in share)] for share in shares],
+                [" ".join(model.name for model in share) for share in shares],
             )
     else:
         fit_here(job, encoded, left)
-    if members is None and process_state().is_main_process:
+    if wanted is None and process_state().is_main_process:
         shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
 
 
-def fit_members(folder: RunFolder, names: list[str], started_at: float) -> None:
+def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
     """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
     config = RunConfig.from_mapping(read_json(folder / "config.json")["settings"])
     job = start(replace(config, out=str(folder.path)))
     job = replace(job, started=time.perf_counter() - (time.time() - started_at))
-    fit_folds(job, encode(job), [Member.parse(name) for name in names])
+    fit_folds(job, encode(job), [FoldModel.parse(name) for name in names])
 
 
 def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
@@ -155,7 +155,7 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     probs, test_tokens = predict_run(job.folder, job.test_rows, job.config.num_processes)
     if not process_state().is_main_process:
         return {}
-    records = job.folder.gather_members(members_of(job.config))
+    records = job.folder.gather_tables(fold_models(job.config))
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     rows, honest = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
@@ -211,7 +211,7 @@ def predict_run(
         rows: from `data.read_rows`.
         num_processes: share the rows among so many processes; None: one a GPU.
     """
-    folders = folder.fold_folders()
+    folders = folder.model_folders()
     if (folders[0] / "rung.json").exists():
         return predict_rows([load_rung(path) for path in folders], rows), TokenCount()
     processes = min(count_processes(num_processes), len(rows) // MIN_ROWS_TO_SHARE)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from prefcls_lib.data import loading
-from prefcls_lib.ensemble.finished import Found, find_runs, format_verdict
+from prefcls_lib.ensemble.finished import Found, read_runs, format_verdict
 from prefcls_lib.evaluation import metrics, plots
 from prefcls_lib.report.page import (
     draw_svg,
@@ -74,7 +74,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     Raises:
         UserError: a place, the template, or what it needs is missing.
     """
-    found = find_runs(places)
+    found = read_runs(places)
     groups = make_groups(found)
     values = {"found": found, "groups": groups, **_published_values(found), **_row_values(groups)}
     values |= {

@@ -108,7 +108,7 @@ def glob_inputs(patterns: Iterable[str]) -> list[Path]:
     return found
 
 
-def find_runs() -> list[Path]:
+def attached_runs() -> list[Path]:
     """The folders of all attached finished runs, outputs of notebooks and data sets alike; each run once."""
     runs: dict[str, Path] = {}
     for marker in glob_inputs(f"{place}/result.json" for place in _RUN_PLACES):

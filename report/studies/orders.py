@@ -17,7 +17,7 @@ from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline import steps
-from prefcls_lib.pipeline.folder import members_of
+from prefcls_lib.pipeline.folder import fold_models
 from prefcls_lib.pipeline.folds import split_rows
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import read_json, write_json
@@ -30,12 +30,12 @@ def compare_orders(folder: Path) -> dict:
     encoded = steps.encode(job)
     found: dict[str, list[np.ndarray]] = {"labels": [], "groups": [], "first": [], "second": [], "both": []}
     tokens = {"one order": 0, "both orders": 0}
-    for member in members_of(config):
-        saved = load_model(job.folder.member_folder(member))
+    for fold_model in fold_models(config):
+        saved = load_model(job.folder.model_folder(fold_model))
         accelerator = make_accelerator(saved.mixed_precision)
         model = saved.model.to(accelerator.device)
-        _, valid, _ = split_rows(job, encoded, member.fold)
-        embeddings, _ = embed_unique_sides(model, valid, accelerator, job.backbone.tokenizer.pad_id, member.name)
+        _, valid, _ = split_rows(job, encoded, fold_model.fold)
+        embeddings, _ = embed_unique_sides(model, valid, accelerator, job.backbone.tokenizer.pad_id, fold_model.name)
         first, second = valid, valid.swapped()
         found["both"].append(predict_from_embeddings(model, embeddings, valid, accelerator))
         for name, examples in (("first", first), ("second", second)):
@@ -45,7 +45,7 @@ def compare_orders(folder: Path) -> dict:
             probs = torch.softmax(logits.double(), dim=1).cpu().numpy()
             found[name].append(probs if name == "first" else probs[:, SWAP])
         found["labels"].append(valid.labels)
-        found["groups"].append(job.rows["group"].to_numpy()[job.folds == member.fold])
+        found["groups"].append(job.rows["group"].to_numpy()[job.folds == fold_model.fold])
         tokens["one order"] += int(valid.lengths[:, 0].sum())
         tokens["both orders"] += int(valid.lengths.sum())
     all_of = {name: np.concatenate(parts) for name, parts in found.items()}
