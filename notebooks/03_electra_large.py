@@ -93,7 +93,7 @@ from prefcls_lib.data import loading, submission, tokenization
 from prefcls_lib.doctor import checks
 from prefcls_lib.evaluation import metrics, plots, slices
 from prefcls_lib.models import network
-from prefcls_lib.pipeline import folder, steps
+from prefcls_lib.pipeline import folder, results, steps
 
 checks.first_look(config.init_from or config.backbone, max_length=config.max_length)
 
@@ -240,9 +240,9 @@ plots.plot_history(history, result["ladder_log_loss"])
 # difference these rows could have shown.
 
 # %%
-print(folder.verdict(result))
-display(folder.result_table(result))
-plots.plot_ladder(folder.result_table(result))
+print(results.verdict(result))
+display(results.result_table(result))
+plots.plot_ladder(results.result_table(result))
 
 # %% [markdown]
 # ## 12. Calibration
@@ -253,7 +253,7 @@ plots.plot_ladder(folder.result_table(result))
 # them. `flip_rate` is the share of rows whose verdict changes when the answers change places.
 
 # %%
-rows, probs = steps.read_out_of_sample(job)
+rows, probs = results.read_out_of_sample(job)
 labels = rows["label"].to_numpy()
 ece = metrics.expected_calibration_error(labels, probs)
 for name in ("log_loss", "calibrated_log_loss", "flip_rate"):

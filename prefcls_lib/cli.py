@@ -101,15 +101,15 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    from prefcls_lib.pipeline import folder as runs  # torch is loaded only where it is needed
-    from prefcls_lib.pipeline import steps
+    from prefcls_lib.pipeline import results, steps  # torch is loaded only where it is needed
+    from prefcls_lib.runtime.devices import process_state
 
     folder = steps.run(config)
-    if not steps.process_state().is_main_process:
+    if not process_state().is_main_process:
         return
     result = read_json(folder / "result.json")
-    print(runs.result_table(result).to_string(float_format="{:.4f}".format))
-    print(runs.verdict(result))
+    print(results.result_table(result).to_string(float_format="{:.4f}".format))
+    print(results.verdict(result))
     print(f"submission: {folder / 'submission.csv'}")
 
 

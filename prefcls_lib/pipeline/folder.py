@@ -196,26 +196,3 @@ def read_table(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, converters=exact)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Copy the run folder again.") from error
-
-
-def result_table(result: dict) -> pd.DataFrame:
-    """The ladder's rungs and the network of one result.json, one line each, with 95 % intervals."""
-    network = {
-        "rung": f"network: {Path(result['backbone']).name}",
-        "log_loss": result["log_loss"],
-        "low": result["log_loss_interval"][0],
-        "high": result["log_loss_interval"][1],
-        "accuracy": result["accuracy"],
-        "seconds": result["seconds"],
-    }
-    return pd.DataFrame([*result["ladder"], network]).rename(columns={"rung": "model"}).set_index("model")
-
-
-def verdict(result: dict) -> str:
-    """One sentence: the network against the best rung of the ladder, with its interval and what it can detect."""
-    c = result["comparison"]
-    return (
-        f"network {c['verdict']} {result['ladder_best']}: log loss {c['difference']:+.4f}, 95 % interval "
-        f"[{c['low']:+.4f}, {c['high']:+.4f}] on {c['rows']} validation rows; a difference under "
-        f"{c['smallest_detectable']:.4f} cannot be detected on so few."
-    )

@@ -11,16 +11,13 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import read_rows, sample_path
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
+from prefcls_lib.data.schema import ID, NUM_CLASSES
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
-from prefcls_lib.evaluation import metrics
-from prefcls_lib.evaluation.calibration import calibrate_out_of_fold
 from prefcls_lib.models.backbones import Backbone
-from prefcls_lib.pipeline.folder import RunFolder, read_table
-from prefcls_lib.runtime.devices import versions
-from prefcls_lib.runtime.files import UserError, sha256
+from prefcls_lib.pipeline.folder import RunFolder
+from prefcls_lib.runtime.files import sha256
 from prefcls_lib.runtime.kaggle import default_out, find_competition_file
 
 
@@ -116,50 +113,3 @@ def open_folder(job: Job) -> Job:
             job.folder / "submission.csv", list(job.test_rows[ID]), np.tile(prior, (len(job.test_rows), 1))
         )
     return replace(job, wrote_prior=wrote_prior)
-
-
-def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, np.ndarray]:
-    """The validated rows of a finished run and their out-of-sample probabilities (N, 3).
-
-    Args:
-        job: of the run.
-        table: "oof.csv", honest about selection; "valid.csv", what the saved models predict.
-    """
-    rows = job.rows[job.validated].reset_index(drop=True)
-    found = read_table(job.folder / table).set_index(ID)
-    if len(found) != len(rows) or set(found.index) != set(rows[ID]):
-        raise UserError(
-            f"{job.folder / table}: does not hold this run's validation rows. Delete the run folder and run again."
-        )
-    return rows, found.loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
-
-
-def score_job(job: Job) -> dict:
-    """What result.json says of any run's out-of-sample predictions, networks and ladder alike.
-
-    All log losses are unsmoothed. `log_loss` is honest about selection, `log_loss_naive` is not;
-    `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
-    prompt groups).
-    """
-    rows, probs = read_out_of_sample(job)
-    _, naive = read_out_of_sample(job, "valid.csv")
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    calibrated = calibrate_out_of_fold(labels, probs, job.folds[job.validated], groups)
-    return {
-        "log_loss": metrics.log_loss(labels, probs),
-        "log_loss_interval": list(metrics.bootstrap_interval(metrics.row_losses(labels, probs), groups)),
-        "log_loss_naive": metrics.log_loss(labels, naive),
-        "accuracy": metrics.accuracy(labels, probs),
-        "brier_score": metrics.brier_score(labels, probs),
-        "expected_calibration_error": metrics.expected_calibration_error(labels, probs),
-        "reliability": metrics.reliability_table(labels, probs).to_dict(orient="records"),
-        "calibrated_log_loss": metrics.log_loss(labels, calibrated),
-        "calibrated_expected_calibration_error": metrics.expected_calibration_error(labels, calibrated),
-        "rows": len(job.rows),
-        "valid_rows": len(rows),
-        "test_rows": len(job.test_rows),
-        "backbone": job.config.init_from or job.config.backbone,
-        "seed": job.config.seed,
-        "versions": versions(),
-        "data_sha256": job.data_sha256,
-    }

@@ -16,7 +16,8 @@ from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, write_table
-from prefcls_lib.pipeline.job import open_folder, read_job, score_job
+from prefcls_lib.pipeline.job import open_folder, read_job
+from prefcls_lib.pipeline.results import score_job
 from prefcls_lib.runtime.files import write_json, write_whole
 
 

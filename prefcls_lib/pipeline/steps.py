@@ -29,7 +29,7 @@ from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here, new_model, split_rows
-from prefcls_lib.pipeline.job import Job, open_folder, read_job, read_out_of_sample, score_job
+from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import (
     MIN_ROWS_TO_SHARE,
     count_processes,
@@ -37,6 +37,7 @@ from prefcls_lib.pipeline.launch import (
     run_side_by_side,
     run_together,
 )
+from prefcls_lib.pipeline.results import read_out_of_sample, score_job
 from prefcls_lib.runtime.devices import make_accelerator, process_state
 from prefcls_lib.runtime.files import read_json, write_json
 from prefcls_lib.training.loop import epoch_examples

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from prefcls_lib.data import loading
-from prefcls_lib.ensemble.finished import Found, read_runs, format_verdict
+from prefcls_lib.ensemble.finished import Found, format_verdict, read_runs
 from prefcls_lib.evaluation import metrics, plots
 from prefcls_lib.report.page import (
     draw_svg,
