@@ -23,7 +23,7 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.submission import check_submission
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError, backup_of, write_whole
-from prefcls_lib.training import loop, optim, schedule
+from prefcls_lib.training import loop, optim
 from prefcls_lib.training import step as steps
 from prefcls_lib.training.loop import Session
 from prefcls_lib.training.state import Stopped, TrainingState
@@ -302,7 +302,7 @@ def test_layer_decay_by_hand(kind, backbone_folders):
 def test_plateau_by_hand():
     """As ReduceLROnPlateau with patience 1: after the second validation in a row without a new best, a tenth."""
     losses = [1.0, 0.9, 0.95, 0.91, 0.92, 0.93, 0.8]
-    found = [schedule.plateau_factor(losses[:n]) for n in range(len(losses) + 1)]
+    found = [optim.plateau_factor(losses[:n]) for n in range(len(losses) + 1)]
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, threshold=0.0)

@@ -18,7 +18,7 @@ from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training import loop, optim, schedule
+from prefcls_lib.training import loop, optim
 from prefcls_lib.training import step as steps
 
 PRIOR = (0.3, 0.2, 0.5)
@@ -135,7 +135,7 @@ def test_tokens_of_a_step_by_hand(tiny):
 
 def test_learning_rate_factor_by_hand():
     """10 steps, 20 % warm-up: 1/3, 2/3, then 8/8 down to 1/8."""
-    factors = [schedule.learning_rate_factor(step, 10, 0.2) for step in range(10)]
+    factors = [optim.learning_rate_factor(step, 10, 0.2) for step in range(10)]
     assert factors == pytest.approx([1 / 3, 2 / 3, *(n / 8 for n in range(8, 0, -1))])
 
 
@@ -143,7 +143,7 @@ def test_learning_rate_factor_by_hand():
 @pytest.mark.parametrize("total_steps", [1, 2, 7, 100])
 def test_no_step_is_wasted_at_rate_zero(total_steps, warmup_ratio):
     """Every factor is above 0 and at most 1; without warm-up the first is 1."""
-    factors = [schedule.learning_rate_factor(step, total_steps, warmup_ratio) for step in range(total_steps)]
+    factors = [optim.learning_rate_factor(step, total_steps, warmup_ratio) for step in range(total_steps)]
     assert all(0 < factor <= 1 for factor in factors)
     assert warmup_ratio > 0 or factors[0] == 1
 

@@ -22,12 +22,14 @@ from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
 from prefcls_lib.training.collapse import Collapsed, why_dead
 from prefcls_lib.training.distributed import from_main_process, share_weights, sum_counts, sum_gradients
-from prefcls_lib.training.optim import make_optimizer, parameter_groups, set_learning_rate
-from prefcls_lib.training.schedule import (
+from prefcls_lib.training.optim import (
     PACE_SHARE,
     PACE_STEPS,
     learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
     rate_factor,
+    set_learning_rate,
     steps_in_time,
     validation_steps,
 )
