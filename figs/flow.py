@@ -23,7 +23,7 @@ def draw() -> Canvas:
     tokenization = room(LEFT, 2, "tokenization", "within a token budget")
     features = room(LEFT, 3, "features", "shape of the answers")
     backbones = room(LEFT, 4, "backbones", "a name to weights", BLUE)
-    batching = room(MIDDLE, 2, "batching", "length-sorted chunks")
+    batching = room(MIDDLE, 2, "batching", "length-sorted batches")
     model = room(MIDDLE, 3, "network", "encoder, head", BLUE)
     train = room(MIDDLE, 4, "loop, step", "best weights, history")
     predict = room(MIDDLE, 5, "predict", "each side once")

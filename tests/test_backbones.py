@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, Pretra
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import make_chunks
+from prefcls_lib.data.batching import make_padded_batches
 from prefcls_lib.data.tokenization import clean_text
 from prefcls_lib.doctor import capacity, checks
 from prefcls_lib.models.backbones import load_backbone, load_encoder
@@ -105,8 +105,8 @@ def test_padding_changes_no_embedding(folder):
     model = make_model(folder, make_config(folder)).eval()
     examples = make_examples(12, 0)
     with torch.inference_mode():
-        alone = model.embed_sides(make_chunks(examples.token_ids, pad_id_of(model), max_sides=1))
-        padded = model.embed_sides(make_chunks(examples.token_ids, pad_id_of(model), 5, 10**6, multiple_of=60))
+        alone = model.embed_sides(make_padded_batches(examples.token_ids, pad_id_of(model), max_sides=1))
+        padded = model.embed_sides(make_padded_batches(examples.token_ids, pad_id_of(model), 5, 10**6, multiple_of=60))
     assert alone.std(dim=0).mean() > 0.01
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
 
@@ -116,11 +116,11 @@ def test_padding_beyond_a_local_window_is_harmless_in_half_precision(folder, pre
     """A padded place of ModernBERT's local layers may see padding alone: nothing of it may reach a real token."""
     model = make_model(folder, make_config(folder)).eval()
     sides = [np.arange(100, 100 + length, dtype=np.int32) for length in (4, 5, 60)]
-    padded = make_chunks(sides, pad_id_of(model), 5, 10**6, multiple_of=60)
+    padded = make_padded_batches(sides, pad_id_of(model), 5, 10**6, multiple_of=60)
     with torch.autocast("cpu", dtype=precision):
         embedded = model.embed_sides(padded)
     embedded.sum().backward()
-    exact = model.embed_sides(make_chunks(sides, pad_id_of(model), max_sides=1))
+    exact = model.embed_sides(make_padded_batches(sides, pad_id_of(model), max_sides=1))
     torch.testing.assert_close(embedded, exact, atol=0.1, rtol=0)
     assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters() if p.grad is not None)
 
@@ -257,7 +257,7 @@ def test_every_named_backbone_has_its_configuration():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_recipe_is_complete_and_fits_a_t4(name):
-    """Every value is allowed; its micro-step fits without checkpointing, at 768 tokens where it takes them."""
+    """Every value is allowed; its micro-batch fits without checkpointing, at 768 tokens where it takes them."""
     config, recipe = read_config(name), choose_recipe(read_config(name))
     settings = RunConfig(backbone=name).with_recipe(recipe)
     assert None not in [getattr(settings, key) for key in recipe]

@@ -1,9 +1,9 @@
-"""Steps of whole pairs and chunks of nearly equal length, worked out by hand."""
+"""Steps of whole pairs and batches of nearly equal length, worked out by hand."""
 
 import numpy as np
 import pytest
 
-from prefcls_lib.data.batching import Examples, TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, plan_epoch, split_batch
 from prefcls_lib.data.features import SIGNS
 
 
@@ -47,11 +47,11 @@ def test_steps_come_in_no_order_of_length():
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
 
 
-def test_micro_steps_by_hand():
+def test_micro_batches_by_hand():
     """Rows of 10, 30, 20, 50 tokens under a cap of 40, sorted by their longer side."""
     lengths = np.array([[5, 5], [10, 20], [12, 8], [25, 25]])
-    micro_steps = split_step(np.array([3, 1, 0, 2]), lengths, max_tokens=40)
-    assert [rows.tolist() for rows in micro_steps] == [
+    micro_batches = split_batch(np.array([3, 1, 0, 2]), lengths, max_tokens=40)
+    assert [rows.tolist() for rows in micro_batches] == [
         [0, 2],
         [1],
         [3],
@@ -59,23 +59,23 @@ def test_micro_steps_by_hand():
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 200, 10**9])
-def test_micro_steps_hold_whole_pairs_under_the_cap(max_tokens):
-    """Every row once; only a micro-step of a single pair may be over the cap."""
+def test_micro_batches_hold_whole_pairs_under_the_cap(max_tokens):
+    """Every row once; only a micro-batch of a single pair may be over the cap."""
     lengths = lengths_of(40)
     step = np.random.default_rng(3).permutation(40)[:32]
-    micro_steps = split_step(step, lengths, max_tokens)
-    assert sorted(np.concatenate(micro_steps).tolist()) == sorted(step.tolist())
-    assert all(len(rows) == 1 or lengths[rows].sum() <= max_tokens for rows in micro_steps)
+    micro_batches = split_batch(step, lengths, max_tokens)
+    assert sorted(np.concatenate(micro_batches).tolist()) == sorted(step.tolist())
+    assert all(len(rows) == 1 or lengths[rows].sum() <= max_tokens for rows in micro_batches)
     if max_tokens == 10**9:
-        assert len(micro_steps) == 1
+        assert len(micro_batches) == 1
 
 
 SIDES = [np.array(ids, dtype=np.int32) for ids in ([7, 8], [1, 2, 3, 4], [5], [1, 2, 3, 9], [6, 6])]
 
 
-def test_chunks_by_hand():
-    """Longest first (equal lengths: the larger ids first), padded on the right to the chunk's longest."""
-    first, second, third = make_chunks(SIDES, pad_id=0, max_sides=2)
+def test_padded_batches_by_hand():
+    """Longest first (equal lengths: the larger ids first), padded on the right to the padded batch's longest."""
+    first, second, third = make_padded_batches(SIDES, pad_id=0, max_sides=2)
     assert first.indices.tolist() == [3, 1]
     assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4]]
     assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
@@ -87,38 +87,38 @@ def test_chunks_by_hand():
 
 def test_padding_by_hand():
     """Lengths are rounded up to 8; the padding is masked and not counted as useful."""
-    (chunk,) = make_chunks([np.array([5, 5]), np.arange(1, 8), np.arange(11, 17)], pad_id=99, multiple_of=4)
-    assert chunk.input_ids.tolist() == [
+    (batch,) = make_padded_batches([np.array([5, 5]), np.arange(1, 8), np.arange(11, 17)], pad_id=99, multiple_of=4)
+    assert batch.input_ids.tolist() == [
         [1, 2, 3, 4, 5, 6, 7, 99],
         [11, 12, 13, 14, 15, 16, 99, 99],
         [5, 5, 99, 99, 99, 99, 99, 99],
     ]
-    assert chunk.attention_mask.sum(dim=1).tolist() == [7, 6, 2]
-    assert chunk.indices.tolist() == [1, 2, 0]
-    assert chunk.tokens_computed == 24
+    assert batch.attention_mask.sum(dim=1).tolist() == [7, 6, 2]
+    assert batch.indices.tolist() == [1, 2, 0]
+    assert batch.tokens_computed == 24
     assert TokenCount(15, 24).useful_share == 0.625
 
 
-def test_chunks_are_cut_where_it_is_cheapest():
-    """A chunk costs 128 tokens: 199 beside 200 pads 1; three of 100 would pad 300, one pads 100."""
+def test_padded_batches_are_cut_where_it_is_cheapest():
+    """A padded batch costs 128 tokens: 199 beside 200 pads 1; three of 100 would pad 300, one pads 100."""
     sides = [np.arange(length) for length in (200, 100, 100, 199, 100)]
-    lengths = [chunk.attention_mask.sum(dim=1).tolist() for chunk in make_chunks(sides, 0)]
+    lengths = [batch.attention_mask.sum(dim=1).tolist() for batch in make_padded_batches(sides, 0)]
     assert lengths == [[200, 199], [100, 100, 100]]
-    (one,) = make_chunks(sides[:2], 0)
+    (one,) = make_padded_batches(sides[:2], 0)
     assert one.attention_mask.sum(dim=1).tolist() == [200, 100]
 
 
-def test_chunk_caps():
-    """At most 8 places in a chunk: two sides of 4, then three in places of 2; a side over the cap goes alone."""
-    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=8)] == [2, 3]
-    assert [len(chunk.indices) for chunk in make_chunks(SIDES, 0, max_tokens=3)] == [1, 1, 1, 1, 1]
-    assert [len(chunk.indices) for chunk in make_chunks([SIDES[0]] * 5, 0, max_sides=2)] == [1, 2, 2]
+def test_padded_batch_caps():
+    """At most 8 places in a padded batch: two sides of 4, then three in places of 2; a side over the cap goes alone."""
+    assert [len(batch.indices) for batch in make_padded_batches(SIDES, 0, max_tokens=8)] == [2, 3]
+    assert [len(batch.indices) for batch in make_padded_batches(SIDES, 0, max_tokens=3)] == [1, 1, 1, 1, 1]
+    assert [len(batch.indices) for batch in make_padded_batches([SIDES[0]] * 5, 0, max_sides=2)] == [1, 2, 2]
 
 
-def test_chunks_do_not_depend_on_the_order_of_the_sides():
+def test_padded_batches_do_not_depend_on_the_order_of_the_sides():
     """Only on their ids: this is what makes a swap of A and B exact."""
     order = [4, 2, 0, 3, 1]
-    plain, shuffled = (make_chunks(sides, 0, 2) for sides in (SIDES, [SIDES[i] for i in order]))
+    plain, shuffled = (make_padded_batches(sides, 0, 2) for sides in (SIDES, [SIDES[i] for i in order]))
     for one, other in zip(plain, shuffled, strict=True):
         assert one.input_ids.tolist() == other.input_ids.tolist()
         assert one.indices.tolist() == [order[i] for i in other.indices]

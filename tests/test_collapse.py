@@ -27,7 +27,7 @@ def fit(folder, config):
 
 def test_dead_encoder_behind_live_features_is_seen(tiny, monkeypatch):
     """The encoder gives one embedding for every side; features move the predictions, the spread is 0 all the same."""
-    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
+    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
     config = make_config(on_collapse="warn", collapse_after_rows=90)
     history = fit(tiny, config).history
     assert history["encoder_spread"].max() < 1e-6
@@ -91,7 +91,7 @@ def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp
 
 def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
     """DeBERTa-v3 does not move for about so many: 96 rows of a dead encoder are no collapse."""
-    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, chunk: torch.ones(len(chunk.indices), 32))
+    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
     history = fit(tiny, make_config()).history
     assert history["encoder_spread"].max() < 1e-6
     assert not history["collapsed"].any()

@@ -83,7 +83,7 @@ def test_logits_are_the_mean_of_both_orders(tiny, sample_rows):
 
 
 def test_a_training_step_costs_one_sequence_a_pair(tiny, sample_rows):
-    """Half the tokens of both orders, and the gradient is that of the one order, whatever the micro-steps."""
+    """Half the tokens of both orders, and the gradient is that of the one order, whatever the micro-batches."""
     examples = encode(sample_rows.head(16), tiny)
     drawn = examples.in_random_order(0, 0)
     found = []

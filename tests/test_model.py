@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Chunk, Examples, make_chunks
+from prefcls_lib.data.batching import Examples, PaddedBatch, make_padded_batches
 from prefcls_lib.data.features import SIGNS, FeatureScaler, compute_features, identical_answers
 from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
@@ -73,19 +73,19 @@ def pad_id_of(model: PreferenceModel) -> int:
     return model.encoder.config.pad_token_id
 
 
-def test_padding_chunking_and_batch_size_do_not_change_logits(kind, backbone_folders, examples_of):
-    """One side at a time unpadded, in chunks of 3, all at once, and padded to 60: the same logits in fp32."""
+def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, examples_of):
+    """One side at a time unpadded, in padded batches of 3, all at once, and padded to 60: the same logits in fp32."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
     pad_id, sides = pad_id_of(model), torch.as_tensor(examples.sides)
     x = torch.as_tensor(examples.features)
     ways = {
-        "one at a time": make_chunks(examples.token_ids, pad_id, max_sides=1),
-        "chunks of 3": make_chunks(examples.token_ids, pad_id, max_sides=3),
-        "all at once": make_chunks(examples.token_ids, pad_id, 10**6, 10**6),
-        "padded to 60": make_chunks(examples.token_ids, pad_id, 5, 10**6, multiple_of=60),
+        "one at a time": make_padded_batches(examples.token_ids, pad_id, max_sides=1),
+        "batches of 3": make_padded_batches(examples.token_ids, pad_id, max_sides=3),
+        "all at once": make_padded_batches(examples.token_ids, pad_id, 10**6, 10**6),
+        "padded to 60": make_padded_batches(examples.token_ids, pad_id, 5, 10**6, multiple_of=60),
     }
     with torch.inference_mode():
-        embedded = {name: model.embed_sides(chunks) for name, chunks in ways.items()}
+        embedded = {name: model.embed_sides(batches) for name, batches in ways.items()}
         logits = {name: model(u[sides[:, 0]], u[sides[:, 1]], x) for name, u in embedded.items()}
     assert len(np.unique([len(ids) for ids in examples.token_ids])) > 5  # so padding really differs
     for name in ways:
@@ -160,7 +160,7 @@ def test_swapping_the_answers_permutes_the_probabilities_exactly(
 
 
 def test_swap_is_exact_even_where_a_side_is_computed_differently_in_another_place(tiny, examples_of):
-    """As kernels in half precision may: here each row of a chunk gets its place in the chunk added on top."""
+    """As kernels in half precision may: here each row of a padded batch gets its place in it added on top."""
     examples, swapped = examples_of("bert")
     model, accelerator = make_model(tiny), make_accelerator("no")
 
@@ -232,7 +232,7 @@ def test_encoder_need_not_ask_whether_there_is_padding(kind, backbone_folders, e
     shortest, longest = examples.token_ids[0], examples.token_ids[-1]
     with torch.inference_mode():
         for sides in ([longest], [longest, longest], [shortest, longest]):
-            model.embed(make_chunks(sides, pad_id_of(model))[0])
+            model.embed(make_padded_batches(sides, pad_id_of(model))[0])
     if kind == "deberta-v2":
         assert [mask.shape[0] for mask in masks] == [1, 2, 2]
     else:
@@ -248,14 +248,14 @@ def test_token_types_are_never_passed(kind, backbone_folders, examples_of):
     model.encoder.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append((len(args), set(kwargs))), with_kwargs=True
     )
-    chunk = make_chunks(examples.token_ids[:4], pad_id_of(model))[0]
+    batch = make_padded_batches(examples.token_ids[:4], pad_id_of(model))[0]
     with torch.inference_mode():
-        embedded = model.embed(chunk)
+        embedded = model.embed(batch)
         assert seen == [(0, {"input_ids", "attention_mask"})]
         if kind in ("electra", "bert"):
-            zeros = torch.zeros_like(chunk.input_ids)
-            hidden = model.encoder(chunk.input_ids, chunk.attention_mask, token_type_ids=zeros)
-            assert (pool(hidden.last_hidden_state, chunk.attention_mask, "mean") == embedded).all()
+            zeros = torch.zeros_like(batch.input_ids)
+            hidden = model.encoder(batch.input_ids, batch.attention_mask, token_type_ids=zeros)
+            assert (pool(hidden.last_hidden_state, batch.attention_mask, "mean") == embedded).all()
 
 
 def test_encoder_has_fp32_master_weights(kind, backbone_folders, tmp_path):
@@ -284,16 +284,18 @@ def test_dropout_is_a_setting(kind, backbone_folders, examples_of):
         config = model.encoder.config
         assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == dropout
         assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {dropout}
-        chunk = make_chunks(examples.token_ids[:3], pad_id_of(model))[0]
-        assert torch.equal(model.embed(chunk), model.embed(chunk)) == equal
+        batch = make_padded_batches(examples.token_ids[:3], pad_id_of(model))[0]
+        assert torch.equal(model.embed(batch), model.embed(batch)) == equal
 
 
 def test_embeddings_come_back_in_the_order_of_the_sides(tiny):
-    """Chunks are sorted by length; what the head gets is not."""
+    """Padded batches are sorted by length; what the head gets is not."""
     model = make_model(tiny)
     sides = [np.array(ids, dtype=np.int32) for ids in ([5], [5, 6, 7], [5, 6])]
     with torch.inference_mode():
-        embedded = model.embed_sides(make_chunks(sides, 0, max_sides=1))
+        embedded = model.embed_sides(make_padded_batches(sides, 0, max_sides=1))
         for side, ids in enumerate(sides):
-            alone = Chunk(torch.tensor([0]), torch.tensor([ids.tolist()]), torch.ones(1, len(ids), dtype=torch.long))
+            alone = PaddedBatch(
+                torch.tensor([0]), torch.tensor([ids.tolist()]), torch.ones(1, len(ids), dtype=torch.long)
+            )
             torch.testing.assert_close(embedded[side], model.embed(alone)[0], atol=1e-6, rtol=0)

@@ -99,7 +99,7 @@ def test_rows_predicted_side_by_side(finished_run, home, monkeypatch):
     alone, _ = steps.predict_run(RunFolder(finished_run), rows)
     monkeypatch.setattr(steps, "MIN_ROWS_TO_SHARE", 5)
     shared, _ = steps.predict_run(RunFolder(finished_run), rows, num_processes=2)
-    np.testing.assert_allclose(shared, alone, atol=2e-3)  # bf16, and other rows beside each in a chunk
+    np.testing.assert_allclose(shared, alone, atol=2e-3)  # bf16, and other rows beside each in a padded batch
     assert np.ptp(alone[:, 0]) > 0.01
 
 

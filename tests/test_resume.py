@@ -223,7 +223,7 @@ def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path, capsys):
     assert (out / "submission.csv").read_bytes() == before
 
 
-def test_out_of_memory_halves_the_micro_step_and_goes_on(tiny, monkeypatch, capsys):
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(tiny, monkeypatch, capsys):
     """Said once a halving; the same step is repeated, so the weights are those of a small cap from the start."""
     config = make_config(structure_features=False, max_tokens_per_micro_step=2048)
     real, caps = steps.train_step, []
@@ -244,7 +244,7 @@ def test_out_of_memory_halves_the_micro_step_and_goes_on(tiny, monkeypatch, caps
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in small.state_dict().items())
 
 
-def test_not_even_small_micro_steps_fit(tiny, monkeypatch):
+def test_not_even_small_micro_batches_fit(tiny, monkeypatch):
     """The cap is not halved for ever: the message names the settings that help."""
 
     def never(*_):

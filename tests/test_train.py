@@ -79,7 +79,7 @@ def reference_gradients(model: PreferenceModel, examples: Examples, step: np.nda
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_micro_steps_give_the_gradient_of_the_whole_step(kind, backbone_folders):
+def test_micro_batches_give_the_gradient_of_the_whole_step(kind, backbone_folders):
     """One pair at a time, a few, all at once, and a plain loop written here: one gradient, smoothed too."""
     examples = make_examples(12, with_features=True)
     examples.sides[4] = examples.sides[5]  # sides that rows share, and a row with the same answer twice
@@ -122,7 +122,7 @@ def logits_of(model: PreferenceModel, examples: Examples, step: np.ndarray) -> t
 
 
 def test_tokens_of_a_step_by_hand(tiny):
-    """Sides of 3, 8, 7 and 3 tokens, one in all three rows: 21 real; all four in one chunk make 32 computed."""
+    """Sides of 3, 8, 7 and 3 tokens, one in all three rows: 21 real; all four in one padded batch make 32 computed."""
     token_ids = [np.full(length, 110 + length, dtype=np.int32) for length in (3, 8, 7)] + [np.array([120] * 3)]
     examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), None, np.array([0, 1, 2]))
     config = make_config(structure_features=False)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, make_chunks
+from prefcls_lib.data.batching import Examples, make_padded_batches
 from prefcls_lib.data.features import SIGNS
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
 from prefcls_lib.models.predict import embed_unique_sides
@@ -34,7 +34,7 @@ READS = (
     "unique_dim",
     "repeat_interleave",
 )
-# What transformers does by itself, by model type and function: one wait a chunk, beside thousands of kernels.
+# What transformers does by itself, by model type and function: one wait a padded batch, beside thousands of kernels.
 OF_TRANSFORMERS = {
     # the bucket in the middle is made on the CPU: torch.tensor(mid - 1).type_as(relative_pos)
     "deberta-v2": {"modeling_deberta_v2.py make_log_bucket_position: copy to the device"},
@@ -150,7 +150,7 @@ def test_masks_that_need_no_wait_change_nothing(folders, kind):
     encoder = AutoModel.from_pretrained(folders[kind]).eval()
     model = PreferenceModel(encoder, PreferenceHead(32, True, False, 0.0), "mean")
     for lengths in ([30, 30], [30, 17]):
-        (chunk,) = make_chunks([np.arange(5, 5 + length, dtype=np.int32) for length in lengths], 0, 9, 999)
+        (batch,) = make_padded_batches([np.arange(5, 5 + length, dtype=np.int32) for length in lengths], 0, 9, 999)
         with torch.inference_mode():
-            hidden = encoder(input_ids=chunk.input_ids, attention_mask=chunk.attention_mask).last_hidden_state
-            assert torch.equal(model.embed(chunk), pool(hidden, chunk.attention_mask, "mean"))
+            hidden = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            assert torch.equal(model.embed(batch), pool(hidden, batch.attention_mask, "mean"))

@@ -1,8 +1,8 @@
-"""Steps of whole pairs, cut into length-sorted chunks of token ids.
+"""Steps of whole pairs, cut into length-sorted batches of token ids.
 
 u and v of a pair meet only in the loss. So an optimizer step (a fixed number of whole pairs) is cut into
-micro-steps of whole pairs, as many as the memory for the backward pass asks for, and inside a micro-step all
-sides are sorted by length and pass through the encoder in chunks of nearly equal length. Little is padded, and
+micro-batches of whole pairs, as many as the memory for the backward pass asks for, and inside a micro-batch all
+sides are sorted by length and pass through the encoder in padded batches of nearly equal length. Little is padded, and
 nothing of it changes the gradient.
 """
 
@@ -16,9 +16,9 @@ from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import SWAP
 
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
-CHUNK_TOKENS = 4096  # most tokens in one chunk, padding included
-CHUNK_SIDES = 64  # and most sides
-CHUNK_COST_TOKENS = 128  # one more chunk costs as much as this many tokens of padding
+PADDED_TOKENS = 4096  # most tokens in one padded batch, padding included
+PADDED_SIDES = 64  # and most sides
+PADDED_COST = 128  # one more padded batch costs as much as this many tokens of padding
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TokenCount:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class PaddedBatch:
     """Sides of similar length, padded to the longest.
 
     Attributes:
@@ -125,10 +125,10 @@ class Chunk:
         """Tokens that pass through the encoder, padding included."""
         return self.input_ids.numel()
 
-    def to(self, device: torch.device) -> "Chunk":
-        """The same chunk on `device`."""
+    def to(self, device: torch.device) -> "PaddedBatch":
+        """The same padded batch on `device`."""
         tensors = (self.indices, self.input_ids, self.attention_mask)
-        return Chunk(*(to_device(tensor, device) for tensor in tensors), self.has_padding)
+        return PaddedBatch(*(to_device(tensor, device) for tensor in tensors), self.has_padding)
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -137,36 +137,36 @@ def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def make_chunks(
+def make_padded_batches(
     token_ids: Sequence[np.ndarray],
     pad_id: int,
-    max_sides: int = CHUNK_SIDES,
-    max_tokens: int = CHUNK_TOKENS,
+    max_sides: int = PADDED_SIDES,
+    max_tokens: int = PADDED_TOKENS,
     multiple_of: int = 1,
-) -> list[Chunk]:
-    """Sides cut into padded chunks, see `plan_chunks`."""
-    planned = plan_chunks(token_ids, max_sides, max_tokens, multiple_of)
-    return [pad_chunk(taken, length, token_ids, pad_id) for taken, length in planned]
+) -> list[PaddedBatch]:
+    """Sides cut into padded batches, see `plan_padded_batches`."""
+    planned = plan_padded_batches(token_ids, max_sides, max_tokens, multiple_of)
+    return [pad_batch(taken, length, token_ids, pad_id) for taken, length in planned]
 
 
-def plan_chunks(
+def plan_padded_batches(
     token_ids: Sequence[np.ndarray],
-    max_sides: int = CHUNK_SIDES,
-    max_tokens: int = CHUNK_TOKENS,
+    max_sides: int = PADDED_SIDES,
+    max_tokens: int = PADDED_TOKENS,
     multiple_of: int = 1,
 ) -> list[tuple[list[int], int]]:
-    """Sort sides by length (equal lengths: by ids) and cut them into chunks, longest first.
+    """Sort sides by length (equal lengths: by ids) and cut them into padded batches, longest first.
 
-    The cuts are those with the least computed tokens, each chunk counted as CHUNK_COST_TOKENS more: few chunks of
-    nearly equal lengths. The longest chunk comes first so that running out of memory shows at once.
+    The cuts are those with the least computed tokens, each batch counted as PADDED_COST more: few batches of
+    nearly equal lengths. The longest batch comes first so that running out of memory shows at once.
 
     Args:
         token_ids: S arrays (T,) of token ids.
-        max_sides, max_tokens: a chunk holds no more than these, but always one side.
+        max_sides, max_tokens: a padded batch holds no more than these, but always one side.
         multiple_of: padded lengths are rounded up to a multiple of this (8 suits a GPU).
 
     Returns:
-        For each chunk the numbers of its sides, and the length that they are padded to.
+        For each padded batch the numbers of its sides, and the length that they are padded to.
     """
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
     padded = [-(-len(token_ids[i]) // multiple_of) * multiple_of for i in order]
@@ -177,8 +177,8 @@ def plan_chunks(
     return planned
 
 
-def pad_chunk(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pad_id: int) -> Chunk:
-    """The chunk of some sides, padded to `length` with `pad_id`."""
+def pad_batch(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pad_id: int) -> PaddedBatch:
+    """The padded batch of some sides, padded to `length` with `pad_id`."""
     input_ids = np.full((len(taken), length), pad_id, dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     for row, side in enumerate(taken):
@@ -186,7 +186,7 @@ def pad_chunk(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pa
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
     has_padding = not attention_mask.all()
-    return Chunk(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask), has_padding)
+    return PaddedBatch(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask), has_padding)
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -211,8 +211,8 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     return [steps[i] for i in random.permutation(len(steps))]
 
 
-def split_step(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut a step's rows into micro-steps of whole pairs with at most `max_tokens` tokens, one pair at least.
+def split_batch(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut a step's rows into micro-batches of whole pairs with at most `max_tokens` tokens, one pair at least.
 
     Args:
         step: (B,) row numbers.
@@ -220,27 +220,27 @@ def split_step(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[n
         max_tokens: tokens that one backward pass may hold.
     """
     step = step[np.argsort(lengths[step].max(axis=1), kind="stable")]
-    micro_steps: list[list[int]] = [[]]
+    micro_batches: list[list[int]] = [[]]
     held = 0
     for row in step:
         tokens = int(lengths[row].sum())
-        if micro_steps[-1] and held + tokens > max_tokens:
-            micro_steps.append([])
+        if micro_batches[-1] and held + tokens > max_tokens:
+            micro_batches.append([])
             held = 0
-        micro_steps[-1].append(int(row))
+        micro_batches[-1].append(int(row))
         held += tokens
-    return [np.array(rows) for rows in micro_steps if rows]
+    return [np.array(rows) for rows in micro_batches if rows]
 
 
 def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int) -> list[int]:
-    """Sizes of consecutive chunks of falling `lengths` that cost least, by dynamic programming from the end."""
+    """Sizes of consecutive padded batches of falling `lengths` that cost least, by dynamic programming from the end."""
     count = len(lengths)
     cost, sizes = [0.0] * (count + 1), [1] * count
     for start in range(count - 1, -1, -1):
         longest = lengths[start]
         most = min(max_sides, count - start, max(1, max_tokens // longest))
         cost[start], sizes[start] = min(
-            (size * longest + CHUNK_COST_TOKENS + cost[start + size], size) for size in range(1, most + 1)
+            (size * longest + PADDED_COST + cost[start + size], size) for size in range(1, most + 1)
         )
     cuts, start = [], 0
     while start < count:

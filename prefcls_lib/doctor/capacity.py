@@ -86,7 +86,7 @@ def fixed_bytes(config: PretrainedConfig) -> int:
 def largest_micro_step(
     config: PretrainedConfig, free: int, half: bool, length: int = 512, checkpointing: bool = False
 ) -> int:
-    """The most tokens of one micro-step beside weights, gradients and optimizer state; 0: not even these fit."""
+    """The most tokens of one micro-batch beside weights, gradients and optimizer state; 0: not even these fit."""
     left = SHARE_USED * free - fixed_bytes(config)
     return max(0, int(left / bytes_per_token(config, half, length, checkpointing)))
 

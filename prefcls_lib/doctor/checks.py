@@ -20,7 +20,7 @@ from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder
 from prefcls_lib.runtime import devices, kaggle
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.step import SMALLEST_MICRO_STEP
+from prefcls_lib.training.step import SMALLEST_MICRO_BATCH
 
 # package: (oldest that works, newest tested)
 SUPPORTED = {
@@ -257,7 +257,7 @@ def check_disk(backbone: Backbone, out: Path) -> Check:
 
 
 def check_memory(backbone: Backbone, max_length: int | None = None) -> Check:
-    """The most tokens that a micro-step can hold, from the architecture's size and the free memory.
+    """The most tokens that a micro-batch can hold, from the architecture's size and the free memory.
 
     Args:
         backbone: the one to be trained.
@@ -273,10 +273,10 @@ def check_memory(backbone: Backbone, max_length: int | None = None) -> Check:
     )
     recipe = backbone.recipe("default")["max_tokens_per_micro_step"]
     finding = (
-        f"{free / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-step (recipe: {recipe:,}) of "
+        f"{free / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-batch (recipe: {recipe:,}) of "
         f"sides of {max_length}"
     )
-    if checkpointed < SMALLEST_MICRO_STEP:
+    if checkpointed < SMALLEST_MICRO_BATCH:
         return Check("memory", "bad", finding, "Too small for this backbone: choose a smaller one.")
     if tokens < 2 * max_length:
         advice = (

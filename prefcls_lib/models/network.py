@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefcls_lib.data.batching import Chunk
+from prefcls_lib.data.batching import PaddedBatch
 from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
@@ -118,33 +118,33 @@ class PreferenceModel(nn.Module):
         self.pooling = pooling
         self.pooler = pooler
 
-    def embed(self, chunk: Chunk) -> Tensor:
-        """Embeddings (S, H) fp32 of the sides of a chunk; padding changes nothing."""
-        hidden = self.encoder(input_ids=chunk.input_ids, attention_mask=self._encoder_mask(chunk)).last_hidden_state
+    def embed(self, batch: PaddedBatch) -> Tensor:
+        """Embeddings (S, H) fp32 of the sides of a padded batch; padding changes nothing."""
+        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=self._encoder_mask(batch)).last_hidden_state
         if self.pooler is not None:
             return self.pooler(hidden)
-        return pool(hidden, chunk.attention_mask, self.pooling)
+        return pool(hidden, batch.attention_mask, self.pooling)
 
-    def _encoder_mask(self, chunk: Chunk) -> Tensor | dict[str, Tensor] | None:
+    def _encoder_mask(self, batch: PaddedBatch) -> Tensor | dict[str, Tensor] | None:
         """The mask in a form in which the encoder need not read it from the GPU to see whether there is padding."""
         config = self.encoder.config
         if config.model_type == "deberta-v2":
-            return chunk.attention_mask  # without a mask it would search the ids for padding
-        if not chunk.has_padding:
+            return batch.attention_mask  # without a mask it would search the ids for padding
+        if not batch.has_padding:
             return None
-        real = chunk.attention_mask[:, None, None, :].bool()  # (S, 1, 1, T): used as it is
+        real = batch.attention_mask[:, None, None, :].bool()  # (S, 1, 1, T): used as it is
         if config._attn_implementation == "sdpa" and config.model_type in PLAIN_ATTENTION:
             return real
         if config.model_type == "modernbert" and not hasattr(self.encoder, "_update_attention_mask"):  # not in 5.0
             position = torch.arange(real.shape[-1], device=real.device)
             near = (position[:, None] - position).abs() <= config.sliding_window
             return {"full_attention": real, "sliding_attention": real & near}
-        return chunk.attention_mask
+        return batch.attention_mask
 
-    def embed_sides(self, chunks: list[Chunk]) -> Tensor:
-        """Embeddings (S, H) of all sides of the chunks, in the order of their numbers 0 .. S-1."""
-        embeddings = torch.cat([self.embed(chunk) for chunk in chunks])
-        indices = torch.cat([chunk.indices for chunk in chunks])
+    def embed_sides(self, batches: list[PaddedBatch]) -> Tensor:
+        """Embeddings (S, H) of all sides of the padded batches, in the order of their numbers 0 .. S-1."""
+        embeddings = torch.cat([self.embed(batch) for batch in batches])
+        indices = torch.cat([batch.indices for batch in batches])
         return embeddings[torch.argsort(indices)]
 
     def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.data.batching import Examples, TokenCount, pad_chunk, plan_chunks, to_device
+from prefcls_lib.data.batching import Examples, TokenCount, pad_batch, plan_padded_batches, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.saved import SavedModel
@@ -67,22 +67,22 @@ def embed_unique_sides(
 ) -> tuple[torch.Tensor, TokenCount]:
     """Embeddings (U, H) fp32 of every side that the rows use (others stay zero), and the tokens.
 
-    A chunk is padded while the GPU computes the one before it. Several processes share the chunks; all of them must
+    A batch is padded while the GPU computes the one before it. Several processes share the batches; all of them must
     call this, and each gets all embeddings.
     """
     used = np.unique(examples.sides)
     token_ids = [examples.token_ids[i] for i in used]
     device = accelerator.device
-    planned = plan_chunks(token_ids, PREDICT_SIDES, PREDICT_TOKENS, 8 if device.type == "cuda" else 1)
+    planned = plan_padded_batches(token_ids, PREDICT_SIDES, PREDICT_TOKENS, 8 if device.type == "cuda" else 1)
     width = model.encoder.config.hidden_size
     embeddings = torch.zeros((len(examples.token_ids), width), device=device)
     shown = bool(label) and accelerator.is_main_process
     model.eval()
     with torch.inference_mode(), progress_bar(len(used), label, "side", shown) as progress:
         for taken, length in planned[accelerator.process_index :: accelerator.num_processes]:
-            chunk = pad_chunk(taken, length, token_ids, pad_id).to(device)
+            batch = pad_batch(taken, length, token_ids, pad_id).to(device)
             with accelerator.autocast():
-                embedded = model.embed(chunk)
+                embedded = model.embed(batch)
             embeddings[to_device(used[taken], device)] = embedded
             progress.update(len(taken) * accelerator.num_processes)
     computed = sum(len(taken) * length for taken, length in planned)

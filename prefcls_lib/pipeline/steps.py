@@ -17,7 +17,7 @@ import pandas as pd
 from prefcls_lib.baselines.cross_validation import OutOfSample, best_rung, cross_validate, ladder_table
 from prefcls_lib.baselines.estimators import FAST_RUNGS, load_rung, predict_rows
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.data.batching import TokenCount, make_padded_batches, plan_epoch, split_batch
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.schema import ID, NUM_CLASSES
 from prefcls_lib.data.submission import write_submission
@@ -76,17 +76,17 @@ def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, 
 
 
 def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
-    """The chunks of the first optimizer step: their micro-step, shape, and share of useful tokens."""
+    """The padded batches of the first optimizer step: their micro-batch, shape, and share of useful tokens."""
     train, _, _ = split_rows(job, encoded, job.config.folds[0])
     train = epoch_examples(train, job.config, epoch=0)
     step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
     lines = []
-    for number, rows in enumerate(split_step(step, train.lengths, job.config.max_tokens_per_micro_step)):
+    for number, rows in enumerate(split_batch(step, train.lengths, job.config.max_tokens_per_micro_step)):
         token_ids = [train.token_ids[i] for i in np.unique(train.sides[rows])]
-        for chunk in make_chunks(token_ids, job.backbone.tokenizer.pad_id):
-            sides, length = chunk.input_ids.shape
-            share = float(chunk.attention_mask.float().mean())
-            lines.append({"micro_step": number, "sides": sides, "length": length, "useful_token_share": share})
+        for batch in make_padded_batches(token_ids, job.backbone.tokenizer.pad_id):
+            sides, length = batch.input_ids.shape
+            share = float(batch.attention_mask.float().mean())
+            lines.append({"micro_batch": number, "sides": sides, "length": length, "useful_token_share": share})
     return pd.DataFrame(lines)
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step: its gradients, summed over micro-steps, within the memory there is."""
+"""One optimizer step: its gradients, summed over micro-batches, within the memory there is."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, TokenCount, make_chunks, split_step, to_device
+from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, split_batch, to_device
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.state import TrainingState
 
-SMALLEST_MICRO_STEP = 256  # tokens; running out of memory below this is not a matter of the cap
+SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a matter of the cap
 
 
 def train_step(
@@ -25,9 +25,9 @@ def train_step(
     accelerator: Accelerator,
     pad_id: int,
 ) -> tuple[torch.Tensor, TokenCount]:
-    """Gradients of this process's share of one optimizer step, summed over its micro-steps.
+    """Gradients of this process's share of one optimizer step, summed over its micro-batches.
 
-    The loss of every micro-step is divided by the pairs of the whole step, so the gradient is that of the step's
+    The loss of every micro-batch is divided by the pairs of the whole step, so the gradient is that of the step's
     mean loss whatever `max_tokens` (held for one backward pass) is, and the processes' gradients are to be summed.
 
     Returns:
@@ -38,18 +38,18 @@ def train_step(
     loss_sum = torch.zeros((), device=device)
     tokens = TokenCount()
     mine = step[accelerator.process_index :: accelerator.num_processes]
-    for rows in split_step(mine, lengths, max_tokens):
+    for rows in split_batch(mine, lengths, max_tokens):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
         multiple_of = 8 if device.type == "cuda" else 1
-        chunks = [chunk.to(device) for chunk in make_chunks(token_ids, pad_id, multiple_of=multiple_of)]
+        batches = [batch.to(device) for batch in make_padded_batches(token_ids, pad_id, multiple_of=multiple_of)]
         with accelerator.autocast():
-            embeddings = model.embed_sides(chunks)
+            embeddings = model.embed_sides(batches)
         logits, labels = head_logits(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
         loss = training_loss(logits, train, rows, config.label_smoothing)
         accelerator.backward(loss / len(step))
         loss_sum += torch.nn.functional.cross_entropy(logits.detach(), labels, reduction="sum")
-        tokens += TokenCount(sum(map(len, token_ids)), sum(chunk.tokens_computed for chunk in chunks))
+        tokens += TokenCount(sum(map(len, token_ids)), sum(batch.tokens_computed for batch in batches))
     return loss_sum, tokens
 
 
@@ -64,16 +64,16 @@ def train_step_in_memory(
     state: TrainingState,
     say: Callable[[str], None],
 ) -> tuple[torch.Tensor, TokenCount]:
-    """`train_step`; when memory runs out, half the tokens per micro-step and the same step again, and it is said."""
+    """`train_step`; when memory runs out, half the tokens per micro-batch and the same step again, and it is said."""
     while True:
         try:
             return train_step(model, train, step, lengths, state.max_tokens, config, accelerator, pad_id)
         except torch.OutOfMemoryError as error:
             model.zero_grad(set_to_none=True)
-            if state.max_tokens // 2 < SMALLEST_MICRO_STEP:
+            if state.max_tokens // 2 < SMALLEST_MICRO_BATCH:
                 raise UserError(
-                    f"out of memory with {state.max_tokens} tokens per micro-step. Set gradient_checkpointing=true, or "
-                    "max_length lower."
+                    f"out of memory with {state.max_tokens} tokens per micro-batch. Set gradient_checkpointing=true "
+                    "or max_length lower."
                 ) from error
             state.max_tokens //= 2
             say(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")

@@ -9,7 +9,7 @@ Arms of training (pairs that go through forward, backward and AdamW in a second)
     trainer    Hugging Face Trainer: the same model, both sides in one pass, dynamic padding, our precision and dropout
     st         sentence-transformers with SoftmaxLoss as its users run it (by request: pip install datasets too)
     ours       `train.fit`
-    limit      the bare encoder, forward and backward, on full chunks of 256 tokens a side: what no loop can pass
+    limit      the bare encoder, forward and backward, on full batches of 256 tokens a side: what no loop can pass
     limit-long the same with sides of the full length, whose attention costs more; real sides are of both kinds
     fused      limit-long with DeBERTa's attention on the fused path (disentangled.py; by request, DeBERTa only)
 
@@ -28,7 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from variants import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 
-from prefcls_lib.data.batching import TokenCount, make_chunks, plan_epoch, split_step
+from prefcls_lib.data.batching import TokenCount, make_padded_batches, plan_epoch, split_batch
 from prefcls_lib.doctor.capacity import flop_per_token
 from prefcls_lib.models.predict import PREDICT_SIDES, PREDICT_TOKENS
 from prefcls_lib.report.page import markdown_table
@@ -93,12 +93,12 @@ def token_shares(bench: Bench, max_tokens: int) -> dict[str, float]:
     lengths, counts = bench.everything.lengths, {"training": TokenCount(), "prediction": TokenCount()}
 
     def add(kind: str, token_ids: list[np.ndarray], *limits: int) -> None:
-        chunks = make_chunks(token_ids, bench.pad_id, *limits, multiple_of=multiple_of)
-        computed = sum(chunk.tokens_computed for chunk in chunks)
+        batches = make_padded_batches(token_ids, bench.pad_id, *limits, multiple_of=multiple_of)
+        computed = sum(batch.tokens_computed for batch in batches)
         counts[kind] += TokenCount(sum(map(len, token_ids)), computed)
 
     for step in plan_epoch(lengths, 32, seed=0, epoch=0):
-        for rows in split_step(step, lengths, max_tokens):
+        for rows in split_batch(step, lengths, max_tokens):
             add("training", [bench.everything.token_ids[i] for i in np.unique(bench.everything.sides[rows])])
     sides = np.unique(bench.everything.sides)
     add("prediction", [bench.everything.token_ids[i] for i in sides], PREDICT_SIDES, PREDICT_TOKENS)
@@ -127,8 +127,8 @@ def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
 
     pairs, tokens = "pairs_per_second", "useful_tokens_per_second"
     goals = [
-        ("useful token share, training, 8,192 tokens a micro-step", 0.96, shares["training"]),
-        ("useful token share, training, 6,144 tokens a micro-step", 0.93, shares["training 6144"]),
+        ("useful token share, training, 8,192 tokens a micro-batch", 0.96, shares["training"]),
+        ("useful token share, training, 6,144 tokens a micro-batch", 0.93, shares["training 6144"]),
         ("useful token share, prediction", 0.985, shares["prediction"]),
         ("training pairs/s, ours : the original's loop", 8.0, ratio("train", "original", pairs)),
         ("training pairs/s, ours : Hugging Face Trainer", 1.6, ratio("train", "trainer", pairs)),

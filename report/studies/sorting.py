@@ -3,7 +3,7 @@
     python report/studies/sorting.py                about ten minutes on 2 cores; writes report/studies/sorting.json
 
 Sorted: `batching.plan_epoch` as it is: random windows of eight steps, pairs sorted inside a window, steps shuffled.
-Unsorted: windows of one step, so that a step is any 32 rows. Both cut their chunks by length.
+Unsorted: windows of one step, so that a step is any 32 rows. Both cut their padded batches by length.
 """
 
 import argparse

@@ -28,7 +28,7 @@ from prefcls_lib.runtime.files import read_json
 from prefcls_lib.training.loop import fit
 
 CONFIGS = Path(__file__).parents[1] / "backbones"  # config.json of each backbone
-LIMIT_TOKENS, LIMIT_LENGTH = 4096, 256  # the chunk of the limit; "limit-long" has sides of max_length
+LIMIT_TOKENS, LIMIT_LENGTH = 4096, 256  # the padded batch of the limit; "limit-long" has sides of max_length
 PAIRS = {"original": 8, "trainer": 32, "st": 32, "ours": 128}  # pairs a repeat; padded arms need few for a steady pace
 
 
@@ -233,7 +233,7 @@ def train_ours(bench: Bench) -> tuple[int, int, float]:
 
 
 def train_limit(bench: Bench, long: bool = False, fused: bool = False) -> tuple[int, int, float]:
-    """Forward and backward of the bare encoder on full chunks -> 0, tokens, seconds."""
+    """Forward and backward of the bare encoder on full padded batches -> 0, tokens, seconds."""
     encoder = bench.encoder(dropout=0.0)
     if fused:
         use_fused_attention(encoder)
@@ -285,7 +285,7 @@ def predict_ours(bench: Bench) -> tuple[int, int, float]:
 
 
 def predict_limit(bench: Bench, long: bool = False) -> tuple[int, int, float]:
-    """The bare encoder on full chunks."""
+    """The bare encoder on full padded batches."""
     encoder = bench.encoder(dropout=0.0).eval()
     length = bench.max_length if long else LIMIT_LENGTH
     ids = torch.randint(1000, 20_000, (PREDICT_TOKENS // length, length), device=bench.device)
