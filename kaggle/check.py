@@ -1,7 +1,7 @@
-"""Check a bundle against Kaggle's rules, and every file against its manifest: python kaggle/check.py DIR
+"""Check a bundle: every file against its manifest, and against what an upload spoils: python kaggle/check.py DIR
 
-Kaggle's client checks some of these rules when it uploads; licence names, slug characters, machine_shape and internet
-against the competition it does not. A rule that only the live site can confirm is marked "assumed" below.
+A rule that only the live site can confirm is marked "assumed" below. The metadata files hold constants that bundle.py
+and kernel_folders.py write; the manifest tells when one was changed.
 """
 
 import ast
@@ -15,13 +15,6 @@ import layout
 
 from prefcls_lib.runtime.files import UserError
 
-LICENCES = (
-    "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",
-    "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0", "GPL-2.0", "GPL-3.0", "LGPL-3.0", "AGPL-3.0", "FDL-1.3", "apache-2.0",
-    "ODbL-1.0", "DbCL-1.0", "PDDL", "ODC-BY-1.0", "CDLA-Permissive-1.0", "CDLA-Sharing-1.0",
-    "US-Government-Works", "copyright-authors", "other", "unknown",
-)  # fmt: skip
-MACHINES = ("NvidiaTeslaT4",)  # the P100 is retired
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")  # unpacked on upload
 PICKLES = (".pt", ".pth")  # arrive as folders
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")  # "+", "=" and blanks are mangled
@@ -41,9 +34,8 @@ def find_problems(folder: Path) -> list[str]:
     problems = compare_files(folder, facts["files"])
     for path in sorted((folder / "datasets").iterdir() if (folder / "datasets").is_dir() else []):
         problems += [f"datasets/{path.name}: {text}" for text in check_data_set(path)]
-    data_sets = {f"{facts['owner']}/{path.name}" for path in (folder / "datasets").glob("*")}
-    for path in sorted((folder / "kernels").glob("*")):
-        problems += [f"kernels/{path.name}: {text}" for text in check_kernel(path, facts["owner"], data_sets)]
+    for path in sorted((folder / "kernels").glob("*/*.ipynb")):
+        problems += [f"kernels/{path.parent.name}/{path.name}: {text}" for text in check_notebook(path)]
     return problems + check_commit(folder / "datasets" / layout.LIBRARY, facts["commit"])
 
 
@@ -62,20 +54,8 @@ def compare_files(folder: Path, files: dict[str, dict]) -> list[str]:
 
 
 def check_data_set(folder: Path) -> list[str]:
-    """What Kaggle would refuse or spoil of a data set's metadata and files."""
-    metadata, problems = _read_metadata(folder / "dataset-metadata.json")
-    slug = str(metadata.get("id", "")).rpartition("/")[2]
-    title, subtitle = str(metadata.get("title", "")), metadata.get("subtitle")
-    if not _is_id(metadata.get("id")) or not layout.is_slug(slug, 6, 50):
-        problems.append(f"id {metadata.get('id')!r} is not OWNER/SLUG, slug of 6 to 50 small letters, digits, hyphens")
-    if not 6 <= len(title) <= 50:
-        problems.append(f"title {title!r} has {len(title)} characters; 6 to 50 are allowed")
-    if subtitle is not None and not 20 <= len(str(subtitle)) <= 80:
-        problems.append(f"subtitle has {len(str(subtitle))} characters; 20 to 80 are allowed")
-    licences = metadata.get("licenses")
-    names = [entry.get("name") for entry in licences] if isinstance(licences, list) else []
-    if len(names) != 1 or names[0] not in LICENCES:
-        problems.append(f"licenses {names} must be exactly one name that Kaggle knows, such as apache-2.0 or other")
+    """What an upload would refuse or spoil of a data set's files."""
+    problems = []
     files = [name for name in layout.list_files(folder) if name != "dataset-metadata.json"]
     for name in files:
         problems += [f"{name}: {text}" for text in check_file(folder / name)]
@@ -105,45 +85,6 @@ def check_file(path: Path) -> list[str]:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
             return ["is a Git-LFS pointer, not the file itself"]
     return []
-
-
-def check_kernel(folder: Path, owner: str, data_sets: set[str]) -> list[str]:
-    """What Kaggle would refuse, or run in another way than meant, of a kernel folder."""
-    metadata, problems = _read_metadata(folder / "kernel-metadata.json")
-    kernel_id, title = metadata.get("id"), str(metadata.get("title", ""))
-    slug = str(kernel_id).rpartition("/")[2]
-    if not _is_id(kernel_id) or not layout.is_slug(slug):
-        problems.append(f"id {kernel_id!r} is not OWNER/SLUG, slug of 5 to 50 small letters, digits, hyphens")
-    if len(title) < 5 or layout.slugify(title) != slug:
-        problems.append(f"title {title!r} has under 5 characters or does not give the address {slug!r}")
-    wanted = {"language": "python", "kernel_type": "notebook", "is_private": True}
-    for key, value in wanted.items():
-        if metadata.get(key) != value:
-            problems.append(f"{key} is {metadata.get(key)!r}; it must be {value!r}")
-    if metadata.get("machine_shape") not in MACHINES:
-        problems.append(f"machine_shape is {metadata.get('machine_shape')!r}; choose {' or '.join(MACHINES)}")
-    problems += [
-        f"{key} is deprecated; machine_shape chooses" for key in ("enable_gpu", "enable_tpu") if key in metadata
-    ]
-    if metadata.get("enable_internet") is not False:
-        problems.append("enable_internet must be false: the client's default is true, and the competition forbids it")
-    for key in ("competition_sources", "dataset_sources", "kernel_sources", "model_sources"):
-        if not isinstance(metadata.get(key, []), list):
-            problems.append(f"{key} must be a list")
-            metadata[key] = []
-    for source in [*metadata.get("dataset_sources", []), *metadata.get("kernel_sources", [])]:
-        if not _is_id(source):
-            problems.append(f"source {source!r} is not OWNER/SLUG")
-    for source in metadata.get("dataset_sources", []):
-        if str(source).startswith(f"{owner}/") and source not in data_sets:
-            problems.append(f"source {source!r} is not in this bundle")
-    for source in metadata.get("model_sources", []):
-        if len(str(source).split("/")) != 5 or not str(source).split("/")[-1].isdigit():
-            problems.append(f"model source {source!r} is not OWNER/MODEL/FRAMEWORK/VARIATION/VERSION")
-    code = folder / str(metadata.get("code_file", ""))
-    if code.suffix != ".ipynb" or not code.is_file():
-        return [*problems, f"code_file {metadata.get('code_file')!r} is no notebook in this folder"]
-    return problems + [f"{code.name}: {text}" for text in check_notebook(code)]
 
 
 def check_notebook(path: Path) -> list[str]:
@@ -187,19 +128,6 @@ def check_commit(folder: Path, commit: str) -> list[str]:
         return [f"datasets/{folder.name}: must hold one wheel of the library"]
     return [f"datasets/{folder.name}/{name}: is of commit {text.strip() or '?'}, the manifest says {commit}"
             for name, text in found.items() if text.strip() != commit]  # fmt: skip
-
-
-def _is_id(text: object) -> bool:
-    parts = str(text).split("/")
-    return len(parts) == 2 and layout.is_slug(parts[0], 1) and layout.is_slug(parts[1])
-
-
-def _read_metadata(path: Path) -> tuple[dict, list[str]]:
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}, [f"{path.name} is missing or no JSON"]
-    return (metadata, []) if isinstance(metadata, dict) else ({}, [f"{path.name} must hold one JSON object"])
 
 
 def _read_text(path: Path) -> str:

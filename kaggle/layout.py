@@ -35,22 +35,12 @@ def check_owner(owner: str) -> str:
     """
     if not owner:
         raise UserError("no OWNER. Give your Kaggle user name: make kaggle-bundle OWNER=me")
-    if not is_slug(owner, 1, 50):
+    if len(owner) > 50 or not _SLUG.fullmatch(owner):
         raise UserError(
             f"OWNER={owner!r} is no Kaggle user name: small letters, digits and single hyphens. It is the last part of "
             "your profile's address, kaggle.com/NAME."
         )
     return owner
-
-
-def is_slug(text: str, shortest: int = 5, longest: int = 50) -> bool:
-    """Whether `text` can be the name of something in a Kaggle address."""
-    return shortest <= len(text) <= longest and _SLUG.fullmatch(text) is not None
-
-
-def slugify(title: str) -> str:
-    """The address name that Kaggle makes of a plain ASCII title."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def kernel_slug(kernel: str) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import zipfile
@@ -61,6 +62,23 @@ def test_kernels_have_parameters_and_sources(built):
     metadata = json.loads((built / "kernels/submit/kernel-metadata.json").read_text())
     assert metadata["dataset_sources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-runs"]
     assert metadata["kernel_sources"] == []
+
+
+def test_metadata_follows_kaggles_rules(built):
+    """What the client does not check before it uploads: slugs, titles, one licence, internet off, private, two T4."""
+    for path in [*built.glob("datasets/*/dataset-metadata.json"), *built.glob("kernels/*/kernel-metadata.json")]:
+        metadata = json.loads(path.read_text())
+        owner, slug = metadata["id"].split("/")
+        assert (owner, re.sub("[^a-z0-9]+", "-", metadata["title"].lower())) == (OWNER, slug)
+        assert 6 <= len(slug) <= 50
+        if "subtitle" in metadata:
+            assert 20 <= len(metadata["subtitle"]) <= 80
+            assert metadata["licenses"] in ([{"name": "apache-2.0"}], [{"name": "other"}])
+        else:
+            assert (metadata["language"], metadata["kernel_type"]) == ("python", "notebook")
+            assert (metadata["enable_internet"], metadata["is_private"]) == (False, True)
+            assert metadata["machine_shape"] == "NvidiaTeslaT4"
+            assert (path.parent / metadata["code_file"]).is_file()
 
 
 def test_without_runs_submit_reads_the_training_kernels(tmp_path, tiny):

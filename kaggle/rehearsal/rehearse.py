@@ -1,8 +1,7 @@
 """Run a bundle's notebooks here as Kaggle would: python kaggle/rehearsal/rehearse.py --rows 25000
 
-1. the first training notebook, on 160 shipped rows as the competition, new mount layout
-2. `prefcls ladder` and `prefcls blend`, then `submit` on the three test rows, old mount layout, the library as a
-   renamed wheel
+1. the first training notebook, on 160 shipped rows as the competition
+2. `prefcls ladder` and `prefcls blend`, then `submit` on the three test rows
 3. `submit` again as a competition rerun on synthetic rows, with a network that reads short sides (a CPU would take
    hours at full length), the ladder and their blend
 
@@ -12,7 +11,6 @@ projection from counted tokens, and the rehearsal fails if it is more than the t
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -47,7 +45,7 @@ class Rehearsal:
         self.machine = MachineCopy(scratch)
         self.competition = competition_folder(scratch / "competition", TRAIN_ROWS, sample_path("test"))
         self.data_sets = {("dataset", p.name): p for p in sorted((bundle / "datasets").iterdir())}
-        self.inputs = self.machine.make_inputs("inputs", "new", self.owner, {**self._base(), **self.data_sets})
+        self.inputs = self.machine.make_inputs("inputs", self.owner, {**self._base(), **self.data_sets})
         self.library = f"{INPUT}/datasets/{self.owner}/{layout.LIBRARY}"
 
     def train(self) -> Path:
@@ -78,7 +76,7 @@ class Rehearsal:
             measured = self._run_library(["ladder", "--out", "/kaggle/working"], self.inputs, working)
             say(f"ladder: {peak_text(measured)}")
         folders = {("notebook", folder.name): folder for folder in (run, self.scratch / "ladder")}
-        inputs = self.machine.make_inputs(f"{name}-runs", "new", self.owner, {**self._library(), **folders})
+        inputs = self.machine.make_inputs(f"{name}-runs", self.owner, {**self._library(), **folders})
         paths = [f"{INPUT}/notebooks/{self.owner}/{slug}" for _, slug in folders]
         working = self._working(name)
         self._run_library(["blend", "--runs", *paths, "--out", "/kaggle/working/blend.json"], inputs, working)
@@ -90,13 +88,9 @@ class Rehearsal:
         return bundle.folder / "datasets" / layout.RUNS
 
     def submit_sample(self, runs: Path) -> None:
-        """Step 2: three rows, the old layout, the library as nothing but a renamed wheel."""
-        library = self.scratch / "wheel"
-        library.mkdir()
-        (wheel,) = (self.bundle / "datasets" / layout.LIBRARY).glob("prefcls_lib-*.whl")
-        shutil.copyfile(wheel, library / "prefcls (1).whl")
-        sources = {**self._base(), ("dataset", layout.LIBRARY): library, ("dataset", layout.RUNS): runs}
-        inputs = self.machine.make_inputs("sample-inputs", "old", self.owner, sources)
+        """Step 2: the three test rows."""
+        sources = {**self._library(), ("dataset", layout.RUNS): runs}
+        inputs = self.machine.make_inputs("sample-inputs", self.owner, sources)
         working = self._working("submit-sample")
         measured = self._run_notebook(layout.SUBMIT, inputs, working, "submit, three rows")
         self._check(working / "submission.csv", sample_path("test"))
@@ -108,7 +102,7 @@ class Rehearsal:
         synthetic.write_rows(test, synthetic.make_rows(self.num_rows))
         hidden = competition_folder(self.scratch / "rerun", TRAIN_ROWS, test)
         sources = {**self._library(), ("dataset", layout.RUNS): runs, **dict([hidden])}
-        inputs = self.machine.make_inputs("rerun-inputs", "new", self.owner, sources)
+        inputs = self.machine.make_inputs("rerun-inputs", self.owner, sources)
         working = self._working("submit-rerun")
         what = f"submit as a competition rerun, {self.num_rows:,} rows"
         measured = self._run_notebook(layout.SUBMIT, inputs, working, what, KAGGLE_IS_COMPETITION_RERUN="1")
