@@ -1,4 +1,5 @@
 """Plain models on the folds of the networks: what a network must beat.
 
-Open `estimators` first (the models), then `cross_validation`; `trees` has the boosted trees of one of them.
+Open `estimators` first (the models; `trees` has the boosted trees of one of them), then `cross_validation`. `offset`
+makes one of them the starting point of a network.
 """

@@ -111,8 +111,12 @@ class Rung:
         return _shrink_kinds(self.state["kind_counts"], inputs.kinds, _predict_base(self.name, self.state, inputs))
 
 
-def fit_rung(name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> Rung:
+def fit_rung(
+    name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int, strength: float | None = None
+) -> Rung:
     """Fit one rung on training rows; labels (N,), prompt groups (N,) for the folds that choose its strength.
+
+    `strength`: chosen already; None: chosen here.
 
     Raises:
         UserError: no such rung, or a class without rows.
@@ -127,7 +131,8 @@ def fit_rung(name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarr
     if name == "length_bins":
         state = {"bins": _fit_length_bins(inputs.structure, labels)}
     else:
-        state = _fit_base(name, inputs, labels, _choose_strength(name, inputs, labels, groups, seed))
+        strength = choose_strength(name, inputs, labels, groups, seed) if strength is None else strength
+        state = _fit_base(name, inputs, labels, strength)
     return Rung(name, {**state, "kind_counts": _count_kinds(inputs.kinds, labels)})
 
 
@@ -188,7 +193,7 @@ def _shrink_kinds(counts: np.ndarray, kinds: np.ndarray, base: np.ndarray) -> np
     return np.where((kinds == ORDINARY)[:, None], base, shrunk)
 
 
-def _choose_strength(name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
+def choose_strength(name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """The C (or the number of trees) with the lowest log loss on inner folds of at most TUNING_ROWS rows.
 
     Rows too few for inner folds get the strongest regularisation.
