@@ -129,7 +129,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
     result = read_json(folder / "result.json")
     print(runs.read_table(folder / "history.csv").set_index("rung").to_string(float_format="{:.4f}".format))
     print(
-        f"best rung: {result['ladder_best']}; log loss {result['log_loss']:.4f} (honest about choosing it), "
+        f"best baseline: {result['ladder_best']}; log loss {result['log_loss']:.4f} (honest about choosing it), "
         f"calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} validation rows"
     )
     print(f"submission: {folder / 'submission.csv'}")

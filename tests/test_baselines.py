@@ -38,56 +38,56 @@ def swapped_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def results(rows: pd.DataFrame) -> dict:
-    """Every rung, two folds of three."""
+    """Every baseline, two folds of three."""
     folds = splits.assign_folds(rows, 3, seed=1)
-    return cross_validation.cross_validate(estimators.RUNGS, rows, folds, (0, 2), seed=1, progress=False)
+    return cross_validation.cross_validate(estimators.BASELINES, rows, folds, (0, 2), seed=1, progress=False)
 
 
-@pytest.mark.parametrize("name", estimators.RUNGS)
+@pytest.mark.parametrize("name", estimators.BASELINES)
 def test_swapping_the_answers_swaps_the_probabilities(name, rows, swapped_rows, results):
-    """Every rung is order-equivariant to the last bits, odd rows included, and gives real probabilities."""
-    rung = results[name].rungs[0]
-    probs = rung.predict_proba(estimators.read_inputs(rows, [name]))
-    swapped = rung.predict_proba(estimators.read_inputs(swapped_rows, [name]))
+    """Every baseline is order-equivariant to the last bits, odd rows included, and gives real probabilities."""
+    baseline = results[name].baselines[0]
+    probs = baseline.predict_proba(estimators.read_inputs(rows, [name]))
+    swapped = baseline.predict_proba(estimators.read_inputs(swapped_rows, [name]))
     np.testing.assert_allclose(swapped[:, SWAPPED], probs, rtol=0, atol=1e-12)
     metrics.check_probs(probs, name)
 
 
-@pytest.mark.parametrize("name", estimators.RUNGS)
-def test_training_on_swapped_rows_learns_the_same_rung(name, rows, swapped_rows):
+@pytest.mark.parametrize("name", estimators.BASELINES)
+def test_training_on_swapped_rows_learns_the_same_baseline(name, rows, swapped_rows):
     """A fit sees every row in both orders, so a data set with A and B exchanged teaches it the same."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     inputs = estimators.read_inputs(rows, [name])
-    one = estimators.fit_rung(name, inputs, labels, groups, seed=2)
-    other = estimators.fit_rung(
+    one = estimators.fit_baseline(name, inputs, labels, groups, seed=2)
+    other = estimators.fit_baseline(
         name, estimators.read_inputs(swapped_rows, [name]), np.array(SWAP)[labels], groups, seed=2
     )
     np.testing.assert_allclose(other.predict_proba(inputs), one.predict_proba(inputs), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", estimators.RUNGS)
-def test_a_saved_rung_predicts_the_same_bytes(name, rows, results, tmp_path):
+@pytest.mark.parametrize("name", estimators.BASELINES)
+def test_a_saved_baseline_predicts_the_same_bytes(name, rows, results, tmp_path):
     """What is on disk is the model, bit for bit, and overwrites an older one."""
-    rung = results[name].rungs[1]
-    estimators.save_rung(results["prior"].rungs[0], tmp_path / "rung")
-    estimators.save_rung(rung, tmp_path / "rung")
-    loaded = estimators.load_rung(tmp_path / "rung")
+    baseline = results[name].baselines[1]
+    estimators.save_baseline(results["prior"].baselines[0], tmp_path / "rung")
+    estimators.save_baseline(baseline, tmp_path / "rung")
+    loaded = estimators.load_baseline(tmp_path / "rung")
     inputs = estimators.read_inputs(rows, [name])
     assert loaded.name == name
-    assert loaded.predict_proba(inputs).tobytes() == rung.predict_proba(inputs).tobytes()
+    assert loaded.predict_proba(inputs).tobytes() == baseline.predict_proba(inputs).tobytes()
 
 
-def test_loading_runs_no_code_and_refuses_what_is_not_a_rung(tmp_path, results):
+def test_loading_runs_no_code_and_refuses_what_is_not_a_baseline(tmp_path, results):
     """Pickled objects in the arrays, other features and missing files stop with one message."""
-    estimators.save_rung(results["prior"].rungs[0], tmp_path / "rung")
+    estimators.save_baseline(results["prior"].baselines[0], tmp_path / "rung")
     np.savez(tmp_path / "rung" / "arrays.npz", prior=np.array([print], dtype=object))
     with pytest.raises(UserError, match=r"arrays\.npz: cannot be read"):
-        estimators.load_rung(tmp_path / "rung")
+        estimators.load_baseline(tmp_path / "rung")
     (tmp_path / "rung" / "rung.json").write_text(json.dumps({"rung": "prior", "features": ["other"]}))
-    with pytest.raises(UserError, match="not a rung of this version"):
-        estimators.load_rung(tmp_path / "rung")
+    with pytest.raises(UserError, match="not a baseline of this version"):
+        estimators.load_baseline(tmp_path / "rung")
     with pytest.raises(UserError, match="no such file"):
-        estimators.load_rung(tmp_path / "nothing")
+        estimators.load_baseline(tmp_path / "nothing")
 
 
 def test_the_logistic_model_is_that_of_scikit_learn_on_rows_and_swapped_copies():
@@ -165,7 +165,7 @@ def test_kinds_of_rows_are_read_from_the_texts(rows):
 
 
 def test_swapped_inputs_are_those_of_swapped_rows(rows, swapped_rows):
-    """`RungInputs.swap` is the same as reading the rows with A and B exchanged."""
+    """`BaselineInputs.swap` is the same as reading the rows with A and B exchanged."""
     swapped, read = estimators.read_inputs(rows).swap(), estimators.read_inputs(swapped_rows)
     assert (swapped.structure == read.structure).all() and (swapped.kinds == read.kinds).all()
     assert all((one != other).nnz == 0 for one, other in zip(swapped.counts, read.counts, strict=True))
@@ -174,7 +174,7 @@ def test_swapped_inputs_are_those_of_swapped_rows(rows, swapped_rows):
 def test_tf_idf_is_learned_from_training_texts_only():
     """Columns and IDF follow the fitted rows alone: a column that only other rows have is not kept."""
     counts = sparse.csr_matrix(np.array([[1, 0, 2], [3, 0, 0], [1, 4, 0], [0, 5, 0]], dtype=np.float32))
-    inputs = estimators.RungInputs(np.zeros((4, len(SIGNS))), np.zeros(4, dtype=int), (counts, counts))
+    inputs = estimators.BaselineInputs(np.zeros((4, len(SIGNS))), np.zeros(4, dtype=int), (counts, counts))
     state = estimators._fit_columns("tfidf_difference", inputs.take(np.array([0, 1])))
     assert state["kept"].tolist() == [0]
     assert state["idf"] == pytest.approx([1 + np.log(5 / 5)])
@@ -196,10 +196,10 @@ def test_out_of_sample_rows_are_those_of_the_run_folds(rows, results):
     folds = splits.assign_folds(rows, 3, seed=1)
     for result in results.values():
         assert (np.isfinite(result.probs).all(axis=1) == np.isin(folds, (0, 2))).all()
-        assert len(result.rungs) == 2 and result.seconds >= 0
-    inputs = estimators.read_inputs(rows, estimators.FAST_RUNGS)
+        assert len(result.baselines) == 2 and result.seconds >= 0
+    inputs = estimators.read_inputs(rows, estimators.FAST_BASELINES)
     for number, fold in enumerate((0, 2)):
-        again = results["structure_logistic"].rungs[number].predict_proba(inputs)
+        again = results["structure_logistic"].baselines[number].predict_proba(inputs)
         np.testing.assert_allclose(
             again[folds == fold], results["structure_logistic"].probs[folds == fold], rtol=0, atol=1e-12
         )
@@ -210,8 +210,8 @@ def test_labels_of_the_predicted_fold_change_nothing(rows, results):
     folds = splits.assign_folds(rows, 3, seed=1)
     labels = rows["label"].to_numpy()
     changed = rows.assign(label=np.where(folds == 0, (labels + 1) % 3, labels))
-    again = cross_validation.cross_validate(estimators.FAST_RUNGS, changed, folds, (0,), seed=1, progress=False)
-    for name in estimators.FAST_RUNGS:
+    again = cross_validation.cross_validate(estimators.FAST_BASELINES, changed, folds, (0,), seed=1, progress=False)
+    for name in estimators.FAST_BASELINES:
         assert (again[name].probs[folds == 0] == results[name].probs[folds == 0]).all()
 
 
@@ -236,17 +236,17 @@ def test_folds_that_cannot_be_scored_are_refused(rows, run_fold, message):
 
 
 def test_unknown_rungs_and_missing_classes_are_refused(rows):
-    """A mistyped rung lists the right ones; a class without training rows cannot be learned."""
+    """A mistyped baseline lists the right ones; a class without training rows cannot be learned."""
     inputs, labels = estimators.read_inputs(rows, ["prior"]), rows["label"].to_numpy()
     groups = rows["group"].to_numpy()
-    with pytest.raises(UserError, match=r"no rung 'lenght_bins'.*length_bins"):
-        estimators.fit_rung("lenght_bins", inputs, labels, groups, seed=0)
+    with pytest.raises(UserError, match=r"no baseline 'lenght_bins'.*length_bins"):
+        estimators.fit_baseline("lenght_bins", inputs, labels, groups, seed=0)
     with pytest.raises(UserError, match="class has no training row"):
-        estimators.fit_rung("prior", inputs, np.zeros_like(labels), groups, seed=0)
+        estimators.fit_baseline("prior", inputs, np.zeros_like(labels), groups, seed=0)
 
 
-def test_every_rung_learns_that_the_longer_answer_wins():
-    """On rows where length alone decides, all rungs above the prior beat it clearly."""
+def test_every_baseline_learns_that_the_longer_answer_wins():
+    """On rows where length alone decides, all baselines above the prior beat it clearly."""
     generator = np.random.default_rng(5)
     words = ["red", "green", "blue", "stone", "river", "cloud", "seven", "apple"]
     lines = []
@@ -257,17 +257,17 @@ def test_every_rung_learns_that_the_longer_answer_wins():
         lines.append((str(number), [f"prompt {number}"], [a], [b], label, str(number)))
     rows = pd.DataFrame(lines, columns=["id", "prompt", *RESPONSES, "label", "group"])
     folds = splits.assign_folds(rows, 3, seed=0)
-    results = cross_validation.cross_validate(estimators.RUNGS, rows, folds, (0,), seed=0, progress=False)
+    results = cross_validation.cross_validate(estimators.BASELINES, rows, folds, (0,), seed=0, progress=False)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     table = cross_validation.ladder_table(results, labels, groups).set_index("rung")
-    assert (table.loc[list(estimators.RUNGS[1:]), "log_loss"] < table.loc["prior", "log_loss"] - 0.2).all()
+    assert (table.loc[list(estimators.BASELINES[1:]), "log_loss"] < table.loc["prior", "log_loss"] - 0.2).all()
     assert list(table.columns) == ["log_loss", "low", "high", "accuracy", "seconds"]
-    assert cross_validation.best_rung(results, labels) == table["log_loss"].idxmin()
+    assert cross_validation.best_baseline(results, labels) == table["log_loss"].idxmin()
 
 
 def test_predictions_of_fold_models_are_averaged(rows, results):
     """`predict_rows` is the mean of what the fold models say."""
-    fitted = results["length_bins"].rungs
+    fitted = results["length_bins"].baselines
     inputs = estimators.read_inputs(rows, ["length_bins"])
     expected = (fitted[0].predict_proba(inputs) + fitted[1].predict_proba(inputs)) / 2
     assert estimators.predict_rows(fitted, rows) == pytest.approx(expected)

@@ -98,14 +98,14 @@ def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
 
 
 def test_verdict_by_hand():
-    """Alike for every row: dead. Varied, but no better than prior and structure rung: dead. Better than one: alive."""
+    """Alike for every row: dead. Varied, but no better than prior and structure baseline: dead. Better than one: alive."""
 
     def judge(spread: float, alone: float, whole: float, structure: float | None) -> str:
         record = {"encoder_spread": spread, "encoder_log_loss": alone, "valid_log_loss": whole}
         return why_dead(record, prior_log_loss=1.09, structure_log_loss=structure)
 
     assert "differ by 0.0090 from row to row" in judge(0.009, 1.0, 1.0, 1.05)
-    assert "the structure rung's 1.0500" in judge(0.05, 1.0895, 1.0495, 1.05)
+    assert "the structure baseline's 1.0500" in judge(0.05, 1.0895, 1.0495, 1.05)
     assert judge(0.05, 1.08, 1.06, 1.05) == ""
     assert judge(0.05, 1.10, 1.04, 1.05) == ""
     assert judge(0.05, 1.10, 1.08, None) == ""

@@ -142,7 +142,7 @@ def test_choosing_honestly_takes_each_half_from_the_step_that_the_other_half_cho
     half, labels = metrics.split_halves(groups), np.zeros(41, dtype=int)
     good, bad = [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]
     steps = np.stack([np.where(half[:, None], good, bad), np.where(half[:, None], bad, good)])
-    probs, best = metrics.choose_honestly(steps, labels, groups)
+    probs, best = metrics.choose_cross_fitted(steps, labels, groups)
     assert (probs == bad).all()
     assert best == (0 if half.sum() > 20 else 1)
 
@@ -152,7 +152,7 @@ def test_choosing_honestly_is_worse_than_the_flattering_pick_on_noise():
     generator = np.random.default_rng(7)
     steps = generator.dirichlet([4, 4, 4], (30, 200))
     labels, groups = generator.integers(0, 3, 200), np.arange(200).astype(str)
-    probs, best = metrics.choose_honestly(steps, labels, groups)
+    probs, best = metrics.choose_cross_fitted(steps, labels, groups)
     average = np.mean([metrics.log_loss(labels, step) for step in steps])
     assert metrics.log_loss(labels, steps[best]) < average - 0.04 < metrics.log_loss(labels, probs)
 
@@ -160,7 +160,7 @@ def test_choosing_honestly_is_worse_than_the_flattering_pick_on_noise():
 def test_choosing_among_one_step_returns_it():
     """With one validation there is nothing to choose."""
     steps = _random_probs(6, 8)[None]
-    probs, best = metrics.choose_honestly(steps, np.zeros(6, dtype=int), np.arange(6).astype(str))
+    probs, best = metrics.choose_cross_fitted(steps, np.zeros(6, dtype=int), np.arange(6).astype(str))
     assert best == 0 and (probs == steps[0]).all()
 
 

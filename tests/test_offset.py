@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from prefcls_lib.baselines import offset
-from prefcls_lib.baselines.estimators import fit_rung, read_inputs
+from prefcls_lib.baselines.estimators import fit_baseline, read_inputs
 from prefcls_lib.baselines.offset import BaselineOffset, fit_offset, log_odds
 from prefcls_lib.data.schema import SWAP
 from prefcls_lib.evaluation.metrics import log_loss
@@ -49,7 +49,7 @@ def test_labels_without_meaning_give_no_gain(known, fixed_strength):
     labels = np.random.default_rng(0).integers(0, 3, len(labels))
     shares = np.tile(np.bincount(labels, minlength=3) / len(labels), (len(labels), 1))
     _, nested = fit_offset(NAME, inputs, labels, groups, seed=1)
-    leaking = fit_rung(NAME, inputs, labels, groups, seed=1, strength=0.01).predict_proba(inputs)
+    leaking = fit_baseline(NAME, inputs, labels, groups, seed=1, strength=0.01).predict_proba(inputs)
     assert log_loss(labels, softmax(nested, axis=1)) > log_loss(labels, shares)
     assert log_loss(labels, leaking) < log_loss(labels, shares) - 0.01
 

@@ -1,4 +1,4 @@
-"""Cross-validation of the ladder: every rung on the folds that the networks use, with intervals."""
+"""Cross-validation of the ladder: every baseline on the folds that the networks use, with intervals."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from prefcls_lib.baselines.estimators import Rung, fit_rung, read_inputs
+from prefcls_lib.baselines.estimators import Baseline, fit_baseline, read_inputs
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, log_loss, row_losses
 from prefcls_lib.runtime.files import UserError
@@ -17,22 +17,22 @@ from prefcls_lib.runtime.progress import progress_bar
 
 @dataclass(frozen=True)
 class OutOfSample:
-    """One rung's predictions of rows that it was not fitted on."""
+    """One baseline's predictions of rows that it was not fitted on."""
 
     probs: np.ndarray  # (N, 3); NaN where the row's fold is not in run_folds
-    rungs: tuple[Rung, ...]  # one for each of run_folds, in that order
-    seconds: float  # fitting and predicting, all folds; without `read_inputs`, which the rungs share
+    baselines: tuple[Baseline, ...]  # one for each of run_folds, in that order
+    seconds: float  # fitting and predicting, all folds; without `read_inputs`, which the baselines share
 
 
 def cross_validate(
-    rung_names: Sequence[str],
+    names: Sequence[str],
     rows: pd.DataFrame,
     folds: np.ndarray,
     run_folds: Sequence[int],
     seed: int,
     progress: bool = True,
 ) -> dict[str, OutOfSample]:
-    """Fit each rung once for each fold of `run_folds`, on all other folds, and predict that fold.
+    """Fit each baseline once for each fold of `run_folds`, on all other folds, and predict that fold.
 
     Args:
         rows: labelled rows of `data.read_rows`.
@@ -45,29 +45,29 @@ def cross_validate(
     """
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     _check_folds(labels, groups, folds, run_folds)
-    probs = {name: np.full((len(rows), NUM_CLASSES), np.nan) for name in rung_names}
-    rungs: dict[str, list[Rung]] = {name: [] for name in rung_names}
-    seconds = dict.fromkeys(rung_names, 0.0)
-    bar = progress_bar(len(run_folds) * len(rung_names), "ladder", "fit", shown=progress)
+    probs = {name: np.full((len(rows), NUM_CLASSES), np.nan) for name in names}
+    baselines: dict[str, list[Baseline]] = {name: [] for name in names}
+    seconds = dict.fromkeys(names, 0.0)
+    bar = progress_bar(len(run_folds) * len(names), "ladder", "fit", shown=progress)
     with bar, threadpool_limits(limits=1):  # small fits: threads that wait for each other cost more than they bring
         bar.set_postfix_str("reading the answers")
-        inputs = read_inputs(rows, rung_names)
+        inputs = read_inputs(rows, names)
         for fold in run_folds:
             train, valid = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)
-            for name in rung_names:
+            for name in names:
                 bar.set_postfix_str(f"fold {fold}, {name}")
                 start = time.perf_counter()
-                rung = fit_rung(name, train_inputs, labels[train], groups[train], seed)
-                probs[name][valid] = rung.predict_proba(valid_inputs)
-                rungs[name].append(rung)
+                baseline = fit_baseline(name, train_inputs, labels[train], groups[train], seed)
+                probs[name][valid] = baseline.predict_proba(valid_inputs)
+                baselines[name].append(baseline)
                 seconds[name] += time.perf_counter() - start
                 bar.update()
-    return {name: OutOfSample(probs[name], tuple(rungs[name]), seconds[name]) for name in rung_names}
+    return {name: OutOfSample(probs[name], tuple(baselines[name]), seconds[name]) for name in names}
 
 
 def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
-    """One line a rung, on the rows it predicted: log_loss, low, high (95 % interval), accuracy, seconds."""
+    """One line a baseline, on the rows it predicted: log_loss, low, high (95 % interval), accuracy, seconds."""
     lines = []
     for name, result in results.items():
         done = np.isfinite(result.probs[:, 0])
@@ -78,8 +78,8 @@ def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np
     return pd.DataFrame(lines)
 
 
-def best_rung(results: dict[str, OutOfSample], labels: np.ndarray) -> str:
-    """Name of the rung with the lowest log loss on its predicted rows.
+def best_baseline(results: dict[str, OutOfSample], labels: np.ndarray) -> str:
+    """Name of the baseline with the lowest log loss on its predicted rows.
 
     Its log loss is slightly optimistic: it is the lowest of several on the rows that chose it.
     """

@@ -15,7 +15,7 @@ move A against B, symmetric ones only the tie. `_fit_logistic` therefore solves 
 the rows as they are: the same model (a test compares it with scikit-learn's on doubled rows), in half the
 memory.
 
-A fitted rung is a name and a few arrays, trees included, so it is saved without pickle. The text columns are
+A fitted baseline is a name and a few arrays, trees included, so it is saved without pickle. The text columns are
 hashed, so that no vocabulary is learned or stored: only which columns are frequent, and their IDF, from the
 training fold's texts.
 """
@@ -44,9 +44,9 @@ from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SWAP
 from prefcls_lib.evaluation.metrics import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
-FAST_RUNGS = ("prior", "length_bins", "length_logistic", "structure_logistic")
-RUNGS = (*FAST_RUNGS, "structure_boosting", "tfidf_difference", "structure_tfidf")
-TEXT_RUNGS = ("tfidf_difference", "structure_tfidf")
+FAST_BASELINES = ("prior", "length_bins", "length_logistic", "structure_logistic")
+BASELINES = (*FAST_BASELINES, "structure_boosting", "tfidf_difference", "structure_tfidf")
+TEXT_BASELINES = ("tfidf_difference", "structure_tfidf")
 
 STRENGTHS = (0.001, 0.003, 0.01)  # C of scikit-learn's LogisticRegression on rows and swapped copies
 TREE_COUNTS = (25, 50, 100, 200)  # boosting steps tried, at LEARNING_RATE
@@ -63,109 +63,109 @@ ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
 
 
 @dataclass(frozen=True)
-class RungInputs:
-    """All that the rungs read of N rows; nothing in it is learned."""
+class BaselineInputs:
+    """All that the baselines read of N rows; nothing in it is learned."""
 
     structure: np.ndarray  # (N, F) raw structure features
     kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
     counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, 2 * HASHED_COLUMNS) of sides A, B
 
-    def take(self, index: np.ndarray) -> "RungInputs":
+    def take(self, index: np.ndarray) -> "BaselineInputs":
         """The rows at `index` (positions)."""
         counts = None if self.counts is None else tuple(side[index] for side in self.counts)
-        return RungInputs(self.structure[index], self.kinds[index], counts)
+        return BaselineInputs(self.structure[index], self.kinds[index], counts)
 
-    def swap(self) -> "RungInputs":
+    def swap(self) -> "BaselineInputs":
         """The same rows with A and B in each other's place."""
         kinds = np.array([ORDINARY, EMPTY_B, EMPTY_A, EMPTY_BOTH, IDENTICAL])[self.kinds]
-        return RungInputs(self.structure * SIGNS, kinds, self.counts and self.counts[::-1])
+        return BaselineInputs(self.structure * SIGNS, kinds, self.counts and self.counts[::-1])
 
 
 def read_inputs(
-    rows: pd.DataFrame, rung_names: Sequence[str] = RUNGS, structure: np.ndarray | None = None
-) -> RungInputs:
-    """What `rung_names` need of the rows of `data.read_rows`; texts are read only for `TEXT_RUNGS`.
+    rows: pd.DataFrame, names: Sequence[str] = BASELINES, structure: np.ndarray | None = None
+) -> BaselineInputs:
+    """What `names` need of the rows of `data.read_rows`; texts are read only for `TEXT_BASELINES`.
 
     `structure`: their features where they are known already.
     """
     empty = empty_answers(rows)
     kinds = np.where(identical_answers(rows), IDENTICAL, empty @ np.array([EMPTY_A, EMPTY_B]))
     counts = None
-    if set(rung_names) & set(TEXT_RUNGS):
+    if set(names) & set(TEXT_BASELINES):
         prompts = ["\n".join(turns) for turns in rows[PROMPT]]
         counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
-    return RungInputs(compute_features(rows) if structure is None else structure, kinds, counts)
+    return BaselineInputs(compute_features(rows) if structure is None else structure, kinds, counts)
 
 
 @dataclass(frozen=True)
-class Rung:
+class Baseline:
     """One fitted baseline: its name, and what it learned as plain arrays."""
 
     name: str
     state: dict[str, np.ndarray]
 
-    def predict_proba(self, inputs: RungInputs) -> np.ndarray:
+    def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
         """Probabilities (N, 3); those of `inputs.swap()` are the same with A and B changed, exactly."""
         if self.name == "prior":
             return np.tile(self.state["prior"], (len(inputs.kinds), 1))
         return _shrink_kinds(self.state["kind_counts"], inputs.kinds, _predict_base(self.name, self.state, inputs))
 
 
-def fit_rung(
-    name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int, strength: float | None = None
-) -> Rung:
-    """Fit one rung on training rows; labels (N,), prompt groups (N,) for the folds that choose its strength.
+def fit_baseline(
+    name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int, strength: float | None = None
+) -> Baseline:
+    """Fit one baseline on training rows; labels (N,), prompt groups (N,) for the folds that choose its strength.
 
     `strength`: chosen already; None: chosen here.
 
     Raises:
-        UserError: no such rung, or a class without rows.
+        UserError: no such baseline, or a class without rows.
     """
-    if name not in RUNGS:
-        raise UserError(f"ladder: no rung {name!r}. Rungs are: {', '.join(RUNGS)}.")
+    if name not in BASELINES:
+        raise UserError(f"ladder: no baseline {name!r}. Baselines are: {', '.join(BASELINES)}.")
     counts = np.bincount(labels, minlength=NUM_CLASSES)
     if not counts.all():
         raise UserError("ladder: a class has no training row. Give more rows or set num_folds lower.")
     if name == "prior":
-        return Rung(name, {"prior": _symmetrise(counts / counts.sum())})
+        return Baseline(name, {"prior": _symmetrise(counts / counts.sum())})
     if name == "length_bins":
         state = {"bins": _fit_length_bins(inputs.structure, labels)}
     else:
         strength = choose_strength(name, inputs, labels, groups, seed) if strength is None else strength
         state = _fit_base(name, inputs, labels, strength)
-    return Rung(name, {**state, "kind_counts": _count_kinds(inputs.kinds, labels)})
+    return Baseline(name, {**state, "kind_counts": _count_kinds(inputs.kinds, labels)})
 
 
-def predict_rows(rungs: Sequence[Rung], rows: pd.DataFrame) -> np.ndarray:
-    """Mean probabilities (N, 3) of the same rung fitted on several folds."""
-    inputs = read_inputs(rows, [rung.name for rung in rungs])
-    return np.mean([rung.predict_proba(inputs) for rung in rungs], axis=0)
+def predict_rows(baselines: Sequence[Baseline], rows: pd.DataFrame) -> np.ndarray:
+    """Mean probabilities (N, 3) of the same baseline fitted on several folds."""
+    inputs = read_inputs(rows, [baseline.name for baseline in baselines])
+    return np.mean([baseline.predict_proba(inputs) for baseline in baselines], axis=0)
 
 
-def save_rung(rung: Rung, folder: str | Path) -> None:
+def save_baseline(baseline: Baseline, folder: str | Path) -> None:
     """Write `rung.json` and `arrays.npz` into `folder`, whole or not at all."""
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        write_json(temporary / "rung.json", {"rung": rung.name, "features": FEATURE_NAMES})
-        np.savez_compressed(temporary / "arrays.npz", **rung.state)
+        write_json(temporary / "rung.json", {"rung": baseline.name, "features": FEATURE_NAMES})
+        np.savez_compressed(temporary / "arrays.npz", **baseline.state)
 
     write_whole(folder, write)
 
 
-def load_rung(folder: str | Path) -> Rung:
-    """Read `save_rung` back; its predictions are the same to the bit. Runs no code from the files.
+def load_baseline(folder: str | Path) -> Baseline:
+    """Read `save_baseline` back; its predictions are the same to the bit. Runs no code from the files.
 
     Raises:
         UserError: a file is missing or broken, or was saved for other features.
     """
     folder = Path(folder)
     saved = read_json(folder / "rung.json")
-    if saved.get("rung") not in RUNGS or tuple(saved.get("features", ())) != FEATURE_NAMES:
-        raise UserError(f"{folder}: not a rung of this version of prefcls_lib. Run the ladder again.")
+    if saved.get("rung") not in BASELINES or tuple(saved.get("features", ())) != FEATURE_NAMES:
+        raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run the ladder again.")
     try:
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            return Rung(saved["rung"], dict(arrays))
+            return Baseline(saved["rung"], dict(arrays))
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{folder / 'arrays.npz'}: cannot be read ({error}). Run the ladder again.") from error
 
@@ -193,7 +193,7 @@ def _shrink_kinds(counts: np.ndarray, kinds: np.ndarray, base: np.ndarray) -> np
     return np.where((kinds == ORDINARY)[:, None], base, shrunk)
 
 
-def choose_strength(name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
+def choose_strength(name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """The C (or the number of trees) with the lowest log loss on inner folds of at most TUNING_ROWS rows.
 
     Rows too few for inner folds get the strongest regularisation.
@@ -220,7 +220,7 @@ def _inner_splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> Iterator
 
 
 def _predict_path(
-    name: str, choices: Sequence[float], inputs: RungInputs, labels: np.ndarray, score_inputs: RungInputs
+    name: str, choices: Sequence[float], inputs: BaselineInputs, labels: np.ndarray, score_inputs: BaselineInputs
 ) -> Iterator[np.ndarray]:
     """Probabilities of `score_inputs` for each strength; what does not depend on it is fitted once."""
     if name == "structure_boosting":
@@ -235,14 +235,14 @@ def _predict_path(
         yield _predict_logistic(weights, *score_columns)
 
 
-def _fit_base(name: str, inputs: RungInputs, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:
+def _fit_base(name: str, inputs: BaselineInputs, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:
     if name == "structure_boosting":
         return fit_trees(inputs.structure, labels, int(strength))
     state = _fit_columns(name, inputs)
     return {**state, **_fit_logistic(*_build_columns(name, state, inputs), labels, strength)}
 
 
-def _predict_base(name: str, state: dict[str, np.ndarray], inputs: RungInputs) -> np.ndarray:
+def _predict_base(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> np.ndarray:
     if name == "length_bins":
         return _predict_length_bins(state["bins"], inputs.structure)
     if name == "structure_boosting":
@@ -279,13 +279,13 @@ def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
     return sparse.hstack([words.transform(texts), characters.transform(texts)], format="csr")
 
 
-def _fit_columns(name: str, inputs: RungInputs) -> dict[str, np.ndarray]:
-    """Standardisation and IDF of the columns of a logistic rung."""
+def _fit_columns(name: str, inputs: BaselineInputs) -> dict[str, np.ndarray]:
+    """Standardisation and IDF of the columns of a logistic baseline."""
     state = {}
     if name != "tfidf_difference":
         scaler = FeatureScaler.fit(inputs.structure)
         state = {"center": scaler.center, "scale": scaler.scale}
-    if name in TEXT_RUNGS:
+    if name in TEXT_BASELINES:
         texts = sum(np.bincount(side.indices, minlength=side.shape[1]) for side in inputs.counts)
         kept = np.flatnonzero(texts >= MIN_TEXTS)
         idf = 1 + np.log((1 + 2 * len(inputs.kinds)) / (1 + texts[kept]))
@@ -293,13 +293,13 @@ def _fit_columns(name: str, inputs: RungInputs) -> dict[str, np.ndarray]:
     return state
 
 
-def _build_columns(name: str, state: dict[str, np.ndarray], inputs: RungInputs) -> tuple:
+def _build_columns(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple:
     """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs): dense, or float32 CSR with text."""
     if name != "tfidf_difference":
         structure = FeatureScaler(state["center"], state["scale"]).transform(inputs.structure)
         used = np.isin(FEATURE_NAMES, LENGTH_COLUMNS) if name == "length_logistic" else np.full(len(SIGNS), True)
         columns = structure[:, used & (SIGNS < 0)], structure[:, used & (SIGNS > 0)]
-        if name not in TEXT_RUNGS:
+        if name not in TEXT_BASELINES:
             return columns
     difference = _weigh_side(inputs.counts[0], state) - _weigh_side(inputs.counts[1], state)
     distance = sparse.csr_matrix((np.abs(difference.data), difference.indices, difference.indptr), difference.shape)

@@ -17,13 +17,13 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from prefcls_lib.baselines.estimators import (
-    Rung,
-    RungInputs,
+    Baseline,
+    BaselineInputs,
     choose_strength,
-    fit_rung,
-    load_rung,
+    fit_baseline,
+    load_baseline,
     read_inputs,
-    save_rung,
+    save_baseline,
 )
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.runtime.files import UserError
@@ -44,7 +44,7 @@ def log_odds(probs: np.ndarray) -> np.ndarray:
 class BaselineOffset:
     """The inner models of one baseline, fitted on the training rows of one outer fold."""
 
-    models: tuple[Rung, ...]
+    models: tuple[Baseline, ...]
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray:
         """Offsets (N, 3) of rows that the baseline was not trained on."""
@@ -52,14 +52,14 @@ class BaselineOffset:
         names = {model.name for model in self.models}
         return np.concatenate([self.predict_inputs(read_inputs(block, names)) for block in blocks])
 
-    def predict_inputs(self, inputs: RungInputs) -> np.ndarray:
+    def predict_inputs(self, inputs: BaselineInputs) -> np.ndarray:
         """`predict` where the inputs are read already."""
         return np.mean([log_odds(model.predict_proba(inputs)) for model in self.models], axis=0)
 
     def save(self, folder: Path) -> None:
         """Write the inner models into `folder`, which must exist: inner0, inner1, ..."""
         for number, model in enumerate(self.models):
-            save_rung(model, folder / f"inner{number}")
+            save_baseline(model, folder / f"inner{number}")
 
     @classmethod
     def load(cls, folder: Path) -> "BaselineOffset":
@@ -73,11 +73,11 @@ class BaselineOffset:
             raise UserError(
                 f"{folder}: the baseline that the network starts from is missing. Copy the run folder again."
             )
-        return cls(tuple(load_rung(place) for place in places))
+        return cls(tuple(load_baseline(place) for place in places))
 
 
 def fit_offset(
-    name: str, inputs: RungInputs, labels: np.ndarray, groups: np.ndarray, seed: int, label: str = ""
+    name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int, label: str = ""
 ) -> tuple[BaselineOffset, np.ndarray]:
     """Fit the inner models of a baseline on the training rows of an outer fold.
 
@@ -119,18 +119,18 @@ def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:
 
 def _fit_inner(
     name: str,
-    inputs: RungInputs,
+    inputs: BaselineInputs,
     labels: np.ndarray,
     groups: np.ndarray,
     held_out: np.ndarray,
     seed: int,
     strength: float,
-) -> tuple[Rung, np.ndarray]:
+) -> tuple[Baseline, np.ndarray]:
     """One inner model, fitted without the rows `held_out` (N,) bool, and its offsets of these rows."""
     train = np.flatnonzero(~held_out)
     fitted = name if len(np.unique(labels[train])) == NUM_CLASSES else "prior"
     if fitted == "prior":
         train = np.arange(len(labels))  # the shares of all rows: what the untrained network predicts, too
     with threadpool_limits(limits=1):
-        model = fit_rung(fitted, inputs.take(train), labels[train], groups[train], seed, strength)
+        model = fit_baseline(fitted, inputs.take(train), labels[train], groups[train], seed, strength)
         return model, log_odds(model.predict_proba(inputs.take(np.flatnonzero(held_out))))

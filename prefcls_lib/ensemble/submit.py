@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.estimators import load_rung, predict_rows
+from prefcls_lib.baselines.estimators import load_baseline, predict_rows
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.schema import ID, NUM_CLASSES
@@ -120,7 +120,7 @@ def predict_within(ensemble: Ensemble, rows: pd.DataFrame, out: str | Path, time
     for index, folder in enumerate(ensemble.folders):
         if (folder.model_folders()[0] / "rung.json").exists():
             with _tolerate_failure(job, index):
-                probs = predict_rows([load_rung(path) for path in folder.model_folders()], rows)
+                probs = predict_rows([load_baseline(path) for path in folder.model_folders()], rows)
                 job.add(index, probs, folds=len(folder.model_folders()))
     for index, folder in enumerate(ensemble.folders):
         if index not in job.sums:

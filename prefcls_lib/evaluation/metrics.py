@@ -156,7 +156,7 @@ def split_halves(groups: np.ndarray) -> np.ndarray:
     return (rank % 2 == 1)[index]
 
 
-def choose_honestly(valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
+def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
     """Predictions of the best validation step, free of the bias of having picked it on the same rows.
 
     The step with the lowest log loss on one half of the prompt groups supplies the other half's predictions,

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from scipy.special import softmax
 
-from prefcls_lib.baselines.estimators import fit_rung, read_inputs
+from prefcls_lib.baselines.estimators import fit_baseline, read_inputs
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT
@@ -160,7 +160,7 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
     swapped, _ = predict_proba(model, valid.swapped(), accelerator, pad_id)
     saved = honest = fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:
-        honest, _ = metrics.choose_honestly(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
+        honest, _ = metrics.choose_cross_fitted(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
     record = {
         "fold": fold,
         "seed": attempt.seed,
@@ -195,10 +195,10 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
 
 
 def _structure_log_loss(job: Job, fold: int) -> float | None:
-    """Log loss of the structure rung on this fold: what a network gets whose encoder contributes nothing."""
+    """Log loss of the structure baseline on this fold: what a network gets whose encoder contributes nothing."""
     if not job.config.structure_features:
         return None
     inputs = read_inputs(job.rows, ("structure_logistic",), job.features)
     labels, groups, train = job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds != fold
-    rung = fit_rung("structure_logistic", inputs.take(train), labels[train], groups[train], job.config.seed)
-    return metrics.log_loss(labels[~train], rung.predict_proba(inputs.take(~train)))
+    baseline = fit_baseline("structure_logistic", inputs.take(train), labels[train], groups[train], job.config.seed)
+    return metrics.log_loss(labels[~train], baseline.predict_proba(inputs.take(~train)))

@@ -1,7 +1,7 @@
 """`prefcls ladder`: all baselines as a run of its own, with the files of any other run.
 
-oof.csv holds each row's probabilities from the rung that was best on the other half of the prompt groups, so
-`log_loss` is honest about having chosen one of seven. model/ and submission.csv are the rung that was best on all.
+oof.csv holds each row's probabilities from the baseline that was best on the other half of the prompt groups, so
+`log_loss` is honest about having chosen one of seven. model/ and submission.csv are the baseline that was best on all.
 """
 
 import time
@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from prefcls_lib.baselines.cross_validation import best_rung, cross_validate, ladder_table
-from prefcls_lib.baselines.estimators import RUNGS, predict_rows, save_rung
+from prefcls_lib.baselines.cross_validation import best_baseline, cross_validate, ladder_table
+from prefcls_lib.baselines.estimators import BASELINES, predict_rows, save_baseline
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
@@ -22,7 +22,7 @@ from prefcls_lib.runtime.files import write_json, write_whole
 
 
 def run_ladder_job(config: RunConfig) -> RunFolder:
-    """Fit every rung on the folds of `config`, write the run folder; on a complete one, only say so.
+    """Fit every baseline on the folds of `config`, write the run folder; on a complete one, only say so.
 
     Of the settings only those of rows and folds matter: max_train_rows, num_folds, folds, seed.
 
@@ -35,20 +35,23 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
         print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
         return folder
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    results = cross_validate(RUNGS, job.rows, job.folds, job.config.folds, job.config.seed)
-    best = best_rung(results, labels)
-    for fold, rung in zip(job.config.folds, results[best].rungs, strict=True):
-        write_whole(folder.model_folder(FoldModel(fold)), lambda temporary, rung=rung: save_rung(rung, temporary))
+    results = cross_validate(BASELINES, job.rows, job.folds, job.config.folds, job.config.seed)
+    best = best_baseline(results, labels)
+    for fold, baseline in zip(job.config.folds, results[best].baselines, strict=True):
+        write_whole(
+            folder.model_folder(FoldModel(fold)),
+            lambda temporary, baseline=baseline: save_baseline(baseline, temporary),
+        )
     validated = job.rows[job.validated]
-    choices = np.stack([results[name].probs[job.validated] for name in RUNGS])
-    honest, _ = metrics.choose_honestly(choices, labels[job.validated], groups[job.validated])
+    choices = np.stack([results[name].probs[job.validated] for name in BASELINES])
+    honest, _ = metrics.choose_cross_fitted(choices, labels[job.validated], groups[job.validated])
     folds = job.folds[job.validated]
     saved = prediction_table(validated, folds, results[best].probs[job.validated])
     write_table(folder / "oof.csv", prediction_table(validated, folds, honest))
     write_table(folder / "valid.csv", saved.assign(group=groups[job.validated]))
     table = ladder_table(results, labels, groups)
     write_table(folder / "history.csv", table)
-    probs = predict_rows(results[best].rungs, job.test_rows)
+    probs = predict_rows(results[best].baselines, job.test_rows)
     write_submission(folder / "submission.csv", list(job.test_rows[ID]), probs)
     scores = score_job(job)
     result = {

@@ -62,7 +62,7 @@ def score_job(job: Job) -> dict:
 
 
 def result_table(result: dict) -> pd.DataFrame:
-    """The ladder's rungs and the network of one result.json, one line each, with 95 % intervals."""
+    """The ladder's baselines and the network of one result.json, one line each, with 95 % intervals."""
     network = {
         "rung": f"network: {Path(result['backbone']).name}",
         "log_loss": result["log_loss"],
@@ -75,7 +75,7 @@ def result_table(result: dict) -> pd.DataFrame:
 
 
 def verdict(result: dict) -> str:
-    """One sentence: the network against the best rung of the ladder, with its interval and what it can detect."""
+    """One sentence: the network against the best baseline of the ladder, with its interval and what it can detect."""
     c = result["comparison"]
     return (
         f"network {c['verdict']} {result['ladder_best']}: log loss {c['difference']:+.4f}, 95 % interval "

@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, best_rung, cross_validate, ladder_table
-from prefcls_lib.baselines.estimators import FAST_RUNGS, load_rung, predict_rows
+from prefcls_lib.baselines.cross_validation import OutOfSample, best_baseline, cross_validate, ladder_table
+from prefcls_lib.baselines.estimators import FAST_BASELINES, load_baseline, predict_rows
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import TokenCount, make_padded_batches, plan_epoch, split_batch
 from prefcls_lib.data.features import compute_features
@@ -62,15 +62,15 @@ def encode(job: Job) -> EncodedRows:
     return job.encode(job.rows)
 
 
-def run_ladder(job: Job, rung_names: tuple[str, ...] = FAST_RUNGS) -> dict[str, OutOfSample]:
+def run_ladder(job: Job, names: tuple[str, ...] = FAST_BASELINES) -> dict[str, OutOfSample]:
     """The plain baselines, fitted and scored on the folds of this run.
 
-    Where the run folder holds only the prior's submission, the best rung's takes its place.
+    Where the run folder holds only the prior's submission, the best baseline's takes its place.
     """
-    results = cross_validate(rung_names, job.rows, job.folds, job.config.folds, job.config.seed)
+    results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.seed)
     if job.wrote_prior:
-        best = best_rung(results, job.rows["label"].to_numpy())
-        probs = predict_rows(results[best].rungs, job.test_rows)
+        best = best_baseline(results, job.rows["label"].to_numpy())
+        probs = predict_rows(results[best].baselines, job.test_rows)
         write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     return results
 
@@ -160,7 +160,7 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     rows, honest = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    best = best_rung(ladder, job.rows["label"].to_numpy())
+    best = best_baseline(ladder, job.rows["label"].to_numpy())
     best_probs = ladder[best].probs[job.validated]
     table = ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
     tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
@@ -214,7 +214,7 @@ def predict_run(
     """
     folders = folder.model_folders()
     if (folders[0] / "rung.json").exists():
-        return predict_rows([load_rung(path) for path in folders], rows), TokenCount()
+        return predict_rows([load_baseline(path) for path in folders], rows), TokenCount()
     processes = min(count_processes(num_processes), len(rows) // MIN_ROWS_TO_SHARE)
     if processes > 1:
         return predict_side_by_side(folder.path, rows, processes), TokenCount()

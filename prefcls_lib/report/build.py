@@ -143,7 +143,7 @@ def _row_values(groups: Sequence[Group]) -> dict:
     if group is None:
         return values
     run = group.networks[0]
-    best = min(rung["log_loss"] for rung in group.rungs)
+    best = min(baseline["log_loss"] for baseline in group.baselines)
     labels, probs = run.oof["label"].to_numpy(), run.probs(run.oof.index)
     reliability = plots.plot_reliability(
         metrics.reliability_table(labels, probs), run.result["expected_calibration_error"]

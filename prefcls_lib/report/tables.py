@@ -54,17 +54,17 @@ class Group:
         self.title = f"{rows}, {first.settings['num_folds']} folds by prompt, seed {first.settings['seed']}"
 
     @property
-    def rungs(self) -> list[dict]:
-        """The ladder's rungs: of its own run (seven), else those that a network's run fitted."""
+    def baselines(self) -> list[dict]:
+        """The ladder's baselines: of its own run (seven), else those that a network's run fitted."""
         return (self.ladder or self.runs[0]).result.get("ladder", [])
 
     @property
     def prior(self) -> float | None:
         """Log loss of the class shares on these folds."""
-        return next((rung["log_loss"] for rung in self.rungs if rung["rung"] == "prior"), None)
+        return next((baseline["log_loss"] for baseline in self.baselines if baseline["rung"] == "prior"), None)
 
     def verdict(self, run: Run) -> str:
-        """Against the ladder's run, else against the best rung that the run itself fitted."""
+        """Against the ladder's run, else against the best baseline that the run itself fitted."""
         if run is self.ladder:
             return ""
         if self.ladder is not None and (c := compare_runs(run, self.ladder)):
@@ -91,8 +91,8 @@ class Group:
         return markdown_table(header, lines, (0, 8))
 
     def draw_results(self) -> Figure:
-        """The same as a picture, with every rung."""
-        lines = [{"name": rung["rung"], "kind": "baseline", **rung} for rung in self.rungs]
+        """The same as a picture, with every baseline."""
+        lines = [{"name": baseline["rung"], "kind": "baseline", **baseline} for baseline in self.baselines]
         entries = [(run.name, "baseline" if run.is_ladder else "network", run.result) for run in self.runs]
         entries += [(name, "blend", content) for name, content, _ in self.blends]
         for name, kind, r in entries:
@@ -106,11 +106,11 @@ class Group:
             draw_svg(self.draw_results()), "Log loss on the same validation rows, in no order of merit."
         )
 
-    def rungs_table(self) -> str:
-        """Every rung of the ladder."""
+    def baselines_table(self) -> str:
+        """Every baseline of the ladder."""
         lines = [
             [r["rung"], f"{r['log_loss']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", f"{r['accuracy']:.3f}"]
-            for r in self.rungs
+            for r in self.baselines
         ]
         return markdown_table(("rung", "log loss", "95 % interval", "accuracy"), lines)
 

@@ -1,7 +1,7 @@
 """The collapse watch: is the encoder dead, though the network around it looks alive?"""
 
 COLLAPSED_SPREAD = 0.01  # a living encoder's predictions differ by more than this from row to row
-USEFUL_GAIN = 0.001  # log loss under a rung's that is more than rounding
+USEFUL_GAIN = 0.001  # log loss under a baseline's that is more than rounding
 
 
 class Collapsed(Exception):
@@ -16,7 +16,7 @@ def why_dead(record: dict, prior_log_loss: float, structure_log_loss: float | No
     """Why the encoder must be dead, "" if it may be alive.
 
     Dead is one whose predictions, features at their mean, are the same for every row; and one that adds nothing: not
-    better than the prior by itself, while the whole network is not better than the structure rung.
+    better than the prior by itself, while the whole network is not better than the structure baseline.
     """
     spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
     if spread < COLLAPSED_SPREAD:
@@ -25,5 +25,5 @@ def why_dead(record: dict, prior_log_loss: float, structure_log_loss: float | No
         return ""
     return (
         f"with the structure features at their mean its log loss is {alone:.4f} (the prior's {prior_log_loss:.4f}), "
-        f"and with them {whole:.4f} (the structure rung's {structure_log_loss:.4f})"
+        f"and with them {whole:.4f} (the structure baseline's {structure_log_loss:.4f})"
     )

@@ -72,7 +72,7 @@ class Session:
         deadline: `time.perf_counter()` by which `fit` must return; None: no time budget.
         tokens_to_predict: tokens that will still have to be predicted after `fit`, before the deadline.
         stop: set from outside to end training after the step at hand, its state saved.
-        structure_log_loss: of the structure rung on the validation rows, for the collapse watch; None: not known.
+        structure_log_loss: of the structure baseline on the validation rows, for the collapse watch; None: not known.
     """
 
     state_folder: Path | None = None

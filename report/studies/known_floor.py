@@ -142,15 +142,15 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
     oof, history = read_table(folder / "oof.csv"), read_table(folder / "history.csv")
     known = np.load(out / "probs.npy")[oof[ID].astype(int)]
     labels, probs = oof["label"].to_numpy(), oof[list(LABEL_COLUMNS)].to_numpy()
-    rungs = {rung["rung"]: rung["log_loss"] for rung in result["ladder"]}
+    baselines = {baseline["rung"]: baseline["log_loss"] for baseline in result["ladder"]}
     return {
         "variant": name,
         "seed": seed,
         "log_loss": metrics.log_loss(labels, probs),
         "floor": metrics.log_loss(labels, known),
         "expected_floor": float(-(known * np.log(known)).sum(axis=1).mean()),
-        "prior": rungs["prior"],
-        "structure_logistic": rungs["structure_logistic"],
+        "prior": baselines["prior"],
+        "structure_logistic": baselines["structure_logistic"],
         "encoder_spread": float(history["encoder_spread"].iloc[-1]),
         "collapsed": bool(history["collapsed"].iloc[-1]),
         "steps": int(history["step"].iloc[-1]),
