@@ -98,7 +98,7 @@ def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
 
 
 def test_verdict_by_hand():
-    """Alike for every row: dead. Varied, but no better than prior and structure baseline: dead. Better than one: alive."""
+    """Alike for every row: collapsed. Varied but no better than prior and structure alone: collapsed. Else healthy."""
 
     def judge(spread: float, alone: float, whole: float, structure: float | None) -> str:
         record = {"encoder_spread": spread, "encoder_log_loss": alone, "valid_log_loss": whole}
