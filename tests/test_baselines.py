@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from prefcls_lib.baselines import cross_validation, estimators, trees
+from prefcls_lib.baselines import columns, cross_validation, estimators, trees
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import RESPONSES, SWAP
@@ -47,8 +47,8 @@ def results(rows: pd.DataFrame) -> dict:
 def test_swapping_the_answers_swaps_the_probabilities(name, rows, swapped_rows, results):
     """Every baseline is order-equivariant to the last bits, odd rows included, and gives real probabilities."""
     baseline = results[name].baselines[0]
-    probs = baseline.predict_proba(estimators.read_inputs(rows, [name]))
-    swapped = baseline.predict_proba(estimators.read_inputs(swapped_rows, [name]))
+    probs = baseline.predict_proba(columns.read_inputs(rows, [name]))
+    swapped = baseline.predict_proba(columns.read_inputs(swapped_rows, [name]))
     np.testing.assert_allclose(swapped[:, SWAPPED], probs, rtol=0, atol=1e-12)
     metrics.check_probs(probs, name)
 
@@ -57,10 +57,10 @@ def test_swapping_the_answers_swaps_the_probabilities(name, rows, swapped_rows, 
 def test_training_on_swapped_rows_learns_the_same_baseline(name, rows, swapped_rows):
     """A fit sees every row in both orders, so a data set with A and B exchanged teaches it the same."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    inputs = estimators.read_inputs(rows, [name])
+    inputs = columns.read_inputs(rows, [name])
     one = estimators.fit_baseline(name, inputs, labels, groups, seed=2)
     other = estimators.fit_baseline(
-        name, estimators.read_inputs(swapped_rows, [name]), np.array(SWAP)[labels], groups, seed=2
+        name, columns.read_inputs(swapped_rows, [name]), np.array(SWAP)[labels], groups, seed=2
     )
     np.testing.assert_allclose(other.predict_proba(inputs), one.predict_proba(inputs), rtol=0, atol=2e-3)
 
@@ -72,7 +72,7 @@ def test_a_saved_baseline_predicts_the_same_bytes(name, rows, results, tmp_path)
     estimators.save_baseline(results["prior"].baselines[0], tmp_path / "rung")
     estimators.save_baseline(baseline, tmp_path / "rung")
     loaded = estimators.load_baseline(tmp_path / "rung")
-    inputs = estimators.read_inputs(rows, [name])
+    inputs = columns.read_inputs(rows, [name])
     assert loaded.name == name
     assert loaded.predict_proba(inputs).tobytes() == baseline.predict_proba(inputs).tobytes()
 
@@ -142,15 +142,13 @@ def test_length_bins_by_hand():
 
 def test_odd_rows_are_shrunk_from_training_counts_by_hand():
     """Identical answers tied 3 times of 4; the empty side lost 2 of 2, once as A and once as B."""
-    kinds = np.array([estimators.IDENTICAL] * 4 + [estimators.EMPTY_A, estimators.EMPTY_B, estimators.ORDINARY])
-    counts = estimators._count_kinds(kinds, np.array([2, 2, 2, 0, 1, 0, 1]))
-    assert counts[estimators.IDENTICAL].tolist() == [0.5, 0.5, 3.0]
-    assert counts[estimators.EMPTY_A].tolist() == [0.0, 2.0, 0.0]
+    kinds = np.array([columns.IDENTICAL] * 4 + [columns.EMPTY_A, columns.EMPTY_B, columns.ORDINARY])
+    counts = columns.count_kinds(kinds, np.array([2, 2, 2, 0, 1, 0, 1]))
+    assert counts[columns.IDENTICAL].tolist() == [0.5, 0.5, 3.0]
+    assert counts[columns.EMPTY_A].tolist() == [0.0, 2.0, 0.0]
     base = np.array([[0.4, 0.4, 0.2], [0.3, 0.5, 0.2], [0.3, 0.5, 0.2], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
-    asked = np.array(
-        [estimators.IDENTICAL, estimators.EMPTY_A, estimators.EMPTY_B, estimators.EMPTY_BOTH, estimators.ORDINARY]
-    )
-    probs = estimators._shrink_kinds(counts, asked, base)
+    asked = np.array([columns.IDENTICAL, columns.EMPTY_A, columns.EMPTY_B, columns.EMPTY_BOTH, columns.ORDINARY])
+    probs = columns.shrink_kinds(counts, asked, base)
     assert probs[0] == pytest.approx(np.array([0.5 + 4, 0.5 + 4, 3 + 2]) / 14)
     assert probs[1] == pytest.approx(np.array([3, 2 + 5, 2]) / 12)
     assert probs[2] == pytest.approx(np.array([2 + 3, 5, 2]) / 12)
@@ -159,26 +157,19 @@ def test_odd_rows_are_shrunk_from_training_counts_by_hand():
 
 def test_kinds_of_rows_are_read_from_the_texts(rows):
     """The fixture's first rows: four identical pairs, then B and A empty by turns."""
-    kinds = estimators.read_inputs(rows, ["prior"]).kinds
-    assert (kinds[:4] == estimators.IDENTICAL).all()
-    assert (kinds[4:12:2] == estimators.EMPTY_A).all() and (kinds[5:12:2] == estimators.EMPTY_B).all()
-
-
-def test_swapped_inputs_are_those_of_swapped_rows(rows, swapped_rows):
-    """`BaselineInputs.swap` is the same as reading the rows with A and B exchanged."""
-    swapped, read = estimators.read_inputs(rows).swap(), estimators.read_inputs(swapped_rows)
-    assert (swapped.structure == read.structure).all() and (swapped.kinds == read.kinds).all()
-    assert all((one != other).nnz == 0 for one, other in zip(swapped.counts, read.counts, strict=True))
+    kinds = columns.read_inputs(rows, ["prior"]).kinds
+    assert (kinds[:4] == columns.IDENTICAL).all()
+    assert (kinds[4:12:2] == columns.EMPTY_A).all() and (kinds[5:12:2] == columns.EMPTY_B).all()
 
 
 def test_tf_idf_is_learned_from_training_texts_only():
     """Columns and IDF follow the fitted rows alone: a column that only other rows have is not kept."""
     counts = sparse.csr_matrix(np.array([[1, 0, 2], [3, 0, 0], [1, 4, 0], [0, 5, 0]], dtype=np.float32))
-    inputs = estimators.BaselineInputs(np.zeros((4, len(SIGNS))), np.zeros(4, dtype=int), (counts, counts))
-    state = estimators._fit_columns("tfidf_difference", inputs.take(np.array([0, 1])))
+    inputs = columns.BaselineInputs(np.zeros((4, len(SIGNS))), np.zeros(4, dtype=int), (counts, counts))
+    state = columns.fit_columns("tfidf_difference", inputs.take(np.array([0, 1])))
     assert state["kept"].tolist() == [0]
     assert state["idf"] == pytest.approx([1 + np.log(5 / 5)])
-    every = estimators._fit_columns("tfidf_difference", inputs)
+    every = columns.fit_columns("tfidf_difference", inputs)
     assert every["kept"].tolist() == [0, 1] and every["idf"] == pytest.approx([1 + np.log(9 / 7), 1 + np.log(9 / 5)])
 
 
@@ -186,8 +177,8 @@ def test_sides_are_weighed_sublinearly_to_one_length():
     """Counts (1, e) with equal IDF weigh 1 to 2 and have length TEXT_SCALE; an empty side stays zero."""
     counts = sparse.csr_matrix(np.array([[1, np.e], [0, 0]], dtype=np.float32))
     state = {"kept": np.array([0, 1]), "idf": np.ones(2, dtype=np.float32)}
-    weighed = estimators._weigh_side(counts, state).toarray()
-    assert weighed[0] == pytest.approx(estimators.TEXT_SCALE * np.array([1, 2]) / np.sqrt(5), rel=1e-6)
+    weighed = columns._weigh_side(counts, state).toarray()
+    assert weighed[0] == pytest.approx(columns.TEXT_SCALE * np.array([1, 2]) / np.sqrt(5), rel=1e-6)
     assert (weighed[1] == 0).all()
 
 
@@ -197,7 +188,7 @@ def test_out_of_sample_rows_are_those_of_the_run_folds(rows, results):
     for result in results.values():
         assert (np.isfinite(result.probs).all(axis=1) == np.isin(folds, (0, 2))).all()
         assert len(result.baselines) == 2 and result.seconds >= 0
-    inputs = estimators.read_inputs(rows, estimators.FAST_BASELINES)
+    inputs = columns.read_inputs(rows, estimators.FAST_BASELINES)
     for number, fold in enumerate((0, 2)):
         again = results["structure_logistic"].baselines[number].predict_proba(inputs)
         np.testing.assert_allclose(
@@ -237,7 +228,7 @@ def test_folds_that_cannot_be_scored_are_refused(rows, run_fold, message):
 
 def test_unknown_rungs_and_missing_classes_are_refused(rows):
     """A mistyped baseline lists the right ones; a class without training rows cannot be learned."""
-    inputs, labels = estimators.read_inputs(rows, ["prior"]), rows["label"].to_numpy()
+    inputs, labels = columns.read_inputs(rows, ["prior"]), rows["label"].to_numpy()
     groups = rows["group"].to_numpy()
     with pytest.raises(UserError, match=r"no baseline 'lenght_bins'.*length_bins"):
         estimators.fit_baseline("lenght_bins", inputs, labels, groups, seed=0)
@@ -268,7 +259,7 @@ def test_every_baseline_learns_that_the_longer_answer_wins():
 def test_predictions_of_fold_models_are_averaged(rows, results):
     """`predict_rows` is the mean of what the fold models say."""
     fitted = results["length_bins"].baselines
-    inputs = estimators.read_inputs(rows, ["length_bins"])
+    inputs = columns.read_inputs(rows, ["length_bins"])
     expected = (fitted[0].predict_proba(inputs) + fitted[1].predict_proba(inputs)) / 2
     assert estimators.predict_rows(fitted, rows) == pytest.approx(expected)
 

@@ -5,7 +5,8 @@ import pytest
 from scipy.special import softmax
 
 from prefcls_lib.baselines import offset
-from prefcls_lib.baselines.estimators import fit_baseline, read_inputs
+from prefcls_lib.baselines.columns import read_inputs
+from prefcls_lib.baselines.estimators import fit_baseline
 from prefcls_lib.baselines.offset import BaselineOffset, fit_offset, log_odds
 from prefcls_lib.data.schema import SWAP
 from prefcls_lib.evaluation.metrics import log_loss

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from prefcls_lib.baselines.estimators import Baseline, fit_baseline, read_inputs
+from prefcls_lib.baselines.columns import read_inputs
+from prefcls_lib.baselines.estimators import Baseline, fit_baseline
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, log_loss, row_losses
 from prefcls_lib.runtime.files import UserError

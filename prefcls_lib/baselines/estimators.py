@@ -15,9 +15,7 @@ move A against B, symmetric ones only the tie. `_fit_logistic` therefore solves 
 the rows as they are: the same model (a test compares it with scikit-learn's on doubled rows), in half the
 memory.
 
-A fitted baseline is a name and a few arrays, trees included, so it is saved without pickle. The text columns are
-hashed, so that no vocabulary is learned or stored: only which columns are frequent, and their IDF, from the
-training fold's texts.
+A fitted baseline is a name and a few arrays, trees included, so it is saved without pickle.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,75 +24,32 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import softmax
-from sklearn.feature_extraction.text import HashingVectorizer
 
-from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
-from prefcls_lib.data.features import (
-    FEATURE_NAMES,
-    SIGNS,
-    FeatureScaler,
-    compute_features,
-    empty_answers,
-    identical_answers,
+from prefcls_lib.baselines.columns import (
+    SHRINKAGE_ROWS,
+    BaselineInputs,
+    build_columns,
+    count_kinds,
+    fit_columns,
+    read_inputs,
+    shrink_kinds,
 )
-from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SWAP
+from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
+from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
+from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 from prefcls_lib.evaluation.metrics import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
 FAST_BASELINES = ("prior", "length_bins", "length_logistic", "structure_logistic")
 BASELINES = (*FAST_BASELINES, "structure_boosting", "tfidf_difference", "structure_tfidf")
-TEXT_BASELINES = ("tfidf_difference", "structure_tfidf")
 
 STRENGTHS = (0.001, 0.003, 0.01)  # C of scikit-learn's LogisticRegression on rows and swapped copies
 TREE_COUNTS = (25, 50, 100, 200)  # boosting steps tried, at LEARNING_RATE
 TUNING_ROWS = 10_000
 INNER_FOLDS = 3
-LENGTH_COLUMNS = ("diff_log_chars", "diff_log_words", "diff_log_last_chars", "mean_log_chars",
-                  "dist_log_chars", "log_prompt_chars", "log_turns")  # fmt: skip
 LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of the answers' characters
-SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
-HASHED_COLUMNS = 2**18  # for words, and again for characters
-MIN_TEXTS = 3  # a text column is kept if so many training answers have it
-TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of STRENGTHS
-ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
-
-
-@dataclass(frozen=True)
-class BaselineInputs:
-    """All that the baselines read of N rows; nothing in it is learned."""
-
-    structure: np.ndarray  # (N, F) raw structure features
-    kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
-    counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, 2 * HASHED_COLUMNS) of sides A, B
-
-    def take(self, index: np.ndarray) -> "BaselineInputs":
-        """The rows at `index` (positions)."""
-        counts = None if self.counts is None else tuple(side[index] for side in self.counts)
-        return BaselineInputs(self.structure[index], self.kinds[index], counts)
-
-    def swap(self) -> "BaselineInputs":
-        """The same rows with A and B in each other's place."""
-        kinds = np.array([ORDINARY, EMPTY_B, EMPTY_A, EMPTY_BOTH, IDENTICAL])[self.kinds]
-        return BaselineInputs(self.structure * SIGNS, kinds, self.counts and self.counts[::-1])
-
-
-def read_inputs(
-    rows: pd.DataFrame, names: Sequence[str] = BASELINES, structure: np.ndarray | None = None
-) -> BaselineInputs:
-    """What `names` need of the rows of `data.read_rows`; texts are read only for `TEXT_BASELINES`.
-
-    `structure`: their features where they are known already.
-    """
-    empty = empty_answers(rows)
-    kinds = np.where(identical_answers(rows), IDENTICAL, empty @ np.array([EMPTY_A, EMPTY_B]))
-    counts = None
-    if set(names) & set(TEXT_BASELINES):
-        prompts = ["\n".join(turns) for turns in rows[PROMPT]]
-        counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
-    return BaselineInputs(compute_features(rows) if structure is None else structure, kinds, counts)
 
 
 @dataclass(frozen=True)
@@ -105,10 +60,10 @@ class Baseline:
     state: dict[str, np.ndarray]
 
     def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
-        """Probabilities (N, 3); those of `inputs.swap()` are the same with A and B changed, exactly."""
+        """Probabilities (N, 3); with A and B exchanged in the rows, the same with A and B exchanged."""
         if self.name == "prior":
             return np.tile(self.state["prior"], (len(inputs.kinds), 1))
-        return _shrink_kinds(self.state["kind_counts"], inputs.kinds, _predict_base(self.name, self.state, inputs))
+        return shrink_kinds(self.state["kind_counts"], inputs.kinds, _predict_base(self.name, self.state, inputs))
 
 
 def fit_baseline(
@@ -133,7 +88,7 @@ def fit_baseline(
     else:
         strength = choose_strength(name, inputs, labels, groups, seed) if strength is None else strength
         state = _fit_base(name, inputs, labels, strength)
-    return Baseline(name, {**state, "kind_counts": _count_kinds(inputs.kinds, labels)})
+    return Baseline(name, {**state, "kind_counts": count_kinds(inputs.kinds, labels)})
 
 
 def predict_rows(baselines: Sequence[Baseline], rows: pd.DataFrame) -> np.ndarray:
@@ -175,24 +130,6 @@ def _symmetrise(table: np.ndarray) -> np.ndarray:
     return (table + table[..., list(SWAP)]) / 2
 
 
-def _count_kinds(kinds: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(5, 3) labels seen with each kind of row; each row also counts as its swapped copy."""
-    counts = np.zeros((5, NUM_CLASSES))
-    np.add.at(counts, (kinds, labels), 1.0)
-    mirrored = counts[[ORDINARY, EMPTY_B, EMPTY_A, EMPTY_BOTH, IDENTICAL]][:, list(SWAP)]
-    counts = counts + mirrored
-    counts[[EMPTY_BOTH, IDENTICAL]] /= 2
-    counts[ORDINARY] = 0.0
-    return counts
-
-
-def _shrink_kinds(counts: np.ndarray, kinds: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Odd rows: (counts + m * base) / (n + m), m = SHRINKAGE_ROWS. Ordinary rows keep their `base` (N, 3)."""
-    seen = counts[kinds]
-    shrunk = (seen + SHRINKAGE_ROWS * base) / (seen.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)
-    return np.where((kinds == ORDINARY)[:, None], base, shrunk)
-
-
 def choose_strength(name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """The C (or the number of trees) with the lowest log loss on inner folds of at most TUNING_ROWS rows.
 
@@ -228,8 +165,8 @@ def _predict_path(
         for count in choices:
             yield _predict_base(name, first_trees(trees, count), score_inputs)
         return
-    state = _fit_columns(name, inputs)
-    columns, score_columns = _build_columns(name, state, inputs), _build_columns(name, state, score_inputs)
+    state = fit_columns(name, inputs)
+    columns, score_columns = build_columns(name, state, inputs), build_columns(name, state, score_inputs)
     for strength in choices:
         weights = _fit_logistic(*columns, labels, strength)
         yield _predict_logistic(weights, *score_columns)
@@ -238,8 +175,8 @@ def _predict_path(
 def _fit_base(name: str, inputs: BaselineInputs, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:
     if name == "structure_boosting":
         return fit_trees(inputs.structure, labels, int(strength))
-    state = _fit_columns(name, inputs)
-    return {**state, **_fit_logistic(*_build_columns(name, state, inputs), labels, strength)}
+    state = fit_columns(name, inputs)
+    return {**state, **_fit_logistic(*build_columns(name, state, inputs), labels, strength)}
 
 
 def _predict_base(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> np.ndarray:
@@ -248,7 +185,7 @@ def _predict_base(name: str, state: dict[str, np.ndarray], inputs: BaselineInput
     if name == "structure_boosting":
         swapped = predict_trees(state, inputs.structure * SIGNS)[:, list(SWAP)]
         return (predict_trees(state, inputs.structure) + swapped) / 2
-    return _predict_logistic(state, *_build_columns(name, state, inputs))
+    return _predict_logistic(state, *build_columns(name, state, inputs))
 
 
 def _fit_length_bins(structure: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -268,56 +205,6 @@ def _predict_length_bins(bins: np.ndarray, structure: np.ndarray) -> np.ndarray:
     probs = bins[np.digitize(np.abs(gap), LENGTH_EDGES)]
     probs = np.where((gap < 0)[:, None], probs[:, list(SWAP)], probs)
     return np.where((gap == 0)[:, None], _symmetrise(probs), probs)
-
-
-def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
-    """(N, 2 * HASHED_COLUMNS) counts of word 1-2-grams and of characters 3-4-grams within words."""
-    texts = [prompt + "\n" + "\n".join(turns) for prompt, turns in zip(prompts, answers, strict=True)]
-    plain = {"n_features": HASHED_COLUMNS, "norm": None, "alternate_sign": False, "dtype": np.float32}
-    words = HashingVectorizer(analyzer="word", ngram_range=(1, 2), token_pattern=r"\b\w+\b", **plain)
-    characters = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 4), **plain)
-    return sparse.hstack([words.transform(texts), characters.transform(texts)], format="csr")
-
-
-def _fit_columns(name: str, inputs: BaselineInputs) -> dict[str, np.ndarray]:
-    """Standardisation and IDF of the columns of a logistic baseline."""
-    state = {}
-    if name != "tfidf_difference":
-        scaler = FeatureScaler.fit(inputs.structure)
-        state = {"center": scaler.center, "scale": scaler.scale}
-    if name in TEXT_BASELINES:
-        texts = sum(np.bincount(side.indices, minlength=side.shape[1]) for side in inputs.counts)
-        kept = np.flatnonzero(texts >= MIN_TEXTS)
-        idf = 1 + np.log((1 + 2 * len(inputs.kinds)) / (1 + texts[kept]))
-        state |= {"kept": kept.astype(np.int32), "idf": idf.astype(np.float32)}
-    return state
-
-
-def _build_columns(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple:
-    """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs): dense, or float32 CSR with text."""
-    if name != "tfidf_difference":
-        structure = FeatureScaler(state["center"], state["scale"]).transform(inputs.structure)
-        used = np.isin(FEATURE_NAMES, LENGTH_COLUMNS) if name == "length_logistic" else np.full(len(SIGNS), True)
-        columns = structure[:, used & (SIGNS < 0)], structure[:, used & (SIGNS > 0)]
-        if name not in TEXT_BASELINES:
-            return columns
-    difference = _weigh_side(inputs.counts[0], state) - _weigh_side(inputs.counts[1], state)
-    distance = sparse.csr_matrix((np.abs(difference.data), difference.indices, difference.indptr), difference.shape)
-    if name == "tfidf_difference":
-        return difference, distance
-    columns = [sparse.csr_matrix(block, dtype=np.float32) for block in columns]
-    return tuple(sparse.hstack(pair, format="csr") for pair in zip(columns, (difference, distance), strict=True))
-
-
-def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> sparse.csr_matrix:
-    """TF-IDF (N, kept) of one side, sublinear in the counts, rows of length TEXT_SCALE."""
-    weighted = counts[:, state["kept"]]
-    weighted.data = (1 + np.log(weighted.data)) * state["idf"][weighted.indices]
-    squares = sparse.csr_matrix((weighted.data**2, weighted.indices, weighted.indptr), weighted.shape)
-    length = np.sqrt(squares @ np.ones(weighted.shape[1], dtype=np.float32))
-    scale = np.float32(TEXT_SCALE) / np.where(length > 0, length, np.float32(1))
-    weighted.data *= np.repeat(scale, np.diff(weighted.indptr))
-    return weighted
 
 
 def _fit_logistic(anti, sym, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:

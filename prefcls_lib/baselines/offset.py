@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.estimators import (
     Baseline,
-    BaselineInputs,
     choose_strength,
     fit_baseline,
     load_baseline,
-    read_inputs,
     save_baseline,
 )
 from prefcls_lib.data.schema import NUM_CLASSES

@@ -13,7 +13,8 @@ import torch
 from accelerate import Accelerator
 from scipy.special import softmax
 
-from prefcls_lib.baselines.estimators import fit_baseline, read_inputs
+from prefcls_lib.baselines.columns import read_inputs
+from prefcls_lib.baselines.estimators import fit_baseline
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT

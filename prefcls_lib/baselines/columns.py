@@ -1,0 +1,129 @@
+"""What the baselines read of rows: structure features, kinds of odd rows, and hashed words and characters.
+
+The text columns are hashed, so that no vocabulary is learned or stored: only which columns are frequent, and their IDF,
+from the training fold's texts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from prefcls_lib.data.features import (
+    FEATURE_NAMES,
+    SIGNS,
+    FeatureScaler,
+    compute_features,
+    empty_answers,
+    identical_answers,
+)
+from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SWAP
+
+TEXT_BASELINES = ("tfidf_difference", "structure_tfidf")
+
+LENGTH_COLUMNS = ("diff_log_chars", "diff_log_words", "diff_log_last_chars", "mean_log_chars",
+                  "dist_log_chars", "log_prompt_chars", "log_turns")  # fmt: skip
+HASHED_COLUMNS = 2**18  # for words, and again for characters
+MIN_TEXTS = 3  # a text column is kept if so many training answers have it
+TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of STRENGTHS
+ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
+SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
+
+
+@dataclass(frozen=True)
+class BaselineInputs:
+    """All that the baselines read of N rows; nothing in it is learned."""
+
+    structure: np.ndarray  # (N, F) raw structure features
+    kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
+    counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, 2 * HASHED_COLUMNS) of sides A, B
+
+    def take(self, index: np.ndarray) -> "BaselineInputs":
+        """The rows at `index` (positions)."""
+        counts = None if self.counts is None else tuple(side[index] for side in self.counts)
+        return BaselineInputs(self.structure[index], self.kinds[index], counts)
+
+
+def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray | None = None) -> BaselineInputs:
+    """What `names` need of the rows of `data.read_rows`; texts are read only for `TEXT_BASELINES`.
+
+    `structure`: their features where they are known already.
+    """
+    empty = empty_answers(rows)
+    kinds = np.where(identical_answers(rows), IDENTICAL, empty @ np.array([EMPTY_A, EMPTY_B]))
+    counts = None
+    if set(names) & set(TEXT_BASELINES):
+        prompts = ["\n".join(turns) for turns in rows[PROMPT]]
+        counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
+    return BaselineInputs(compute_features(rows) if structure is None else structure, kinds, counts)
+
+
+def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
+    """(N, 2 * HASHED_COLUMNS) counts of word 1-2-grams and of characters 3-4-grams within words."""
+    texts = [prompt + "\n" + "\n".join(turns) for prompt, turns in zip(prompts, answers, strict=True)]
+    plain = {"n_features": HASHED_COLUMNS, "norm": None, "alternate_sign": False, "dtype": np.float32}
+    words = HashingVectorizer(analyzer="word", ngram_range=(1, 2), token_pattern=r"\b\w+\b", **plain)
+    characters = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 4), **plain)
+    return sparse.hstack([words.transform(texts), characters.transform(texts)], format="csr")
+
+
+def fit_columns(name: str, inputs: BaselineInputs) -> dict[str, np.ndarray]:
+    """Standardisation and IDF of the columns of a logistic baseline."""
+    state = {}
+    if name != "tfidf_difference":
+        scaler = FeatureScaler.fit(inputs.structure)
+        state = {"center": scaler.center, "scale": scaler.scale}
+    if name in TEXT_BASELINES:
+        texts = sum(np.bincount(side.indices, minlength=side.shape[1]) for side in inputs.counts)
+        kept = np.flatnonzero(texts >= MIN_TEXTS)
+        idf = 1 + np.log((1 + 2 * len(inputs.kinds)) / (1 + texts[kept]))
+        state |= {"kept": kept.astype(np.int32), "idf": idf.astype(np.float32)}
+    return state
+
+
+def build_columns(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple:
+    """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs): dense, or float32 CSR with text."""
+    if name != "tfidf_difference":
+        structure = FeatureScaler(state["center"], state["scale"]).transform(inputs.structure)
+        used = np.isin(FEATURE_NAMES, LENGTH_COLUMNS) if name == "length_logistic" else np.full(len(SIGNS), True)
+        columns = structure[:, used & (SIGNS < 0)], structure[:, used & (SIGNS > 0)]
+        if name not in TEXT_BASELINES:
+            return columns
+    difference = _weigh_side(inputs.counts[0], state) - _weigh_side(inputs.counts[1], state)
+    distance = sparse.csr_matrix((np.abs(difference.data), difference.indices, difference.indptr), difference.shape)
+    if name == "tfidf_difference":
+        return difference, distance
+    columns = [sparse.csr_matrix(block, dtype=np.float32) for block in columns]
+    return tuple(sparse.hstack(pair, format="csr") for pair in zip(columns, (difference, distance), strict=True))
+
+
+def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> sparse.csr_matrix:
+    """TF-IDF (N, kept) of one side, sublinear in the counts, rows of length TEXT_SCALE."""
+    weighted = counts[:, state["kept"]]
+    weighted.data = (1 + np.log(weighted.data)) * state["idf"][weighted.indices]
+    squares = sparse.csr_matrix((weighted.data**2, weighted.indices, weighted.indptr), weighted.shape)
+    length = np.sqrt(squares @ np.ones(weighted.shape[1], dtype=np.float32))
+    scale = np.float32(TEXT_SCALE) / np.where(length > 0, length, np.float32(1))
+    weighted.data *= np.repeat(scale, np.diff(weighted.indptr))
+    return weighted
+
+
+def count_kinds(kinds: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(5, 3) labels seen with each kind of row; each row also counts as its swapped copy."""
+    counts = np.zeros((5, NUM_CLASSES))
+    np.add.at(counts, (kinds, labels), 1.0)
+    mirrored = counts[[ORDINARY, EMPTY_B, EMPTY_A, EMPTY_BOTH, IDENTICAL]][:, list(SWAP)]
+    counts = counts + mirrored
+    counts[[EMPTY_BOTH, IDENTICAL]] /= 2
+    counts[ORDINARY] = 0.0
+    return counts
+
+
+def shrink_kinds(counts: np.ndarray, kinds: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Odd rows: (counts + m * base) / (n + m), m = SHRINKAGE_ROWS. Ordinary rows keep their `base` (N, 3)."""
+    seen = counts[kinds]
+    shrunk = (seen + SHRINKAGE_ROWS * base) / (seen.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)
+    return np.where((kinds == ORDINARY)[:, None], base, shrunk)
