@@ -64,9 +64,11 @@ def test_loss_by_hand():
     logs = log_softmax(logits, axis=1)
     target = 0.7 * targets + 0.1
     expected = -2 * (target[0] @ logs[0]) - target[1] @ logs[1]
-    found = step.training_loss(torch.tensor(logits), examples, np.array([0, 1]), 0.3)
+    found = step.training_loss((torch.tensor(logits),) * 2, examples, np.array([0, 1]), 0.3)
     assert float(found) == pytest.approx(expected, abs=1e-6)
-    votes = step.training_loss(torch.tensor(logits), replace(examples, targets=None, weights=None), np.arange(2), 0.0)
+    votes = step.training_loss(
+        (torch.tensor(logits),) * 2, replace(examples, targets=None, weights=None), np.arange(2), 0.0
+    )
     assert float(votes) == pytest.approx(-logs[0, 0] - logs[1, 1], abs=1e-6)
 
 

@@ -33,6 +33,7 @@ class Examples:
         labels: (N,) int64, or None where they are not known.
         targets: (N, 3) float32 probabilities to train on in place of the labels, or None.
         weights: (N,) float32, of the rows in the training loss, or None: all the same.
+        offsets: (N, 3) float32 log-odds of the baseline that the network starts from, or None.
     """
 
     token_ids: Sequence[np.ndarray]
@@ -41,6 +42,7 @@ class Examples:
     labels: np.ndarray | None = None
     targets: np.ndarray | None = None
     weights: np.ndarray | None = None
+    offsets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -66,6 +68,7 @@ class Examples:
         swap = {
             "sides": lambda sides: sides[:, ::-1],
             "features": lambda features: (features * SIGNS).astype(np.float32),
+            "offsets": lambda offsets: offsets[:, SWAP],
             "labels": lambda labels: np.array(SWAP)[labels],
             "targets": lambda targets: targets[:, SWAP],
             "weights": lambda weights: weights,
@@ -84,7 +87,7 @@ class Examples:
 
     def _columns(self) -> dict[str, np.ndarray]:
         """What has a line a row, where it is known."""
-        names = ("sides", "features", "labels", "targets", "weights")
+        names = ("sides", "features", "offsets", "labels", "targets", "weights")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -44,10 +44,17 @@ class PreferenceHead(nn.Module):
         use_features: whether x is given.
         dropout: on the hidden layer.
         architecture: "siamese", u and v are of one answer each; "cross", of both answers, in either order.
+        on_baseline: whether the logits are a correction that is added to a baseline's offset.
     """
 
     def __init__(
-        self, hidden_size: int, symmetric: bool, use_features: bool, dropout: float, architecture: str = "siamese"
+        self,
+        hidden_size: int,
+        symmetric: bool,
+        use_features: bool,
+        dropout: float,
+        architecture: str = "siamese",
+        on_baseline: bool = False,
     ):
         super().__init__()
         self.symmetric = symmetric
@@ -58,13 +65,15 @@ class PreferenceHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(HEAD_WIDTH, NUM_CLASSES)
         self.wide = nn.Linear(num_features, NUM_CLASSES, bias=False) if use_features else None
+        self.correction = nn.Linear(HEAD_WIDTH, NUM_CLASSES) if on_baseline else None
         self.skip: nn.Linear | None = None  # (H) -> 1, a reward model's score
         self.register_buffer("signs", torch.tensor(SIGNS, dtype=torch.float32), persistent=False)
 
     def start_at_prior(self, prior: tuple[float, float, float]) -> None:
         """Zero the last weights (W too) and set the bias to log(prior), P(A) and P(B) averaged.
 
-        The untrained model then predicts that prior for every row, so the first loss is its cross-entropy.
+        The untrained model then predicts that prior for every row, so the first loss is its cross-entropy; on a
+        baseline, it predicts what the baseline does, and the auxiliary output the prior.
         """
         win = (prior[0] + prior[1]) / 2
         with torch.no_grad():
@@ -72,33 +81,46 @@ class PreferenceHead(nn.Module):
             if self.wide is not None:
                 self.wide.weight.zero_()
             self.output.bias.copy_(torch.tensor([math.log(win), math.log(win), math.log(prior[2])]))
+            if self.correction is not None:
+                self.correction.weight.zero_()
+                self.correction.bias.zero_()
 
-    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> Tensor:
-        """Logits (B, 3) from u, v (B, H) and structure features x (B, F) or None.
+    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None, offset: Tensor | None = None) -> Tensor:
+        """Logits (B, 3), the first of `outputs`."""
+        return self.outputs(u, v, x, offset)[0]
 
-        Without v (a cross-encoder in training) from the one order of A and B that u has.
+    def outputs(
+        self, u: Tensor, v: Tensor | None, x: Tensor | None, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, 3), and the auxiliary logits (B, 3), from u, v (B, H) and structure features x (B, F) or None.
+
+        Without v (a cross-encoder in training) from the one order of A and B that u has. `offset`: (B, 3), a
+        baseline's log-odds, if the head stands on one; else the logits are the auxiliary ones.
         """
         with torch.autocast(u.device.type, enabled=False):
             u, v = u.float(), None if v is None else v.float()
-            logits = self._one_order(u, v, x)
+            auxiliary, correction = self._one_order(u, v, x)
             if self.symmetric and v is not None:
                 swapped = self._one_order(v, u, None if x is None else x * self.signs)
-                swapped = torch.stack([swapped[:, i] for i in SWAP], dim=1)  # [:, SWAP] would copy SWAP to the GPU
-                logits = (logits + swapped) / 2
+                auxiliary = (auxiliary + _swap_classes(swapped[0])) / 2
+                correction = None if correction is None else (correction + _swap_classes(swapped[1])) / 2
+            logits = auxiliary if correction is None else offset + correction
             if self.skip is not None:
                 margin = self.skip(u - v) / 2  # (B, 1)
-                logits = logits + torch.cat([margin, -margin, torch.zeros_like(margin)], dim=1)
-            return logits
+                margin = torch.cat([margin, -margin, torch.zeros_like(margin)], dim=1)
+                auxiliary, logits = auxiliary + margin, logits + margin
+            return logits, auxiliary
 
-    def _one_order(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> Tensor:
+    def _one_order(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.is_cross:
             fused = [self.norm(u)]  # (B, H)
         else:
             u, v = self.norm(u), self.norm(v)
             fused = [u, v, u - v, u * v]  # (B, 4H)
         fused = torch.cat(fused + ([] if x is None else [x]), dim=1)
-        logits = self.output(self.dropout(nn.functional.gelu(self.hidden(fused))))
-        return logits if x is None else logits + self.wide(x)
+        hidden = self.dropout(nn.functional.gelu(self.hidden(fused)))
+        logits = self.output(hidden) if x is None else self.output(hidden) + self.wide(x)
+        return logits, None if self.correction is None else self.correction(hidden)
 
 
 class PreferenceModel(nn.Module):
@@ -147,9 +169,14 @@ class PreferenceModel(nn.Module):
         indices = torch.cat([batch.indices for batch in batches])
         return embeddings[torch.argsort(indices)]
 
-    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> Tensor:
+    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None, offset: Tensor | None = None) -> Tensor:
         """Logits (B, 3), see `PreferenceHead`."""
-        return self.head(u, v, x)
+        return self.head(u, v, x, offset)
+
+
+def _swap_classes(logits: Tensor) -> Tensor:
+    """Logits (B, 3) with A and B in each other's place; logits[:, SWAP] would copy SWAP to the GPU."""
+    return torch.stack([logits[:, i] for i in SWAP], dim=1)
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:

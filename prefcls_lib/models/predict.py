@@ -47,17 +47,28 @@ def predict_saved(saved: SavedModel, examples: Examples, label: str = "") -> tup
 
 
 def predict_from_embeddings(
-    model: PreferenceModel, embeddings: torch.Tensor, examples: Examples, accelerator: Accelerator
+    model: PreferenceModel,
+    embeddings: torch.Tensor,
+    examples: Examples,
+    accelerator: Accelerator,
+    auxiliary: bool = False,
 ) -> np.ndarray:
-    """Probabilities (N, 3) float64 from the embeddings (U, H) of the examples' sides: the head alone."""
+    """Probabilities (N, 3) float64 from the embeddings (U, H) of the examples' sides: the head alone.
+
+    `auxiliary`: of the head's auxiliary output, which knows no baseline.
+    """
     probs = np.empty((len(examples), NUM_CLASSES))
     model.eval()
     with torch.inference_mode():
         for start in range(0, len(examples), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             sides = to_device(examples.sides[rows].copy(), accelerator.device)
-            x = None if examples.features is None else to_device(examples.features[rows], accelerator.device)
-            logits = model(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x)
+            x, offset = (
+                None if column is None else to_device(column[rows], accelerator.device)
+                for column in (examples.features, examples.offsets)
+            )
+            logits, alone = model.head.outputs(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x, offset)
+            logits = alone if auxiliary else logits
             probs[rows] = torch.softmax(logits.cpu().double(), dim=1).numpy()
     return probs
 

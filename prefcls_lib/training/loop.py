@@ -34,7 +34,7 @@ from prefcls_lib.training.optim import (
     validation_steps,
 )
 from prefcls_lib.training.state import Stopped, TrainingState, load_state, save_state
-from prefcls_lib.training.step import head_logits, train_step_in_memory, training_loss
+from prefcls_lib.training.step import head_outputs, train_step_in_memory, training_loss
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
@@ -258,8 +258,8 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
         order = np.random.default_rng([config.seed, epoch]).permutation(len(some))
         batch = order[position * config.batch_size : (position + 1) * config.batch_size]
         set_learning_rate(optimizer, learning_rate_factor(step, total_steps, 0.1))
-        logits, _ = head_logits(model, some, batch, embeddings, accelerator.device)
-        (training_loss(logits, some, batch, config.label_smoothing) / len(batch)).backward()
+        outputs = head_outputs(model, some, batch, embeddings, accelerator.device)
+        (training_loss(outputs, some, batch, config.label_smoothing) / len(batch)).backward()
         torch.nn.utils.clip_grad_norm_(model.head.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """One optimizer step: its gradients, summed over micro-batches, within the memory there is."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,10 +46,11 @@ def train_step(
         batches = [batch.to(device) for batch in make_padded_batches(token_ids, pad_id, multiple_of=multiple_of)]
         with accelerator.autocast():
             embeddings = model.embed_sides(batches)
-        logits, labels = head_logits(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
-        loss = training_loss(logits, train, rows, config.label_smoothing)
+        outputs = head_outputs(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
+        loss = training_loss(outputs, train, rows, config.label_smoothing)
         accelerator.backward(loss / len(step))
-        loss_sum += torch.nn.functional.cross_entropy(logits.detach(), labels, reduction="sum")
+        labels = to_device(train.labels[rows], device)
+        loss_sum += torch.nn.functional.cross_entropy(outputs[0].detach(), labels, reduction="sum")
         tokens += TokenCount(sum(map(len, token_ids)), sum(batch.tokens_computed for batch in batches))
     return loss_sum, tokens
 
@@ -80,17 +82,25 @@ def train_step_in_memory(
         torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
 
 
-def training_loss(logits: torch.Tensor, train: Examples, rows: np.ndarray, label_smoothing: float) -> torch.Tensor:
-    """Cross-entropy of `logits` (B, 3) of some rows against their targets, else labels; weighted, summed."""
+def training_loss(
+    outputs: tuple[torch.Tensor, torch.Tensor], train: Examples, rows: np.ndarray, label_smoothing: float
+) -> torch.Tensor:
+    """Cross-entropy of the logits (B, 3) of some rows against their targets, else labels; weighted, summed.
+
+    On a baseline that of the auxiliary logits is added. Where the offset is good it leaves little gradient; the
+    auxiliary output has to predict without it, so the encoder learns as much as a network without a baseline.
+    """
+    logits, auxiliary = outputs
     wanted = train.labels if train.targets is None else train.targets
     wanted = to_device(wanted[rows], logits.device)
-    losses = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=label_smoothing, reduction="none")
+    entropy = partial(torch.nn.functional.cross_entropy, label_smoothing=label_smoothing, reduction="none")
+    losses = entropy(logits, wanted) if train.offsets is None else entropy(logits, wanted) + entropy(auxiliary, wanted)
     if train.weights is not None:
         losses = losses * to_device(train.weights[rows], logits.device)
     return losses.sum()
 
 
-def head_logits(
+def head_outputs(
     model: PreferenceModel,
     examples: Examples,
     rows: np.ndarray,
@@ -98,9 +108,10 @@ def head_logits(
     device: torch.device,
     places: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, 3) and labels (B,) of `rows`; `places` (B, 1 or 2): their sides in `embeddings`, else `.sides`."""
+    """The head's two outputs (B, 3) of `rows`; `places` (B, 1 or 2): their sides in `embeddings`, else `.sides`."""
     sides = to_device(examples.sides[rows] if places is None else places, device)
-    x = None if examples.features is None else to_device(examples.features[rows], device)
+    x, offset = (
+        None if column is None else to_device(column[rows], device) for column in (examples.features, examples.offsets)
+    )
     u, *v = (embeddings[side] for side in sides.T)
-    logits = model(u, v[0] if v else None, x)
-    return logits, to_device(examples.labels[rows], device)
+    return model.head.outputs(u, v[0] if v else None, x, offset)
