@@ -13,7 +13,7 @@ from prefcls_lib.baselines.estimators import fit_baseline
 from prefcls_lib.baselines.offset import BaselineOffset, fit_offset, log_odds
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import SIGNS
-from prefcls_lib.data.schema import SWAP
+from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.evaluation.metrics import log_loss
 from prefcls_lib.models.network import PreferenceHead
 from prefcls_lib.runtime.files import UserError
@@ -70,7 +70,8 @@ def test_other_rows_get_the_geometric_mean_of_the_inner_models(known, sample_row
     probs = softmax(fitted.predict_inputs(inputs), axis=1)
     mean = np.exp(np.mean([np.log(model.predict_proba(inputs)) for model in fitted.models], axis=0))
     np.testing.assert_allclose(probs, mean / mean.sum(axis=1, keepdims=True), rtol=1e-12)
-    np.testing.assert_array_equal(fitted.predict_inputs(inputs.swap()), fitted.predict_inputs(inputs)[:, list(SWAP)])
+    swapped = sample_rows.rename(columns=dict(zip(RESPONSES, RESPONSES[::-1], strict=True)))
+    np.testing.assert_array_equal(fitted.predict(swapped), fitted.predict_inputs(inputs)[:, list(SWAP)])
     fitted.save(tmp_path)
     np.testing.assert_array_equal(BaselineOffset.load(tmp_path).predict(sample_rows), fitted.predict_inputs(inputs))
 
