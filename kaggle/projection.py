@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 from transformers import PretrainedConfig
 
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.doctor.capacity import T4_FLOP_PER_SECOND, flop_per_token
-from prefcls_lib.models.saved import load_model
+from prefcls_lib.models.saved import load_fold_model
 
 # The study's backbones, one fold each, at the training notebook's max_length.
 STUDY = {
@@ -34,9 +35,9 @@ def project(record: dict, wall_seconds: float, fold: Path, test: Path) -> dict:
         test: its test rows.
     """
     encoder_seconds = sum(run.get("encoder_seconds", 0.0) for run in record["runs"])
-    saved = load_model(fold)
+    saved = load_fold_model(fold)
     rows = read_rows(test, labelled=False)
-    lengths = saved.encode(rows).lengths
+    lengths = np.array([len(ids) for ids in saved.read_inputs(rows).token_ids])
     tokens, mean = int(lengths.sum()), float((lengths**2).sum() / lengths.sum())
     seconds = {name: tokens * flop_per_token(config, mean) / T4_FLOP_PER_SECOND for name, config in STUDY.items()}
     other = max(0.0, wall_seconds - encoder_seconds)

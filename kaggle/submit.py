@@ -22,7 +22,7 @@
 # %% tags=["parameters"]
 test = "competition"  # a CSV, "sample", or the attached competition
 out = "submission.csv"
-time_budget_hours = 8.0  # where time is short: fewer folds of each run, then fewer runs, then the ladder alone
+time_budget_hours = 8.0  # models that are not complete by then are left out, those of the least weight first
 
 # %% [markdown]
 # ## The library, and whether this machine can do it
@@ -69,11 +69,13 @@ display(loading.describe_rows(rows), ensemble.table())
 # %% [markdown]
 # ## Predict
 #
-# A valid submission made from the class shares is written first, then one of the baselines' runs, then a better one
-# after each fold of each network.
+# A valid submission made from the class shares is written first, then that of the baselines' run, then a better one
+# after each model of each network. All GPUs share the rows; what is not complete when time is up is left out.
 
 # %%
 record = submit.predict_within(ensemble, rows, out, time_budget_hours)
+print(f"{record['rows']:,} rows in {record['seconds']:.0f} s; weights: {record['weights_from']}")
+print(*record["left_out"], sep="\n")
 submit.record_table(record)
 
 # %% [markdown]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
     fit.set_defaults(command=_fit)
+
+    share = commands.add_parser("predict-share", help="predict some rows with some models: a process of `predict`")
+    share.add_argument("--rows", required=True, type=Path, metavar="CSV")
+    share.add_argument("--out", required=True, type=Path, metavar="DIR")
+    share.add_argument("--deadline", type=float, default=math.inf, help="seconds since 1970")
+    share.add_argument("models", nargs="+", type=Path, metavar="DIR", help="model/fold0 of a run, ...")
+    share.set_defaults(command=_predict_share)
 
     blend = commands.add_parser("blend", help="weigh and calibrate runs on their out-of-sample predictions")
     blend.add_argument("--runs", required=True, nargs="+", type=Path, metavar="DIR", help="finished run folders")
@@ -152,9 +160,9 @@ def _blend(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from prefcls_lib.data.submission import write_submission
     from prefcls_lib.ensemble import blend
-    from prefcls_lib.pipeline import steps
     from prefcls_lib.pipeline.folder import RunFolder
     from prefcls_lib.pipeline.job import locate_csv
+    from prefcls_lib.pipeline.predict import predict_run
 
     test = locate_csv(arguments.test, "test")
     if Path(arguments.out).resolve() == test.resolve():
@@ -163,9 +171,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
     else:
-        probs, _ = steps.predict_run(RunFolder(arguments.run), rows)
+        probs, _ = predict_run(RunFolder(arguments.run), rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
+
+
+def _predict_share(arguments: argparse.Namespace) -> None:
+    from prefcls_lib.pipeline.predict import predict_share
+
+    predict_share(arguments.models, arguments.rows, arguments.out, arguments.deadline)
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:

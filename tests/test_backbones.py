@@ -21,7 +21,7 @@ from prefcls_lib.models.backbones import load_backbone, load_encoder
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import HUB_NAMES, choose_recipe
-from prefcls_lib.models.saved import build_model, load_model, save_model
+from prefcls_lib.models.saved import build_model, load_fold_model, save_model
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError, read_json
@@ -135,7 +135,7 @@ def test_trains_saves_and_predicts_the_same(folder, tmp_path):
     unmoved = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
     assert [name for name in unmoved if "position_ids" not in name and "signs" not in name] == []
     save_model(tmp_path, model, load_backbone(str(folder), 48), None, config)
-    saved = load_model(tmp_path)
+    saved = load_fold_model(tmp_path)
     probs, _ = predict_proba(model.eval(), valid, make_accelerator("no"), pad_id_of(model))
     again, _ = predict_proba(saved.model.eval(), valid, make_accelerator("no"), saved.backbone.tokenizer.pad_id)
     np.testing.assert_array_equal(again, probs)

@@ -17,8 +17,8 @@ from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
 from prefcls_lib.models.backbones import load_backbone
-from prefcls_lib.models.predict import predict_proba, predict_saved
-from prefcls_lib.models.saved import build_model, load_model, save_model
+from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.models.saved import build_model, load_fold_model, save_model
 from prefcls_lib.pipeline.folder import RunFolder, read_table
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError
@@ -140,9 +140,9 @@ def test_saved_and_read_back(tiny, sample_rows, tmp_path):
     model = make_model(tiny)
     scaler = FeatureScaler.fit(compute_features(sample_rows.head(24)))
     save_model(tmp_path, model, load_backbone(str(tiny), 48), scaler, config)
-    saved = load_model(tmp_path)
+    saved = load_fold_model(tmp_path)
     rows = sample_rows.head(24)
-    again, _ = predict_saved(saved, saved.make_examples(saved.encode(rows), compute_features(rows), slice(None)))
+    again = saved.predict_proba(rows)
     probs, _ = predict_proba(model, encode(rows, tiny), make_accelerator("no"), 0)
     np.testing.assert_array_equal(again, probs)
 

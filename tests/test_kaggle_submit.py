@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from kaggle_parts import kernel_folders
 
@@ -17,8 +18,11 @@ from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission
 from prefcls_lib.ensemble import blend, submit
 from prefcls_lib.evaluation.calibration import Blend, Calibration
+from prefcls_lib.models.saved import load_fold_model
+from prefcls_lib.pipeline import predict
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.pipeline.steps import predict_run
+from prefcls_lib.pipeline.launch import WorkerFailed
+from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.runtime.files import UserError
 
 HOURS = 1.0
@@ -65,13 +69,6 @@ def read_probs(path: Path, rows) -> np.ndarray:
     return check_submission(path, list(rows["id"]))[list(LABEL_COLUMNS)].to_numpy()
 
 
-def test_plan_of_folds_by_hand():
-    """Fewer folds of each first, then fewer networks, the least weight first, then none."""
-    seconds, folds, weights = [10.0, 1.0], [3, 3], [0.6, 0.4]
-    plans = [submit.plan_folds(seconds, folds, weights, left) for left in (33, 32, 22, 21, 12, 11, 10.5, 10, 9, -1)]
-    assert plans == [[3, 3], [2, 3], [2, 2], [1, 2], [1, 2], [1, 1], [1, 0], [1, 0], [0, 0], [0, 0]]
-
-
 def test_nothing_attached_lists_what_to_attach(tmp_path, attach):
     """One message."""
     with pytest.raises(UserError, match="no finished run is attached"):
@@ -89,55 +86,131 @@ def test_all_in_time_is_the_same_as_predict_blend(two, rows, tmp_path):
         ("ladder", 2, 2),
     ]
     assert json.loads((tmp_path / "submit.json").read_text()) == record
-    assert submit.record_table(record).loc["network", "tokens_per_fold"] > 0
+    assert submit.record_table(record)["folds_used"].to_dict() == {"network": 2, "ladder": 2}
 
 
 def test_blocks_do_not_change_the_probabilities(two, rows, tmp_path, monkeypatch):
     """Looking at the clock after every two rows."""
-    monkeypatch.setattr(submit, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(predict, "BLOCK_ROWS", 2)
     submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
     wanted = blend.predict_blend(Path(two.source), rows)
     np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
 
 
-def test_fewer_folds(two, rows, tmp_path, monkeypatch):
-    """One fold of the network where time is for no more; the blend is otherwise the same."""
-    monkeypatch.setattr(submit, "plan_folds", lambda seconds, folds, weights, left: [1])
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
-    assert record["left_out"] == ["network: 1 of 2 folds were used"]
-    network, ladder = two.folders
-    monkeypatch.setattr(RunFolder, "model_folders", lambda self: [self / "model" / "fold0"])
-    first, _ = predict_run(network, rows)
-    monkeypatch.undo()
-    predictions = [first, predict_run(ladder, rows)[0]]
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), two.blend.apply(predictions), atol=2e-6)
+class Clock:
+    """`time.time()` that goes on by an hour whenever it is asked."""
+
+    def __init__(self):
+        self.hours = 0
+
+    def time(self) -> float:
+        self.hours += 1
+        return 3600.0 * self.hours
 
 
-def test_no_time_leaves_the_ladder_without_the_calibration_of_the_blend(two, rows, tmp_path):
-    """The temperature was fitted for the whole blend, not for the ladder."""
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", NO_TIME)
-    assert record["left_out"] == ["network: 0 of 2 folds were used"]
-    ladder, _ = predict_run(two.folders[1], rows)
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), ladder, atol=2e-6)
+@pytest.mark.parametrize(
+    ("deadline", "used"), [(1.5, (0, 0)), (3.5, (1, 0)), (6.5, (2, 0)), (7.5, (2, 1)), (8.5, (2, 1)), (9.5, (2, 2))]
+)
+def test_what_is_not_complete_in_time_is_left_out(two, rows, tmp_path, monkeypatch, deadline, used):
+    """The start is at 1 h; each model has two blocks and looks at the clock before each: the ladder's models at 2 and
+    3 h, 4 and 5 h, the network's at 6 and 7 h, 8 and 9 h. The calibration belongs to both runs together."""
+    clock = Clock()
+    monkeypatch.setattr(predict, "time", clock)
+    monkeypatch.setattr(submit, "time", clock)
+    monkeypatch.setattr(predict, "BLOCK_ROWS", 6)
+    monkeypatch.setattr(submit, "RESERVED", 0.0)
+    record = submit.predict_within(two, rows, tmp_path / "submission.csv", deadline - 1)
+    assert [run["folds_used"] for run in record["runs"]] == [used[1], used[0]]
+    network, ladder = ([load_fold_model(path).predict_proba(rows) for path in f.model_folders()] for f in two.folders)
+    if used == (0, 0):
+        counts = np.bincount(pd.read_csv(two.folders[0] / "oof.csv")["label"], minlength=3) + 1  # one row of each more
+        wanted = np.tile(counts / counts.sum(), (len(rows), 1))
+    elif used[1] == 0:
+        wanted = np.mean(ladder[: used[0]], axis=0)
+    else:
+        wanted = two.blend.apply([np.mean(network[: used[1]], axis=0), np.mean(ladder, axis=0)])
+    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
+    assert any("1 of 2 folds" in line for line in record["left_out"]) == (1 in used)
 
 
-def test_a_pace_that_slows_down_stops_in_the_middle(two, rows, tmp_path, monkeypatch):
-    """The plan said all, the clock says no: the fold under way is dropped."""
-    monkeypatch.setattr(submit, "plan_folds", lambda seconds, folds, weights, left: folds)
-    submit.predict_within(two, rows, tmp_path / "submission.csv", NO_TIME)
-    ladder, _ = predict_run(two.folders[1], rows)
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), ladder, atol=2e-6)
+def test_models_in_the_order_of_their_worth(attach, finished_run, ladder_run, tmp_path):
+    """The ladder, then one fold of each network by falling weight, then the next folds."""
+    paths = [attach(finished_run, "light"), attach(finished_run, "heavy"), attach(ladder_run, "ladder")]
+    blended = Blend((0.3, 0.5, 0.2), Calibration())
+    models = submit.Ensemble([RunFolder(path) for path in paths], blended, "by hand").models()
+    assert [(path.parents[1].name, path.name) for _, path in models] == [
+        ("ladder", "fold0"), ("ladder", "fold1"), ("heavy", "fold0"), ("light", "fold0"), ("heavy", "fold1"),
+        ("light", "fold1"),
+    ]  # fmt: skip
 
 
-def test_only_networks_and_no_time_leaves_the_class_shares(attach, finished_run, rows, tmp_path):
-    """Never below a valid submission: the shares of the validated rows, with one row of each class added."""
-    attach(finished_run, "network")
-    ensemble = submit.find_ensemble(tmp_path / "blend.json")
-    submit.predict_within(ensemble, rows, tmp_path / "submission.csv", NO_TIME)
-    probs = read_probs(tmp_path / "submission.csv", rows)
-    labels = [int(line.split(",")[2]) for line in (finished_run / "oof.csv").read_text().splitlines()[1:]]
-    counts = np.bincount(labels, minlength=3) + 1
-    np.testing.assert_allclose(probs, np.tile(counts / counts.sum(), (len(rows), 1)), atol=1e-12)
+@pytest.fixture(scope="session")
+def many_rows():
+    """600 shipped rows: two blocks."""
+    return loading.read_rows(loading.sample_path("train"), labelled=False).head(600)
+
+
+def test_two_processes_write_the_same_submission(two, many_rows, tmp_path):
+    """To the byte: a block is predicted as a whole, by whichever process."""
+    for name, processes in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        record = submit.predict_within(two, many_rows, tmp_path / name / "submission.csv", HOURS, processes)
+        assert record["left_out"] == []
+    one, shared = ((tmp_path / name / "submission.csv").read_bytes() for name in ("one", "two"))
+    assert one == shared
+
+
+def test_two_processes_keep_the_deadline(two, many_rows, tmp_path, monkeypatch):
+    """It is handed to both, and a process begins no block after it; one that does not end is stopped five minutes
+    later. What was complete before counts."""
+
+    def run_one_and_hang(commands, names, poll):
+        for command in commands:
+            arguments = cli._parser().parse_args(command)
+            assert arguments.deadline == 3600 * (1 + 0.9 * 5)
+            predict.predict_share(arguments.models[:1], arguments.rows, arguments.out, arguments.deadline)
+        looks.extend(iter(poll, True))
+        assert predict.time.time() > arguments.deadline + 300
+        predict.predict_share(arguments.models, arguments.rows, tmp_path, arguments.deadline)
+        assert not list(tmp_path.glob("*.npy"))
+
+    looks, clock = [], Clock()
+    monkeypatch.setattr(predict, "time", clock)
+    monkeypatch.setattr(submit, "time", clock)
+    monkeypatch.setattr(predict, "run_side_by_side", run_one_and_hang)
+    record = submit.predict_within(two, many_rows, tmp_path / "submission.csv", 5, 2)
+    assert looks == [False, False]  # at 4 and 5 h: both blocks of the first model took a look before
+    assert [run["folds_used"] for run in record["runs"]] == [0, 1]
+    wanted = load_fold_model(two.folders[1] / "model" / "fold0").predict_proba(many_rows)
+    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", many_rows), wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_failing_process_is_left_out_in_a_rerun(two, many_rows, tmp_path, monkeypatch, capsys, failing):
+    """One process cannot read a model, when the other has done all or nothing; the others are predicted without it."""
+    weights = two.folders[0] / "model" / "fold0" / "head.safetensors"
+    rounds, good = [], weights.read_bytes()
+
+    def run_here(commands, names, poll):
+        rounds.append(names)
+        for number, command in enumerate(commands):
+            weights.write_bytes(b"broken" if number == failing else good)
+            if cli.main(command) != 0:
+                raise WorkerFailed(f"{names[number]} failed: {capsys.readouterr().err}", number)
+
+    monkeypatch.setattr(predict, "run_side_by_side", run_here)
+    with pytest.raises(WorkerFailed, match="the saved model cannot be read"):
+        submit.predict_within(two, many_rows, tmp_path / "submission.csv", HOURS, 2)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    rounds.clear()
+    record = submit.predict_within(two, many_rows, tmp_path / "submission.csv", HOURS, 2)
+    assert record["left_out"][0].startswith(f"network, fold0: failed (WorkerFailed: predict {failing + 1}/2 failed")
+    assert record["left_out"][1:] == ["network: 1 of 2 folds were used"]
+    assert "the saved model cannot be read" in capsys.readouterr().err
+    assert len(rounds) == 2
+    fold1 = load_fold_model(two.folders[0] / "model" / "fold1").predict_proba(many_rows)
+    wanted = two.blend.apply([fold1, predict_run(two.folders[1], many_rows)[0]])
+    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", many_rows), wanted, atol=2e-3)  # bf16
 
 
 def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladder_run, tmp_path):
@@ -175,14 +248,16 @@ def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, tmp_pat
     """Nobody could mend it in the rerun, and the rest is a valid submission."""
 
     def fail(path):
-        raise RuntimeError("CUDA out of memory")
+        if "network" in str(path):
+            raise RuntimeError("CUDA out of memory")
+        return load_fold_model(path)
 
-    monkeypatch.setattr(submit, "load_model", fail)
+    monkeypatch.setattr(predict, "load_fold_model", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
-    assert record["left_out"][0] == "network: failed (RuntimeError: CUDA out of memory)"
+    assert record["left_out"][0] == "network, fold0: failed (RuntimeError: CUDA out of memory)"
     assert "RuntimeError: CUDA out of memory" in capsys.readouterr().err
     ladder, _ = predict_run(two.folders[1], rows)
     np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), ladder, atol=2e-6)

@@ -17,7 +17,7 @@ from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.pipeline import launch as processes
-from prefcls_lib.pipeline import steps
+from prefcls_lib.pipeline import predict
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
 from prefcls_lib.runtime.files import UserError
 
@@ -96,9 +96,9 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
 def test_rows_predicted_side_by_side(finished_run, home, monkeypatch):
     """Twelve rows by two processes: in the order of the rows, and what one process predicts."""
     rows = loading.read_rows(home / "test.csv", labelled=False)
-    alone, _ = steps.predict_run(RunFolder(finished_run), rows)
-    monkeypatch.setattr(steps, "MIN_ROWS_TO_SHARE", 5)
-    shared, _ = steps.predict_run(RunFolder(finished_run), rows, num_processes=2)
+    alone, _ = predict.predict_run(RunFolder(finished_run), rows)
+    monkeypatch.setattr(predict, "BLOCK_ROWS", 6)
+    shared, _ = predict.predict_run(RunFolder(finished_run), rows, num_processes=2)
     np.testing.assert_allclose(shared, alone, atol=2e-3)  # bf16, and other rows beside each in a padded batch
     assert np.ptp(alone[:, 0]) > 0.01
 

@@ -15,8 +15,8 @@ from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
 from prefcls_lib.models.backbones import load_backbone
-from prefcls_lib.models.predict import predict_proba, predict_saved
-from prefcls_lib.models.saved import build_model, load_model, save_model
+from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.models.saved import build_model, load_fold_model, save_model
 from prefcls_lib.pipeline import folds
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.devices import make_accelerator
@@ -109,8 +109,8 @@ def test_saved_and_read_back(folder, sample_rows, tmp_path):
     model, config = start(folder, examples, max_length=48)
     probs, _ = predict_proba(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
     save_model(tmp_path, model, load_backbone(str(folder), 48), None, config)
-    saved = load_model(tmp_path)
-    again, _ = predict_saved(saved, saved.make_examples(saved.encode(rows), None, slice(None)))
+    saved = load_fold_model(tmp_path)
+    again = saved.predict_proba(rows)
     np.testing.assert_array_equal(again, probs)
 
 

@@ -18,6 +18,7 @@ from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.models import saved
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import RunFolder, read_table
+from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.runtime.files import UserError, sha256
 
 PROMISED = (
@@ -134,8 +135,6 @@ def test_submission_is_the_mean_of_the_folds(finished_run, home, tmp_path):
         config["settings"]["folds"] = [fold]
         (run / "config.json").write_text(json.dumps(config))
         rows = loading.read_rows(home / "test.csv", labelled=False)
-        from prefcls_lib.pipeline.steps import predict_run
-
         alone.append(predict_run(RunFolder(run), rows)[0])
     assert np.abs(alone[0] - alone[1]).max() > 1e-4
     np.testing.assert_allclose(read_probs(finished_run / "submission.csv"), (alone[0] + alone[1]) / 2, atol=1e-12)

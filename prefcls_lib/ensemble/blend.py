@@ -14,7 +14,7 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
 from prefcls_lib.pipeline.folder import RunFolder, read_table
-from prefcls_lib.pipeline.steps import predict_run
+from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set

@@ -7,8 +7,6 @@ from accelerate import Accelerator
 from prefcls_lib.data.batching import Examples, TokenCount, pad_batch, plan_padded_batches, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.saved import SavedModel
-from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.progress import progress_bar
 
 HEAD_ROWS = 4096  # rows in one pass of the head
@@ -37,13 +35,6 @@ def predict_proba(
     """
     embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
     return predict_from_embeddings(model, embeddings, examples, accelerator), tokens
-
-
-def predict_saved(saved: SavedModel, examples: Examples, label: str = "") -> tuple[np.ndarray, TokenCount]:
-    """`predict_proba` by a saved model, on this machine's device and in the precision it was trained in."""
-    accelerator = make_accelerator(saved.mixed_precision)
-    model = saved.model.to(accelerator.device)
-    return predict_proba(model, examples, accelerator, saved.backbone.tokenizer.pad_id, label)
 
 
 def predict_from_embeddings(

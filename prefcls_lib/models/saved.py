@@ -5,7 +5,7 @@ model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and A
               preference.json                                    layout, text settings, feature scaler
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,26 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.estimators import Baseline, load_baseline
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler
-from prefcls_lib.data.tokenization import EncodedRows, encode_rows
+from prefcls_lib.data.batching import Examples, TokenCount
+from prefcls_lib.data.features import FeatureScaler, compute_features
+from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder, quiet_transformers
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
+from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.reward import RewardPooler, load_reward_model
+from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
 
-@dataclass(frozen=True)
-class SavedModel:
-    """A model read back from its folder, with the settings that its inputs need."""
+@dataclass
+class SavedNetwork:
+    """A network read back from its folder, with the settings that its inputs need.
+
+    `tokens` counts what has passed through the encoder so far.
+    """
 
     model: PreferenceModel
     backbone: Backbone
@@ -36,17 +43,54 @@ class SavedModel:
     max_length: int
     text_cleaning: str
     mixed_precision: str
+    tokens: TokenCount = field(default_factory=TokenCount)
 
-    def encode(self, rows: pd.DataFrame) -> EncodedRows:
-        """Token ids of rows, as the model was trained on."""
-        return encode_rows(rows, self.backbone.tokenizer, self.max_length, self.text_cleaning, self.architecture)
+    def read_inputs(self, rows: pd.DataFrame) -> Examples:
+        """Token ids and raw structure features of rows from `data.read_rows`: the same for a run's models."""
+        encoded = encode_rows(rows, self.backbone.tokenizer, self.max_length, self.text_cleaning, self.architecture)
+        return Examples(encoded.token_ids, encoded.sides, self.scaler and compute_features(rows))
 
-    def make_examples(self, encoded: EncodedRows, features: np.ndarray | None, rows: np.ndarray | slice) -> Examples:
-        """Some of the encoded rows as the model sees them; `features`: raw, of all rows."""
-        scaled = None
+    def predict_proba(self, rows: pd.DataFrame, inputs: Examples | None = None, label: str = "") -> np.ndarray:
+        """Probabilities (N, 3) of rows, on this machine's device and in the precision it was trained in.
+
+        Args:
+            rows: from `data.read_rows`.
+            inputs: what `read_inputs` gave for these rows, where several models share it.
+            label: shows a progress bar with this name.
+        """
+        examples = inputs or self.read_inputs(rows)
         if self.scaler is not None:
-            scaled = self.scaler.transform(features[rows]).astype(np.float32)
-        return Examples(encoded.token_ids, encoded.sides[rows], scaled)
+            examples = replace(examples, features=self.scaler.transform(examples.features).astype(np.float32))
+        accelerator = make_accelerator(self.mixed_precision)
+        model = self.model.to(accelerator.device)
+        probs, tokens = predict_proba(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
+        self.tokens += tokens
+        return probs
+
+
+@dataclass(frozen=True)
+class SavedBaseline:
+    """A baseline read back from its folder, with the methods of `SavedNetwork`."""
+
+    baseline: Baseline
+    tokens: TokenCount = field(default_factory=TokenCount)
+
+    def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
+        """What the baseline reads of rows from `data.read_rows`: the same for a run's models."""
+        return read_inputs(rows, [self.baseline.name])
+
+    def predict_proba(self, rows: pd.DataFrame, inputs: BaselineInputs | None = None, label: str = "") -> np.ndarray:
+        """Probabilities (N, 3) of rows, see `SavedNetwork.predict_proba`."""
+        return self.baseline.predict_proba(inputs or self.read_inputs(rows))
+
+
+def load_fold_model(folder: Path) -> SavedNetwork | SavedBaseline:
+    """A fold's model from its folder: a network of `prefcls run`, or a baseline of `prefcls ladder`.
+
+    Raises:
+        UserError: a file is missing or broken.
+    """
+    return SavedBaseline(load_baseline(folder)) if (folder / "rung.json").exists() else _load_network(folder)
 
 
 def build_model(path: Path, config: RunConfig) -> PreferenceModel:
@@ -99,7 +143,7 @@ def save_model(
     write_json(folder / "preference.json", state)
 
 
-def load_model(folder: Path) -> SavedModel:
+def _load_network(folder: Path) -> SavedNetwork:
     """Read back what `save_model` wrote.
 
     Raises:
@@ -126,4 +170,4 @@ def load_model(folder: Path) -> SavedModel:
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the saved model cannot be read ({error}). Copy the run folder again.") from error
     settings = (state[name] for name in ("architecture", "max_length", "text_cleaning", "mixed_precision"))
-    return SavedModel(model, backbone, scaler, *settings)
+    return SavedNetwork(model, backbone, scaler, *settings)

@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 
 from prefcls_lib.baselines.cross_validation import best_baseline, cross_validate, ladder_table
-from prefcls_lib.baselines.estimators import BASELINES, predict_rows, save_baseline
+from prefcls_lib.baselines.estimators import BASELINES, save_baseline
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, write_table
 from prefcls_lib.pipeline.job import open_folder, read_job
+from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.pipeline.results import score_job
 from prefcls_lib.runtime.files import write_json, write_whole
 
@@ -51,7 +52,7 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     write_table(folder / "valid.csv", saved.assign(group=groups[job.validated]))
     table = ladder_table(results, labels, groups)
     write_table(folder / "history.csv", table)
-    probs = predict_rows(results[best].baselines, job.test_rows)
+    probs, _ = predict_run(folder, job.test_rows, job.config.num_processes)
     write_submission(folder / "submission.csv", list(job.test_rows[ID]), probs)
     scores = score_job(job)
     result = {

@@ -12,23 +12,23 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Callable, Sequence
 
-import numpy as np
-import pandas as pd
 import torch
 
-from prefcls_lib.data.loading import write_rows
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.data.submission import check_submission
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.state import Stopped, stop_on_sigterm
 
 WORKER = "PREFCLS_WORKER"  # in a subprocess: how many share the GPUs one each; it starts no further ones
-MIN_ROWS_TO_SHARE = 500  # rows for each process; with fewer, loading the model takes longer than predicting
 SECONDS_TO_STOP = 60  # to save a checkpoint after SIGTERM
+
+
+class WorkerFailed(UserError):
+    """A subprocess failed; `number` says which."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
 
 
 def count_processes(wanted: int | None) -> int:
@@ -47,43 +47,31 @@ def count_processes(wanted: int | None) -> int:
     return wanted or max(1, gpus)
 
 
-def run_side_by_side(commands: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+def run_side_by_side(
+    commands: Sequence[Sequence[str]], names: Sequence[str], poll: Callable[[], bool] | None = None
+) -> None:
     """Run `python -m prefcls_lib COMMAND` for each command, each on a GPU of its own where there are GPUs.
 
+    Args:
+        commands, names: of the subprocesses.
+        poll: called several times a second; once it returns True the subprocesses are ended.
+
     Raises:
-        UserError: one of them failed.
+        WorkerFailed: one of them failed.
         Stopped: SIGTERM came; they were asked to save and stop.
     """
     environments = [_worker_environment(len(commands), gpu) for gpu in range(len(commands))]
-    _run([["-m", "prefcls_lib", *command] for command in commands], names, environments)
+    _run([["-m", "prefcls_lib", *command] for command in commands], names, environments, poll)
 
 
 def run_together(command: Sequence[str], num_processes: int) -> None:
     """Run one `python -m prefcls_lib COMMAND` in several processes that work on the same model (torch.distributed.run).
 
     Raises:
-        UserError, Stopped: as `run_side_by_side`.
+        WorkerFailed, Stopped: as `run_side_by_side`.
     """
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m", "prefcls_lib"]
     _run([[*launch, *command]], [f"{num_processes} processes"], [_worker_environment(num_processes, None)])
-
-
-def predict_side_by_side(folder: Path, rows: pd.DataFrame, num_processes: int) -> np.ndarray:
-    """Probabilities (N, 3) of `rows` by the run in `folder`, each process predicting its share of the rows."""
-    probs = np.empty((len(rows), len(LABEL_COLUMNS)))
-    with TemporaryDirectory() as temporary:
-        commands = []
-        for part in range(num_processes):
-            path = Path(temporary) / f"rows{part}.csv"
-            write_rows(path, rows.iloc[part::num_processes])
-            commands.append(
-                ["predict", "--run", str(folder), "--test", str(path), "--out", f"{temporary}/probs{part}.csv"]
-            )
-        run_side_by_side(commands, [f"predict {part + 1}/{num_processes}" for part in range(num_processes)])
-        for part in range(num_processes):
-            table = check_submission(f"{temporary}/probs{part}.csv", list(rows[ID].iloc[part::num_processes]))
-            probs[part::num_processes] = table[list(LABEL_COLUMNS)].to_numpy()
-    return probs
 
 
 def end_with_parent() -> None:
@@ -109,7 +97,12 @@ def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
     return environment
 
 
-def _run(commands: list[list[str]], names: Sequence[str], environments: list[dict[str, str]]) -> None:
+def _run(
+    commands: list[list[str]],
+    names: Sequence[str],
+    environments: list[dict[str, str]],
+    poll: Callable[[], bool] | None = None,
+) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what this process holds, the workers may need
     lines: queue.Queue[tuple[int, str]] = queue.Queue()
@@ -137,8 +130,9 @@ def _run(commands: list[list[str]], names: Sequence[str], environments: list[dic
                     raise Stopped("stopped")
                 failed = [number for number, code in enumerate(codes) if code]
                 if failed:
-                    raise UserError(f"{names[failed[0]]} failed: {_reason(tails[failed[0]], codes[failed[0]])}")
-                if all(code == 0 for code in codes):
+                    reason = _reason(tails[failed[0]], codes[failed[0]])
+                    raise WorkerFailed(f"{names[failed[0]]} failed: {reason}", failed[0])
+                if all(code == 0 for code in codes) or (poll is not None and poll()):
                     return
         finally:
             _stop(workers)

@@ -15,28 +15,21 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.baselines.cross_validation import OutOfSample, best_baseline, cross_validate, ladder_table
-from prefcls_lib.baselines.estimators import FAST_BASELINES, load_baseline, predict_rows
+from prefcls_lib.baselines.estimators import FAST_BASELINES, predict_rows
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import TokenCount, make_padded_batches, plan_epoch, split_batch
-from prefcls_lib.data.features import compute_features
-from prefcls_lib.data.schema import ID, NUM_CLASSES
+from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.models.backbones import load_backbone
-from prefcls_lib.models.predict import predict_proba, predict_saved
+from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.reward import check_reward_model
-from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here, new_model, split_rows
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
-from prefcls_lib.pipeline.launch import (
-    MIN_ROWS_TO_SHARE,
-    count_processes,
-    predict_side_by_side,
-    run_side_by_side,
-    run_together,
-)
+from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
+from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.pipeline.results import read_out_of_sample, score_job
 from prefcls_lib.runtime.devices import make_accelerator, process_state
 from prefcls_lib.runtime.files import read_json, write_json
@@ -200,37 +193,6 @@ def run(config: RunConfig) -> RunFolder:
         finish(job, ladder)
         process_state().wait_for_everyone()
     return job.folder
-
-
-def predict_run(
-    folder: RunFolder, rows: pd.DataFrame, num_processes: int | None = None
-) -> tuple[np.ndarray, TokenCount]:
-    """Probabilities (N, 3) of new rows, averaged over the run's models; needs nothing but the run folder.
-
-    Args:
-        folder: of the run.
-        rows: from `data.read_rows`.
-        num_processes: share the rows among so many processes; None: one a GPU.
-    """
-    folders = folder.model_folders()
-    if (folders[0] / "rung.json").exists():
-        return predict_rows([load_baseline(path) for path in folders], rows), TokenCount()
-    processes = min(count_processes(num_processes), len(rows) // MIN_ROWS_TO_SHARE)
-    if processes > 1:
-        return predict_side_by_side(folder.path, rows, processes), TokenCount()
-    total = np.zeros((len(rows), NUM_CLASSES))
-    tokens = TokenCount()
-    raw = encoded = None
-    for number, path in enumerate(folders, 1):
-        saved = load_model(path)
-        if encoded is None:  # the models of a run share tokenizer and text settings
-            encoded = saved.encode(rows)
-            raw = compute_features(rows) if saved.scaler else None
-        examples = saved.make_examples(encoded, raw, slice(None))
-        probs, used = predict_saved(saved, examples, f"predict {number}/{len(folders)}")
-        total += probs
-        tokens += used
-    return total / len(folders), tokens
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:

@@ -15,7 +15,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import SWAP
 from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
-from prefcls_lib.models.saved import load_model
+from prefcls_lib.models.saved import load_fold_model
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import fold_models
 from prefcls_lib.pipeline.folds import split_rows
@@ -31,7 +31,7 @@ def compare_orders(folder: Path) -> dict:
     found: dict[str, list[np.ndarray]] = {"labels": [], "groups": [], "first": [], "second": [], "both": []}
     tokens = {"one order": 0, "both orders": 0}
     for fold_model in fold_models(config):
-        saved = load_model(job.folder.model_folder(fold_model))
+        saved = load_fold_model(job.folder.model_folder(fold_model))
         accelerator = make_accelerator(saved.mixed_precision)
         model = saved.model.to(accelerator.device)
         _, valid, _ = split_rows(job, encoded, fold_model.fold)
