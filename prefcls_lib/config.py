@@ -7,51 +7,21 @@ means the same thing wherever it is typed.
 import difflib
 import math
 import types
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 
 from prefcls_lib.runtime.files import UserError
 
-CHOICES = {
-    "architecture": ("siamese", "cross"),
-    "text_cleaning": ("none", "whitespace", "ascii"),
-    "pooling": ("mean", "first"),
-    "head": ("symmetric", "concat"),
-    "recipe": ("default", "original"),
-    "schedule": ("linear", "plateau"),
-    "on_collapse": ("warn", "stop", "restart"),
-    "mixed_precision": ("auto", "no", "bf16", "fp16"),
-}
-# setting: (smallest allowed value, largest allowed value)
-RANGES = {
-    "max_train_rows": (0, math.inf),
-    "num_folds": (2, 100),
-    "num_seeds": (1, 100),
-    "num_processes": (1, 1024),
-    "seed": (0, 2**32 - 1),
-    "max_length": (16, 65_536),
-    "num_epochs": (1, 1000),
-    "batch_size": (1, 65_536),
-    "max_tokens_per_micro_step": (16, math.inf),
-    "validations_per_epoch": (1, 1000),
-    "learning_rate": (0.0, 1.0),
-    "layer_decay": (0.1, 1.0),
-    "head_only_rows": (0, math.inf),
-    "collapse_after_rows": (1, math.inf),
-    "save_every_minutes": (0.0, math.inf),
-    "time_budget_hours": (0.001, 1000.0),
-    "head_learning_rate": (0.0, 1.0),
-    "weight_decay": (0.0, 1.0),
-    "warmup_ratio": (0.0, 1.0),
-    "label_smoothing": (0.0, 0.5),
-    "soft_label_share": (0.0, 1.0),
-    "dropout": (0.0, 0.9),
-    "max_grad_norm": (1e-6, math.inf),
-}
+
+class Range(NamedTuple):
+    """The smallest and the largest allowed value of a setting."""
+
+    low: float
+    high: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -65,52 +35,50 @@ class RunConfig:
     extra_train: str | None = None  # CSV of more rows, for training alone; none that shares a validation prompt is used
     out: str = "auto"  # run folder; auto: /kaggle/working on Kaggle, else runs/<backbone>
     # rows and folds
-    max_train_rows: int = 0  # rows of the training file to use, chosen by content; 0: all
-    num_folds: int = 10  # stratified folds grouped by prompt
+    max_train_rows: Annotated[int, Range(0)] = 0  # rows of the training file to use, chosen by content; 0: all
+    num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
-    seed: int = 42
-    num_seeds: int = 1  # models a fold, with seeds seed, seed + 1, ...; their predictions are averaged
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
+    num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
-    text_cleaning: str = "none"  # none | whitespace | ascii
-    max_length: int = 512  # tokens of one sequence, special tokens included: of a side, or of a cross-encoder's pair
+    text_cleaning: Literal["none", "whitespace", "ascii"] = "none"  # see `tokenization.clean_text`
+    max_length: Annotated[int, Range(16, 65_536)] = 512  # tokens of a side, or of a cross-encoder's pair of sides
     # model
-    architecture: str = "siamese"  # siamese (each answer by itself) | cross (both answers in one sequence)
+    architecture: Literal["siamese", "cross"] = "siamese"  # each answer by itself, or both in one sequence
     init_from: str | None = None  # a reward model's folder, attached input or hub name: used in place of `backbone`
-    pooling: str = "mean"  # mean | first; a reward model brings its own
-    head: str = "symmetric"  # symmetric | concat (the original's)
+    pooling: Literal["mean", "first"] = "mean"  # a reward model brings its own
+    head: Literal["symmetric", "concat"] = "symmetric"  # concat: the original study's
     structure_features: bool = True
-    dropout: float | None = None  # in encoder and head
+    dropout: Annotated[float | None, Range(0, 0.9)] = None  # in encoder and head
     # training
-    recipe: str = "default"  # default | original (the study's, kept to show what it does)
-    num_epochs: int | None = None
-    learning_rate: float | None = None  # peak rate of the encoder's top layer
-    layer_decay: float | None = None  # each layer below has this share of the rate above it
-    head_learning_rate: float | None = None
-    head_only_rows: int | None = None  # rows for a head-only phase before the encoder moves; 0: none
-    batch_size: int = 32  # pairs in one optimizer step
-    max_tokens_per_micro_step: int | None = None  # tokens held for one backward pass
+    recipe: Literal["default", "original"] = "default"  # original: the study's, kept to show what it does
+    num_epochs: Annotated[int | None, Range(1, 1000)] = None
+    learning_rate: Annotated[float | None, Range(0, 1)] = None  # peak rate of the encoder's top layer
+    layer_decay: Annotated[float | None, Range(0.1, 1)] = None  # a layer's rate as a share of the rate of the one above
+    head_learning_rate: Annotated[float | None, Range(0, 1)] = None
+    head_only_rows: Annotated[int | None, Range(0)] = None  # rows that train the head before the encoder; 0: none
+    batch_size: Annotated[int, Range(1, 65_536)] = 32  # pairs in one optimizer step
+    max_tokens_per_micro_step: Annotated[int | None, Range(16)] = None  # tokens held for one backward pass
     gradient_checkpointing: bool = False  # recompute activations: a third more time, far less memory
-    validations_per_epoch: int | None = None
-    schedule: str | None = None  # linear (to zero) | plateau (a tenth after an epoch without progress)
-    warmup_ratio: float | None = None
-    weight_decay: float = 0.01
-    label_smoothing: float | None = None  # in the training loss only, never in a reported number
-    soft_label_share: float = 0.5  # of the loss, on rows that carry soft labels; the rest is the vote's
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "auto"  # auto | no | bf16 | fp16
-    on_collapse: str = "restart"  # warn | stop | restart (new seed, half the rate, twice the warm-up, at most twice)
-    collapse_after_rows: int = 10_000  # no verdict before so many training rows; DeBERTa-v3 needs them to move
+    validations_per_epoch: Annotated[int | None, Range(1, 1000)] = None
+    schedule: Literal["linear", "plateau"] | None = None  # to zero, or a tenth after an epoch without progress
+    warmup_ratio: Annotated[float | None, Range(0, 1)] = None
+    weight_decay: Annotated[float, Range(0, 1)] = 0.01
+    label_smoothing: Annotated[float | None, Range(0, 0.5)] = None  # of the training loss, never of a reported number
+    soft_label_share: Annotated[float, Range(0, 1)] = 0.5  # of the loss, on rows with soft labels; the rest: the vote's
+    max_grad_norm: Annotated[float, Range(1e-6)] = 1.0
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    on_collapse: Literal["warn", "stop", "restart"] = "restart"  # new seed, half the rate, twice the warm-up; twice
+    collapse_after_rows: Annotated[int, Range(1)] = 10_000  # DeBERTa-v3 needs as many training rows to move
     # the session
-    num_processes: int | None = None  # None: one a GPU. Folds and seeds side by side; a single model by all together
-    time_budget_hours: float | None = None  # the whole command ends within it; None: as long as it takes
-    save_every_minutes: float = 20.0  # a checkpoint at least this often, and at every validation
-    resume_from: str | None = None  # an earlier run's folder, read-only: it is copied, and the run goes on
+    num_processes: Annotated[int | None, Range(1, 1024)] = None  # None: one a GPU, for folds and seeds or for one model
+    time_budget_hours: Annotated[float | None, Range(0.001, 1000)] = None  # for the whole command; None: no limit
+    save_every_minutes: Annotated[float, Range(0)] = 20.0  # a checkpoint at least this often, and at every validation
+    resume_from: str | None = None  # an earlier run's folder, only read: it is copied, and that run is resumed
 
     def __post_init__(self):
-        for field in fields(self):
-            value = _coerce(field.name, getattr(self, field.name), _TYPES[field.name])
-            object.__setattr__(self, field.name, value)
-            _check_value(field.name, value)
+        for name, annotation in get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(self, name, _read_value(name, getattr(self, name), annotation))
         bad = [fold for fold in self.folds if not 0 <= fold < self.num_folds]
         if bad or not self.folds or len(set(self.folds)) != len(self.folds):
             raise UserError(
@@ -131,7 +99,7 @@ class RunConfig:
         Raises:
             UserError: a name that is no setting (with the nearest right one), or a value out of range.
         """
-        names = list(_TYPES)
+        names = [field.name for field in fields(cls)]
         for name in settings:
             if name not in names:  # a YAML key may be a number, or `on`, which YAML reads as true
                 near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
@@ -143,20 +111,19 @@ class RunConfig:
     def from_namespace(cls, namespace: dict[str, object]) -> "RunConfig":
         """Build a config from a notebook's `globals()`, right after its parameters cell.
 
-        Every plain value defined so far is taken as a setting, so that a parameter which papermill
-        injected under a mistyped name stops the run instead of being ignored. When the cell is run again in the same
-        kernel, later cells have left names of their own: then only those are refused that nearly are a setting.
+        Every plain value defined so far is taken as a setting, so that a parameter which papermill injected under a
+        mistyped name stops the run instead of being ignored. When the cell is run again in the same kernel, later cells
+        have defined names of their own: then a name that is no setting is refused only where it is close to one.
         """
         plain = (str, int, float, bool, list, tuple, dict, types.NoneType)
-        ipython = {"In", "Out"}
         settings = {
             name: value
             for name, value in namespace.items()
-            if isinstance(value, plain) and not name.startswith("_") and name not in ipython
+            if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")  # IPython's
         }
         if namespace.get("_prefcls_config_read"):
-            near = {name for name in settings if difflib.get_close_matches(name, _TYPES, n=1, cutoff=0.8)}
-            settings = {name: value for name, value in settings.items() if name in near}
+            names = [field.name for field in fields(cls)]
+            settings = {k: v for k, v in settings.items() if difflib.get_close_matches(k, names, n=1, cutoff=0.8)}
         namespace["_prefcls_config_read"] = True
         return cls.from_mapping(settings, source="notebook parameters")
 
@@ -173,7 +140,7 @@ class RunConfig:
                     f"{path}: cannot be read as YAML ({reason}). Write one `setting: value` a line."
                 ) from error
             if not isinstance(settings, dict):
-                raise UserError(f"{path}: expected lines of `setting: value`, found a {_kind(settings)}.")
+                raise UserError(f"{path}: expected lines of `setting: value`, found a {type(settings).__name__}.")
         return cls.from_mapping({**settings, **overrides}, source=str(path or "--set"))
 
     def with_recipe(self, recipe: Mapping[str, object]) -> "RunConfig":
@@ -185,61 +152,49 @@ class RunConfig:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
-_TYPES = typing.get_type_hints(RunConfig)
-
-
-def _kind(value: object) -> str:
-    return "list" if isinstance(value, list) else type(value).__name__
-
-
-def _coerce(name: str, value: object, annotation: object) -> object:
-    """Turn `value` into the annotated type, or say what was expected."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    if types.NoneType in options:
+def _read_value(name: str, value: object, annotation: object) -> object:
+    """`value` coerced to the type of its annotation, one of its choices and within its range; else a UserError."""
+    limits = None
+    if get_origin(annotation) is Annotated:
+        annotation, limits = get_args(annotation)
+    if types.NoneType in get_args(annotation):
         if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "null")):
             return None
-        annotation = options[0]
-    error = UserError(f"setting {name}={value!r}: expected {_describe(annotation)}.")
-    if isinstance(value, str) and annotation is not str:
+        annotation = get_args(annotation)[0]
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    value = _coerce(name, value, str if choices else annotation)
+    if choices and value not in choices:
+        raise UserError(f"setting {name}={value!r}: choose one of {', '.join(choices)}.")
+    if limits and not (limits.low <= value <= limits.high and math.isfinite(value)):  # false for NaN
+        bounded = f"number from {limits.low:g} to {limits.high:g}"
+        expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low:g} or more"
+        raise UserError(f"setting {name}={value!r}: expected a {expected}.")
+    return value
+
+
+def _coerce(name: str, value: object, kind: object) -> object:
+    """`value` as a `kind`, where it is one or a text that names one; else a UserError."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    error = UserError(f"setting {name}={value!r}: expected {words.get(kind, 'a list of whole numbers like [0, 1]')}.")
+    if kind is str:
+        if isinstance(value, (str, Path)) and str(value).strip():
+            return str(value)
+        raise error
+    if isinstance(value, str):
         try:
             value = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 is a date to YAML
             raise error from None
-    if annotation == tuple[int, ...]:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_coerce(name, item, int) for item in items)
-    if annotation is bool:
-        if isinstance(value, bool):
-            return value
-        raise error
-    if annotation is str:
-        if isinstance(value, (str, Path)) and str(value).strip():
-            return str(value)
-        raise error
-    if isinstance(value, bool) or value is None or isinstance(value, (list, tuple, dict)):
+    if kind == tuple[int, ...]:
+        return tuple(_coerce(name, item, int) for item in (value if isinstance(value, (list, tuple)) else [value]))
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is bool or isinstance(value, bool):
         raise error
     try:
         number = float(value)  # YAML reads 1e-4 as text
     except (TypeError, ValueError, OverflowError):
         raise error from None
-    if annotation is int:
-        if not number.is_integer():
-            raise error
-        return int(number)
-    return number
-
-
-def _describe(annotation: object) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(annotation, "a list of whole numbers such as [0, 1]")
-
-
-def _check_value(name: str, value: object) -> None:
-    if name in CHOICES and value is not None and value not in CHOICES[name]:
-        raise UserError(f"setting {name}={value!r}: choose one of {', '.join(CHOICES[name])}.")
-    if name in RANGES and value is not None:
-        low, high = RANGES[name]
-        if not low <= value <= high:  # also false for NaN
-            raise UserError(f"setting {name}={value!r}: expected a number from {low:g} to {high:g}.")
-        if not math.isfinite(value):
-            raise UserError(f"setting {name}={value!r}: expected a finite number.")
+    if kind is int and not number.is_integer():
+        raise error
+    return kind(number)
