@@ -1,0 +1,74 @@
+"""A network, a ladder, a blend and a checkpoint that the version before the packages left behind still work.
+
+The archive was made at the last commit of that version with a tiny encoder, on the machine and with the packages that
+the network's result.json names.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prefcls_lib import cli
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime.devices import versions
+
+ARCHIVE = Path(__file__).with_name("earlier_run.tar.xz")
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch) -> Path:
+    """The unpacked folder, as working directory: its runs name their files relative to it."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def assert_same_submission(found: Path, expected: Path) -> None:
+    """To the byte where machine and packages are those of then; elsewhere bf16 may round in another way."""
+    before = json.loads(Path("network/result.json").read_text(encoding="utf-8"))["versions"]
+    if all(before[name] == versions()[name] for name in ("machine", "torch", "transformers", "numpy")):
+        assert found.read_bytes() == expected.read_bytes()
+    one, two = (read_table(path) for path in (found, expected))
+    assert one["id"].tolist() == two["id"].tolist()
+    columns = list(LABEL_COLUMNS)
+    np.testing.assert_allclose(one[columns].to_numpy(), two[columns].to_numpy(), atol=5e-3)
+
+
+@pytest.mark.parametrize("run", ["network", "ladder"])
+def test_run_predicts_its_submission(earlier, run):
+    """From the saved models alone."""
+    assert cli.main(["predict", "--run", run, "--test", "test.csv", "--out", "again.csv"]) == 0
+    assert_same_submission(Path("again.csv"), earlier / run / "submission.csv")
+
+
+def test_blend_predicts_and_is_fitted_again(earlier):
+    """Its submission, and the same weights from the runs' out-of-sample tables."""
+    assert cli.main(["predict", "--blend", "blend.json", "--test", "test.csv", "--out", "again.csv"]) == 0
+    assert_same_submission(Path("again.csv"), earlier / "blend.csv")
+    assert cli.main(["blend", "--runs", "network", "ladder", "--out", "again.json"]) == 0
+    before, after = (json.loads(Path(name).read_text(encoding="utf-8")) for name in ("blend.json", "again.json"))
+    assert after == before
+
+
+def test_checkpoint_resumes_and_ends(earlier, capsys):
+    """At the step where it was stopped, with the submission that the earlier version made of it."""
+    arguments = ["run", "--train", "train.csv", "--test", "test.csv", "--out", "stopped"]
+    for setting in ("backbone=backbone", "num_folds=3", "folds=[0]", "max_length=32", "num_epochs=2", "batch_size=8"):
+        arguments += ["--set", setting]
+    assert cli.main(arguments) == 0
+    assert "fold0: resumed at step 4" in capsys.readouterr().out
+    assert_same_submission(Path("stopped/submission.csv"), earlier / "stopped-then-resumed.csv")
+
+
+def test_complete_run_is_recognised(earlier, capsys):
+    """The same command on a finished run of then changes nothing."""
+    arguments = ["run", "--train", "train.csv", "--test", "test.csv", "--out", "network"]
+    for setting in ("backbone=backbone", "num_folds=3", "folds=[0]", "max_length=32", "num_epochs=1", "batch_size=8"):
+        arguments += ["--set", setting]
+    assert cli.main(arguments) == 0
+    assert "this run is complete" in capsys.readouterr().out
