@@ -1,4 +1,4 @@
-"""A dead encoder is noticed behind live structure features, and what follows is the user's choice."""
+"""A collapsed encoder is noticed behind structure features that work, and what follows is the user's choice."""
 
 import json
 
@@ -14,9 +14,15 @@ from prefcls_lib.pipeline import folds
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.training import loop
-from prefcls_lib.training.collapse import Collapsed, why_dead
+from prefcls_lib.training.collapse import Collapsed, why_collapsed
 
-DEAD = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "collapse_after_rows=20", "validations_per_epoch=1")
+COLLAPSES = (
+    "folds=[0]",
+    "learning_rate=0",
+    "head_learning_rate=0",
+    "collapse_after_rows=20",
+    "validations_per_epoch=1",
+)
 
 
 def fit(folder, config):
@@ -25,7 +31,7 @@ def fit(folder, config):
     return loop.fit(model, examples, make_examples(12, 2, with_features=True), config, make_accelerator("no"), 0)
 
 
-def test_dead_encoder_behind_live_features_is_seen(tiny, monkeypatch):
+def test_collapsed_encoder_behind_structure_features_is_seen(tiny, monkeypatch):
     """The encoder gives one embedding for every side; features move the predictions, the spread is 0 all the same."""
     monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
     config = make_config(on_collapse="warn", collapse_after_rows=90)
@@ -34,7 +40,7 @@ def test_dead_encoder_behind_live_features_is_seen(tiny, monkeypatch):
     assert history["collapsed"].tolist() == [False, True]  # 48 rows seen, then 96
 
 
-def test_living_encoder_is_not_accused(tiny):
+def test_healthy_encoder_does_not_count_as_collapsed(tiny):
     """The toy signal is learned; no verdict of collapse at any validation."""
     config = make_config(num_epochs=4, learning_rate=2e-3, head_learning_rate=2e-3, collapse_after_rows=1)
     history = fit(tiny, config).history
@@ -46,7 +52,7 @@ def test_living_encoder_is_not_accused(tiny):
 def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys):
     """Exit code 2; the message has the evidence; the best baseline's submission is in place, not only the prior's."""
     out = tmp_path / "run"
-    assert cli.main(run_arguments(home, out, *DEAD, "on_collapse=stop")) == 2
+    assert cli.main(run_arguments(home, out, *COLLAPSES, "on_collapse=stop")) == 2
     error = capsys.readouterr().err
     assert "the encoder has collapsed" in error
     assert "learning_rate lower" in error
@@ -56,16 +62,16 @@ def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys):
 
 def test_restarts_are_bounded(home, tmp_path, capsys):
     """Twice with other settings, then the end."""
-    assert cli.main(run_arguments(home, tmp_path / "run", *DEAD, "on_collapse=restart")) == 2
+    assert cli.main(run_arguments(home, tmp_path / "run", *COLLAPSES, "on_collapse=restart")) == 2
     captured = capsys.readouterr()
     assert captured.out.count("fold0: restart") == 2
     assert captured.err.count("the encoder has collapsed") == 1
 
 
-def test_warn_goes_on_and_the_history_tells(home, tmp_path):
+def test_warning_continues_and_the_history_has_the_verdict(home, tmp_path):
     """The run ends as usual; history.csv has the verdict."""
     out = tmp_path / "run"
-    assert cli.main(run_arguments(home, out, *DEAD, "on_collapse=warn")) == 0
+    assert cli.main(run_arguments(home, out, *COLLAPSES, "on_collapse=warn")) == 0
     assert read_table(out / "history.csv")["collapsed"].tolist() == [True]
 
 
@@ -90,7 +96,7 @@ def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp
 
 
 def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
-    """DeBERTa-v3 does not move for about so many: 96 rows of a dead encoder are no collapse."""
+    """DeBERTa-v3 does not move for about so many: 96 rows of a collapsed encoder give no verdict."""
     monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
     history = fit(tiny, make_config()).history
     assert history["encoder_spread"].max() < 1e-6
@@ -98,11 +104,11 @@ def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
 
 
 def test_verdict_by_hand():
-    """Alike for every row: collapsed. Varied but no better than prior and structure alone: collapsed. Else healthy."""
+    """Alike for every row, or no better than prior and structure baseline: collapsed. Better than one: healthy."""
 
     def judge(spread: float, alone: float, whole: float, structure: float | None) -> str:
         record = {"encoder_spread": spread, "encoder_log_loss": alone, "valid_log_loss": whole}
-        return why_dead(record, prior_log_loss=1.09, structure_log_loss=structure)
+        return why_collapsed(record, prior_log_loss=1.09, structure_log_loss=structure)
 
     assert "differ by 0.0090 from row to row" in judge(0.009, 1.0, 1.0, 1.05)
     assert "the structure baseline's 1.0500" in judge(0.05, 1.0895, 1.0495, 1.05)

@@ -91,7 +91,7 @@ def test_a_training_step_costs_one_sequence_a_pair(tiny, sample_rows):
         model = make_model(tiny)
         config = RunConfig(**SMALL)
         _, tokens = train_step(
-            model, drawn, np.arange(16), drawn.lengths, max_tokens, config, make_accelerator("no"), 0
+            model, drawn, np.arange(16), max_tokens, config, make_accelerator("no"), 0
         )  # fmt: skip
         assert tokens.real == drawn.lengths.sum() < 0.6 * examples.lengths.sum()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})

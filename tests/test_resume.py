@@ -88,6 +88,28 @@ def test_best_weights_survive_a_stop(tiny, tmp_path, monkeypatch):
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
+def test_only_one_process_logs(tiny, tmp_path, monkeypatch, capsys):
+    """The second of two processes resumes, trains and validates without a line."""
+    config = make_config(structure_features=False)
+    with pytest.raises(Stopped):
+        fit(make_model(tiny, config), config, Session(tmp_path / "state", stop=StopAt(2)))
+    capsys.readouterr()
+    monkeypatch.setattr(loop.Accelerator, "is_main_process", False)
+    fit(make_model(tiny, config), config, Session(tmp_path / "state"))
+    assert capsys.readouterr().out == ""
+
+
+def test_resumed_after_its_last_step(tiny, tmp_path, monkeypatch):
+    """Killed between the last checkpoint and the saved model: nothing is trained, and the result is the same."""
+    config = make_config(structure_features=False)
+    expected = fit(make_model(tiny, config), config, Session(tmp_path / "state"))
+    monkeypatch.setattr(loop, "train_step_in_memory", None)
+    result = fit(make_model(tiny, config), config, Session(tmp_path / "state"))
+    for name in ("valid_probs", "swapped_probs"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+    assert (result.tokens, result.valid_tokens) == (expected.tokens, expected.valid_tokens)
+
+
 def start_run(home: Path, out: Path, *settings: str) -> subprocess.Popen:
     """`prefcls run` of 30 steps as its own process; a checkpoint after every step."""
     arguments = run_arguments(home, out, "folds=[0]", "num_epochs=6", "save_every_minutes=0", *settings)
@@ -228,11 +250,11 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(tiny, monkeypatch, cap
     config = make_config(structure_features=False, max_tokens_per_micro_step=2048)
     real, caps = steps.train_step, []
 
-    def limited(model, examples, step, lengths, max_tokens, *rest):
+    def limited(model, examples, batch, max_tokens, *rest):
         caps.append(max_tokens)
         if max_tokens > 512:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, examples, step, lengths, max_tokens, *rest)
+        return real(model, examples, batch, max_tokens, *rest)
 
     small = make_model(tiny, config)
     fit(small, replace(config, max_tokens_per_micro_step=512))
@@ -319,7 +341,7 @@ def test_head_only_phase_moves_the_head_alone(tiny):
     config = make_config(head_only_rows=40, structure_features=False, head_learning_rate=0.01)
     model = make_model(tiny, config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loop.fit_head(model, make_examples(48, 1), config, make_accelerator("no"), 0)
+    steps.fit_head(model, make_examples(48, 1), config, make_accelerator("no"), 0)
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder."))
     assert not torch.equal(after["head.output.weight"], before["head.output.weight"])

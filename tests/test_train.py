@@ -14,6 +14,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
 from prefcls_lib.data.features import SIGNS
 from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
@@ -94,9 +95,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(kind, backbone_folder
         config = make_config(label_smoothing=0.1)
         model.zero_grad()
         pad_id = model.encoder.config.pad_token_id
-        loss_sum, _ = steps.train_step(
-            model, examples, step, examples.lengths, max_tokens, config, make_accelerator("no"), pad_id
-        )
+        loss_sum, _ = steps.train_step(model, examples, step, max_tokens, config, make_accelerator("no"), pad_id)
         found = gradients(model)
         assert set(found) == set(expected)
         for name, gradient in expected.items():
@@ -127,9 +126,7 @@ def test_tokens_of_a_step_by_hand(tiny):
     examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), None, np.array([0, 1, 2]))
     config = make_config(structure_features=False)
     model = make_model(tiny, config)
-    _, tokens = steps.train_step(
-        model, examples, np.arange(3), examples.lengths, 100, config, make_accelerator("no"), pad_id=0
-    )
+    _, tokens = steps.train_step(model, examples, np.arange(3), 100, config, make_accelerator("no"), pad_id=0)
     assert tokens == TokenCount(real=21, computed=32)
 
 
@@ -208,13 +205,17 @@ def fake_validations(monkeypatch, labels: np.ndarray, confidences: list[float]) 
     """Let validation i give the true class confidences[i]; returns a list that gets the weights at each."""
     states: list[dict] = []
 
-    def predict_from_embeddings(model, embeddings, examples, accelerator):
-        confidence = confidences[len(states)]
+    def embed_unique_sides(model, *_):
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return None, TokenCount()
+
+    def predict_from_embeddings(*_):
+        confidence = confidences[len(states) - 1]
         probs = np.full((len(labels), 3), (1 - confidence) / 2)
         probs[np.arange(len(labels)), labels] = confidence
         return probs
 
+    monkeypatch.setattr(loop, "embed_unique_sides", embed_unique_sides)
     monkeypatch.setattr(loop, "predict_from_embeddings", predict_from_embeddings)
     return states
 
@@ -233,6 +234,21 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, states[chosen][name])
     assert not torch.equal(states[1]["head.output.weight"], states[2]["head.output.weight"])
+
+
+@pytest.mark.parametrize("min_rows", [1, 31])
+def test_swapped_rows_are_predicted_from_the_embeddings_of_the_validation(tiny, monkeypatch, min_rows):
+    """As `predict_proba` has them, to the bit, by the chosen weights; one pass of the encoder for each validation."""
+    monkeypatch.setattr(loop, "MIN_ROWS_TO_SELECT", min_rows)
+    passes, real = [], loop.embed_unique_sides
+    monkeypatch.setattr(loop, "embed_unique_sides", lambda *args: passes.append(1) or real(*args))
+    config = make_config(num_epochs=4, learning_rate=0.02, head_learning_rate=0.02, head="concat")
+    model, valid = make_model(tiny, config), make_examples(30, 2, True)
+    result = fit(model, config, make_examples(48, 1, True), valid)
+    assert len(passes) == 4
+    expected, _ = predict_proba(model, valid.swapped(), make_accelerator("no"), 0)
+    assert (result.swapped_probs == expected).all()
+    assert (result.swapped_probs[:, [1, 0, 2]] != result.valid_probs[result.chosen]).any()
 
 
 def test_two_thousand_rows_are_needed_to_select():

@@ -127,7 +127,7 @@ def waits_of_a_step(model: PreferenceModel, lengths: list[int]) -> set[str]:
     examples = make_examples(lengths)
     with WaitDetector() as detector, NewTensors(detector):
         train_step(
-            model, examples, np.arange(len(examples)), examples.lengths, 10**6, RunConfig(label_smoothing=0.1),
+            model, examples, np.arange(len(examples)), 10**6, RunConfig(label_smoothing=0.1),
             accelerator, 0,
         )  # fmt: skip
         embed_unique_sides(model, examples, accelerator, 0)

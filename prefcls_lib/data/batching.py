@@ -8,6 +8,7 @@ nothing of it changes the gradient.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.sides)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(N, 2) tokens of both sides of every row; (N, 1) where there is one."""
         return np.array([len(ids) for ids in self.token_ids])[self.sides]
@@ -214,18 +215,17 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     return [steps[i] for i in random.permutation(len(steps))]
 
 
-def split_batch(step: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut a step's rows into micro-batches of whole pairs with at most `max_tokens` tokens, one pair at least.
+def split_batch(batch: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut a batch's rows into micro-batches of whole pairs with at most `max_tokens` tokens, one pair at least.
 
     Args:
-        step: (B,) row numbers.
+        batch: (B,) row numbers of one optimizer step.
         lengths: (N, 2) tokens of the two sides of every row.
         max_tokens: tokens that one backward pass may hold.
     """
-    step = step[np.argsort(lengths[step].max(axis=1), kind="stable")]
     micro_batches: list[list[int]] = [[]]
     held = 0
-    for row in step:
+    for row in batch[np.argsort(lengths[batch].max(axis=1), kind="stable")]:
         tokens = int(lengths[row].sum())
         if micro_batches[-1] and held + tokens > max_tokens:
             micro_batches.append([])

@@ -22,7 +22,7 @@ from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.evaluation.calibration import fit_blend
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.predict import embed_unique_sides, predict_proba
+from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import FoldModel, fold_models, prediction_table, write_table
 from prefcls_lib.pipeline.job import Job
@@ -158,7 +158,6 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
                 flush=True,
             )
     rows = job.rows[job.folds == fold]
-    swapped, _ = predict_proba(model, valid.swapped(), accelerator, pad_id)
     saved = honest = fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:
         honest, _ = metrics.choose_cross_fitted(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
@@ -167,7 +166,7 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
         "seed": attempt.seed,
         "valid_rows": len(rows),
         "train_rows": len(train),
-        "flip_rate": slices.flip_rate(saved, swapped),
+        "flip_rate": slices.flip_rate(saved, fitted.swapped_probs),
         "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
         "tokens": [fitted.tokens.real, fitted.tokens.computed],
         "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],

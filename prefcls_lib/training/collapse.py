@@ -1,7 +1,7 @@
-"""The collapse watch: is the encoder dead, though the network around it looks alive?"""
+"""The collapse check: does the encoder contribute anything, though the network around it works?"""
 
-COLLAPSED_SPREAD = 0.01  # a living encoder's predictions differ by more than this from row to row
-USEFUL_GAIN = 0.001  # log loss under a baseline's that is more than rounding
+COLLAPSED_SPREAD = 0.01  # a healthy encoder's predictions differ by more than this from row to row
+USEFUL_GAIN = 0.001  # log loss below a baseline's that is more than rounding
 
 
 class Collapsed(Exception):
@@ -12,11 +12,11 @@ class Collapsed(Exception):
         self.record = record
 
 
-def why_dead(record: dict, prior_log_loss: float, structure_log_loss: float | None) -> str:
-    """Why the encoder must be dead, "" if it may be alive.
+def why_collapsed(record: dict, prior_log_loss: float, structure_log_loss: float | None) -> str:
+    """Why the encoder counts as collapsed, "" where it may be healthy.
 
-    Dead is one whose predictions, features at their mean, are the same for every row; and one that adds nothing: not
-    better than the prior by itself, while the whole network is not better than the structure baseline.
+    Collapsed is one whose predictions, features at their mean, are the same for every row; and one that adds nothing:
+    not better than the prior by itself, while the whole network is not better than the structure baseline.
     """
     spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
     if spread < COLLAPSED_SPREAD:

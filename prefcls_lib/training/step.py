@@ -1,4 +1,4 @@
-"""One optimizer step: its gradients, summed over micro-batches, within the memory there is."""
+"""One optimizer step: gradients summed over micro-batches, within the memory there is; and the head-only phase."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, split_batch, to_device
 from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training.optim import learning_rate_factor, parameter_groups, set_learning_rate
 from prefcls_lib.training.state import TrainingState
 
 SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a matter of the cap
@@ -19,8 +21,7 @@ SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a 
 def train_step(
     model: PreferenceModel,
     train: Examples,
-    step: np.ndarray,
-    lengths: np.ndarray,
+    batch: np.ndarray,
     max_tokens: int,
     config: RunConfig,
     accelerator: Accelerator,
@@ -28,8 +29,11 @@ def train_step(
 ) -> tuple[torch.Tensor, TokenCount]:
     """Gradients of this process's share of one optimizer step, summed over its micro-batches.
 
-    The loss of every micro-batch is divided by the pairs of the whole step, so the gradient is that of the step's
+    The loss of every micro-batch is divided by the pairs of the whole batch, so the gradient is that of the batch's
     mean loss whatever `max_tokens` (held for one backward pass) is, and the processes' gradients are to be summed.
+
+    Args:
+        batch: (B,) row numbers of all processes' pairs.
 
     Returns:
         Sum of the unsmoothed losses of its rows (a tensor on the device), and their tokens.
@@ -38,47 +42,46 @@ def train_step(
     device = accelerator.device
     loss_sum = torch.zeros((), device=device)
     tokens = TokenCount()
-    mine = step[accelerator.process_index :: accelerator.num_processes]
-    for rows in split_batch(mine, lengths, max_tokens):
+    mine = batch[accelerator.process_index :: accelerator.num_processes]
+    for rows in split_batch(mine, train.lengths, max_tokens):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
         multiple_of = 8 if device.type == "cuda" else 1
-        batches = [batch.to(device) for batch in make_padded_batches(token_ids, pad_id, multiple_of=multiple_of)]
+        padded = [one.to(device) for one in make_padded_batches(token_ids, pad_id, multiple_of=multiple_of)]
         with accelerator.autocast():
-            embeddings = model.embed_sides(batches)
+            embeddings = model.embed_sides(padded)
         outputs = head_outputs(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
         loss = training_loss(outputs, train, rows, config.label_smoothing)
-        accelerator.backward(loss / len(step))
+        accelerator.backward(loss / len(batch))
         labels = to_device(train.labels[rows], device)
         loss_sum += torch.nn.functional.cross_entropy(outputs[0].detach(), labels, reduction="sum")
-        tokens += TokenCount(sum(map(len, token_ids)), sum(batch.tokens_computed for batch in batches))
+        tokens += TokenCount(sum(map(len, token_ids)), sum(one.tokens_computed for one in padded))
     return loss_sum, tokens
 
 
 def train_step_in_memory(
     model: PreferenceModel,
     train: Examples,
-    step: np.ndarray,
-    lengths: np.ndarray,
+    batch: np.ndarray,
     config: RunConfig,
     accelerator: Accelerator,
     pad_id: int,
     state: TrainingState,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[torch.Tensor, TokenCount]:
-    """`train_step`; when memory runs out, half the tokens per micro-batch and the same step again, and it is said."""
+    """`train_step`; when memory runs out, half the tokens per micro-batch, and the same batch again."""
     while True:
         try:
-            return train_step(model, train, step, lengths, state.max_tokens, config, accelerator, pad_id)
+            return train_step(model, train, batch, state.max_tokens, config, accelerator, pad_id)
         except torch.OutOfMemoryError as error:
             model.zero_grad(set_to_none=True)
             if state.max_tokens // 2 < SMALLEST_MICRO_BATCH:
                 raise UserError(
-                    f"out of memory with {state.max_tokens} tokens per micro-batch. Set gradient_checkpointing=true "
+                    f"out of memory with {state.max_tokens} tokens per micro-batch. Set gradient_checkpointing=true, "
                     "or max_length lower."
                 ) from error
             state.max_tokens //= 2
-            say(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")
+            log(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")
         torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
 
 
@@ -115,3 +118,26 @@ def head_outputs(
     )
     u, *v = (embeddings[side] for side in sides.T)
     return model.head.outputs(u, v[0] if v else None, x, offset)
+
+
+def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, accelerator: Accelerator, pad_id: int) -> None:
+    """Train the head alone for two epochs on frozen embeddings of at most `head_only_rows` rows.
+
+    The embeddings are computed once. So the encoder's first gradients come through a head that already means
+    something (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+    """
+    rows = np.random.default_rng(config.seed).permutation(len(train))[: config.head_only_rows]
+    some = train.take(np.sort(rows))
+    embeddings, _ = embed_unique_sides(model, some, accelerator, pad_id, "head only")
+    in_head = set(model.head.parameters())
+    optimizer = torch.optim.AdamW([group for group in parameter_groups(model, config) if group["params"][0] in in_head])
+    model.head.train()
+    orders = [np.random.default_rng([config.seed, epoch]).permutation(len(some)) for epoch in range(2)]
+    batches = [order[i : i + config.batch_size] for order in orders for i in range(0, len(some), config.batch_size)]
+    for step, batch in enumerate(batches):
+        set_learning_rate(optimizer, learning_rate_factor(step, len(batches), 0.1))
+        outputs = head_outputs(model, some, batch, embeddings, accelerator.device)
+        (training_loss(outputs, some, batch, config.label_smoothing) / len(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(model.head.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
