@@ -167,7 +167,7 @@ def no_probabilities(table: pd.DataFrame) -> pd.DataFrame:
         (other_label, "another label"),
         (too_sure, "sum"),
         (last_row_missing, "rows are missing or doubled"),
-        (no_probabilities, "expected the columns"),
+        (no_probabilities, "the columns winner_tie are missing"),
     ],
 )
 def test_bad_runs_are_refused_and_nothing_is_written(runs, tmp_path, capsys, change, message):

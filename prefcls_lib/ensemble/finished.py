@@ -17,7 +17,7 @@ from prefcls_lib.evaluation import metrics
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import UserError, read_json
 
-MIN_SHARED_ROWS = 10  # as in `blend`
+MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "calibrated_log_loss",
            "calibrated_expected_calibration_error", "seconds", "rows", "valid_rows")  # fmt: skip
 FOLD_PLAN = ("num_folds", "seed", "max_train_rows")
@@ -104,26 +104,29 @@ def read_run(path: Path) -> Run:
     sums = result.get("data_sha256")
     if not (isinstance(interval, list) and len(interval) == 2 and isinstance(sums, dict) and "train" in sums):
         raise UserError(f"{path / 'result.json'}: log_loss_interval or data_sha256 is missing. Copy the folder again.")
-    tables = {name: read_table(path / name) for name in ("oof.csv", "valid.csv", "history.csv", "submission.csv")}
-    oof, valid = tables["oof.csv"], tables["valid.csv"]
-    for name in ("oof.csv", "submission.csv"):
-        if missing := {ID, *COLUMNS} - set(tables[name].columns):
-            raise UserError(f"{path / name}: the columns {', '.join(sorted(missing))} are missing. Copy it again.")
-        metrics.check_probs(tables[name][COLUMNS].to_numpy(dtype=float), str(path / name))
-    if not {"fold", "label"} <= set(oof) or "group" not in valid or set(oof[ID]) != set(valid.get(ID, ())):
-        raise UserError(f"{path / 'oof.csv'}: does not match valid.csv. Copy the run folder again.")
-    if len(oof) != result["valid_rows"] or oof[ID].duplicated().any():
-        raise UserError(f"{path / 'oof.csv'}: {len(oof)} rows, result.json says {result['valid_rows']}. Copy it again.")
-    oof = oof.set_index(ID).assign(group=valid.set_index(ID)["group"])
     # a run that is older than a setting did what the setting's default does
     known = RunConfig().to_dict() | {name: value for name, value in settings.items() if name in names}
-    history, submission = tables["history.csv"], tables["submission.csv"].set_index(ID)
+    oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
+    valid, history = read_table(path / "valid.csv"), read_table(path / "history.csv")
+    if len(oof) != result["valid_rows"] or oof.index.has_duplicates:
+        raise UserError(
+            f"{path / 'oof.csv'}: holds {len(oof)} rows, result.json says {result['valid_rows']}: rows are missing or "
+            "doubled. Copy the run folder again."
+        )
+    if not {"fold", "label"} <= set(oof) or "group" not in valid or set(oof.index) != set(valid.get(ID, ())):
+        raise UserError(f"{path / 'oof.csv'}: does not match valid.csv. Copy the run folder again.")
+    oof = oof.assign(group=valid.set_index(ID)["group"])
     return Run(path.resolve().name, path, known, result, oof, history, submission)
+
+
+def shared_ids(runs: Sequence[Run]) -> list[str]:
+    """The ids of the rows that all runs predicted out of sample, sorted."""
+    return sorted(set.intersection(*(set(run.oof.index) for run in runs)))
 
 
 def compare_runs(one: Run, other: Run) -> metrics.Comparison | None:
     """Paired comparison on the rows that both predicted out of sample; None where they share too few."""
-    ids = sorted(set(one.oof.index) & set(other.oof.index))
+    ids = shared_ids((one, other))
     if one.group != other.group or len(ids) < MIN_SHARED_ROWS:
         return None
     rows = one.oof.loc[ids]
@@ -152,6 +155,15 @@ def signed(value: float) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    """A table of a run by id, its probabilities checked."""
+    table = read_table(path)
+    if missing := {ID, *COLUMNS} - set(table.columns):
+        raise UserError(f"{path}: the columns {', '.join(sorted(missing))} are missing. Copy the run folder again.")
+    metrics.check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
+    return table.set_index(ID)
 
 
 def _read_blend(path: Path) -> dict:
