@@ -1,23 +1,26 @@
-"""What a device can run and hold, and how long it would take: pure arithmetic on a backbone's configuration."""
+"""What a device can run and hold, and how long it would take: arithmetic on a backbone's configuration."""
 
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-# Bytes that the backward pass holds for a token and a layer in 16-bit autocast (a test counts them); fp32 takes twice
-# as much. For each hidden unit; ELECTRA-large was measured at 24 layers x 1,024 units x 40 bytes = 0.98 MB a token.
-BYTES_PER_UNIT = 40
+# Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast, fused attention; fp32
+# takes twice as much. A test on the meta device counts them.
+BYTES_PER_UNIT = {"deberta-v2": 48, "modernbert": 36}
+DEFAULT_BYTES_PER_UNIT = 40
 # DeBERTa's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position of the side,
 BYTES_PER_SCORE = 6
 # and both of its relative terms in fp16 for every bucket, near and far, left and right.
 BYTES_PER_BUCKET = 8
-BYTES_PER_BOUNDARY = 4  # with gradient checkpointing: a layer's input, fp32, for each hidden unit
-SHARE_USED = 0.85  # of the free memory
-# Assumed for projections: what a T4 sustains in fp16 with these encoders, of its peak of 65. Nobody measured it here.
-T4_FLOP_PER_SECOND = 15e12
+BYTES_PER_BOUNDARY = 4  # for each hidden unit: the input of the first layer; with checkpointing, of every layer, fp32
+SHARE_USED = 0.9  # of the free memory; the rest is for fragmentation, NCCL, and the buffers of the gradient reduction
+T4_BYTES = int(14.6 * 2**30)  # what CUDA shows of a T4's memory
+# What a T4 may sustain in fp16 with these encoders, of its peak of 65 TFLOP/s, as long as nobody has measured it:
+T4_FLOP_PER_SECOND = (15e12, 2.4e12)  # assumed; what another project measured, its compilation included
 
 
 def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
@@ -59,36 +62,61 @@ def weight_bytes(config: PretrainedConfig) -> int:
 
 
 def state_bytes(config: PretrainedConfig) -> int:
-    """Bytes of a checkpoint in training: weights and AdamW's two moments, fp32."""
-    return 12 * count_parameters(config)
+    """Bytes of a checkpoint in training, fp32: the weights, AdamW's two moments, and the best weights so far."""
+    return 16 * count_parameters(config)
+
+
+def disk_bytes(config: PretrainedConfig, models: int, at_once: int) -> int:
+    """Most bytes that a run has on disk: `models` saved ones, and `at_once` in training.
+
+    Each model in training has two checkpoints while it writes a new one, for the old one stays until that is whole.
+    """
+    return models * weight_bytes(config) + 2 * at_once * state_bytes(config)
 
 
 def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, checkpointing: bool = False) -> int:
-    """Bytes that the backward pass holds for each token of a side of `length` tokens.
+    """Bytes for each token of a side of `length` tokens at the peak, which is where the backward pass starts.
 
-    With gradient checkpointing: every layer's input, and all of the one layer that is being computed again.
+    What all layers hold, and half a layer's worth that its backward pass needs for a moment. With gradient
+    checkpointing: every layer's input, and all of the one layer that is being computed again.
     """
-    layer = BYTES_PER_UNIT * config.hidden_size
+    layer = BYTES_PER_UNIT.get(config.model_type, DEFAULT_BYTES_PER_UNIT) * config.hidden_size
     if config.model_type == "deberta-v2":
         per_head = BYTES_PER_SCORE * length + BYTES_PER_BUCKET * max(config.position_buckets, 0)
         layer += per_head * config.num_attention_heads
     layer *= 1 if half else 2
-    if checkpointing:
-        return layer + BYTES_PER_BOUNDARY * config.hidden_size * config.num_hidden_layers
-    return layer * config.num_hidden_layers
+    boundary = BYTES_PER_BOUNDARY * config.hidden_size
+    layers = config.num_hidden_layers
+    return boundary * layers + layer * 3 // 2 if checkpointing else boundary + layer * (2 * layers + 1) // 2
 
 
-def fixed_bytes(config: PretrainedConfig) -> int:
-    """Bytes of weights, gradients and AdamW's two moments on the device, fp32."""
-    return 16 * count_parameters(config)
+def fixed_bytes(config: PretrainedConfig, half: bool) -> int:
+    """Bytes on the device whatever the batch: weights, gradients and AdamW's two moments, fp32.
+
+    In 16-bit autocast also a copy of every layer's weights, which is kept from the forward to the backward pass.
+    """
+    return 16 * count_parameters(config) + (2 * config.num_hidden_layers * _layer_weights(config) if half else 0)
+
+
+def peak_bytes(
+    config: PretrainedConfig, tokens: int, half: bool, length: int = 512, checkpointing: bool = False
+) -> int:
+    """Most bytes that tensors take in training with `tokens` in a micro-step."""
+    return fixed_bytes(config, half) + tokens * bytes_per_token(config, half, length, checkpointing)
 
 
 def largest_micro_step(
     config: PretrainedConfig, free: int, half: bool, length: int = 512, checkpointing: bool = False
 ) -> int:
-    """The most tokens of one micro-batch beside weights, gradients and optimizer state; 0: not even these fit."""
-    left = SHARE_USED * free - fixed_bytes(config)
+    """The most tokens of one micro-step with `free` bytes on the device; 0: not even the weights fit."""
+    left = SHARE_USED * free - fixed_bytes(config, half)
     return max(0, int(left / bytes_per_token(config, half, length, checkpointing)))
+
+
+def t4_seconds(config: PretrainedConfig, lengths: np.ndarray) -> tuple[float, float]:
+    """Seconds of a forward pass over sides of `lengths` (N,) tokens on one T4: projected, at both of its paces."""
+    mean = (lengths**2).sum() / lengths.sum()  # of the tokens, for long sides have more of them
+    return tuple(lengths.sum() * flop_per_token(config, mean) / pace for pace in T4_FLOP_PER_SECOND)
 
 
 def free_bytes(device: torch.device) -> int:
