@@ -13,14 +13,13 @@ import check
 import kernel_folders
 import layout
 import machine_copy
-import projection
 import push
 import rehearse
 import rows
 
 OWNER = "tester"
 __all__ = ["OWNER", "backbone", "build_tiny_bundle", "bundle", "check", "kernel_folders", "layout", "machine_copy",
-           "projection", "push", "rehearse", "rows"]  # fmt: skip
+           "push", "rehearse", "rows"]  # fmt: skip
 
 
 _built: list[Path] = []

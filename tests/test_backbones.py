@@ -28,7 +28,7 @@ from prefcls_lib.runtime.files import UserError, read_json
 from prefcls_lib.training import loop, optim
 
 CONFIGS = {path.stem: read_json(path)["config"] for path in Path(__file__).parents[1].glob("report/backbones/*.json")}
-T4 = 15 * 2**30
+T4 = capacity.T4_BYTES
 make_examples = partial(test_train.make_examples, longest=40)  # and sides beyond ModernBERT's local window
 
 

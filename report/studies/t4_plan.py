@@ -1,9 +1,9 @@
-"""What fits on a T4 and how long it would take, for every configuration in report/backbones: a plan, nothing measured.
+"""What fits on a T4 and how long it would take, for every configuration in report/backbones.
 
     python report/studies/t4_plan.py            writes report/studies/t4_plan.md, which the report shows
 
-Memory and operations are computed from the configurations (`prefcls_lib.machine`); tokens are counted on the shipped
-rows with MiniLM's tokenizer.
+Memory and operations are computed from the configurations (`prefcls_lib.doctor.capacity`); tokens are counted on the
+shipped rows with MiniLM's tokenizer. Where a run folder in report/runs was trained on a T4, its pace is used.
 """
 
 from pathlib import Path
@@ -20,65 +20,83 @@ from prefcls_lib.report.page import markdown_table
 from prefcls_lib.runtime.files import read_json, write_text
 
 FOLDER = Path(__file__).parent
-T4_BYTES = 15 * 2**30
 LENGTHS = (512, 768)  # tokens of a side
 EPOCH_ROWS, TEST_ROWS = 51_729, 25_000  # nine tenths of the competition's training rows; its hidden test set
-HEADER = ("backbone", "tokens a side", "GB fixed", "KB a token", "most tokens", "recipe's", "hours an epoch",
+HEADER = ("backbone", "tokens a side", "GiB fixed", "KB a token", "most tokens", "recipe", "GiB peak", "hours an epoch",
           "hours for the test rows")  # fmt: skip
 
 
-def plan_backbone(config: PretrainedConfig, max_length: int, lengths: np.ndarray) -> list[str]:
+def plan_backbone(
+    config: PretrainedConfig, max_length: int, lengths: np.ndarray, measured: tuple[float, str] | None = None
+) -> list[str]:
     """One line of the table, without the name.
 
     Args:
         config: the backbone's.
         max_length: tokens of a side; what is longer is cut.
         lengths: (N,) tokens of the sides, uncut.
+        measured: tokens a second in training, and the machine; None: not measured.
     """
     cut = np.minimum(lengths, max_length)
-    mean, in_attention = cut.mean(), (cut**2).sum() / cut.sum()  # long sides have more of the tokens
-    side_seconds = mean * capacity.flop_per_token(config, in_attention) / capacity.T4_FLOP_PER_SECOND
-    hours = {"epoch": 3 * 2 * EPOCH_ROWS * side_seconds / 3600, "test": 2 * TEST_ROWS * side_seconds / 3600}
+    fast, slow = (2 * seconds / len(cut) / 3600 for seconds in capacity.t4_seconds(config, cut))  # hours a row
+    epoch = f"{3 * EPOCH_ROWS * fast:.1f} to {3 * EPOCH_ROWS * slow:.1f}"  # the backward pass is two forward passes
+    if measured is not None:
+        epoch = f"{2 * EPOCH_ROWS * cut.mean() / measured[0] / 3600:.1f}, measured on {measured[1]}"
     held = [capacity.bytes_per_token(config, True, max_length, again) / 1e3 for again in (False, True)]
-    most = [capacity.largest_micro_step(config, T4_BYTES, True, max_length, again) for again in (False, True)]
+    most = [capacity.largest_micro_step(config, capacity.T4_BYTES, True, max_length, again) for again in (False, True)]
+    recipe = choose_recipe(config)["max_tokens_per_micro_step"]
     return [
         str(max_length),
-        f"{capacity.fixed_bytes(config) / 1e9:.1f}",
+        f"{capacity.fixed_bytes(config, True) / 2**30:.1f}",
         " / ".join(f"{kilobytes:,.0f}" for kilobytes in held),
         " / ".join(f"{tokens // 256 * 256:,}" for tokens in most),
-        f"{choose_recipe(config)['max_tokens_per_micro_step']:,}",
-        f"{hours['epoch']:.1f} / {hours['epoch'] * 4 / 3:.1f}",
-        f"{hours['test']:.2f}",
+        f"{recipe:,}",
+        f"{capacity.peak_bytes(config, recipe, True, max_length) / 2**30:.1f}",
+        epoch,
+        f"{TEST_ROWS * fast:.2f} to {TEST_ROWS * slow:.2f}",
     ]
 
 
-def make_plan(lengths: np.ndarray) -> str:
+def measured_paces(runs: Path) -> dict[tuple[str, int], tuple[float, str]]:
+    """(backbone, max_length) -> tokens a second in training and the machine, of the run folders made on a T4."""
+    found = {}
+    for path in sorted(runs.glob("*/result.json")):
+        result, settings = read_json(path), read_json(path.with_name("config.json"))["settings"]
+        machine, pace = result["versions"]["machine"], result.get("tokens_per_second")
+        if "T4" in machine and pace:
+            found[result["backbone"].split("/")[-1].lower(), settings["max_length"]] = (pace, machine)
+    return found
+
+
+def make_plan(lengths: np.ndarray, runs: Path = FOLDER.parent / "runs") -> str:
     """The plan as Markdown: a line for each backbone and each of LENGTHS that it takes, the smallest first."""
     configs = {
         path.stem: AutoConfig.for_model(**read_json(path)["config"])
         for path in (FOLDER.parent / "backbones").glob("*.json")
     }
+    measured = measured_paces(runs)
     lines = [
-        [name, *plan_backbone(config, max_length, lengths)]
+        [name, *plan_backbone(config, max_length, lengths, measured.get((name, max_length)))]
         for name, config in sorted(configs.items(), key=lambda item: (capacity.count_parameters(item[1]), item[0]))
         for max_length in LENGTHS
         if (max_positions(config) or max_length) >= max_length
     ]
     cuts = " and ".join(f"{np.minimum(lengths, limit).mean():.0f} tokens when cut at {limit}" for limit in LENGTHS)
+    fast, slow = (f"{pace / 1e12:g}" for pace in capacity.T4_FLOP_PER_SECOND)
     parts = [
         "# Plan for a T4",
-        f"Projected, not measured. One T4 of {T4_BYTES // 2**30} GiB in fp16, at an assumed "
-        f"{capacity.T4_FLOP_PER_SECOND / 1e12:.0f} TFLOP/s of its peak of 65; one epoch of {EPOCH_ROWS:,} rows, "
-        f"{TEST_ROWS:,} test rows; with both T4 about half the hours. A side has {cuts}, on average of the "
-        "shipped rows with MiniLM's tokenizer.",
-        "“Fixed” are weights, gradients and optimizer state. “KB a token” is what the backward pass holds for each "
-        "token of a full side, “most tokens” how many of them one micro-step may have, beside “recipe's”, the setting "
-        "`max_tokens_per_micro_step` that the recipe has. Before the slash without gradient checkpointing, behind it "
-        "with it, a third slower. Unfused attention (DeBERTa) moves more memory than it computes: expect more hours.",
+        f"Projected, not measured, unless a line says so. One T4 of {capacity.T4_BYTES / 2**30:.1f} GiB in fp16, at "
+        f"{fast} TFLOP/s (assumed) to {slow} TFLOP/s (what another project measured on a T4, compilation included) of "
+        f"its peak of 65; one epoch of {EPOCH_ROWS:,} rows, {TEST_ROWS:,} test rows; with both T4 about half the "
+        f"hours. A side has {cuts}, on average of the shipped rows with MiniLM's tokenizer.",
+        "“Fixed” are weights, their fp16 copies, gradients and optimizer state. “KB a token” is what one token of a "
+        "full side adds at the peak, “most tokens” how many of them one micro-batch may have, “recipe” the setting "
+        "`max_tokens_per_micro_step` of the recipe, “peak” the memory of tensors with it. Before the slash without "
+        "gradient checkpointing, behind it with it, which takes a third more time.",
         markdown_table(HEADER, lines),
-        "Every recipe fits without checkpointing, so a longer side takes one setting: `max_length=768`. Should memory "
-        "run out, the micro-step is halved by itself; when not even one pair fits, set `gradient_checkpointing=true` "
-        "and, for larger micro-steps again, `max_tokens_per_micro_step=8192`. RoBERTa, XLM-R and ELECTRA have one "
+        "Every recipe fits without checkpointing, so a longer side takes one setting: `max_length=768`. If memory runs "
+        "out, the micro-batch is halved automatically; if not even one pair fits, set `gradient_checkpointing=true` "
+        "and, for larger micro-batches again, `max_tokens_per_micro_step=8192`. RoBERTa, XLM-R and ELECTRA have one "
         "embedding for each of 512 positions and take no more; DeBERTa's positions are relative and ModernBERT's "
         "rotary, so those two read 768.",
     ]
