@@ -95,7 +95,7 @@ from prefcls_lib.evaluation import metrics, plots, slices
 from prefcls_lib.models import network
 from prefcls_lib.pipeline import folder, results, steps
 
-checks.first_look(config.init_from or config.backbone, max_length=config.max_length)
+checks.first_look(config)
 
 # %% [markdown]
 # ## 3. Everything that can go wrong, first

@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="can this machine do the job? exit code 0: yes, 1: no")
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
-    doctor.add_argument("--out", default=".", help="run folder, for the room on its disk")
+    doctor.add_argument("--config", metavar="FILE.yaml", help="settings of the run to come, one a line")
+    doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as for `run`")
+    doctor.add_argument("--out", help="run folder, for the space on its disk")
     doctor.add_argument("--max-length", type=int, metavar="TOKENS", help="of one side, for the memory (default: 512)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
@@ -101,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     overrides = dict(_key_value(text) for text in arguments.set)
-    for name in ("train", "test", "out"):
-        if getattr(arguments, name) is not None:
+    for name in ("train", "test", "out", "backbone", "max_length"):
+        if getattr(arguments, name, None) is not None:
             overrides[name] = getattr(arguments, name)
     return RunConfig.from_yaml(arguments.config, overrides)
 
@@ -207,7 +209,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     from prefcls_lib.doctor import checks as doctor
 
-    checks = doctor.examine(arguments.backbone, arguments.out, arguments.max_length)
+    for_a_run = arguments.backbone or arguments.config or arguments.set
+    checks = doctor.examine(_config(arguments) if for_a_run else None)
     usable = doctor.is_usable(checks)
     if arguments.json:
         print(json.dumps({"usable": usable, "checks": [asdict(check) for check in checks]}, indent=2))

@@ -22,7 +22,6 @@ from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import HUB_NAMES, choose_recipe
 from prefcls_lib.models.saved import build_model, load_fold_model, save_model
-from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError, read_json
 from prefcls_lib.training import loop, optim
@@ -278,24 +277,8 @@ def test_wider_debertas_have_their_own_recipes():
     assert large["warmup_ratio"] == 0.1
 
 
-@pytest.mark.parametrize(
-    ("free", "max_length", "state", "advice"),
-    [(10**12, None, "ok", ""), (7 * 10**6, 512, "note", "Two full sides do not fit: set gradient_checkpointing=true"),
-     (10**6, None, "bad", "choose a smaller one")],
-)  # fmt: skip
-def test_doctor_advises_checkpointing_where_a_pair_does_not_fit(folders, monkeypatch, free, max_length, state, advice):
-    """By the tokens of one side, which for DeBERTa may be more than it was pretrained with."""
-    backbone = load_backbone(str(folders["mdeberta-v2"]), 16)
-    monkeypatch.setattr(capacity, "free_bytes", lambda device: free)
-    monkeypatch.setattr(devices, "choose_precision", lambda setting, device: "bf16")
-    check = checks.check_memory(backbone, max_length)
-    assert check.state == state
-    assert check.advice.startswith(advice) or advice in check.advice
-    assert f"of sides of {max_length or RunConfig.max_length}" in check.finding
-
-
 def test_doctor_refuses_a_length_that_the_backbone_cannot_take(folders):
     """The same message as a run's."""
-    (*_, last) = checks.examine(str(folders["xlm-roberta"]), max_length=65)
-    assert (last.name, last.state) == ("backbone", "bad")
+    (*_, last) = checks.examine(RunConfig(backbone=str(folders["xlm-roberta"]), max_length=65))
+    assert (last.name, last.state) == ("settings", "bad")
     assert "absolute" in last.finding

@@ -29,12 +29,9 @@ def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
     Machine code (sm_XY) runs on the same major number and the same or a higher minor one; portable code (compute_XY)
     on everything as new or newer.
     """
-    for name in built_for:
-        kind, number = re.fullmatch(r"(sm|compute)_(\d+)[a-z]*", name).groups()
+    for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for)):
         major, minor = divmod(int(number), 10)
-        if kind == "compute" and capability >= (major, minor):
-            return True
-        if kind == "sm" and capability[0] == major and capability[1] >= minor:
+        if capability >= (major, minor) and (kind == "compute" or capability[0] == major):
             return True
     return False
 
@@ -56,11 +53,6 @@ def flop_per_token(config: PretrainedConfig, length: float) -> float:
     return config.num_hidden_layers * (2 * _layer_weights(config) + attention)
 
 
-def weight_bytes(config: PretrainedConfig) -> int:
-    """Bytes of the weights on disk, fp32."""
-    return 4 * count_parameters(config)
-
-
 def state_bytes(config: PretrainedConfig) -> int:
     """Bytes of a checkpoint in training, fp32: the weights, AdamW's two moments, and the best weights so far."""
     return 16 * count_parameters(config)
@@ -71,7 +63,7 @@ def disk_bytes(config: PretrainedConfig, models: int, at_once: int) -> int:
 
     Each model in training has two checkpoints while it writes a new one, for the old one stays until that is whole.
     """
-    return models * weight_bytes(config) + 2 * at_once * state_bytes(config)
+    return models * 4 * count_parameters(config) + 2 * at_once * state_bytes(config)
 
 
 def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, checkpointing: bool = False) -> int:

@@ -1,16 +1,16 @@
 """`prefcls doctor`, and the notebooks' first look: can this machine do the job, before anything is spent on it."""
 
-import importlib.metadata
 import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from packaging.version import Version
 
 from prefcls_lib.config import RunConfig
@@ -18,6 +18,8 @@ from prefcls_lib.data.loading import read_rows, sample_path
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder
+from prefcls_lib.models.reward import check_reward_model
+from prefcls_lib.pipeline.launch import count_processes
 from prefcls_lib.runtime import devices, kaggle
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.step import SMALLEST_MICRO_BATCH
@@ -35,7 +37,7 @@ SUPPORTED = {
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 KAGGLE_HOURS, KAGGLE_RERUN_HOURS = 12.0, 9.0
 LARGEST_PRECISION_ERROR = 0.05  # of the largest fp32 value, in the embedding of one side
-MANY_UNKNOWN = 0.2  # share of unknown tokens from which a script is a hole to the backbone
+MANY_UNKNOWN = 0.2  # share of unknown tokens from which a backbone cannot read a script
 SCRIPTS = {
     "latin": "Where is the nearest railway station, please?",
     "accents": "Où est la gare la plus proche, s'il vous plaît ? Größe, año",
@@ -62,37 +64,37 @@ class Check:
     advice: str = ""
 
 
-def examine(backbone: str | None = None, out: str | Path = ".", max_length: int | None = None) -> list[Check]:
+def examine(config: RunConfig | None = None, on_cpu_too: bool = True) -> list[Check]:
     """All checks, none of which writes anything.
 
     Args:
-        backbone: the one to be trained; None leaves out what depends on it.
-        out: where the run folder will be, for the room on its disk.
-        max_length: tokens of one side, for the memory; None: the default setting.
+        config: settings of the run to come; None leaves out what depends on its backbone.
+        on_cpu_too: check the precision on a CPU too, for which the encoder is loaded once more.
     """
-    checks = [check_python(sys.version_info[:2]), check_packages(installed_versions()), check_library(), check_gpu()]
+    checks = [check_python(sys.version_info[:2]), check_packages(devices.versions()), check_library(), check_gpu()]
     runs_on_device = checks[-1].state != "bad"
     checks += [check_inputs(), check_internet(), check_time()]
-    if backbone is None:
+    if config is None:
         return checks
     try:
-        found = load_backbone(backbone, max_length or 16)
+        backbone = load_backbone(config.init_from or config.backbone, config.max_length)
+        if config.init_from is not None:
+            check_reward_model(backbone.path, backbone.config)
+        config = config.with_recipe(backbone.recipe(config.recipe))
+        checks += [Check("backbone", "ok", str(backbone.path)), check_tokenizer(backbone), check_disk(backbone, config)]
+        accelerator = devices.make_accelerator(config.mixed_precision)
     except UserError as error:
-        return [*checks, Check("backbone", "bad", str(error))]
-    checks += [Check("backbone", "ok", str(found.path)), check_tokenizer(found), check_disk(found, Path(out))]
+        return [*checks, Check("settings", "bad", str(error))]
     if runs_on_device:
-        checks += [check_memory(found, max_length), check_precision(found)]
+        checks.append(check_memory(backbone, config, accelerator))
+        if on_cpu_too or accelerator.device.type != "cpu":
+            checks.append(check_precision(backbone, accelerator))
     return checks
 
 
 def is_usable(checks: list[Check]) -> bool:
     """Whether nothing is bad."""
     return all(check.state != "bad" for check in checks)
-
-
-def checks_table(checks: list[Check]) -> pd.DataFrame:
-    """One line a check."""
-    return pd.DataFrame([asdict(check) for check in checks]).set_index("name")
 
 
 def format_checks(checks: list[Check]) -> str:
@@ -104,17 +106,17 @@ def format_checks(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def first_look(backbone: str | None = None, out: str | Path = ".", max_length: int | None = None):
+def first_look(config: RunConfig | None = None):
     """The notebooks' first cell with the library: the checks as a table; a bad one stops the notebook.
 
     Raises:
-        UserError: what is bad, with the way out.
+        UserError: what is bad, and what to do about it.
     """
-    checks = examine(backbone, out, max_length)
-    bad = [check for check in checks if check.state == "bad"]
-    if bad:
+    checks = examine(config, on_cpu_too=False)
+    if not is_usable(checks):
+        bad = [check for check in checks if check.state == "bad"]
         raise UserError("this machine cannot do the job as it is:\n" + format_checks(bad))
-    table = checks_table(checks)
+    table = pd.DataFrame([asdict(check) for check in checks]).set_index("name")
     return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 
@@ -128,24 +130,17 @@ def check_python(version: tuple[int, int]) -> Check:
     return Check("python", "ok", text)
 
 
-def installed_versions() -> dict[str, str | None]:
-    """Versions of the packages in SUPPORTED; None where one is missing."""
-    found: dict[str, str | None] = {}
-    for name in SUPPORTED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def check_packages(installed: dict[str, str | None]) -> Check:
-    """Package versions against the supported range."""
-    finding = ", ".join(f"{name} {version or 'missing'}" for name, version in installed.items())
-    old = [f"{name}>={SUPPORTED[name][0]}" for name, version in installed.items()
-           if version is None or Version(version) < Version(SUPPORTED[name][0])]  # fmt: skip
-    new = [f"{name} {SUPPORTED[name][1]}" for name, version in installed.items()
-           if version is not None and Version(Version(version).base_version) > Version(SUPPORTED[name][1])]  # fmt: skip
+def check_packages(installed: dict[str, str]) -> Check:
+    """The versions that `devices.versions` found against the supported range."""
+    found = {name: installed[name] for name in SUPPORTED}
+    finding = ", ".join(f"{name} {version}" for name, version in found.items())
+    old, new = [], []
+    for name, version in found.items():
+        oldest, newest = SUPPORTED[name]
+        if version == devices.MISSING or Version(version) < Version(oldest):
+            old.append(f"{name}>={oldest}")
+        elif Version(Version(version).base_version) > Version(newest):
+            new.append(f"{name} {newest}")
     if old:
         return Check("packages", "bad", finding, f"Install {' '.join(old)}; on Kaggle choose the latest environment.")
     if new:
@@ -170,15 +165,13 @@ def check_gpu() -> Check:
     if not torch.cuda.is_available():
         advice = "Training the three backbones needs a GPU: on Kaggle choose Settings, Accelerator, GPU T4 x2."
         return Check("gpu", "note", devices.machine_name(), advice)
+    built = torch.cuda.get_arch_list()
     for index in range(torch.cuda.device_count()):
-        capability, built = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
+        capability = torch.cuda.get_device_capability(index)
         if not capacity.can_run(capability, built):
-            name = torch.cuda.get_device_name(index)
-            finding = f"{name} is sm_{capability[0]}{capability[1]}; torch {torch.__version__} has {' '.join(built)}"
-            advice = (
-                "This torch cannot run on it. On Kaggle choose Settings, Accelerator, GPU T4 x2; elsewhere install a "
-            )
-            return Check("gpu", "bad", finding, f"{advice}torch built for it (for a P100 the cu126 build).")
+            name, number = torch.cuda.get_device_name(index), "sm_{}{}".format(*capability)
+            advice = "On Kaggle choose Settings, Accelerator, GPU T4 x2; elsewhere install a torch built for this GPU."
+            return Check("gpu", "bad", f"{name} is {number}; torch {torch.__version__} has {' '.join(built)}", advice)
     try:
         torch.ones(8, device="cuda").sum().item()
     except RuntimeError as error:
@@ -190,28 +183,23 @@ def check_gpu() -> Check:
 
 def check_inputs() -> Check:
     """Which of a job's files are attached."""
-    found, missing = [], []
-    for name in ("train.csv", "test.csv"):
+    found, problems = [], []
+    for find, *name in ((kaggle.find_competition_file, "train.csv"), (kaggle.find_competition_file, "test.csv"),
+                        (kaggle.find_blend,)):  # fmt: skip
         try:
-            found.append(str(kaggle.find_competition_file(name)))
+            found.append(find(*name))
         except UserError as error:
-            missing.append(str(error))
-    runs = kaggle.attached_runs()
-    found += [f"run {run}" for run in runs]
-    try:
-        blend = kaggle.find_blend()
-        found += [str(blend)] if blend else []
-    except UserError as error:
-        return Check("inputs", "bad", str(error))
-    twice = [text for text in missing if "more than once" in text]
-    if twice or (missing and kaggle.on_kaggle()):
-        return Check("inputs", "bad", (twice or missing)[0])
-    return Check("inputs", "ok", "\n".join(found) or "nothing is attached; name files by their paths")
+            problems.append(str(error))
+    lines = [*(str(path) for path in found if path), *(f"run {run}" for run in kaggle.attached_runs())]
+    problems = [problem for problem in problems if kaggle.on_kaggle() or "more than once" in problem]
+    if problems:
+        return Check("inputs", "bad", problems[0])
+    return Check("inputs", "ok", "\n".join(lines) or "nothing is attached; name files by their paths")
 
 
 def check_internet() -> Check:
     """Whether the model hub can be reached; in the competition's notebooks it must not be."""
-    online = _answers_in_time(lambda: socket.create_connection(("huggingface.co", 443), timeout=2).close(), seconds=3)
+    online = _hub_answers(seconds=3)
     if online and kaggle.on_kaggle():
         return Check("internet", "note", "on", "The competition refuses notebooks with internet: turn it off.")
     return Check("internet", "ok", "on, the hub is reached" if online else "off: everything must be attached or local")
@@ -235,63 +223,60 @@ def check_tokenizer(backbone: Backbone) -> Check:
         ids = tokenizer.encode_texts([text])[0]
         shares[script] = float((ids == tokenizer.tokenizer.unk_token_id).mean()) if len(ids) else 1.0
     finding = "unknown tokens: " + ", ".join(f"{script} {share:.0%}" for script, share in shares.items())
-    holes = [script for script, share in shares.items() if share > MANY_UNKNOWN]
-    if holes:
-        advice = f"It does not know {', '.join(holes)}; the structure features still see those answers."
+    unknown = [script for script, share in shares.items() if share > MANY_UNKNOWN]
+    if unknown:
+        advice = f"It does not know {', '.join(unknown)}; the structure features still see those answers."
         return Check("tokenizer", "note", finding, advice)
     return Check("tokenizer", "ok", finding)
 
 
-def check_disk(backbone: Backbone, out: Path) -> Check:
-    """Room for the training state (two copies while a new one is written) and for the weights of a fold."""
+def check_disk(backbone: Backbone, config: RunConfig) -> Check:
+    """Space for the saved models and for the checkpoints of those that are trained at the same time."""
+    out = kaggle.default_out(config.backbone) if config.out == "auto" else Path(config.out)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
-    state, weights = capacity.state_bytes(backbone.config), capacity.weight_bytes(backbone.config)
+    models = len(config.folds) * config.num_seeds
+    at_once = min(models, count_processes(config.num_processes))
+    needed, one = (capacity.disk_bytes(backbone.config, models, number) for number in (at_once, 1))
     finding = (
-        f"{free / 1e9:.1f} GB free at {place}; a fold needs about {state / 1e9:.1f} GB of training state, twice while "
-        f"it is saved, and {weights / 1e9:.1f} GB of weights"
+        f"{free / 1e9:.1f} GB free at {place}; {needed / 1e9:.1f} GB needed: models to save: {models}, trained at the "
+        f"same time: {at_once}, each with two checkpoints while one is written"
     )
-    if free < 2 * state + weights:
-        return Check("disk", "bad", finding, "Free some space, or name another folder with --out.")
-    return Check("disk", "ok", finding)
+    if free >= needed:
+        return Check("disk", "ok", finding)
+    advice = "Free some space, or name another folder with --out."
+    if at_once > 1 and free >= one:
+        advice = f"Set num_processes=1: one model after the other takes {one / 1e9:.1f} GB. Or free some space."
+    return Check("disk", "bad", finding, advice)
 
 
-def check_memory(backbone: Backbone, max_length: int | None = None) -> Check:
-    """The most tokens that a micro-batch can hold, from the architecture's size and the free memory.
-
-    Args:
-        backbone: the one to be trained.
-        max_length: tokens of one side; None: the default setting, or as many as the backbone takes.
-    """
-    max_length = max_length or min(RunConfig.max_length, backbone.max_length or RunConfig.max_length)
-    device = devices.make_accelerator("auto").device
-    free = capacity.free_bytes(device)
-    half = devices.choose_precision("auto", device) != "no"
+def check_memory(backbone: Backbone, config: RunConfig, accelerator: Accelerator) -> Check:
+    """The most tokens that a micro-batch can hold, from the size of the architecture and the free memory."""
+    device, half = accelerator.device, accelerator.mixed_precision != "no"
+    free, length, wanted = capacity.free_bytes(device), config.max_length, config.max_tokens_per_micro_step
     tokens, checkpointed = (
-        capacity.largest_micro_step(backbone.config, free, half, max_length, checkpointing)
-        for checkpointing in (False, True)
+        capacity.largest_micro_step(backbone.config, free, half, length, checkpointing)
+        for checkpointing in (config.gradient_checkpointing, True)
     )
-    recipe = backbone.recipe("default")["max_tokens_per_micro_step"]
     finding = (
-        f"{free / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-batch (recipe: {recipe:,}) of "
-        f"sides of {max_length}"
+        f"{free / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-batch (setting: {wanted:,}) of "
+        f"sides of {length}"
     )
     if checkpointed < SMALLEST_MICRO_BATCH:
         return Check("memory", "bad", finding, "Too small for this backbone: choose a smaller one.")
-    if tokens < 2 * max_length:
+    if tokens < 2 * length and not config.gradient_checkpointing:
         advice = (
             f"Two full sides do not fit: set gradient_checkpointing=true (about {checkpointed:,} tokens) and "
             f"max_tokens_per_micro_step={min(checkpointed, 8192) // 256 * 256}, or max_length lower."
         )
         return Check("memory", "note", finding, advice)
-    if tokens < recipe:
-        return Check("memory", "note", finding, f"Set max_tokens_per_micro_step={tokens // 256 * 256}.")
+    if tokens < wanted:
+        return Check("memory", "note", finding, f"Set max_tokens_per_micro_step={tokens // 256 * 256 or tokens}.")
     return Check("memory", "ok", finding)
 
 
-def check_precision(backbone: Backbone) -> Check:
-    """One forward pass in the precision that would be used against fp32."""
-    accelerator = devices.make_accelerator("auto")
+def check_precision(backbone: Backbone, accelerator: Accelerator) -> Check:
+    """One forward pass in the precision that will be used, against fp32."""
     precision = accelerator.mixed_precision
     if precision == "no":
         return Check("precision", "ok", "fp32")
@@ -310,18 +295,16 @@ def check_precision(backbone: Backbone) -> Check:
     return Check("precision", "ok", finding)
 
 
-def _answers_in_time(action: Callable[[], object], seconds: float) -> bool:
-    """Whether `action` ends without an OSError within `seconds`; a name server that never answers is left behind."""
-    done = threading.Event()
+def _hub_answers(seconds: float) -> bool:
+    """Whether the hub takes a connection; a name server that never answers is not waited for."""
+    reached = threading.Event()
 
-    def run() -> None:
-        try:
-            action()
-            done.set()
-        except OSError:
-            pass
+    def ask() -> None:
+        with suppress(OSError):
+            socket.create_connection(("huggingface.co", 443), timeout=2).close()
+            reached.set()
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return done.is_set()
+    return reached.is_set()

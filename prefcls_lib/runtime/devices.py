@@ -17,6 +17,7 @@ from prefcls_lib.runtime.kaggle import library_commit
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
             "numpy", "pandas", "scikit-learn")  # fmt: skip
+MISSING = "not installed as a package"
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -70,7 +71,7 @@ def versions() -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
+            found[name] = MISSING
     found["machine"] = machine_name()
     return found
 
