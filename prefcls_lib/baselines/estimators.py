@@ -38,7 +38,7 @@ from prefcls_lib.baselines.columns import (
 )
 from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
-from prefcls_lib.data.schema import NUM_CLASSES, SWAP
+from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
 from prefcls_lib.evaluation.metrics import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
@@ -78,11 +78,11 @@ def fit_baseline(
     """
     if name not in BASELINES:
         raise UserError(f"ladder: no baseline {name!r}. Baselines are: {', '.join(BASELINES)}.")
-    counts = np.bincount(labels, minlength=NUM_CLASSES)
-    if not counts.all():
+    shares = class_shares(labels)
+    if not shares.all():
         raise UserError("ladder: a class has no training row. Give more rows or set num_folds lower.")
     if name == "prior":
-        return Baseline(name, {"prior": _symmetrise(counts / counts.sum())})
+        return Baseline(name, {"prior": _symmetrise(shares)})
     if name == "length_bins":
         state = {"bins": _fit_length_bins(inputs.structure, labels)}
     else:
@@ -196,7 +196,7 @@ def _fit_length_bins(structure: np.ndarray, labels: np.ndarray) -> np.ndarray:
     outcome[gap == 0] = _symmetrise(outcome[gap == 0])
     counts = np.zeros((len(LENGTH_EDGES) + 1, NUM_CLASSES))
     np.add.at(counts, np.digitize(np.abs(gap), LENGTH_EDGES), outcome)
-    prior = _symmetrise(np.bincount(labels, minlength=NUM_CLASSES) / len(labels))
+    prior = _symmetrise(class_shares(labels))
     return (counts + SHRINKAGE_ROWS * prior) / (counts.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)
 
 

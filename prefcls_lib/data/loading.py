@@ -35,6 +35,7 @@ from prefcls_lib.data.schema import (
     SOFT_COLUMNS,
     TEXT_COLUMNS,
     WEIGHT,
+    class_shares,
 )
 from prefcls_lib.runtime.files import UserError, write_whole
 
@@ -123,7 +124,7 @@ def describe_rows(rows: pd.DataFrame) -> pd.DataFrame:
         "median characters of an answer": int(np.median(np.concatenate([texts[n].str.len() for n in RESPONSES]))),
     }
     if "label" in rows:
-        shares = np.bincount(rows["label"], minlength=NUM_CLASSES) / len(rows)
+        shares = class_shares(rows["label"])
         facts["A wins / B wins / tie"] = " / ".join(f"{share:.1%}" for share in shares)
     return pd.DataFrame({"value": facts}, dtype=object)
 

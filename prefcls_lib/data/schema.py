@@ -1,5 +1,7 @@
 """Column names, label order and the swap of A and B, spelled once."""
 
+import numpy as np
+
 ID = "id"
 PROMPT = "prompt"
 RESPONSES = ("response_a", "response_b")  # in side order: side 0 = A, side 1 = B
@@ -10,3 +12,8 @@ SOFT_COLUMNS = ("soft_model_a", "soft_model_b", "soft_tie")  # of training rows,
 WEIGHT = "weight"  # of a training row in the loss, 1 where the column is missing
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
+
+
+def class_shares(labels: np.ndarray) -> np.ndarray:
+    """(3,) share of each class among labels (N,), the prior."""
+    return np.bincount(labels, minlength=NUM_CLASSES) / len(labels)

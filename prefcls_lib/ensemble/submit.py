@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.data.schema import ID, NUM_CLASSES
+from prefcls_lib.data.schema import ID, NUM_CLASSES, class_shares
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.ensemble.blend import fit_runs
 from prefcls_lib.evaluation.calibration import Blend, Calibration
@@ -155,7 +155,7 @@ class _Submission:
         """The blend of what is there; the calibration belongs to the whole blend and is applied to nothing less."""
         if not self.probs:
             labels = read_table(self.ensemble.folders[0] / "oof.csv")["label"]
-            shares = (np.bincount(labels, minlength=NUM_CLASSES) + 1) / (len(labels) + NUM_CLASSES)
+            shares = class_shares(np.concatenate([labels, np.arange(NUM_CLASSES)]))  # no class has none
             return np.tile(shares, (len(self.rows), 1))
         there = sorted(self.probs)
         weights = np.array([self.ensemble.blend.weights[run] for run in there])

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prefcls_lib.data.schema import RESPONSES, TEXT_COLUMNS
+from prefcls_lib.data.schema import RESPONSES, TEXT_COLUMNS, class_shares
 
 UNIFORM = np.log(3)
 BLUE, ORANGE, GREY, GREEN = "#2f6db3", "#d9742b", "#8a8a8a", "#1f8a63"
@@ -201,7 +201,7 @@ def _find_script(text: str) -> str:
 
 
 def _class_shares(labels: np.ndarray) -> np.ndarray:
-    return np.bincount(labels, minlength=3) / len(labels) if len(labels) else np.full(3, np.nan)
+    return class_shares(labels) if len(labels) else np.full(3, np.nan)
 
 
 def _finish(figure: Figure) -> Figure:

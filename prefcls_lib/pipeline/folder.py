@@ -24,8 +24,8 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
 FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
-# settings that may differ when a run is gone on with: places (their data is compared by SHA-256) and the session
-_FREE = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
+# settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
+FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
 
 
 @dataclass(frozen=True, order=True)
@@ -82,7 +82,7 @@ class RunFolder:
         earlier = RunConfig().to_dict() | found["settings"]  # older than a setting: it did what the default does
         for name in earlier.keys() | wanted["settings"].keys():
             before, now = earlier.get(name), wanted["settings"].get(name)
-            if name not in _FREE and before != now:
+            if name not in FREE_SETTINGS and before != now:
                 raise UserError(
                     f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
                     "Name another folder with --out, or delete that one."

@@ -17,7 +17,7 @@ from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import fit_baseline
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
-from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT
+from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT, class_shares
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.evaluation.calibration import fit_blend
@@ -100,7 +100,7 @@ def new_model(job: Job, train: Examples, accelerator: Accelerator) -> Preference
     A reward model predicts by its score, with the temperature and the tie bias that suit the training rows best.
     """
     model = build_model(job.backbone.path, job.config).to(accelerator.device)
-    model.head.start_at_prior(tuple(np.bincount(train.labels, minlength=NUM_CLASSES) / len(train)))
+    model.head.start_at_prior(tuple(class_shares(train.labels)))
     if model.head.skip is not None:
         chosen = np.random.default_rng(job.config.seed).permutation(len(train))[:REWARD_ROWS]
         start_at_scores(model, train.take(np.sort(chosen)), accelerator, job.backbone.tokenizer.pad_id)

@@ -11,7 +11,7 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import read_rows, sample_path
-from prefcls_lib.data.schema import ID, NUM_CLASSES
+from prefcls_lib.data.schema import ID, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
@@ -108,7 +108,7 @@ def open_folder(job: Job) -> Job:
     job.folder.open(job.config, job.data_sha256)
     wrote_prior = not (job.folder / "submission.csv").exists()
     if wrote_prior:
-        prior = np.bincount(job.rows["label"], minlength=NUM_CLASSES) / len(job.rows)
+        prior = class_shares(job.rows["label"])
         write_submission(
             job.folder / "submission.csv", list(job.test_rows[ID]), np.tile(prior, (len(job.test_rows), 1))
         )

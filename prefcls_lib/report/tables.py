@@ -11,11 +11,9 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
 from prefcls_lib.ensemble.finished import COLUMNS, Found, Run, compare_runs, format_verdict, is_faint
 from prefcls_lib.evaluation import calibration, metrics, plots, slices
+from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.report.page import draw_svg, embed_figure, escape_text, markdown_table
 from prefcls_lib.runtime.files import sha256
-
-# settings in which two runs may differ and still be the same experiment
-PLACES = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
 
 
 def describe_run(run: Run) -> str:
@@ -120,7 +118,7 @@ class Group:
         for place, one in enumerate(self.networks):
             for other in self.networks[place + 1 :]:
                 keys = set(one.settings) | set(other.settings)
-                differ = [k for k in sorted(keys - set(PLACES)) if one.settings.get(k) != other.settings.get(k)]
+                differ = [k for k in sorted(keys - set(FREE_SETTINGS)) if one.settings.get(k) != other.settings.get(k)]
                 if "architecture" in differ and "max_length" in differ:  # of one answer, or of both
                     differ.remove("max_length")
                 if len(differ) == 1 and (c := compare_runs(one, other)):

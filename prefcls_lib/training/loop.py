@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, plan_epoch
-from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.data.schema import class_shares
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.models.backbones import set_gradient_checkpointing
 from prefcls_lib.models.network import PreferenceModel
@@ -161,7 +161,7 @@ class Trainer:
         self.first_step, self.elapsed_before = self.state.step, self.state.elapsed
         self.skipped_in_a_row, self.stopping = 0, False
         self.swapped_probs = self.valid_tokens = None
-        prior = np.bincount(self.train.labels, minlength=NUM_CLASSES) / len(self.train)
+        prior = class_shares(self.train.labels)
         self.prior_log_loss = metrics.log_loss(self.valid.labels, np.tile(prior, (len(self.valid), 1)))
         self.progress = progress_bar(self.state.total_steps, self.label, "step", accelerator.is_main_process)
         self.progress.update(self.state.step)

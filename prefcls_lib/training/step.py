@@ -8,7 +8,14 @@ import torch
 from accelerate import Accelerator
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, split_batch, to_device
+from prefcls_lib.data.batching import (
+    Examples,
+    TokenCount,
+    make_padded_batches,
+    padding_multiple,
+    split_batch,
+    to_device,
+)
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.runtime.files import UserError
@@ -46,8 +53,8 @@ def train_step(
     for rows in split_batch(mine, train.lengths, max_tokens):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
-        multiple_of = 8 if device.type == "cuda" else 1
-        padded = [one.to(device) for one in make_padded_batches(token_ids, pad_id, multiple_of=multiple_of)]
+        batches = make_padded_batches(token_ids, pad_id, multiple_of=padding_multiple(device))
+        padded = [one.to(device) for one in batches]
         with accelerator.autocast():
             embeddings = model.embed_sides(padded)
         outputs = head_outputs(model, train, rows, embeddings, device, places.reshape(len(rows), -1))

@@ -17,6 +17,7 @@ from prefcls_lib.data import batching
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.loading import read_rows, sample_path
+from prefcls_lib.data.schema import class_shares
 from prefcls_lib.data.splits import assign_folds
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.backbones import load_backbone
@@ -46,7 +47,7 @@ def train_both(seeds: list[int], max_length: int) -> pd.DataFrame:
             config = RunConfig(seed=seed, num_epochs=2, validations_per_epoch=4).with_recipe(RECIPES["bert"])
             seed_everything(seed)
             model = build_model(backbone.path, config)
-            model.head.start_at_prior(tuple(np.bincount(train.labels) / len(train)))
+            model.head.start_at_prior(tuple(class_shares(train.labels)))
             batching.WINDOW_STEPS = window
             accelerator = make_accelerator("auto")
             fitted = fit(model, train, valid, config, accelerator, backbone.tokenizer.pad_id, f"{order} {seed}")
