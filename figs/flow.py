@@ -1,53 +1,57 @@
-"""The data's way through the library: the picture of `prefcls_lib/__init__.py`, one box a room."""
+"""The data's way through the library: one box for each package of `prefcls_lib`, and what passes between them."""
 
 from figs.draw import BLUE, GREY, WHITE, Canvas
-from prefcls_lib.data.features import FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES
 
-LEFT, MIDDLE, RIGHT = 2.75, 8.0, 13.45
-ROWS = (10.75, 9.0, 7.25, 5.5, 3.75, 2.0)
-PROBS = f"(N, {NUM_CLASSES})"
+LEFT, MIDDLE, RIGHT = 2.75, 8.0, 13.25
+ROWS = (10.85, 9.1, 7.35, 5.45, 3.95)
+PROBS = f"probs (N, {NUM_CLASSES})"
 
 
 def draw() -> Canvas:
-    """Left rows become numbers, in the middle the network, right the ladder and what leaves the library."""
-    canvas = Canvas(12.65, "The data's way through prefcls_lib")
-    canvas.panel(MIDDLE - 2.15, ROWS[5] - 0.74, MIDDLE + 2.15, ROWS[2] + 1.25, "The network")
-    canvas.panel(RIGHT - 2.15, ROWS[2] - 0.74, RIGHT + 2.15, ROWS[1] + 1.25, "The ladder")
+    """In the panel the packages of one run, below it those that read finished runs, and those that all others use."""
+    canvas = Canvas(13.3, "The data's way through prefcls_lib")
+    canvas.panel(0.4, 6.45, 15.6, 12.2, "pipeline: one run, step by step")
+    canvas.panel(0.4, 0.95, 15.6, 3.15, "Around them")
 
-    def room(x: float, row: int, name: str, note: str, color=GREY):
-        return canvas.box(x, ROWS[row], 3.8, 1.05, name, note, color=color, bold=color != WHITE)
+    def place(x: float, row: int, name: str, note: str, color=GREY):
+        return canvas.box(x, ROWS[row], 3.9, 1.05, name, note, color=color, bold=color != WHITE)
 
-    files = room(LEFT, 0, "train.csv, test.csv", "or the shipped sample", WHITE)
-    data = room(LEFT, 1, "loading", "turns, labels, folds")
-    tokenization = room(LEFT, 2, "tokenization", "within a token budget")
-    features = room(LEFT, 3, "features", "shape of the answers")
-    backbones = room(LEFT, 4, "backbones", "a name to weights", BLUE)
-    batching = room(MIDDLE, 2, "batching", "length-sorted batches")
-    model = room(MIDDLE, 3, "network", "encoder, head", BLUE)
-    train = room(MIDDLE, 4, "loop, step", "best weights, history")
-    predict = room(MIDDLE, 5, "predict", "each side once")
-    rungs = room(RIGHT, 1, "estimators", "plain models")
-    baselines = room(RIGHT, 2, "cross_validation", "on the same folds")
-    metrics = room(RIGHT, 3, "metrics", "intervals, calibration")
-    runs = room(RIGHT, 4, "folder", "writes the run folder")
-    submission = room(RIGHT, 5, "submission", "writes submission.csv")
+    files = place(LEFT, 0, "train.csv, test.csv", "rows with two answers", WHITE)
+    data = place(LEFT, 1, "data", "folds, features, tokens")
+    weights = place(LEFT, 2, "backbone", "a pretrained encoder", WHITE)
+    baselines = place(MIDDLE, 0, "baselines", "words, lengths, lists")
+    models = place(MIDDLE, 1, "models", "encoder and head", BLUE)
+    training = place(MIDDLE, 2, "training", "steps, best weights")
+    evaluation = place(RIGHT, 2, "evaluation", "log loss, intervals")
+    folder = place(RIGHT, 3, "run folder", "result.json, model/, ...", WHITE)
+    ensemble = place(MIDDLE, 3, "ensemble", "several runs, blended")
+    report = place(MIDDLE, 4, "report", "tables and figures")
+    submission = place(LEFT, 3, "submission.csv", "checked", WHITE)
+    page = place(LEFT, 4, "report.html, .pdf", "one page to read", WHITE)
+    around = (
+        ("cli", "prefcls ..."),
+        ("config", "every setting"),
+        ("doctor", "checks the machine"),
+        ("runtime", "files, devices"),
+    )
+    for number, (name, note) in enumerate(around):
+        canvas.box(2.45 + 3.7 * number, 1.75, 3.3, 1.05, name, note, bold=True)
 
     canvas.arrow(files.bottom(), data.top())
-    canvas.arrow(data.bottom(), tokenization.top(), label="rows (N)")
-    canvas.arrow(data.left(), (0.5, data.y), (0.5, features.y), features.left())
-    canvas.arrow(data.right(), rungs.left(), label="rows (N)")
-    canvas.arrow(tokenization.right(), batching.left(), label="ids")
-    canvas.arrow(features.right(), model.left(), label=f"(N, {len(FEATURE_NAMES)})")
-    canvas.arrow(backbones.right(), (5.3, backbones.y), (5.3, model.y - 0.3), model.left(-0.3))
-    canvas.arrow(batching.bottom(), model.top(), label="(S, T)")
-    canvas.arrow(model.bottom(), train.top(), label=f"logits (B, {NUM_CLASSES})")
-    canvas.arrow(train.bottom(), predict.top(), label="weights")
-    canvas.arrow(predict.right(), submission.left())
-    canvas.arrow((10.75, predict.y), (10.75, metrics.y), metrics.left(), label=PROBS, at=0.75)
-    canvas.arrow(rungs.bottom(), baselines.top())
-    canvas.arrow(baselines.bottom(), metrics.top(), label=PROBS)
-    canvas.arrow(metrics.bottom(), runs.top())
-    canvas.dot((10.75, predict.y))
-    canvas.key(0.4, (GREY, "room of the library"), (BLUE, "room with pretrained weights"), (WHITE, "files"))
+    canvas.arrow(
+        data.right(0.35), (5.1, data.y + 0.35), (5.1, baselines.y), baselines.left(), label="rows (N)", at=0.45
+    )
+    canvas.arrow(data.right(-0.1), models.left(-0.1), label="(S, T)")
+    canvas.arrow(weights.right(), (5.55, weights.y), (5.55, models.y - 0.3), models.left(-0.3))
+    canvas.arrow(baselines.bottom(), models.top(), label=f"offset (N, {NUM_CLASSES})")
+    canvas.arrow(models.bottom(), training.top(), label=f"logits (B, {NUM_CLASSES})")
+    canvas.arrow(training.right(), evaluation.left())
+    canvas.arrow(baselines.right(), (evaluation.x, baselines.y), evaluation.top(), label=PROBS)
+    canvas.arrow(evaluation.bottom(), folder.top())
+    canvas.arrow(folder.left(), ensemble.right())
+    canvas.arrow(folder.bottom(), (folder.x, report.y), report.right())
+    canvas.arrow(ensemble.left(), submission.right())
+    canvas.arrow(report.left(), page.right())
+    canvas.key(0.4, (GREY, "package"), (BLUE, "package with pretrained weights"), (WHITE, "files"))
     return canvas

@@ -1,4 +1,4 @@
-"""The Siamese network as `prefcls_lib.model` builds it: two towers of one encoder, h, and the symmetric head."""
+"""The network of `prefcls_lib.models.network`: two towers of one encoder, h, the symmetric head, the offset."""
 
 from figs.draw import BLUE, GREY, ORANGE, WHITE, Canvas
 from prefcls_lib.data.features import FEATURE_NAMES
@@ -6,11 +6,12 @@ from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import HEAD_WIDTH
 
 FEATURES, LOGITS = f"(B, {len(FEATURE_NAMES)})", f"(B, {NUM_CLASSES})"
+BOTTOM, TOP = 6.2, 14.95  # of the upper panels
 
 
 def draw() -> Canvas:
-    """Left the towers, right the inside of h, below how h is used twice."""
-    canvas = Canvas(14.05, "Siamese network with a symmetric head")
+    """Left the towers, right the inside of h, below how h is used twice and where the baseline's offset is added."""
+    canvas = Canvas(16.15, "Siamese network with a symmetric head, on top of a baseline")
     _draw_towers(canvas)
     _draw_h(canvas)
     _draw_symmetric_head(canvas)
@@ -19,14 +20,14 @@ def draw() -> Canvas:
 
 
 def _draw_towers(canvas: Canvas) -> None:
-    canvas.panel(0.4, 4.7, 7.3, 12.85, "One encoder for both sides")
+    canvas.panel(0.4, BOTTOM, 7.3, TOP, "One encoder for both sides")
     towers = []
     for x, side, name in ((2.1, "A", "u"), (5.6, "B", "v")):
-        text = canvas.box(x, 11.4, 2.9, 1.05, f"side {side}", f"prompt, answer {side}", color=WHITE)
-        encoder = canvas.box(x, 9.65, 2.9, 0.9, "encoder", color=BLUE, bold=True)
-        pool = canvas.box(x, 7.97, 2.9, 1.05, "mean pooling", "over real tokens")
-        norm = canvas.box(x, 6.5, 2.9, 0.65, "LayerNorm", color=ORANGE)
-        output = canvas.box(x, 5.27, 0.8, 0.6, f"${name}$", color=WHITE)
+        text = canvas.box(x, 13.5, 2.9, 1.05, f"side {side}", f"prompt, answer {side}", color=WHITE)
+        encoder = canvas.box(x, 11.75, 2.9, 0.9, "encoder", color=BLUE, bold=True)
+        pool = canvas.box(x, 10.0, 2.9, 1.05, "mean pooling", "over real tokens")
+        norm = canvas.box(x, 8.3, 2.9, 0.65, "LayerNorm", color=ORANGE)
+        output = canvas.box(x, 6.8, 0.8, 0.6, f"${name}$", color=WHITE)
         canvas.arrow(text.bottom(), encoder.top(), label="(B, T)")
         canvas.arrow(encoder.bottom(), pool.top(), label="(B, T, H)")
         canvas.arrow(pool.bottom(), norm.top(), label="(B, H)")
@@ -37,40 +38,51 @@ def _draw_towers(canvas: Canvas) -> None:
 
 
 def _draw_h(canvas: Canvas) -> None:
-    canvas.panel(7.6, 4.7, 15.6, 12.85, "Inside h(u, v, x)")
-    u = canvas.box(8.9, 11.4, 0.8, 0.6, "$u$", color=WHITE)
-    v = canvas.box(10.9, 11.4, 0.8, 0.6, "$v$", color=WHITE)
-    x = canvas.box(13.8, 11.4, 2.96, 1.05, "$x$", "structure features", color=WHITE)
-    fusion = canvas.box(9.9, 9.65, 3.8, 0.9, "$[u;\\ v;\\ u - v;\\ u * v;\\ x]$")
-    hidden = canvas.box(9.9, 7.97, 3.8, 1.05, "Linear", "GELU, dropout", color=ORANGE)
-    output = canvas.box(9.9, 6.5, 1.9, 0.65, "Linear", color=ORANGE)
-    wide = canvas.box(13.8, 7.97, 2.96, 1.05, "Linear $W$", "wide path, no bias", color=ORANGE)
-    total = canvas.circle(13.8, 6.5, "+")
-    logits = canvas.box(13.8, 5.27, 2.96, 0.6, "$h(u, v, x)$", color=WHITE)
+    canvas.panel(7.6, BOTTOM, 15.6, TOP, "Inside h(u, v, x): c and a")
+    u = canvas.box(8.9, 13.5, 0.8, 0.6, "$u$", color=WHITE)
+    v = canvas.box(10.9, 13.5, 0.8, 0.6, "$v$", color=WHITE)
+    x = canvas.box(13.8, 13.5, 2.96, 1.05, "$x$", "structure features", color=WHITE)
+    fusion = canvas.box(9.9, 11.75, 3.9, 0.9, "$[u;\\ v;\\ u - v;\\ u * v;\\ x]$")
+    hidden = canvas.box(9.9, 10.0, 3.9, 1.05, "Linear", "GELU, dropout", color=ORANGE)
+    correction = canvas.box(9.0, 8.3, 2.3, 1.05, "Linear", "zero at first", color=ORANGE)
+    output = canvas.box(11.3, 8.3, 1.5, 0.65, "Linear", color=ORANGE)
+    wide = canvas.box(13.8, 10.0, 2.96, 1.05, "Linear $W$", "wide path, no bias", color=ORANGE)
+    total = canvas.circle(13.8, 8.3, "+")
+    c = canvas.box(9.0, 6.8, 2.3, 0.6, "$c$: correction", color=WHITE)
+    a = canvas.box(13.8, 6.8, 2.96, 0.6, "$a$: auxiliary", color=WHITE)
     canvas.arrow(u.bottom(), fusion.top(-1), label="(B, H)")
     canvas.arrow(v.bottom(), fusion.top(1), label="(B, H)")
     canvas.arrow(x.bottom(), wide.top(), label=FEATURES, at=0.25)
     canvas.arrow((x.x, fusion.y), fusion.right())
     canvas.dot((x.x, fusion.y))
     canvas.arrow(fusion.bottom(), hidden.top(), label=f"(B, 4H + {len(FEATURE_NAMES)})")
-    canvas.arrow(hidden.bottom(), output.top(), label=f"(B, {HEAD_WIDTH})")
+    canvas.arrow(hidden.bottom(correction.x - hidden.x), correction.top(), label=f"(B, {HEAD_WIDTH})")
+    canvas.arrow(hidden.bottom(output.x - hidden.x), output.top(), label=f"(B, {HEAD_WIDTH})")
     canvas.arrow(output.right(), total.left(), label=LOGITS)
     canvas.arrow(wide.bottom(), total.top(), label=LOGITS)
-    canvas.arrow(total.bottom(), logits.top(), label=LOGITS)
+    canvas.arrow(correction.bottom(), c.top(), label=LOGITS)
+    canvas.arrow(total.bottom(), a.top(), label=LOGITS)
 
 
 def _draw_symmetric_head(canvas: Canvas) -> None:
-    canvas.panel(0.4, 0.95, 15.6, 4.4, "Both orders, averaged: an exact swap, whatever the weights")
-    mean = canvas.box(11.4, 2.35, 1.4, 2.3, "mean")
-    logits = canvas.box(14.25, 2.35, 2.06, 1.0, "logits", "A, B, tie", color=WHITE)
-    for y, arguments, note in ((3.0, "u, v, x", "as given"), (1.7, "v, u, Px", "A, B swapped")):
+    canvas.panel(0.4, 0.95, 15.6, 5.9, "Both orders, averaged: an exact swap, whatever the weights")
+    upper, lower = 3.05, 1.75
+    mean = canvas.box(9.55, (upper + lower) / 2, 1.3, 2.3, "mean")
+    plus = canvas.circle(12.0, upper, "+")
+    offset = canvas.box(12.0, 4.55, 4.0, 1.0, "offset $(m, {-}m, t)$", "the baseline's log-odds", color=WHITE)
+    logits = canvas.box(14.3, upper, 2.1, 1.0, "logits", "A, B, tie", color=WHITE)
+    auxiliary = canvas.box(14.05, lower, 2.6, 1.0, "auxiliary logits", "in training only", color=WHITE)
+    for y, arguments, note in ((upper, "u, v, x", "as given"), (lower, "v, u, Px", "A, B swapped")):
         inputs = canvas.box(1.9, y, 2.5, 1.0, f"${arguments}$", note, color=WHITE)
-        h = canvas.box(4.75, y, 1.6, 1.0, "$h$", "same", color=ORANGE)
+        h = canvas.box(4.25, y, 1.2, 1.0, "$h$", "same", color=ORANGE)
         canvas.arrow(inputs.right(), h.left())
-        if y > 2:
-            canvas.arrow(h.right(), mean.left(y - mean.y), label=LOGITS, at=0.125)
+        if y == upper:
+            canvas.arrow(h.right(), mean.left(y - mean.y), label="$c, a$", at=0.12)
         else:
-            swap = canvas.box(8.2, y, 2.6, 1.0, "$P$", "swaps A and B")
-            canvas.arrow(h.right(), swap.left(), label=LOGITS)
-            canvas.arrow(swap.right(), mean.left(y - mean.y), label=LOGITS)
-    canvas.arrow(mean.right(), logits.left(), label=LOGITS)
+            swap = canvas.box(7.05, y, 2.4, 1.0, "$P$", "swaps A and B")
+            canvas.arrow(h.right(), swap.left(), label="$c, a$")
+            canvas.arrow(swap.right(), mean.left(y - mean.y))
+    canvas.arrow(mean.right(upper - mean.y), plus.left(), label="$c$ " + LOGITS)
+    canvas.arrow(offset.bottom(), plus.top(), label=LOGITS)
+    canvas.arrow(plus.right(), logits.left())
+    canvas.arrow(mean.right(lower - mean.y), auxiliary.left(), label="$a$ " + LOGITS)
