@@ -17,7 +17,7 @@ from prefcls_lib.evaluation import metrics
 from prefcls_lib.report import build, page, tables
 from prefcls_lib.report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
 from prefcls_lib.runtime.files import UserError, read_json
-from report.studies import specification
+from report.studies import specification, votes
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
@@ -163,7 +163,7 @@ def test_no_ranking_under_what_the_rows_detect():
     clear = metrics.Comparison(-0.05, -0.08, -0.02, "BEATS", 0.04, 500, 400)
     faint = metrics.Comparison(-0.03, -0.058, -0.002, "BEATS", 0.04, 500, 400)
     tie = metrics.Comparison(0.01, -0.02, 0.04, "TIES", 0.04, 500, 400)
-    assert finished.format_verdict(clear, "x") == "BEATS x: −0.0500 [−0.0800, −0.0200], detectable 0.0400"
+    assert finished.format_verdict(clear, "x") == "BEATS x: −0.0500 [−0.0800, −0.0200], MDE 0.0400"
     assert finished.format_verdict(faint, "x").startswith("not ranked against x")
     assert finished.format_verdict(tie, "x").startswith("TIES x")
 
@@ -284,6 +284,13 @@ def test_errors_of_the_published_table_are_found_by_comparing(described):
     assert specification.find_errors(described, right) == []
     right["roberta-base"]["layers"] = 13
     assert specification.find_errors(described, right) == ["RoBERTa-base: layers 13, the configuration says 12."]
+
+
+def test_script_of_a_text_by_hand():
+    """A tenth of the letters decides; marks and digits beyond ASCII are no letters; kana and kanji are one."""
+    texts = {"plain": "ASCII", "a – b": "ASCII and symbols", "abcdefghijklé": "ASCII, few others",
+             "né": "Latin with accents", "да ok": "Cyrillic", "これは漢字": "Chinese, Japanese, Korean"}  # fmt: skip
+    assert {text: votes._find_script(text) for text in texts} == texts
 
 
 def test_the_committed_specification_is_of_the_committed_configurations(described, monkeypatch):

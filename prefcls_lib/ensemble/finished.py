@@ -1,7 +1,7 @@
 """Finished run folders: found, read and checked, and compared on the rows that they share.
 
 Two runs can be compared if training file, fold plan and seed are the same. A verdict of `metrics.compare` becomes a
-ranking only where the difference is at least what the rows can detect.
+ranking only where the difference is at least the minimum detectable effect.
 """
 
 from collections.abc import Iterable, Sequence
@@ -136,16 +136,16 @@ def compare_runs(one: Run, other: Run) -> metrics.Comparison | None:
 
 
 def is_faint(c: metrics.Comparison) -> bool:
-    """Whether the difference is smaller than what these rows detect with 80 % power."""
+    """Whether the difference is below its minimum detectable effect (MDE), which has 80 % power."""
     return abs(c.difference) < c.smallest_detectable
 
 
 def format_verdict(c: metrics.Comparison, other: str) -> str:
-    """A comparison in words; no ranking below the smallest difference that the rows can detect."""
+    """A comparison in words; no ranking below its minimum detectable effect (MDE)."""
     numbers = f"{signed(c.difference)} [{signed(c.low)}, {signed(c.high)}]"
     if c.verdict != "TIES" and is_faint(c):
-        return f"not ranked against {other}: {numbers}, under the detectable {c.smallest_detectable:.4f}"
-    return f"{c.verdict} {other}: {numbers}, detectable {c.smallest_detectable:.4f}"
+        return f"not ranked against {other}: {numbers}, below the MDE of {c.smallest_detectable:.4f}"
+    return f"{c.verdict} {other}: {numbers}, MDE {c.smallest_detectable:.4f}"
 
 
 def signed(value: float) -> str:

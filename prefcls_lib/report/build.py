@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from prefcls_lib.data import loading
 from prefcls_lib.ensemble.finished import Found, format_verdict, read_runs
 from prefcls_lib.evaluation import metrics, plots
@@ -19,7 +17,7 @@ from prefcls_lib.report.page import (
     write_pdf,
 )
 from prefcls_lib.report.tables import (
-    Group,
+    ComparedRuns,
     backbone_lines,
     bias_table,
     calibration_table,
@@ -33,36 +31,7 @@ from prefcls_lib.runtime.files import UserError, read_json, write_text
 
 SOURCES = Path(__file__).resolve().parents[2] / "report"  # template, style, published numbers: in the repository only
 STUDIES = SOURCES / "studies"  # what was measured
-FIGURES = SOURCES.parent / "figs"
 README_MARKS = "<!-- results: written by make report -->", "<!-- end of results -->"
-
-
-def read_floors(folder: Path) -> list[dict]:
-    """The known-floor ablations beside the report, each as its table and picture."""
-    floors = []
-    for path in sorted(folder.glob("known_floor*.json")):
-        table = pd.DataFrame(read_json(path))
-        if table.empty:
-            continue
-        lines = [
-            [escape_text(line["variant"]), f"{line['log_loss']:.4f}", f"{line['floor']:.4f}", f"{line['prior']:.4f}",
-             f"{line['structure_logistic']:.4f}", f"{line['encoder_spread']:.4f}", "yes" if line["collapsed"] else "no"]
-            for _, line in table.iterrows()
-        ]  # fmt: skip
-        header = ("variant", "log loss", "floor", "prior", "structure alone", "encoder spread", "collapsed")
-        picture = embed_figure(draw_svg(plots.plot_floor(table)), "Each variant between the prior and the floor.")
-        groups = {dead: "; ".join(group["variant"]) for dead, group in table.groupby("collapsed")}
-        floors.append(
-            {
-                "name": path.stem,
-                "table": markdown_table(header, lines),
-                "picture": picture,
-                "dead": escape_text(groups.get(True, "none")),
-                "alive": escape_text(groups.get(False, "none")),
-                "seeds": table["seed"].nunique(),
-            }
-        )
-    return floors
 
 
 def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) -> tuple[Found, list[str]]:
@@ -78,15 +47,15 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     groups = make_groups(found)
     values = {"found": found, "groups": groups, **_published_values(found), **_row_values(groups)}
     values |= {
-        "floors": read_floors(STUDIES),
+        "known_floors": {path.stem: read_json(path) for path in sorted(STUDIES.glob("known_floor*.json"))},
+        **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding")},
         "log": _read_section(SOURCES / "log.md"),
         "benchmark": _read_section(STUDIES / "benchmark" / "benchmark.md"),
         "t4_plan": _read_section(STUDIES / "t4_plan.md"),
-        **{name: _read_measurement(name) for name in ("orders", "sorting", "encoding")},
         "compared": lambda values: format_verdict(metrics.Comparison(**values), "one order"),
         "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
-        "drawing": lambda name, caption: embed_figure((FIGURES / f"{name}.svg").read_bytes(), caption, "drawing"),
+        "picture": lambda path, *caption: embed_figure((SOURCES.parent / path).read_bytes(), *caption),
     }  # fmt: skip
     page = make_page(fill_template(SOURCES / "report.md", values), (SOURCES / "style.css").read_text(encoding="utf-8"))
     write_text(out / "report.html", page)
@@ -99,15 +68,9 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
 
 
 def _read_section(path: Path) -> str:
-    """A Markdown file without its title, headings one level down; empty where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    """A Markdown file without its title, headings one level down."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
     return "\n".join(f"#{line}" if line.startswith("##") else line for line in lines)
-
-
-def _read_measurement(name: str) -> dict | None:
-    """What report/studies/<name>.py wrote, or None where it was not run."""
-    path = STUDIES / f"{name}.json"
-    return read_json(path) if path.is_file() else None
 
 
 def _published_values(found: Found) -> dict:
@@ -129,14 +92,13 @@ def _published_values(found: Found) -> dict:
     }  # fmt: skip
 
 
-def _row_values(groups: Sequence[Group]) -> dict:
+def _row_values(groups: Sequence[ComparedRuns]) -> dict:
     """What needs the rows themselves: the shipped ones."""
     rows = loading.read_rows(loading.sample_path("train"), labelled=True)
     facts = [[name, escape_text(str(value))] for name, value in loading.describe_rows(rows)["value"].items()]
     values = {
         "facts": markdown_table(("shipped rows", ""), facts),
         "lengths": embed_figure(draw_svg(plots.plot_rows(rows)), "The shipped rows: how long, and who wins."),
-        "votes": embed_figure(draw_svg(plots.plot_votes(rows)), "Votes by place, ties, and scripts; 95 % intervals."),
         "spotlight": None,
     }
     group = groups[0] if groups and groups[0].on_sample and groups[0].networks else None
@@ -168,7 +130,7 @@ def _row_values(groups: Sequence[Group]) -> dict:
     return values
 
 
-def _fill_readme(readme: Path, groups: Sequence[Group]) -> None:
+def _fill_readme(readme: Path, groups: Sequence[ComparedRuns]) -> None:
     """Put the first group's result table between the marks."""
     text = readme.read_text(encoding="utf-8")
     start, end = README_MARKS

@@ -17,35 +17,32 @@ from prefcls_lib.runtime.files import sha256
 
 
 def describe_run(run: Run) -> str:
-    """A network's name with the settings that readers ask for first."""
+    """A run's name, with the settings of a network that readers ask for first."""
     if run.is_ladder:
         return f"{escape_text(run.name)}: the best baseline, chosen on other rows"
     s = run.settings
     parts = [
-        f"reward model {escape_text(Path(s['init_from']).name)}"
-        if s.get("init_from")
-        else f"backbone {escape_text(Path(str(s['backbone'])).name)}",
-        "cross-encoder" if s.get("architecture") == "cross" else f"{s.get('head', '?')} head",
-        "structure features" if s.get("structure_features") else "no structure features",
-        f"{s.get('max_length', '?')} tokens",
-        *(["extra rows"] if s.get("extra_train") else []),
+        ("reward model " if s["init_from"] else "backbone ")
+        + escape_text(Path(str(s["init_from"] or s["backbone"])).name),
+        "cross-encoder" if s["architecture"] == "cross" else f"{s['head']} head",
+        "structure features" if s["structure_features"] else "no structure features",
+        f"{s['max_length']} tokens",
+        *(["extra rows"] if s["extra_train"] else []),
     ]
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
 
-class Group:
-    """Runs on the same rows."""
+class ComparedRuns:
+    """Runs on the same rows, and the blends of them."""
 
     def __init__(self, runs: list[Run], blends: list[tuple[str, Path, dict]], sample_sha256: str):
         self.runs = runs
         self.ladder = next((run for run in runs if run.is_ladder), None)
         self.networks = [run for run in runs if not run.is_ladder]
         at = {run.path.resolve(): run for run in runs}
-        self.blends = []
-        for name, path, content in blends:
-            members = [at.get((path.parent / run).resolve()) for run in content["runs"]]
-            if members and all(members):
-                self.blends.append((name, content, members))
+        blended = [(name, content, [at.get((path.parent / run).resolve()) for run in content["runs"]])
+                   for name, path, content in blends]  # fmt: skip
+        self.blends = [(name, content, parts) for name, content, parts in blended if parts and all(parts)]
         first = runs[0]
         self.on_sample = first.result["data_sha256"]["train"] == sample_sha256
         rows = f"{first.result['rows']:,} " + ("shipped rows" if self.on_sample else "rows")
@@ -81,9 +78,9 @@ class Group:
             epoch = "" if r.get("best_epoch") is None else f"{r['best_epoch']:.1f}"
             scores = _scores(r, r["valid_rows"])
             lines.append([describe_run(run), *scores, epoch, minutes(r["seconds"]), self.verdict(run)])
-        for name, content, members in self.blends:
-            who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in members)}, nested"
-            against = format_verdict(metrics.Comparison(**content["comparison"]), members[content["best_run"]].name)
+        for name, content, parts in self.blends:
+            who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
+            against = format_verdict(metrics.Comparison(**content["comparison"]), parts[content["best_run"]].name)
             lines.append([who, *_scores(content, content["rows"]), "", "", against])
         header = ("model", "rows", "log loss", "95 % interval", "accuracy", "ECE", "best epoch", "time", "verdict")
         return markdown_table(header, lines, (0, 8))
@@ -100,25 +97,23 @@ class Group:
 
     def results_figure(self) -> str:
         """`draw_results` inside the page."""
-        return embed_figure(
-            draw_svg(self.draw_results()), "Log loss on the same validation rows, in no order of merit."
-        )
+        return embed_figure(draw_svg(self.draw_results()), "Log loss on the same validation rows, not sorted by it.")
 
     def baselines_table(self) -> str:
         """Every baseline of the ladder."""
         lines = [
-            [r["rung"], f"{r['log_loss']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", f"{r['accuracy']:.3f}"]
+            [r["rung"], f"{r['log_loss']:.4f}", _interval(r["low"], r["high"]), f"{r['accuracy']:.3f}"]
             for r in self.baselines
         ]
-        return markdown_table(("rung", "log loss", "95 % interval", "accuracy"), lines)
+        return markdown_table(("baseline", "log loss", "95 % interval", "accuracy"), lines)
 
     def ablation_table(self) -> str:
         """Every two networks that differ in one setting."""
         lines = []
         for place, one in enumerate(self.networks):
             for other in self.networks[place + 1 :]:
-                keys = set(one.settings) | set(other.settings)
-                differ = [k for k in sorted(keys - set(FREE_SETTINGS)) if one.settings.get(k) != other.settings.get(k)]
+                names = sorted(set(one.settings) - set(FREE_SETTINGS))
+                differ = [name for name in names if one.settings[name] != other.settings[name]]
                 if "architecture" in differ and "max_length" in differ:  # of one answer, or of both
                     differ.remove("max_length")
                 if len(differ) == 1 and (c := compare_runs(one, other)):
@@ -129,28 +124,32 @@ class Group:
 
     def ranking(self) -> str:
         """What may be ranked here and what may not, in a sentence or two."""
-        against = [(run.name, compare_runs(run, self.ladder), "the ladder") for run in self.networks if self.ladder]
+        against = [(run.name, compare_runs(run, self.ladder), "ladder") for run in self.networks if self.ladder]
+        against += [(name, metrics.Comparison(**content["comparison"]), parts[content["best_run"]].name)
+                    for name, content, parts in self.blends]  # fmt: skip
         against = [entry for entry in against if entry[1] is not None]
-        for name, content, members in self.blends:
-            against.append((name, metrics.Comparison(**content["comparison"]), members[content["best_run"]].name))
         if not against:
             return "No ladder was run on these rows, so nothing is ranked here."
         smallest = min(c.smallest_detectable for _, c, _ in against)
+        start = (
+            "MDE is the minimum detectable effect: the smallest true difference that a comparison on these rows finds "
+            f"with 80 % power at the 5 % level. No difference below {smallest:.4f} is ranked here. "
+        )
         clear = [entry for entry in against if entry[1].verdict != "TIES" and not is_faint(entry[1])]
-        start = f"No difference under {smallest:.4f} can be detected on these rows; each verdict names its own limit. "
         if not clear:
-            return start + "None is as large, so no ranking stands here."
-        said = [f"{escape_text(name)} {c.verdict} against {escape_text(other)}" for name, c, other in clear]
-        return start + f"What can be ranked: {'; '.join(said)}."
+            return start + "No difference is as large as its MDE, so nothing is ranked here."
+        verbs = {"BEATS": "beats", "LOSES": "loses to"}
+        ranked = [f"{escape_text(name)} {verbs[c.verdict]} {escape_text(other)}" for name, c, other in clear]
+        return start + f"Ranked: {'; '.join(ranked)}."
 
 
-def make_groups(found: Found) -> list[Group]:
+def make_groups(found: Found) -> list[ComparedRuns]:
     """Runs by the rows they share; the shipped rows first."""
     sample = sha256(loading.sample_path("train"))
     by_key: dict[tuple, list[Run]] = {}
     for run in found.runs:
         by_key.setdefault(run.group, []).append(run)
-    groups = [Group(runs, found.blends, sample) for runs in by_key.values()]
+    groups = [ComparedRuns(runs, found.blends, sample) for runs in by_key.values()]
     return sorted(groups, key=lambda group: (not group.on_sample, group.title))
 
 
@@ -171,9 +170,9 @@ def backbone_lines(found: Found, described: dict[str, dict], published: dict) ->
                       f"{result['accuracy']:.3f}", str(epoch)])  # fmt: skip
         ours = [run for run in found.runs if backbone_of(run, described) == name]
         for run in ours:
-            low, high = run.result["log_loss_interval"]
-            lines.append([describe_run(run), "", f"{run.result['log_loss']:.4f}", f"{low:.4f} to {high:.4f}",
-                          f"{run.result['accuracy']:.3f}", f"{run.result['best_epoch']:.1f}"])  # fmt: skip
+            r = run.result
+            lines.append([describe_run(run), "", f"{r['log_loss']:.4f}", _interval(*r["log_loss_interval"]),
+                          f"{r['accuracy']:.3f}", f"{r['best_epoch']:.1f}"])  # fmt: skip
         if not ours:
             lines.append([f"{title}, ours", "", "not yet run on Kaggle", "", "", ""])
     return lines
@@ -201,14 +200,16 @@ def slices_of(run: Run, ladder: Run, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
-    """The most confident wrong verdicts with their texts, as HTML."""
+    """The wrong predictions with the highest probability, with their texts, as HTML."""
     shared = rows[rows[ID].isin(run.oof.index)].reset_index(drop=True)
     table = slices.most_confident_mistakes(shared, run.probs(shared[ID]), count)
     blocks = []
     for place, line in table.iterrows():
-        said = ("A wins", "B wins", "tie")[line["predicted"]]
+        predicted = ("A wins", "B wins", "tie")[line["predicted"]]
         text = html.escape(loading.format_row(shared.iloc[place], max_chars=500)).replace("\n\n", "\n&nbsp;\n")
-        blocks.append(f'\n<pre class="row">the model said: {said}, {line["confidence"]:.0%} sure\n{text}</pre>\n')
+        blocks.append(
+            f'\n<pre class="row">predicted: {predicted}, with probability {line["confidence"]:.0%}\n{text}</pre>\n'
+        )
     return "".join(blocks)
 
 
@@ -218,9 +219,12 @@ def minutes(seconds: float) -> str:
 
 
 def _scores(r: dict, rows: int) -> list[str]:
-    low, high = r["log_loss_interval"]
-    return [f"{rows:,}", f"{r['log_loss']:.4f}", f"{low:.4f} to {high:.4f}", f"{r['accuracy']:.3f}",
+    return [f"{rows:,}", f"{r['log_loss']:.4f}", _interval(*r["log_loss_interval"]), f"{r['accuracy']:.3f}",
             f"{r['expected_calibration_error']:.3f}"]  # fmt: skip
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.4f} to {high:.4f}"
 
 
 def bias_table(runs: Sequence[Run]) -> str:

@@ -1,4 +1,4 @@
-"""Training on rows whose best possible log loss is known: what leaves a deep ELECTRA at the prior, and what cures it.
+"""Training on rows whose Bayes log loss is known: what leaves a deep ELECTRA at the prior, and what cures it.
 
     python report/studies/known_floor.py --out runs/known_floor                a scaled ELECTRA, on a CPU in an hour
     python report/studies/known_floor.py --out runs/known_floor --size large   ELECTRA-large's architecture, on a GPU
@@ -8,8 +8,8 @@ worth of answer A minus that of B (and a little for length), the label is drawn 
 
     P(A wins), P(B wins), P(tie) = softmax(d, -d, 0)
 
-So no model can have less than the mean entropy of that distribution: the floor. The encoder starts from random weights,
-as a pretrained one would already know how to keep signals alive through 24 layers.
+So no model can be expected to have less than the mean entropy of that distribution, the Bayes log loss (`floor` in the
+table). The encoder starts from random weights, since a pretrained one already carries its input through 24 layers.
 """
 
 import argparse
@@ -19,14 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ElectraConfig, ElectraModel, PreTrainedTokenizerFast, set_seed
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import metrics, plots
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.report.page import draw_svg
 from prefcls_lib.runtime.files import read_json, write_json
 
 GOOD, BAD, NEUTRAL = 20, 20, 20  # words worth +1, -1 and 0
@@ -119,7 +121,7 @@ def make_backbone(folder: Path, size: str, num_layers: int, seed: int) -> None:
 
 
 def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> dict:
-    """Train one variant on fold 0 of 10 and compare it with the floor on the same validation rows."""
+    """Train one variant on fold 0 of 10 and compare it with the Bayes log loss on the same validation rows."""
     changes = dict(VARIANTS[name])
     changes.setdefault("learning_rate", 1e-5 if name.startswith("original") else 3e-5)
     if name.startswith("original"):  # one rate for all
@@ -158,6 +160,23 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
     }
 
 
+def plot_variants(lines: pd.DataFrame) -> Figure:
+    """Log loss of the variants between the Bayes log loss and the prior."""
+    figure = Figure(figsize=(8, 1.1 + 0.3 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(lines))[::-1]
+    colors = [plots.GREY if name.startswith("original") else plots.BLUE for name in lines["variant"]]
+    axes.scatter(lines["log_loss"], places, color=colors, zorder=3)
+    axes.axvline(lines["floor"].mean(), color=plots.GREEN, lw=1.5, label="Bayes log loss")
+    axes.axvline(lines["prior"].mean(), color="black", lw=1, ls=":", label="class shares: nothing learned")
+    axes.axvline(lines["structure_logistic"].mean(), color=plots.ORANGE, lw=1, ls="--", label="structure alone")
+    axes.set_yticks(places, lines["variant"])
+    axes.set_ylim(-0.6, len(lines) - 0.4)
+    axes.set(xlabel="log loss on validation rows")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return plots.finish(figure)
+
+
 def main() -> None:
     """Make rows and backbone, run the variants that are not done yet, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -182,6 +201,7 @@ def main() -> None:
     for name in arguments.variants:
         results.append(run_variant(name, out, arguments.size, arguments.seed, settings))
         write_json(out / "known_floor.json", results)
+        (out / "known_floor.svg").write_bytes(draw_svg(plot_variants(pd.DataFrame(results))))
         print(pd.DataFrame(results).to_string(index=False, float_format="{:.4f}".format), flush=True)
 
 
