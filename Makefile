@@ -24,7 +24,7 @@ WHEELS ?=
 KERNELS ?=
 ROWS ?= 25000
 
-.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-bundle kaggle-push kaggle-rehearsal benchmark
+.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-bundle kaggle-push kaggle-rehearsal benchmark gpu-check
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -69,6 +69,9 @@ figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 
 benchmark: install ## speed beside what one would use instead: table and figure in report/studies/benchmark/ (ARGS=... for more)
 	$(BIN)/python report/studies/benchmark.py $(ARGS)
+
+gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, a resume, each with a verdict (ARGS=)
+	@$(BIN)/python report/studies/gpu_check.py $(ARGS)
 
 report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
 	@$(BIN)/prefcls report --runs report/runs $(RUNS) --readme README.md

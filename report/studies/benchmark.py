@@ -11,7 +11,6 @@ Arms of training (pairs that go through forward, backward and AdamW in a second)
     ours       `train.fit`
     limit      the bare encoder, forward and backward, on full batches of 256 tokens a side: what no loop can pass
     limit-long the same with sides of the full length, whose attention costs more; real sides are of both kinds
-    fused      limit-long with DeBERTa's attention on the fused path (disentangled.py; by request, DeBERTa only)
 
 and of prediction: original, st (its `encode`), ours (`predict_proba`, both orders of A and B), limit, limit-long.
 Models other than minilm are the exact architectures with random weights, fed with MiniLM's ids. `peak_share` is the
@@ -109,7 +108,7 @@ def add_peak_share(lines: list[dict], bench: Bench) -> None:
     """Operations that reached a result, of useful tokens alone, as a share of the device's measured peak."""
     peak, lengths = measure_peak(bench), bench.train.lengths
     mean = float((lengths**2).sum() / lengths.sum())  # the side that an average token is in
-    length_of = {"limit": LIMIT_LENGTH, "limit-long": bench.max_length, "fused": bench.max_length}
+    length_of = {"limit": LIMIT_LENGTH, "limit-long": bench.max_length}
     config = bench.encoder(dropout=0.0).config
     for line in lines:
         passes = 3 if line["kind"] == "train" else 1  # a backward pass is two
@@ -121,8 +120,8 @@ def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
     """The goals that these measurements can judge: what, goal, found, met."""
     speed = {(line["kind"], line["arm"]): line for line in lines}
 
-    def ratio(kind: str, arm: str, unit: str, ours: str = "ours") -> float | None:
-        ours, other = speed.get((kind, ours)), speed.get((kind, arm))
+    def ratio(kind: str, arm: str, unit: str) -> float | None:
+        ours, other = speed.get((kind, "ours")), speed.get((kind, arm))
         return ours[unit] / other[unit] if ours and other else None
 
     pairs, tokens = "pairs_per_second", "useful_tokens_per_second"
@@ -135,7 +134,6 @@ def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
         ("training pairs/s, ours : sentence-transformers", 5.0, ratio("train", "st", pairs)),
         ("training useful tokens/s, ours : the limit", 1.0, ratio("train", "limit", tokens)),
         ("training useful tokens/s, ours : the limit at full length", 1.0, ratio("train", "limit-long", tokens)),
-        ("training tokens/s, fused attention : eager", 1.5, ratio("train", "limit-long", tokens, "fused")),
         ("prediction useful tokens/s, ours : sentence-transformers' encode", 1.1, ratio("predict", "st", tokens)),
     ]
     return [{"goal": name, "wanted": wanted, "found": found, "met": found is not None and found >= wanted}
@@ -234,9 +232,8 @@ def write_table(result: dict) -> str:
     ]
     if not torch.cuda.is_available():
         parts.append(
-            "Not measured, since there was no GPU: tokens a second and peak share of the three architectures on CUDA, "
-            "and whether the fused attention is 1.5 times DeBERTa's own there (`--models deberta-v3-xsmall "
-            "roberta-base electra-large-discriminator --arms ours limit-long fused`)."
+            "Not measured, since there was no GPU: tokens a second and peak share of the three architectures on CUDA "
+            "(`make gpu-check`)."
         )
     return "\n\n".join(parts) + "\n"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from disentangled import use_fused_attention
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
@@ -232,11 +231,9 @@ def train_ours(bench: Bench) -> tuple[int, int, float]:
     return len(bench.train), result.tokens.real, result.step_seconds
 
 
-def train_limit(bench: Bench, long: bool = False, fused: bool = False) -> tuple[int, int, float]:
+def train_limit(bench: Bench, long: bool = False) -> tuple[int, int, float]:
     """Forward and backward of the bare encoder on full padded batches -> 0, tokens, seconds."""
     encoder = bench.encoder(dropout=0.0)
-    if fused:
-        use_fused_attention(encoder)
     length = bench.max_length if long else LIMIT_LENGTH
     ids = torch.randint(1000, 20_000, (LIMIT_TOKENS // length, length), device=bench.device)
     mask = torch.ones_like(ids)
@@ -301,7 +298,7 @@ def predict_limit(bench: Bench, long: bool = False) -> tuple[int, int, float]:
 
 
 TRAIN = {"original": train_original, "trainer": train_trainer, "st": train_st, "ours": train_ours, "limit": train_limit}
-TRAIN |= {"limit-long": partial(train_limit, long=True), "fused": partial(train_limit, long=True, fused=True)}
+TRAIN["limit-long"] = partial(train_limit, long=True)
 PREDICT = {"original": predict_original, "st": predict_st, "ours": predict_ours, "limit": predict_limit}
 PREDICT["limit-long"] = partial(predict_limit, long=True)
 
