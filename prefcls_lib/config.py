@@ -16,6 +16,8 @@ import yaml
 
 from prefcls_lib.runtime.files import UserError
 
+REMOVED = {"max_grad_norm": 1.0, "collapse_after_rows": 10_000}  # settings of earlier versions, fixed at these values
+
 
 class Range(NamedTuple):
     """The smallest and the largest allowed value of a setting."""
@@ -66,10 +68,8 @@ class RunConfig:
     weight_decay: Annotated[float, Range(0, 1)] = 0.01
     label_smoothing: Annotated[float | None, Range(0, 0.5)] = None  # of the training loss, never of a reported number
     soft_label_share: Annotated[float, Range(0, 1)] = 0.5  # of the loss, on rows with soft labels; the rest: the vote's
-    max_grad_norm: Annotated[float, Range(1e-6)] = 1.0
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     on_collapse: Literal["warn", "stop", "restart"] = "restart"  # new seed, half the rate, twice the warm-up; twice
-    collapse_after_rows: Annotated[int, Range(1)] = 10_000  # DeBERTa-v3 needs as many training rows to move
     # the session
     num_processes: Annotated[int | None, Range(1, 1024)] = None  # None: one a GPU, for folds and seeds or for one model
     time_budget_hours: Annotated[float | None, Range(0.001, 1000)] = None  # for the whole command; None: no limit
@@ -99,6 +99,7 @@ class RunConfig:
         Raises:
             UserError: a name that is no setting (with the nearest right one), or a value out of range.
         """
+        settings = drop_removed(settings, source)
         names = [field.name for field in fields(cls)]
         for name in settings:
             if name not in names:  # a YAML key may be a number, or `on`, which YAML reads as true
@@ -150,6 +151,21 @@ class RunConfig:
     def to_dict(self) -> dict:
         """Plain values, as they are stored in config.json."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+def drop_removed(settings: Mapping[str, object], source: str) -> dict[str, object]:
+    """`settings` without those that earlier versions had.
+
+    Raises:
+        UserError: one of these has another value than the one at which it is fixed now.
+    """
+    for name, value in REMOVED.items():
+        if name in settings and _coerce(name, settings[name], type(value)) != value:
+            raise UserError(
+                f"{source}: setting {name} no longer exists; it is {value:g} in every run, not {settings[name]}. "
+                "Remove it, or use the version of prefcls that has it."
+            )
+    return {name: value for name, value in settings.items() if name not in REMOVED}
 
 
 def _read_value(name: str, value: object, annotation: object) -> object:

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from conftest import run_arguments
 from test_train import make_config, make_examples, make_model
@@ -16,13 +17,13 @@ from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.training import loop
 from prefcls_lib.training.collapse import Collapsed, why_collapsed
 
-COLLAPSES = (
-    "folds=[0]",
-    "learning_rate=0",
-    "head_learning_rate=0",
-    "collapse_after_rows=20",
-    "validations_per_epoch=1",
-)
+COLLAPSES = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "validations_per_epoch=1")
+
+
+@pytest.fixture
+def early_verdict(monkeypatch):
+    """A verdict after 20 training rows."""
+    monkeypatch.setattr(loop, "COLLAPSE_AFTER_ROWS", 20)
 
 
 def fit(folder, config):
@@ -34,22 +35,22 @@ def fit(folder, config):
 def test_collapsed_encoder_behind_structure_features_is_seen(tiny, monkeypatch):
     """The encoder gives one embedding for every side; features move the predictions, the spread is 0 all the same."""
     monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
-    config = make_config(on_collapse="warn", collapse_after_rows=90)
-    history = fit(tiny, config).history
+    monkeypatch.setattr(loop, "COLLAPSE_AFTER_ROWS", 90)
+    history = fit(tiny, make_config(on_collapse="warn")).history
     assert history["encoder_spread"].max() < 1e-6
     assert history["collapsed"].tolist() == [False, True]  # 48 rows seen, then 96
 
 
-def test_healthy_encoder_does_not_count_as_collapsed(tiny):
+def test_healthy_encoder_does_not_count_as_collapsed(tiny, early_verdict):
     """The toy signal is learned; no verdict of collapse at any validation."""
-    config = make_config(num_epochs=4, learning_rate=2e-3, head_learning_rate=2e-3, collapse_after_rows=1)
+    config = make_config(num_epochs=4, learning_rate=2e-3, head_learning_rate=2e-3)
     history = fit(tiny, config).history
     assert not history["collapsed"].any()
     assert (history["encoder_log_loss"] > 0).all()
     assert np.isfinite(history["gradient_norm"]).all()
 
 
-def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys):
+def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys, early_verdict):
     """Exit code 2; the message has the evidence; the best baseline's submission is in place, not only the prior's."""
     out = tmp_path / "run"
     assert cli.main(run_arguments(home, out, *COLLAPSES, "on_collapse=stop")) == 2
@@ -60,7 +61,7 @@ def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys):
     assert table["winner_tie"].nunique() > 1
 
 
-def test_restarts_are_bounded(home, tmp_path, capsys):
+def test_restarts_are_bounded(home, tmp_path, capsys, early_verdict):
     """Twice with other settings, then the end."""
     assert cli.main(run_arguments(home, tmp_path / "run", *COLLAPSES, "on_collapse=restart")) == 2
     captured = capsys.readouterr()
@@ -68,7 +69,7 @@ def test_restarts_are_bounded(home, tmp_path, capsys):
     assert captured.err.count("the encoder has collapsed") == 1
 
 
-def test_warning_continues_and_the_history_has_the_verdict(home, tmp_path):
+def test_warning_continues_and_the_history_has_the_verdict(home, tmp_path, early_verdict):
     """The run ends as usual; history.csv has the verdict."""
     out = tmp_path / "run"
     assert cli.main(run_arguments(home, out, *COLLAPSES, "on_collapse=warn")) == 0

@@ -107,6 +107,24 @@ def test_folds_that_contradict_num_folds_are_refused(num_folds, folds):
         RunConfig(num_folds=num_folds, folds=folds)
 
 
+@pytest.mark.parametrize("value", [10_000, 1e4, "10000", "1e4"])
+def test_removed_setting_at_its_fixed_value_is_ignored(value, tmp_path):
+    """A config of an earlier version still loads, from JSON and from YAML."""
+    assert RunConfig.from_mapping({"seed": 7, "max_grad_norm": "1.0", "collapse_after_rows": value}) == RunConfig(
+        seed=7
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(f"collapse_after_rows: {value}\n", encoding="utf-8")
+    assert RunConfig.from_yaml(path, {}) == RunConfig()
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_grad_norm", 0.5), ("collapse_after_rows", "1000")])
+def test_removed_setting_at_another_value_is_refused(name, value):
+    """What it asked for would not be done; the message says which value it has now."""
+    with pytest.raises(UserError, match=rf"^run.yaml: setting {name} no longer exists; it is (1|10000) in every run"):
+        RunConfig.from_mapping({name: value}, source="run.yaml")
+
+
 def test_every_number_has_its_range():
     """No number can be set to a senseless value, but for folds, which num_folds bounds."""
     hints = typing.get_type_hints(RunConfig, include_extras=True)

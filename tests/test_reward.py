@@ -139,7 +139,7 @@ def test_wrong_checkpoint_is_refused_before_the_folder_is_claimed(home, tmp_path
 def test_whole_run(home, reward_folders, tmp_path):
     """Through the command line; the result names the reward model, and `predict` gives the same submission again."""
     out, folder = tmp_path / "run", reward_folders["deberta-v2"]
-    settings = (f"init_from={folder}", "folds=[0]", "collapse_after_rows=1000")
+    settings = (f"init_from={folder}", "folds=[0]")
     assert cli.main(run_arguments(home, out, *settings)) == 0
     assert json.loads((out / "result.json").read_text(encoding="utf-8"))["backbone"] == str(folder)
     again, test = tmp_path / "again.csv", str(home / "test.csv")

@@ -1,6 +1,7 @@
 """The collapse check: does the encoder contribute anything, though the network around it works?"""
 
 COLLAPSED_SPREAD = 0.01  # a healthy encoder's predictions differ by more than this from row to row
+COLLAPSE_AFTER_ROWS = 10_000  # training rows before an encoder may count as collapsed: DeBERTa-v3 needs them to move
 USEFUL_GAIN = 0.001  # log loss below a baseline's that is more than rounding
 
 

@@ -21,7 +21,7 @@ from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings, predict_proba
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
-from prefcls_lib.training.collapse import Collapsed, why_collapsed
+from prefcls_lib.training.collapse import COLLAPSE_AFTER_ROWS, Collapsed, why_collapsed
 from prefcls_lib.training.distributed import from_main_process, share_weights, sum_counts, sum_gradients
 from prefcls_lib.training.optim import (
     PACE_SHARE,
@@ -33,7 +33,7 @@ from prefcls_lib.training.optim import (
     validation_steps,
 )
 from prefcls_lib.training.state import Stopped, TrainingState, load_state, save_state
-from prefcls_lib.training.step import fit_head, train_step_in_memory
+from prefcls_lib.training.step import MAX_GRAD_NORM, fit_head, train_step_in_memory
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
@@ -198,7 +198,7 @@ class Trainer:
             self.model, self.examples, batch, config, accelerator, self.pad_id, state, self.log
         )
         sum_gradients(self.model, accelerator)
-        self.norm = float(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+        self.norm = float(accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM))
         is_finite = math.isfinite(self.norm)
         if is_finite or accelerator.scaler is not None:
             self.optimizer.step()  # with a scaler, this itself leaves out a step that is not finite
@@ -305,7 +305,7 @@ class Trainer:
     def _watch_for_collapse(self, record: dict) -> None:
         rows_seen = self.state.step * self.config.batch_size
         reason = why_collapsed(record, self.prior_log_loss, self.session.structure_log_loss)
-        record["collapsed"] = bool(reason) and rows_seen >= self.config.collapse_after_rows
+        record["collapsed"] = bool(reason) and rows_seen >= COLLAPSE_AFTER_ROWS
         if record["collapsed"]:
             message = f"the encoder has collapsed after {rows_seen:,} rows: {reason}"
             self.log(message)

@@ -22,6 +22,7 @@ from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.optim import learning_rate_factor, parameter_groups, set_learning_rate
 from prefcls_lib.training.state import TrainingState
 
+MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm
 SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a matter of the cap
 
 
@@ -145,6 +146,6 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
         set_learning_rate(optimizer, learning_rate_factor(step, len(batches), 0.1))
         outputs = head_outputs(model, some, batch, embeddings, accelerator.device)
         (training_loss(outputs, some, batch, config.label_smoothing) / len(batch)).backward()
-        torch.nn.utils.clip_grad_norm_(model.head.parameters(), config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(model.head.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
