@@ -16,15 +16,20 @@ NOTEBOOK ?= 02_roberta_base
 DEMO := runs/demo
 NOTEBOOKS := $(patsubst notebooks/%.py,%,$(wildcard notebooks/0*.py))
 
-# of the kaggle- targets: your Kaggle name; names or folders; finished run folders and their blend.json
+# of the kaggle- targets: your Kaggle name; names or folders; settings; finished run folders and their blend.json
 OWNER ?=
 BACKBONES ?= deberta-v3-xsmall roberta-base electra-large
+SET ?=
 RUNS ?=
+# kaggle-train takes only what was given for these two, not the defaults above
+GIVEN_NOTEBOOK := $(if $(filter file,$(origin NOTEBOOK)),,$(NOTEBOOK))
+GIVEN_BACKBONES := $(if $(filter file,$(origin BACKBONES)),,$(BACKBONES))
 WHEELS ?=
 KERNELS ?=
 ROWS ?= 25000
 
-.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-bundle kaggle-push kaggle-rehearsal benchmark gpu-check
+.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-train kaggle-watch kaggle-submit \
+  kaggle-bundle kaggle-push kaggle-rehearsal benchmark gpu-check
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -78,6 +83,12 @@ report: install ## build report/report.html and report.pdf from run folders, and
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
 	@$(BIN)/python report/studies/study.py
+
+kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= SET= BACKBONES=)
+	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --set $(SET) --backbones $(GIVEN_BACKBONES)
+
+kaggle-watch: install ## come back to a kernel that runs or has ended (OWNER= NOTEBOOK=)
+	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --watch
 
 kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
 	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)

@@ -69,7 +69,14 @@ class Bundle:
         print(f"{name}: {verb}, {size:.1f} MB, {time.perf_counter() - started:.1f} s", flush=True)
 
 
-def build_bundle(owner: str, backbones: list[str], runs: list[str], wheels: list[str], out: Path) -> Path:
+def build_bundle(
+    owner: str,
+    backbones: list[str],
+    runs: list[str],
+    wheels: list[str],
+    out: Path,
+    notebooks: tuple[str, ...] = layout.NOTEBOOKS,
+) -> Path:
     """Build everything into `out`, whole or not at all.
 
     Args:
@@ -78,12 +85,13 @@ def build_bundle(owner: str, backbones: list[str], runs: list[str], wheels: list
         runs: folders of finished runs, and at most one blend.json, whose runs come with it.
         wheels: requirements NAME==VERSION that Kaggle's image lacks.
         out: the bundle's folder; an older bundle there is replaced.
+        notebooks: which of the training notebooks get a kernel; with none of them no backbone is needed.
 
     Raises:
         UserError: whatever is wrong with the inputs; what was in `out` stays.
     """
     layout.check_owner(owner)
-    if not backbones:
+    if notebooks and not backbones:
         raise UserError('no BACKBONES. Name at least one, for example BACKBONES="deberta-v3-xsmall roberta-base".')
     commit = layout.library_commit()
     run_folders, blend = collect_runs(runs)
@@ -103,8 +111,7 @@ def build_bundle(owner: str, backbones: list[str], runs: list[str], wheels: list
         add_runs(bundle, run_folders, blend)
         for data_set in sorted(path.name for path in datasets.iterdir()):
             describe_data_set(datasets / data_set, owner)
-        for note in kernel_folders.write_kernels(folder / "kernels", owner, list(sources), bool(run_folders)):
-            print(note, flush=True)
+        write_kernels(folder / "kernels", owner, list(sources), notebooks, bool(run_folders))
         versions = {name: version(name) for name in ("prefcls-lib", "transformers", "tokenizers", "setuptools")}
         facts = {"owner": owner, "commit": commit, "parts": bundle.parts}
         layout.write_manifest(folder, {**facts, "versions": {"python": platform.python_version(), **versions}})
@@ -187,6 +194,19 @@ def add_runs(bundle: Bundle, run_folders: dict[str, Path], blend: dict | None) -
         bundle.add_part(f"datasets/{layout.RUNS}/{name}", {f: sha256(folder / f) for f in files}, build)
     if blend is not None:
         write_json(bundle.folder / "datasets" / layout.RUNS / "blend.json", blend)
+
+
+def write_kernels(folder: Path, owner: str, backbones: list[str], notebooks: tuple[str, ...], has_runs: bool) -> None:
+    """The kernels of the notebooks, and `submit`, which reads the runs or, without any, the notebooks' outputs."""
+    kernels = []
+    for notebook in notebooks:
+        parameters, note = kernel_folders.default_parameters(notebook, backbones)
+        if note:
+            print(note, flush=True)
+        name = layout.kernel_name(notebook)
+        kernel_folders.write_training(folder / name, owner, notebook, parameters)
+        kernels.append(f"{owner}/{layout.kernel_slug(name)}")
+    kernel_folders.write_submit(folder / layout.SUBMIT, owner, [] if has_runs else kernels)
 
 
 def describe_data_set(folder: Path, owner: str) -> None:

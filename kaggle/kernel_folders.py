@@ -1,5 +1,6 @@
 """Kernel folders: a notebook with its parameters put in, and the kernel-metadata.json that Kaggle's client reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
@@ -13,40 +14,39 @@ from prefcls_lib.runtime.kaggle import COMPETITION
 
 TRAIN_HOURS = 11.5  # of the 12 that a Kaggle run may take
 SUBMIT_HOURS = 8.0  # of the 9 that a rerun in a code competition may take
+NUM_SEEDS = 2  # one model on each of the two T4; why: README.md
 
 
-def write_kernels(folder: Path, owner: str, backbones: list[str], has_runs: bool) -> list[str]:
-    """Write the four kernel folders; return what the user should know of them.
+def default_parameters(notebook: str, backbones: list[str]) -> tuple[dict, str]:
+    """What a training kernel sets, and a note where it trains another backbone than the notebook's own.
 
     Args:
-        folder: kernels/ of the bundle.
-        owner: Kaggle user name.
+        notebook: of layout.NOTEBOOKS.
         backbones: folder names in the data set of backbones, at least one.
-        has_runs: the bundle has a data set of runs. Without it `submit` reads the training kernels' outputs.
     """
-    notes = []
-    kernels = []
-    for notebook in layout.NOTEBOOKS:
-        kernel = layout.kernel_name(notebook)
-        own = layout.OWN_BACKBONE[notebook]
-        names = (own, HUB_NAMES[own].split("/")[-1])
-        backbone = next((name for name in names if name in backbones), backbones[0])
-        if backbone not in names:
-            notes.append(f"kernel {kernel}: {own} is not among BACKBONES, so it trains {backbone}")
-        text = (layout.ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
-        parameters = {"backbone": backbone, "time_budget_hours": TRAIN_HOURS}
-        notebook_text = put_parameters(nbformat.reads(text, as_version=4), parameters)
-        sources = {"dataset_sources": [f"{owner}/{layout.LIBRARY}", f"{owner}/{layout.BACKBONES}"]}
-        _write_kernel(folder / kernel, owner, notebook_text, sources)
-        kernels.append(f"{owner}/{layout.kernel_slug(kernel)}")
-    sources = {"dataset_sources": [f"{owner}/{layout.LIBRARY}"]}
-    if has_runs:
-        sources["dataset_sources"].append(f"{owner}/{layout.RUNS}")
-    else:
-        sources["kernel_sources"] = kernels
-    submit = put_parameters(build_submit(), {"time_budget_hours": SUBMIT_HOURS})
-    _write_kernel(folder / layout.SUBMIT, owner, submit, sources)
-    return notes
+    own = layout.OWN_BACKBONE[notebook]
+    names = (own, HUB_NAMES[own].split("/")[-1])
+    backbone = next((name for name in names if name in backbones), backbones[0])
+    note = "" if backbone in names else f"{notebook}: {own} is not among BACKBONES, so it trains {backbone}"
+    return {"backbone": backbone, "num_seeds": NUM_SEEDS, "time_budget_hours": TRAIN_HOURS}, note
+
+
+def write_training(
+    folder: Path, owner: str, notebook: str, parameters: dict, kernel_sources: Sequence[str] = ()
+) -> None:
+    """Write a training kernel's folder; `kernel_sources` are kernels whose output it gets as an input."""
+    text = (layout.ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
+    data_sets = (layout.LIBRARY, layout.BACKBONES)
+    _write_kernel(
+        folder, owner, put_parameters(nbformat.reads(text, as_version=4), parameters), data_sets, kernel_sources
+    )
+
+
+def write_submit(folder: Path, owner: str, kernel_sources: Sequence[str]) -> None:
+    """Write the submit kernel's folder: it reads the outputs of `kernel_sources`, or where there are none the runs."""
+    notebook = put_parameters(build_submit(), {"time_budget_hours": SUBMIT_HOURS})
+    data_sets = (layout.LIBRARY,) if kernel_sources else (layout.LIBRARY, layout.RUNS)
+    _write_kernel(folder, owner, notebook, data_sets, kernel_sources)
 
 
 def build_submit() -> nbformat.NotebookNode:
@@ -72,7 +72,9 @@ def put_parameters(notebook: nbformat.NotebookNode, parameters: dict) -> str:
     return nbformat.writes(prepared) + "\n"
 
 
-def _write_kernel(folder: Path, owner: str, notebook_text: str, sources: dict) -> None:
+def _write_kernel(
+    folder: Path, owner: str, notebook_text: str, data_sets: Sequence[str], kernel_sources: Sequence[str]
+) -> None:
     slug = layout.kernel_slug(folder.name)
     folder.mkdir(parents=True)
     code_file = f"{slug}.ipynb"
@@ -87,9 +89,8 @@ def _write_kernel(folder: Path, owner: str, notebook_text: str, sources: dict) -
         "enable_internet": False,
         "machine_shape": "NvidiaTeslaT4",
         "competition_sources": [COMPETITION],
-        "dataset_sources": [],
-        "kernel_sources": [],
+        "dataset_sources": [f"{owner}/{name}" for name in data_sets],
+        "kernel_sources": list(kernel_sources),
         "model_sources": [],
-        **sources,
     }
     write_json(folder / "kernel-metadata.json", metadata)

@@ -95,6 +95,7 @@ from prefcls_lib.evaluation import metrics, plots, slices
 from prefcls_lib.models import network
 from prefcls_lib.pipeline import folder, results, steps
 
+print(folder.describe_progress(config.resume_from))
 checks.first_look(config)
 
 # %% [markdown]

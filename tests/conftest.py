@@ -166,6 +166,30 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A stand-in for Kaggle's server, with credentials of OWNER for it."""
+    from kaggle_stand_in import start_stand_in
+
+    stand_in = start_stand_in(monkeypatch, tmp_path)
+    yield stand_in
+    stand_in.shutdown()
+    stand_in.server_close()
+
+
+@pytest.fixture
+def naps(monkeypatch) -> list[float]:
+    """time.sleep does not wait; the seconds it was asked for."""
+    slept: list[float] = []
+
+    def nap(seconds: float) -> None:
+        slept.append(seconds)
+        assert len(slept) < 200, "waits for something that does not come"
+
+    monkeypatch.setattr("time.sleep", nap)
+    return slept
+
+
+@pytest.fixture
 def write_csv(tmp_path):
     """write_csv(name, rows, columns=None) -> path of a CSV; cells are given as they stand in the file."""
 

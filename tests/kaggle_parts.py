@@ -10,16 +10,19 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kaggle"))
 import backbone
 import bundle
 import check
+import client
+import fetch
 import kernel_folders
 import layout
 import machine_copy
 import push
 import rehearse
 import rows
+import train
 
 OWNER = "tester"
-__all__ = ["OWNER", "backbone", "build_tiny_bundle", "bundle", "check", "kernel_folders", "layout", "machine_copy",
-           "push", "rehearse", "rows"]  # fmt: skip
+__all__ = ["OWNER", "backbone", "build_tiny_bundle", "bundle", "check", "client", "fetch", "kernel_folders", "layout",
+           "machine_copy", "push", "rehearse", "rows", "train"]  # fmt: skip
 
 
 _built: list[Path] = []

@@ -21,6 +21,7 @@ from test_train import make_config, make_examples, make_model
 from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.submission import check_submission
+from prefcls_lib.pipeline.folder import RunFolder, describe_progress
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError, backup_of, write_whole
 from prefcls_lib.training import loop, optim
@@ -187,6 +188,25 @@ def test_resume_from_an_attached_run(home, tmp_path, capsys):
     assert {p: p.read_bytes() for p in earlier.rglob("*") if p.is_file()} == before
     assert cli.main(run_arguments(home, tmp_path / "new", f"resume_from={tmp_path / 'nowhere'}")) == 2
     assert "resume_from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mount", ["notebooks/me/prefcls-02", "prefcls-02", "datasets/me/prefcls-02"])
+def test_earlier_session_is_found_by_its_name_and_described(tmp_path, monkeypatch, mount):
+    """The name of an attached output is enough, wherever it is mounted; the models that are done, and the steps."""
+    monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(tmp_path))
+    earlier = tmp_path / mount
+    for name in ("model/fold0", "checkpoint/fold0-seed1"):
+        (earlier / name).mkdir(parents=True)
+    (earlier / "config.json").write_text("{}")
+    (earlier / "checkpoint/fold0-seed1/position.json").write_text('{"step": 1200, "total_steps": 3232}')
+    said = describe_progress("prefcls-02")
+    assert said == f"The earlier session in {earlier}: fold0 is done, fold0-seed1 reached step 1,200 of 3,232."
+    assert describe_progress(earlier) == said
+    RunFolder(tmp_path / "new").copy_from("prefcls-02")
+    assert (tmp_path / "new" / "checkpoint/fold0-seed1/position.json").is_file()
+    assert "No earlier session" in describe_progress(None)
+    with pytest.raises(UserError, match="resume_from='prefcls-03'"):
+        describe_progress("prefcls-03")
 
 
 def test_broken_checkpoint_is_named(home, tmp_path, capsys):

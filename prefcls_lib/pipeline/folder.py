@@ -22,6 +22,7 @@ import pandas as pd
 from prefcls_lib.config import RunConfig, drop_removed
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
+from prefcls_lib.runtime.kaggle import find_attached_run
 
 FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
@@ -96,16 +97,14 @@ class RunFolder:
                 )
 
     def copy_from(self, earlier: str | Path) -> None:
-        """Copy an earlier run's folder (read-only is fine) to here, unless a run is here already.
+        """Copy an earlier run's folder (see `find_earlier`; read-only is fine) to here, unless a run is here already.
 
         Raises:
             UserError: there is no run in `earlier`, or the copy cannot be written.
         """
-        earlier = Path(earlier)
         if (self / "config.json").exists():
             return
-        if not (earlier / "config.json").is_file():
-            raise UserError(f"setting resume_from={str(earlier)!r}: holds no run (config.json). Name a run folder.")
+        earlier = find_earlier(earlier)
         for name in ("model", "checkpoint"):
             if (earlier / name).is_dir() and not (self / name).exists():
                 write_whole(self / name, lambda temporary, name=name: _copy_tree(earlier / name, temporary))
@@ -158,6 +157,30 @@ class RunFolder:
                 }
             write_table(self / name, pd.concat(tables.values(), ignore_index=True))
         return [read_json(self.model_folder(model) / "fold.json") for model in models]
+
+
+def find_earlier(resume_from: str | Path) -> Path:
+    """The folder that `resume_from` names: a path, or the name of an attached notebook's output.
+
+    Raises:
+        UserError: there is no run in it.
+    """
+    earlier = find_attached_run(resume_from)
+    if not (earlier / "config.json").is_file():
+        raise UserError(f"setting resume_from={str(resume_from)!r}: holds no run (config.json). Name a run folder.")
+    return earlier
+
+
+def describe_progress(resume_from: str | Path | None) -> str:
+    """One sentence on how far an earlier session of a run got: each model that is done, or under way at which step."""
+    if resume_from is None:
+        return "No earlier session is given (resume_from): every model is trained from its start."
+    earlier = find_earlier(resume_from)
+    parts = [f"{path.name} is done" for path in sorted(earlier.glob("model/fold*"))]
+    for position in sorted(earlier.glob("checkpoint/fold*/position.json")):
+        reached = read_json(position)
+        parts.append(f"{position.parent.name} reached step {reached['step']:,} of {reached['total_steps']:,}")
+    return f"The earlier session in {earlier}: {', '.join(parts) or 'no model was begun'}."
 
 
 def _mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -118,6 +118,15 @@ def attached_runs() -> list[Path]:
     return list(runs.values())
 
 
+def find_attached_run(name: str | Path) -> Path:
+    """A run's folder: the one that is named, or the attached notebook output or data set of that name."""
+    if "/" not in str(name) and not Path(name).is_dir():
+        mounts = [mount.format(name) for mount in (*NOTEBOOK_MOUNTS, *DATASET_MOUNTS)]
+        for config in glob_inputs(f"{mount}/config.json" for mount in mounts):
+            return config.parent
+    return Path(name)
+
+
 def find_blend() -> Path | None:
     """The attached blend.json, or None.
 

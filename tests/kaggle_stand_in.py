@@ -1,0 +1,146 @@
+"""A stand-in for Kaggle's server, whose answers are scripted; the real client speaks to it, and nothing waits."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from kaggle_parts import OWNER
+
+KEY = "0123456789abcdef0123456789abcdef"
+NOT_FOUND = (404, {"message": "not found"})
+
+
+class StandIn(ThreadingHTTPServer):
+    """Keeps every request and every uploaded file.
+
+    Attributes:
+        script: method -> its next answers, each used once; the last one stays. An answer is a dictionary, a status
+            code with one, or both with headers; without a script a method is answered as a healthy Kaggle does.
+        output: name -> content of the files in the kernels' output.
+        broken: name -> how often its download breaks off in the middle.
+        log: lines of the kernels' log.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.calls: list[tuple[str, dict]] = []
+        self.uploads: dict[str, bytes] = {}
+        self.data_sets: set[str] = set()
+        self.script: dict[str, list] = {}
+        self.output: dict[str, bytes] = {}
+        self.broken: dict[str, int] = {}
+        self.log: list[str] = []
+        self.page = 1000  # files on a page of the output
+        self.ranges: list[str] = []
+
+    def answer(self, method: str, body: dict) -> tuple:
+        self.calls.append((method, body))
+        if method in self.script:
+            answers = self.script[method]
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            return answer if isinstance(answer, tuple) else (200, answer)
+        ok = {"status": "ok", "url": "https://www.kaggle.com/x", "error": "", "ref": "x"}
+        if method == "GetDatasetStatus":
+            name = f"{body['ownerSlug']}/{body['datasetSlug']}"
+            return (200, {"status": "READY"}) if name in self.data_sets else NOT_FOUND
+        if method == "StartBlobUpload":
+            return 200, {"token": f"token-{body['name']}", "createUrl": f"{self.address}/upload/{body['name']}"}
+        if method == "CreateDataset":
+            self.data_sets.add(f"{body['ownerSlug']}/{body['slug']}")
+        if method == "SaveKernel":
+            return 200, {"url": "https://www.kaggle.com/x", "versionNumber": 7}
+        if method == "GetKernelSessionStatus":
+            return NOT_FOUND
+        if method == "GetAcceleratorQuotaStatistics":
+            return 200, quota(30)
+        if method == "ListKernelSessionOutput":
+            return 200, self.list_output(int(body.get("pageToken") or 0))
+        return 200, {"message": "Successfully submitted", **ok}
+
+    def list_output(self, first: int) -> dict:
+        names = sorted(self.output)
+        files = [{"fileName": name, "url": f"{self.address}/files/{name}"} for name in names]
+        more = {"nextPageToken": str(first + self.page)} if first + self.page < len(names) else {}
+        return {"files": files[first : first + self.page], **more}
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def sent(self, method: str) -> list[dict]:
+        return [body for name, body in self.calls if name == method]
+
+    def take_output(self, folder: Path, *left_out: str) -> None:
+        """The kernel's output is what lies in a folder."""
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and not name.startswith(left_out or ("notes",)):
+                self.output[name] = path.read_bytes()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self._read() or b"{}")
+        self._reply(*self.server.answer(self.path.rpartition("/")[2], body))
+
+    def do_PUT(self):
+        self.server.uploads[self.path.rpartition("/")[2]] = self._read()
+        self._reply(200, {})
+
+    def do_GET(self):
+        if "/logs/stream/" in self.path:
+            events = [f"data: {json.dumps({'stream_name': 'stdout', 'data': line})}\n\n" for line in self.server.log]
+            self._send(200, "".join([*events, "data: END_OF_LOG\n\n"]).encode(), "text/event-stream")
+            return
+        name = self.path.partition("/files/")[2]
+        content, asked = self.server.output[name], self.headers.get("Range")
+        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        if asked:
+            self.server.ranges.append(f"{name} {asked}")
+        broken = self.server.broken.get(name, 0)
+        if broken:
+            self.server.broken[name] = broken - 1
+        rest = content[first:]
+        self._send(206 if asked else 200, rest[: len(rest) // 2] if broken else rest, "application/x", len(rest))
+
+    def _read(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _reply(self, code: int, value: dict, headers: dict | None = None) -> None:
+        self._send(code, json.dumps(value).encode(), "application/json", headers=headers)
+
+    def _send(self, code: int, body: bytes, kind: str, length: int | None = None, headers: dict | None = None) -> None:
+        self.send_response(code)
+        all_headers = {"Content-Type": kind, "Content-Length": len(body) if length is None else length}
+        for name, value in {**all_headers, **(headers or {})}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def quota(hours: float, used: float = 0.0) -> dict:
+    """An answer on the GPU quota."""
+    return {"gpuQuota": {"totalTimeAllowed": f"{hours * 3600:.0f}s", "timeUsed": f"{used * 3600:.0f}s"}}
+
+
+def start_stand_in(monkeypatch, folder: Path) -> StandIn:
+    """The stand-in, to which Kaggle's client in this process and in others speaks, with credentials of OWNER."""
+    stand_in = StandIn()
+    threading.Thread(target=stand_in.serve_forever, args=(0.01,), daemon=True).start()
+    variables = {
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": stand_in.address, "no_proxy": "127.0.0.1",
+        "KAGGLE_USERNAME": OWNER, "KAGGLE_KEY": KEY, "HOME": str(folder / "home"), "TMPDIR": str(folder),
+        "KAGGLE_CONFIG_DIR": str(folder / "home"),
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (folder / "home").mkdir()
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    monkeypatch.setattr(KaggleApi, "args", ["--local"])
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return stand_in

@@ -1,0 +1,355 @@
+"""`make kaggle-train`, `kaggle-watch`: the real client against a scripted server, from an empty dist/ to a report."""
+
+import errno
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import read_tree
+from kaggle_parts import OWNER, build_tiny_bundle, client, fetch, layout, train
+from kaggle_stand_in import KEY, NOT_FOUND, quota
+
+KERNEL = f"{OWNER}/prefcls-02-roberta-base"
+QUEUED, RUNNING, COMPLETE = ({"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE"))
+PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
+
+pytestmark = pytest.mark.usefixtures("naps")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, tiny) -> Path:
+    """A bundle whose parts are taken over, so that a command need not build them."""
+    return build_tiny_bundle(tmp_path_factory.mktemp("train") / "kaggle", tiny)
+
+
+@pytest.fixture
+def place(tmp_path, tiny, built) -> Path:
+    """A folder with dist/kaggle, backbone/, and runs/ with nothing in it."""
+    shutil.copytree(tiny, tmp_path / "backbone")
+    shutil.copytree(built, tmp_path / "dist" / "kaggle")
+    (tmp_path / "runs").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def run(place, capfd):
+    """run(*arguments, notebook=, owner=) -> (exit code, stdout, stderr) of `make kaggle-train`."""
+
+    def call(*arguments: str, notebook: str = "02-roberta-base", owner: str = OWNER) -> tuple[int, str, str]:
+        places = ["--bundle", str(place / "dist" / "kaggle"), "--runs", str(place / "runs")]
+        code = train.main([owner, notebook, *places, "--backbones", str(place / "backbone"), *arguments])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def no_report(monkeypatch) -> None:
+    """The report is left out."""
+    monkeypatch.setattr(fetch.cli, "main", lambda arguments: 0)
+
+
+@pytest.fixture(scope="module")
+def cut_run(tmp_path_factory, finished_run) -> Path:
+    """A run folder as a session leaves it that was killed: one model done, one under way, the kernel's settings."""
+    folder = tmp_path_factory.mktemp("cut") / "run"
+    shutil.copytree(finished_run, folder, ignore=shutil.ignore_patterns("fold1", "result.json", "oof.csv", "valid.csv"))
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"] |= {"backbone": "backbone", "num_seeds": 2, "folds": [0]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoint" / "fold0-seed1").mkdir(parents=True)
+    (folder / "checkpoint" / "fold0-seed1" / "position.json").write_text('{"step": 400, "total_steps": 3232}')
+    return folder
+
+
+def injected(server) -> dict:
+    """The parameters in the notebook that was pushed."""
+    (kernel,) = server.sent("SaveKernel")
+    cells = json.loads(kernel["text"])["cells"]
+    (source,) = (cell["source"] for cell in cells if "injected-parameters" in cell["metadata"].get("tags", []))
+    values: dict = {}
+    exec(source, values)
+    return {name: value for name, value in values.items() if name != "__builtins__"}
+
+
+def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, finished_run, monkeypatch):
+    """One command: bundle, quota, data sets that are ready at the third look, kernel, progress, output, report."""
+    monkeypatch.setitem(sys.modules, "weasyprint", None)  # no PDF: it takes long
+    shutil.rmtree(place / "dist")
+    waiting = [{"status": "BLOBS_RECEIVED"}, {"status": "BLOBS_DECOMPRESSED"}]
+    server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, *waiting, {"status": "READY"}]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, QUEUED, QUEUED, RUNNING, COMPLETE]
+    server.log = ["nothing to see", PROGRESS]
+    server.take_output(finished_run)
+    server.page = 7
+    code, shown, errors = run("--set", "num_epochs=1", "max_length=384")
+    assert code == 0, errors
+    assert read_tree(place / "runs" / "02-roberta-base") == server.output
+    assert len(server.sent("ListKernelSessionOutput")) >= 2 * 3  # three pages
+    assert (place / "runs" / "report.html").is_file()
+    expected = (
+        "quota: 30.0 GPU hours left, 11.5 asked for",
+        "prefcls-backbones: blobs_received",
+        "prefcls-lib: ready",
+        "version 7 was started",
+        f"{KERNEL}: queued",
+        f"{KERNEL}: running | {PROGRESS}",
+        f"{KERNEL}: complete",
+        "network: backbone",
+        "report of",
+    )
+    for words in expected:
+        assert words in shown, words
+    assert "nothing to see" not in shown
+    assert KEY not in shown + errors
+    assert naps  # it would have waited
+    (kernel,) = server.sent("SaveKernel")
+    assert (kernel["slug"], kernel["enableInternet"], kernel["isPrivate"]) == (KERNEL, False, True)
+    assert kernel["machineShape"] == "NvidiaTeslaT4"
+    assert kernel["datasetDataSources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-backbones"]
+    assert kernel["competitionDataSources"] == ["llm-classification-finetuning"]
+    assert "kernelDataSources" not in kernel or not kernel["kernelDataSources"]
+    wanted = {"backbone": "backbone", "num_seeds": 2, "time_budget_hours": 11.5, "num_epochs": 1, "max_length": 384}
+    assert injected(server) == wanted
+    methods = [method for method, _ in server.calls]
+    assert methods.index("GetAcceleratorQuotaStatistics") < methods.index("CreateDataset") < methods.index("SaveKernel")
+
+
+def test_quota_too_small_uploads_nothing(server, run):
+    """Both numbers, and what to set instead."""
+    server.script["GetAcceleratorQuotaStatistics"] = [quota(30, used=26.5)]
+    code, _, errors = run()
+    assert code == 2
+    for words in ("may take 11.5 GPU hours", "has 3.5 left", "time_budget_hours=3.4"):
+        assert words in errors
+    assert not server.sent("CreateDataset")
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    assert run("--set", "time_budget_hours=3")[0] == 1  # enough for three: it starts, though without any output
+    assert len(server.sent("SaveKernel")) == 1
+
+
+def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, run, cut_run, finished_run):
+    """Killed at 12 hours with a checkpoint: the same command attaches the old output and names it in resume_from."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, {"status": "CANCEL_ACKNOWLEDGED"}]
+    server.take_output(cut_run)
+    code, shown, _ = run()
+    assert code == 1
+    assert "fold0 is done, fold0-seed1 reached step 400 of 3,232" in shown
+    assert f"make kaggle-train OWNER={OWNER} NOTEBOOK=02-roberta-base" in shown
+    assert read_tree(place / "runs" / "02-roberta-base") == server.output
+    server.calls.clear()
+    server.script["GetKernelSessionStatus"] = [{"status": "CANCEL_ACKNOWLEDGED"}, COMPLETE]
+    _, shown, _ = run()
+    (kernel,) = server.sent("SaveKernel")
+    assert kernel["kernelDataSources"] == [KERNEL]
+    assert injected(server)["resume_from"] == "prefcls-02-roberta-base"
+    assert "its output is attached" in shown
+    assert f"{place / 'runs' / '02-roberta-base'} holds an earlier run and is kept" in shown
+    assert (place / "runs" / "02-roberta-base-2" / "config.json").is_file()
+
+
+def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut_run):
+    """Named; and how to start from the beginning all the same."""
+    server.script["GetKernelSessionStatus"] = [{"status": "ERROR"}]
+    server.take_output(cut_run)
+    code, _, errors = run("--set", "max_length=384")
+    assert code == 2
+    assert "max_length=32, this command has max_length=384" in errors
+    assert "resume_from=none" in errors
+    assert not server.sent("SaveKernel")
+    run("--set", "max_length=384", "resume_from=none")
+    assert injected(server)["resume_from"] is None
+
+
+def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
+    """The last lines, Kaggle's word, and advice; nothing is downloaded."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING, {"status": "ERROR", "failureMessage": "it failed"}]
+    server.log = [f"line {number}" for number in range(50)] + ["torch.OutOfMemoryError: CUDA out of memory."]
+    code, shown, _ = run()
+    assert code == 1
+    for words in ("failed on Kaggle. it failed", "line 49", "CUDA out of memory", "max_tokens_per_micro_step=2048"):
+        assert words in shown
+    assert "line 20\n" not in shown
+    assert list((place / "runs").iterdir()) == []
+
+
+def test_download_that_breaks_off_is_repeated_until_it_is_whole(
+    place, server, run, naps, finished_run, monkeypatch, no_report
+):
+    """Twice in the middle of a file: what is missing is asked for, and every byte is right."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    server.take_output(finished_run)
+    server.broken = {"oof.csv": 2, "model/fold0/model.safetensors": 1}
+    monkeypatch.setattr(fetch, "BYTES_AT_ONCE", 100)
+    code, _, errors = run()
+    assert code == 0, errors
+    assert read_tree(place / "runs" / "02-roberta-base") == server.output
+    assert [line.split()[0] for line in server.ranges].count("oof.csv") == 2
+    assert 5 in naps
+
+
+def test_too_many_requests_are_waited_for_as_told(server, run, naps):
+    """429 with Retry-After: that many seconds, then the same again."""
+    server.script["SaveKernel"] = [(429, {"message": "slow down"}, {"Retry-After": "77"}), {"versionNumber": 8}]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    _, shown, _ = run()
+    assert 77 in naps
+    assert "version 8 was started" in shown
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "words"),
+    [
+        ("SaveKernel", (409, {"message": "The slug is in use"}), ["409", "slug is in use", "Rename or delete"]),
+        ("SaveKernel", (403, {"message": "You must accept this competition's rules"}), ["/rules"]),
+        ("SaveKernel", {"versionNumber": 9, "invalidCompetitionSources": ["llm-classification-finetuning"]},
+         ["version 9 was started without llm-classification-finetuning", "/rules", "goes on there", "kaggle-watch"]),
+        ("GetAcceleratorQuotaStatistics", (401, {"message": "Unauthenticated"}), ["expired", "new token"]),
+        ("GetDatasetStatus", {"status": "FAILED"}, ["could not unpack"]),
+        ("CreateDataset", {"status": "error", "error": "title is taken"}, ["title is taken", "Nothing was started"]),
+    ],
+)  # fmt: skip
+def test_refusals_of_the_server(server, run, method, answer, words):
+    """One message each, exit code 2; what was started is named."""
+    server.script[method] = [answer]
+    code, _, errors = run()
+    assert code == 2
+    for word in words:
+        assert word in errors, errors
+    assert "Traceback" not in errors
+    assert ("goes on there" in errors) == ("goes on there" in words)
+
+
+def test_kernel_that_runs_is_not_started_again(server, run):
+    """Nobody pays twice: it is named, and how to follow it."""
+    server.script["GetKernelSessionStatus"] = [RUNNING]
+    code, _, errors = run()
+    assert code == 2
+    assert f"{KERNEL} is running on Kaggle" in errors
+    assert f"make kaggle-watch OWNER={OWNER} NOTEBOOK=02-roberta-base" in errors
+    assert not server.sent("SaveKernel")
+
+
+def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, server, run, finished_run, no_report):
+    """`kaggle-train` refuses, `kaggle-watch` brings it; then another may start, even with a score written into it."""
+    server.script["GetKernelSessionStatus"] = [COMPLETE]
+    server.take_output(finished_run)
+    code, _, errors = run()
+    assert code == 2
+    assert "has finished a run that is not in" in errors
+    assert run("--watch")[0] == 0
+    assert not server.sent("SaveKernel")
+    result = place / "runs" / "02-roberta-base" / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), fetch.PUBLIC_SCORE: {"score": 1.0}}))
+    assert run()[0] == 0
+    assert len(server.sent("SaveKernel")) == 1
+
+
+def test_ctrl_c_says_how_to_come_back(server, run, monkeypatch):
+    """The kernel goes on; exit code 130."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING]
+
+    def press(seconds):
+        raise KeyboardInterrupt
+
+    server.data_sets |= {f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-backbones"}
+    monkeypatch.setattr("time.sleep", press)
+    code, _, errors = run()
+    assert code == 130
+    assert f"{KERNEL} runs on Kaggle and goes on there" in errors
+    assert f"come back to it: make kaggle-watch OWNER={OWNER} NOTEBOOK=02-roberta-base" in errors
+
+
+def test_full_disk_while_downloading(place, server, run, monkeypatch, finished_run):
+    """Nothing half-downloaded stays, and the output is still on Kaggle."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    server.take_output(finished_run)
+
+    def fill(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch, "_download", fill)
+    code, _, errors = run()
+    assert code == 2
+    assert "No space left on device" in errors
+    assert "its output is kept" in errors
+    assert "kaggle-watch" in errors
+    assert list((place / "runs").iterdir()) == []
+
+
+def test_output_cannot_leave_its_folder(place, server, run, finished_run):
+    """A name with .. is refused."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    server.take_output(finished_run)
+    server.output["../../outside.txt"] = b"x"
+    code, _, errors = run()
+    assert code == 2
+    assert "outside" in errors
+    assert not (place / "outside.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "notebook", "settings", "words"),
+    [
+        ("", "02-roberta-base", [], ["no OWNER"]),
+        (OWNER, "", [], ["no NOTEBOOK", "01-deberta-v3-xsmall"]),
+        (OWNER, "02-robrta", [], ["NOTEBOOK=02-robrta", "Did you mean 02-roberta-base?"]),
+        (OWNER, "02_roberta_base", ["num_epoch=1"], ["'num_epoch'", "Did you mean 'num_epochs'?"]),
+        (OWNER, "02_roberta_base", ["num_epochs=many"], ["num_epochs='many'"]),
+        (OWNER, "02_roberta_base", ["num_epochs"], ["SET='num_epochs'", "NAME=VALUE"]),
+        ("somebody", "02-roberta-base", [], ["OWNER=somebody", f"those of {OWNER}"]),
+    ],
+)
+def test_bad_arguments_ask_nothing_of_kaggle(server, run, owner, notebook, settings, words):
+    """One message each."""
+    code, _, errors = run("--set", *settings, notebook=notebook, owner=owner)
+    assert code == 2
+    for word in words:
+        assert word in errors, errors
+    assert server.calls == []
+
+
+def test_without_credentials(server, run, monkeypatch):
+    """One message instead of the client's page of help."""
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    monkeypatch.delenv("KAGGLE_KEY")
+    monkeypatch.setattr(KaggleApi, "config", "/nowhere/kaggle.json")
+    code, shown, errors = run()
+    assert code == 2
+    assert "no Kaggle credentials here" in errors
+    assert len(shown + errors) < 300
+
+
+def test_without_a_network(server, run, monkeypatch):
+    """Before anything was started it is said at once."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    code, _, errors = run()
+    assert code == 2
+    assert "Kaggle cannot be reached" in errors
+
+
+def test_lost_connection_while_following_is_waited_out(server, naps):
+    """A kernel does not care about our network: after it started, an hour is spent on trying again."""
+    kaggle = client.Kaggle()
+    kaggle.sign_in(OWNER)
+    server.script["GetKernelSessionStatus"] = [(502, {"message": "bad gateway"}), (502, {"message": "x"}), COMPLETE]
+    with pytest.raises(client.Refused):
+        kaggle.kernel_status(KERNEL)
+    kaggle.patience = 60.0
+    assert kaggle.kernel_status(KERNEL) == ("complete", "")
+    assert naps == [5]
+
+
+def test_verbose_client_does_not_show_credentials(server, run, monkeypatch):
+    """With VERBOSE=1 the client prints every request with its Authorization header."""
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    monkeypatch.setattr(KaggleApi, "args", ["--local", "--verbose"])
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    _, shown, errors = run()
+    assert "version 7 was started" in shown
+    assert "Authorization" not in shown + errors
+    assert not any(KEY.encode() in content for content in read_tree(layout.DIST.parent).values())
