@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="train some models of a run that was started: a process of `run`")
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
+    fit.add_argument("--side-by-side", type=int, default=1, metavar="N", help="processes that train at the same time")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
     fit.set_defaults(command=_fit)
 
@@ -127,7 +128,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     from prefcls_lib.pipeline import steps
     from prefcls_lib.pipeline.folder import RunFolder
 
-    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at)
+    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at, arguments.side_by_side)
 
 
 def _ladder(arguments: argparse.Namespace) -> None:

@@ -74,6 +74,49 @@ def test_imports_point_back(module):
             assert below[0] in allowed or below == ["__version__"], f"{module} imports {name}"
 
 
+def names_defined_in(path: Path) -> set[str]:
+    """Functions, classes and variables at the top of a module; not what it imports."""
+    body = parse(path).body
+    targets = [target for node in body if isinstance(node, (ast.Assign, ast.AnnAssign))
+               for target in (node.targets if isinstance(node, ast.Assign) else [node.target])]  # fmt: skip
+    names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return names | {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*(ROOT / "notebooks").glob("0*.py"), ROOT / "kaggle" / "submit.py", *MODULES.values()],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_a_name_is_taken_from_the_module_that_defines_it(path):
+    """`from prefcls_lib.pipeline import steps` and then `steps.Job` would break when steps no longer imports Job."""
+    wrong = []
+
+    def imported(nodes) -> dict[str, set[str]]:
+        """Name of each imported module of the library -> what it defines; names that are not are noted as wrong."""
+        modules = {}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("prefcls_lib."):
+                source = node.module.removeprefix("prefcls_lib.")
+                for alias in node.names:
+                    if f"{source}.{alias.name}" in MODULES:
+                        modules[alias.asname or alias.name] = names_defined_in(MODULES[f"{source}.{alias.name}"])
+                    elif alias.name not in names_defined_in(MODULES[source]):
+                        wrong.append(f"{source}.{alias.name}")
+        return modules
+
+    body = parse(path).body
+    everywhere = imported(body)
+    for statement in body:
+        modules = everywhere | imported(ast.walk(statement))
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                known = modules.get(node.value.id)
+                if known is not None and node.attr != "__file__" and node.attr not in known:
+                    wrong.append(f"{node.value.id}.{node.attr}")
+    assert wrong == []
+
+
 @pytest.mark.parametrize("package", ORDER[:-2])
 def test_package_docstring_names_its_modules(package):
     """A package says what is in it; it imports nothing, so that a module of it loads no other."""

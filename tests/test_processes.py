@@ -2,24 +2,28 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import run_arguments
 
 from prefcls_lib import cli
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.pipeline import folds, job, predict, steps
 from prefcls_lib.pipeline import launch as processes
-from prefcls_lib.pipeline import predict
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
 from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training.collapse import Collapsed
 
 ONE_MODEL = ("folds=[0]", "batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3")
 
@@ -168,6 +172,72 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert processes._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "5"
     assert processes._worker_environment(2, None)["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch):
+    """torchrun would kill them 30 s after SIGTERM, and wait for the host's name to be resolved, in vain without a
+    network."""
+    started = []
+    monkeypatch.setattr(
+        processes, "_run", lambda commands, names, environments: started.append((commands, environments))
+    )
+    processes.run_together(["fit", "run", "fold0"], 2)
+    [([command], [environment])] = started
+    assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]
+    assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} <= set(command[2:-5])
+    assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == processes.SECONDS_TO_STOP >= 120
+
+
+def start_job(home: Path, out: Path, **settings: object) -> job.Job:
+    """A started job on the files of `home`, two of three folds."""
+    paths = {"train": home / "train.csv", "test": home / "test.csv", "backbone": home / "backbone", "out": out}
+    small = {"num_folds": 3, "folds": (0, 1), "max_length": 32, "batch_size": 8, "num_epochs": 1}
+    return steps.start(RunConfig(**{name: str(path) for name, path in paths.items()}, **{**small, **settings}))
+
+
+def test_workers_know_how_many_predict_with_them(home, tmp_path, monkeypatch):
+    """Two models side by side: each plans with half of the tokens that are predicted afterwards."""
+    commands, planned = [], []
+    job = start_job(home, tmp_path / "run", num_processes=2)
+    encoded = steps.encode(job)
+    monkeypatch.setattr(steps, "run_side_by_side", lambda command, names: commands.extend(command))
+    steps.fit_folds(job, encoded)
+    arguments = [cli._parser().parse_args(command) for command in commands]
+    assert [(a.side_by_side, a.models) for a in arguments] == [(2, ["fold0"]), (2, ["fold1"])]
+    monkeypatch.setattr(folds, "_fit_model", lambda job, encoded, model, session: planned.append(session))
+    folds.fit_here(job, encoded, [FoldModel(0)])
+    folds.fit_here(job, encoded, [FoldModel(0)], side_by_side=2)
+    assert planned[0].tokens_to_predict // 2 == planned[1].tokens_to_predict > 0
+
+
+def test_one_process_says_that_a_fold_is_restarted(home, tmp_path, monkeypatch, capsys):
+    """Of all processes that train one model together, the first."""
+
+    def collapse(*_):
+        raise Collapsed("collapsed", {"encoder_spread": 0.0})
+
+    job = start_job(home, tmp_path / "run", learning_rate=0.001)
+    encoded = steps.encode(job)
+    monkeypatch.setattr(folds, "fit", collapse)
+    said = {}
+    for first in (True, False):
+        state = SimpleNamespace(is_main_process=first, wait_for_everyone=lambda: None)
+        monkeypatch.setattr(folds, "process_state", lambda state=state: state)
+        with pytest.raises(UserError, match="collapsed"):
+            folds.fit_here(job, encoded, [FoldModel(0)])
+        said[first] = capsys.readouterr().out.count("restart")
+        shutil.rmtree(tmp_path / "run" / "checkpoint", ignore_errors=True)
+    assert said == {True: 2, False: 0}
+
+
+def test_seconds_of_a_run_by_hand(monkeypatch):
+    """The session 900 to 1000 s; two folds side by side 100 to 300 and 150 to 350 of an earlier one; one that this
+    session trained; one whose record is older than `finished_at` and lies before the session: 100 + 250 + 0 + 50."""
+    monkeypatch.setattr(steps.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: 5100.0)
+    records = [{"seconds": 200.0, "finished_at": 300.0}, {"seconds": 200.0, "finished_at": 350.0},
+               {"seconds": 60.0, "finished_at": 970.0}, {"seconds": 50.0}]  # fmt: skip
+    assert steps._total_seconds(SimpleNamespace(started=5000.0), records) == 100 + 250 + 0 + 50
 
 
 def test_names_of_members():

@@ -1,7 +1,6 @@
 """The models of a run: each trained, out-of-sample predictions made, and saved in a folder of its own."""
 
 import math
-import os
 import shutil
 import time
 from dataclasses import replace
@@ -26,7 +25,6 @@ from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import FoldModel, fold_models, prediction_table, write_table
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.pipeline.launch import WORKER
 from prefcls_lib.runtime.devices import make_accelerator, process_state, seed_everything
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.training.collapse import Collapsed
@@ -38,11 +36,13 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 FINISH_SECONDS = 10  # of a time budget, for loading and saving after the last model
 
 
-def fit_here(job: Job, encoded: EncodedRows, left: list[FoldModel]) -> None:
-    """Train models one after the other in this process."""
+def fit_here(job: Job, encoded: EncodedRows, left: list[FoldModel], side_by_side: int = 1) -> None:
+    """Train models one after the other in this process.
+
+    `side_by_side`: processes that train models at the same time, and will share the prediction of the test rows.
+    """
     side_tokens = encoded.lengths[encoded.sides].mean()
-    tokens_to_predict = int(2 * side_tokens * len(job.test_rows) * len(fold_models(job.config)))
-    tokens_to_predict //= int(os.environ.get(WORKER, 1))  # at this process's pace, or at that of all together
+    tokens_to_predict = int(2 * side_tokens * len(job.test_rows) * len(fold_models(job.config))) // side_by_side
     with stop_on_sigterm() as stop:
         for number, fold_model in enumerate(left):
             deadline = job.deadline
@@ -153,10 +153,9 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
                 raise UserError(
                     f"{error}. Set learning_rate lower or warmup_ratio higher; the baseline's submission is in place."
                 ) from None
-            print(
-                f"{fold_model.name}: restart {len(collapsed)} of {MAX_RESTARTS}, half the rate, twice the warm-up",
-                flush=True,
-            )
+            if state.is_main_process:
+                tries = f"restart {len(collapsed)} of {MAX_RESTARTS}"
+                print(f"{fold_model.name}: {tries}, half the rate, twice the warm-up", flush=True)
     rows = job.rows[job.folds == fold]
     saved = honest = fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:
@@ -177,7 +176,8 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
         "structure_log_loss": session.structure_log_loss,
         "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
         "mixed_precision": accelerator.mixed_precision,
-        "seconds": time.perf_counter() - started,
+        "seconds": max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1])),  # of all sessions
+        "finished_at": time.time(),
     }
 
     def write(folder: Path) -> None:

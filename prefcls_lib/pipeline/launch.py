@@ -19,8 +19,8 @@ import torch
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.state import Stopped, stop_on_sigterm
 
-WORKER = "PREFCLS_WORKER"  # in a subprocess: how many share the GPUs one each; it starts no further ones
-SECONDS_TO_STOP = 60  # to save a checkpoint after SIGTERM
+WORKER = "PREFCLS_WORKER"  # set in a subprocess, which starts no further ones
+SECONDS_TO_STOP = 120  # to save a checkpoint after SIGTERM: 5 GB for ELECTRA-large
 
 
 class WorkerFailed(UserError):
@@ -70,7 +70,8 @@ def run_together(command: Sequence[str], num_processes: int) -> None:
     Raises:
         WorkerFailed, Stopped: as `run_side_by_side`.
     """
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m", "prefcls_lib"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
+    launch += [f"--nproc-per-node={num_processes}", "-m", "prefcls_lib"]
     _run([[*launch, *command]], [f"{num_processes} processes"], [_worker_environment(num_processes, None)])
 
 
@@ -87,8 +88,8 @@ def end_with_parent() -> None:
 
 
 def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
-    shared_by = 1 if gpu is None else num_processes
-    environment = {**os.environ, WORKER: str(shared_by), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, WORKER: "1", "PYTHONUNBUFFERED": "1"}
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SECONDS_TO_STOP)  # torchrun kills its processes after 30
     environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // num_processes))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the library may only be on a notebook's path
     if gpu is not None and torch.cuda.is_available():
@@ -163,7 +164,7 @@ def _stop(workers: list[subprocess.Popen]) -> None:
     running = [worker for worker in workers if worker.poll() is None]
     for worker in running:
         worker.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + SECONDS_TO_STOP
+    deadline = time.monotonic() + SECONDS_TO_STOP + 10  # torchrun waits for its own processes
     for worker in running:
         try:
             worker.wait(max(0.1, deadline - time.monotonic()))
@@ -181,4 +182,4 @@ def _reason(tail: deque, code: int) -> str:
         if found:
             return message
     last = "\n  ".join(list(tail)[-8:])
-    return f"exit code {code}. Its last lines:\n  {last}\nRun the same command again to go on from its checkpoint."
+    return f"exit code {code}. Its last lines:\n  {last}\nRun the same command again: what is finished is kept."

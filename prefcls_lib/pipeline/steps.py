@@ -7,6 +7,7 @@ fit_folds(job, encoded)          one model a fold (and seed), each saved when it
 result = finish(job, ladder)     submission.csv, the tables, result.json
 """
 
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -96,48 +97,46 @@ def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> fl
     return metrics.log_loss(valid.labels, probs)
 
 
-def fit_folds(job: Job, encoded: EncodedRows, wanted: list[FoldModel] | None = None) -> None:
-    """Train the models of the run that are not done yet; one under way is gone on with.
+def fit_folds(job: Job, encoded: EncodedRows) -> None:
+    """Train the models of the run that are not done yet; one that was stopped resumes from its checkpoint.
 
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
     all processes together.
 
-    Args:
-        job: started.
-        encoded: its training rows.
-        wanted: the models to train; None: all of the run.
-
     Raises:
         Stopped: SIGTERM came; the state of what was under way is saved.
     """
-    models = fold_models(job.config) if wanted is None else wanted
+    models = fold_models(job.config)
     left = [model for model in models if not job.folder.model_folder(model).is_dir()]
-    for model in sorted(set(models) - set(left)):
-        print(f"{model.name}: done before, kept in {job.folder.model_folder(model)}", flush=True)
+    if process_state().is_main_process:
+        for model in sorted(set(models) - set(left)):
+            print(f"{model.name}: done before, kept in {job.folder.model_folder(model)}", flush=True)
     num_processes = count_processes(job.config.num_processes)
     if left and num_processes > 1:
         started_at = time.time() - (time.perf_counter() - job.started)
-        command = ["fit", "--started-at", str(started_at), str(job.folder.path)]
+        command, folder = ["fit", "--started-at", str(started_at)], str(job.folder.path)
         if len(left) == 1:
-            run_together([*command, left[0].name], num_processes)
+            run_together([*command, folder, left[0].name], num_processes)
         else:
             shares = [left[i::num_processes] for i in range(min(num_processes, len(left)))]
-            run_side_by_side(
-                [[*command, *(model.name for model in share)] for share in shares],
-                [" ".join(model.name for model in share) for share in shares],
-            )
+            names = [[model.name for model in share] for share in shares]
+            command += ["--side-by-side", str(len(shares)), folder]
+            run_side_by_side([[*command, *share] for share in names], [" ".join(share) for share in names])
     else:
         fit_here(job, encoded, left)
-    if wanted is None and process_state().is_main_process:
+    if process_state().is_main_process:
         shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
 
 
-def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
-    """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
+def fit_models(folder: RunFolder, names: list[str], started_at: float, side_by_side: int) -> None:
+    """What a worker does: train some models of a run that was started at `started_at` (`time.time()`).
+
+    `side_by_side`: workers that do so at the same time, each with models of its own.
+    """
     config = RunConfig.from_mapping(read_json(folder / "config.json")["settings"])
     job = start(replace(config, out=str(folder.path)))
     job = replace(job, started=time.perf_counter() - (time.time() - started_at))
-    fit_folds(job, encode(job), [FoldModel.parse(name) for name in names])
+    fit_here(job, encode(job), [FoldModel.parse(name) for name in names], side_by_side)
 
 
 def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
@@ -196,5 +195,15 @@ def run(config: RunConfig) -> RunFolder:
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:
-    """Seconds of this session, or of all folds where some were fitted in an earlier one."""
-    return max(time.perf_counter() - job.started, sum(record["seconds"] for record in records))
+    """Seconds in which this session or a fit of an earlier one worked; what ran side by side counts once."""
+    now = time.time()
+    session = now - (time.perf_counter() - job.started)
+    spans = [(session, now)]
+    for record in records:  # one of an earlier version does not say when it ended: before this session
+        end = record.get("finished_at", session)
+        spans.append((end - record["seconds"], end))
+    total, covered = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, covered))
+        covered = max(covered, end)
+    return total
