@@ -212,7 +212,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     for_a_run = arguments.backbone or arguments.config or arguments.set
     checks = doctor.examine(_config(arguments) if for_a_run else None)
-    usable = doctor.is_usable(checks)
+    usable = all(check.state != "bad" for check in checks)
     if arguments.json:
         print(json.dumps({"usable": usable, "checks": [asdict(check) for check in checks]}, indent=2))
     else:

@@ -261,7 +261,7 @@ def test_recipe_is_complete_and_fits_a_t4(name):
     settings = RunConfig(backbone=name).with_recipe(recipe)
     assert None not in [getattr(settings, key) for key in recipe]
     for length in (512, 768) if config.model_type in ("deberta-v2", "modernbert") else (512,):
-        held = capacity.largest_micro_step(config, T4, True, length)
+        held = capacity.largest_micro_batch(config, T4, True, length)
         assert held >= max(recipe["max_tokens_per_micro_step"], 2 * length)
 
 

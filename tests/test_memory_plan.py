@@ -170,7 +170,7 @@ def test_bytes_by_hand():
     assert capacity.bytes_per_token(config, True, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 40
     assert capacity.bytes_per_token(config, False, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 80
     left = 0.9 * T4 - capacity.fixed_bytes(config, True)
-    held = capacity.largest_micro_step(config, T4, True, checkpointing=True)
+    held = capacity.largest_micro_batch(config, T4, True, checkpointing=True)
     assert held == pytest.approx(left / (24 * 1024 * 4 + 1.5 * 1024 * 40), abs=1)
 
 

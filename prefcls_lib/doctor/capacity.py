@@ -1,17 +1,15 @@
 """What a device can run and hold, and how long it would take: arithmetic on a backbone's configuration."""
 
-import os
 import re
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from transformers import PretrainedConfig
 
-# Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast, fused attention; fp32
-# takes twice as much. A test on the meta device counts them.
+# Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast (a test counts them); 40
+# where it is not said. fp32 takes twice as much.
 BYTES_PER_UNIT = {"deberta-v2": 48, "modernbert": 36}
-DEFAULT_BYTES_PER_UNIT = 40
 # DeBERTa's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position of the side,
 BYTES_PER_SCORE = 6
 # and both of its relative terms in fp16 for every bucket, near and far, left and right.
@@ -72,7 +70,7 @@ def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, che
     What all layers hold, and half a layer's worth that its backward pass needs for a moment. With gradient
     checkpointing: every layer's input, and all of the one layer that is being computed again.
     """
-    layer = BYTES_PER_UNIT.get(config.model_type, DEFAULT_BYTES_PER_UNIT) * config.hidden_size
+    layer = BYTES_PER_UNIT.get(config.model_type, 40) * config.hidden_size
     if config.model_type == "deberta-v2":
         per_head = BYTES_PER_SCORE * length + BYTES_PER_BUCKET * max(config.position_buckets, 0)
         layer += per_head * config.num_attention_heads
@@ -93,14 +91,14 @@ def fixed_bytes(config: PretrainedConfig, half: bool) -> int:
 def peak_bytes(
     config: PretrainedConfig, tokens: int, half: bool, length: int = 512, checkpointing: bool = False
 ) -> int:
-    """Most bytes that tensors take in training with `tokens` in a micro-step."""
+    """Most bytes that tensors take in training with `tokens` in a micro-batch."""
     return fixed_bytes(config, half) + tokens * bytes_per_token(config, half, length, checkpointing)
 
 
-def largest_micro_step(
+def largest_micro_batch(
     config: PretrainedConfig, free: int, half: bool, length: int = 512, checkpointing: bool = False
 ) -> int:
-    """The most tokens of one micro-step with `free` bytes on the device; 0: not even the weights fit."""
+    """The most tokens of one micro-batch with `free` bytes on the device; 0: not even the weights fit."""
     left = SHARE_USED * free - fixed_bytes(config, half)
     return max(0, int(left / bytes_per_token(config, half, length, checkpointing)))
 
@@ -112,14 +110,8 @@ def t4_seconds(config: PretrainedConfig, lengths: np.ndarray) -> tuple[float, fl
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:  # what a cache of files holds counts as free, which sysconf does not know
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Memory that is free on the device; on a CPU what caches of files hold counts as free."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _layer_weights(config: PretrainedConfig) -> int:

@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,8 +23,9 @@ from prefcls_lib.runtime import devices, kaggle
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.step import SMALLEST_MICRO_BATCH
 
-# package: (oldest that works, newest tested)
+# (oldest that works, newest tested)
 SUPPORTED = {
+    "python": ("3.11", "3.13"),
     "torch": ("2.6", "2.13.0"),
     "transformers": ("5.0", "5.23.0"),
     "accelerate": ("1.1", "1.15.0"),
@@ -34,7 +34,6 @@ SUPPORTED = {
     "pandas": ("2.2.2", "3.1.1"),
     "scikit-learn": ("1.5", "1.9.1"),
 }
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 KAGGLE_HOURS, KAGGLE_RERUN_HOURS = 12.0, 9.0
 LARGEST_PRECISION_ERROR = 0.05  # of the largest fp32 value, in the embedding of one side
 MANY_UNKNOWN = 0.2  # share of unknown tokens from which a backbone cannot read a script
@@ -71,9 +70,9 @@ def examine(config: RunConfig | None = None, on_cpu_too: bool = True) -> list[Ch
         config: settings of the run to come; None leaves out what depends on its backbone.
         on_cpu_too: check the precision on a CPU too, for which the encoder is loaded once more.
     """
-    checks = [check_python(sys.version_info[:2]), check_packages(devices.versions()), check_library(), check_gpu()]
+    checks = [check_packages(devices.versions()), check_library(), check_inputs(), check_internet(), check_time()]
+    checks.append(check_gpu())
     runs_on_device = checks[-1].state != "bad"
-    checks += [check_inputs(), check_internet(), check_time()]
     if config is None:
         return checks
     try:
@@ -92,11 +91,6 @@ def examine(config: RunConfig | None = None, on_cpu_too: bool = True) -> list[Ch
     return checks
 
 
-def is_usable(checks: list[Check]) -> bool:
-    """Whether nothing is bad."""
-    return all(check.state != "bad" for check in checks)
-
-
 def format_checks(checks: list[Check]) -> str:
     """The checks as text for a terminal."""
     lines = []
@@ -113,33 +107,23 @@ def first_look(config: RunConfig | None = None):
         UserError: what is bad, and what to do about it.
     """
     checks = examine(config, on_cpu_too=False)
-    if not is_usable(checks):
-        bad = [check for check in checks if check.state == "bad"]
+    bad = [check for check in checks if check.state == "bad"]
+    if bad:
         raise UserError("this machine cannot do the job as it is:\n" + format_checks(bad))
     table = pd.DataFrame([asdict(check) for check in checks]).set_index("name")
     return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 
-def check_python(version: tuple[int, int]) -> Check:
-    """Python's version against the supported range."""
-    text = ".".join(map(str, version))
-    if version < OLDEST_PYTHON:
-        return Check("python", "bad", text, f"Python {'.'.join(map(str, OLDEST_PYTHON))} or newer is needed.")
-    if version > NEWEST_PYTHON:
-        return Check("python", "note", text, f"Newer than tested ({'.'.join(map(str, NEWEST_PYTHON))}).")
-    return Check("python", "ok", text)
-
-
 def check_packages(installed: dict[str, str]) -> Check:
-    """The versions that `devices.versions` found against the supported range."""
+    """The versions of Python and packages that `devices.versions` found, against the supported range."""
     found = {name: installed[name] for name in SUPPORTED}
     finding = ", ".join(f"{name} {version}" for name, version in found.items())
     old, new = [], []
     for name, version in found.items():
-        oldest, newest = SUPPORTED[name]
-        if version == devices.MISSING or Version(version) < Version(oldest):
+        oldest, newest = (Version(limit) for limit in SUPPORTED[name])
+        if version == devices.MISSING or Version(version) < oldest:
             old.append(f"{name}>={oldest}")
-        elif Version(Version(version).base_version) > Version(newest):
+        elif Version(version).release[: len(newest.release)] > newest.release:
             new.append(f"{name} {newest}")
     if old:
         return Check("packages", "bad", finding, f"Install {' '.join(old)}; on Kaggle choose the latest environment.")
@@ -154,7 +138,7 @@ def check_library() -> Check:
     place = Path(kaggle.__file__).parents[1]
     finding = f"prefcls-lib {versions['prefcls-lib']}, commit {versions['commit']}, in {place}"
     commits = kaggle.attached_commits()
-    if len(set(commits.values()) - {versions["commit"]}) and commits:
+    if set(commits.values()) - {versions["commit"]}:
         listed = ", ".join(f"{path} ({commit})" for path, commit in commits.items())
         return Check("library", "note", finding, f"Attached in several versions: {listed}. Detach all but one.")
     return Check("library", "ok", finding)
@@ -255,7 +239,7 @@ def check_memory(backbone: Backbone, config: RunConfig, accelerator: Accelerator
     device, half = accelerator.device, accelerator.mixed_precision != "no"
     free, length, wanted = capacity.free_bytes(device), config.max_length, config.max_tokens_per_micro_step
     tokens, checkpointed = (
-        capacity.largest_micro_step(backbone.config, free, half, length, checkpointing)
+        capacity.largest_micro_batch(backbone.config, free, half, length, checkpointing)
         for checkpointing in (config.gradient_checkpointing, True)
     )
     finding = (

@@ -1,4 +1,4 @@
-"""Where the code runs: the only room that knows Kaggle. Inputs, output folder, device, precision, seeds, versions."""
+"""Kaggle's folders and limits, which no other module knows: attached inputs, the run folder, the session's age."""
 
 import os
 import zipfile
@@ -136,21 +136,15 @@ def find_blend() -> Path | None:
     return find_first([[f"{place}/blend.json" for place in _RUN_PLACES]], "blend.json")
 
 
-def find_library_copies() -> list[Path]:
-    """Attached folders and wheels that hold the library, as the notebooks' first cell looks for them."""
+def attached_commits() -> dict[Path, str]:
+    """The commit of each attached copy of the library, folder or wheel, where the notebooks' first cell looks."""
     names = ("prefcls_lib/__init__.py", "*.whl")
     places = [f"{mount.format('prefcls*')}/{extra}" for mount in DATASET_MOUNTS for extra in ("", "*/", "*/*/")]
-    return glob_inputs(f"{place}{name}" for name in names for place in places)
-
-
-def attached_commits() -> dict[Path, str]:
-    """The commit of each attached copy of the library, folder or wheel."""
     commits = {}
-    for path in find_library_copies():
-        if path.suffix == ".whl" and path.is_file():
-            folder = zipfile.Path(path) / "prefcls_lib"
-        else:
-            folder = path / "prefcls_lib" if path.is_dir() else path.parent
+    for path in glob_inputs(f"{place}{name}" for name in names for place in places):
+        folder = path.parent
+        if path.suffix == ".whl":
+            folder = (zipfile.Path(path) if path.is_file() else path) / "prefcls_lib"
         if (folder / "__init__.py").is_file():
             commits[path] = _read_commit(folder)
     return commits

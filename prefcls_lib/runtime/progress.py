@@ -1,6 +1,7 @@
 """Progress bars: redrawn on a terminal and in a notebook, a line at times in a log."""
 
 import sys
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True) -> tqdm:
     """
     in_notebook = "ipykernel" in sys.modules
     in_log = not in_notebook and not sys.stderr.isatty()
-    file = _NotebookLine() if shown and in_notebook else _LogLines() if in_log else sys.stderr
+    file = _Lines(_notebook_line() if in_notebook else _log_line) if shown and (in_notebook or in_log) else sys.stderr
     return tqdm(
         total=total,
         desc=label,
@@ -31,30 +32,27 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True) -> tqdm:
     )
 
 
-class _LogLines:
-    """What tqdm writes to, where lines cannot be redrawn."""
+class _Lines:
+    """What tqdm writes to, where it cannot redraw: `show` gets one line after the other."""
+
+    def __init__(self, show: Callable[[str], object]):
+        self.show = show
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
         if line:
-            print(line, file=sys.stderr, flush=True)
+            self.show(line)
 
     def flush(self) -> None:
         pass
 
 
-class _NotebookLine:
-    """What tqdm writes to, where a notebook shows it."""
+def _log_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
-    def __init__(self):
-        from IPython.display import display
 
-        self._display = display({"text/plain": ""}, raw=True, display_id=True)
+def _notebook_line() -> Callable[[str], object]:
+    from IPython.display import display
 
-    def write(self, text: str) -> None:
-        line = text.strip("\r\n ")
-        if line:
-            self._display.update({"text/plain": line}, raw=True)
-
-    def flush(self) -> None:
-        pass
+    shown = display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda line: shown.update({"text/plain": line}, raw=True)

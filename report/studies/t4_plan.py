@@ -43,7 +43,7 @@ def plan_backbone(
     if measured is not None:
         epoch = f"{2 * EPOCH_ROWS * cut.mean() / measured[0] / 3600:.1f}, measured on {measured[1]}"
     held = [capacity.bytes_per_token(config, True, max_length, again) / 1e3 for again in (False, True)]
-    most = [capacity.largest_micro_step(config, capacity.T4_BYTES, True, max_length, again) for again in (False, True)]
+    most = [capacity.largest_micro_batch(config, capacity.T4_BYTES, True, max_length, again) for again in (False, True)]
     recipe = choose_recipe(config)["max_tokens_per_micro_step"]
     return [
         str(max_length),
