@@ -45,6 +45,7 @@ if importlib.util.find_spec("prefcls_lib") is None:
 import warnings
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
+import pandas as pd
 from IPython.display import display
 
 from prefcls_lib.data import loading, submission
@@ -76,7 +77,7 @@ display(loading.describe_rows(rows), ensemble.table())
 record = submit.predict_within(ensemble, rows, out, time_budget_hours)
 print(f"{record['rows']:,} rows in {record['seconds']:.0f} s; weights: {record['weights_from']}")
 print(*record["left_out"], sep="\n")
-submit.record_table(record)
+pd.DataFrame(record["runs"]).set_index("run")
 
 # %% [markdown]
 # ## The submission, read back

@@ -1,4 +1,4 @@
-"""`prefcls ...` and `python -m prefcls_lib ...`: reads arguments, calls the rooms, prints."""
+"""`prefcls ...` and `python -m prefcls_lib ...`: reads arguments, calls the library, prints."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         print(
-            f"prefcls: {str(error) or 'interrupted'}. What was saved is kept; run the same command to go on.",
+            f"prefcls: {str(error) or 'interrupted'}. What was saved is kept; run the same command to resume.",
             file=sys.stderr,
         )
         return 143 if str(error) else 130
@@ -140,7 +140,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
     result = read_json(folder / "result.json")
     print(runs.read_table(folder / "history.csv").set_index("rung").to_string(float_format="{:.4f}".format))
     print(
-        f"best baseline: {result['ladder_best']}; log loss {result['log_loss']:.4f} (honest about choosing it), "
+        f"best baseline: {result['ladder_best']}; log loss {result['log_loss']:.4f} (cross-fitted), "
         f"calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} validation rows"
     )
     print(f"submission: {folder / 'submission.csv'}")

@@ -1,4 +1,4 @@
-"""`prefcls ladder` and `prefcls blend`: the same folds and files as any run, honest scores, and what is refused."""
+"""`prefcls ladder` and `prefcls blend`: the folds and files of any run, cross-fitted scores, and what is refused."""
 
 import json
 import shutil
@@ -59,14 +59,14 @@ def test_ladder_has_the_files_and_folds_of_any_run(ladder_run, finished_run):
 
 
 def test_ladder_numbers_are_those_of_its_files(ladder_run):
-    """log_loss from oof.csv, log_loss_naive from valid.csv, which is the best rung's in history.csv."""
+    """log_loss from oof.csv, log_loss_naive from valid.csv, which is the best baseline's in history.csv."""
     result = json.loads((ladder_run / "result.json").read_text())
     oof, valid = read_table(ladder_run / "oof.csv"), read_table(ladder_run / "valid.csv")
     assert result["log_loss"] == pytest.approx(sklearn_log_loss(oof["label"], probs_of(oof)), abs=1e-9)
     assert result["log_loss_naive"] == pytest.approx(sklearn_log_loss(valid["label"], probs_of(valid)), abs=1e-9)
-    rungs = read_table(ladder_run / "history.csv").set_index("rung")["log_loss"]
-    assert result["ladder_best"] == rungs.idxmin()
-    assert result["log_loss_naive"] == pytest.approx(rungs.min(), abs=1e-9)
+    losses = read_table(ladder_run / "history.csv").set_index("rung")["log_loss"]
+    assert result["ladder_best"] == losses.idxmin()
+    assert result["log_loss_naive"] == pytest.approx(losses.min(), abs=1e-9)
 
 
 def test_saved_ladder_predicts_its_own_submission(ladder_run, home, tmp_path):

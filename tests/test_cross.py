@@ -171,8 +171,8 @@ def test_whole_run(home, tmp_path):
 
 
 @pytest.mark.parametrize("is_older", [False, True])
-def test_a_run_of_the_other_architecture_is_not_gone_on_with(home, tmp_path, is_older):
-    """A Siamese run's folder refuses the cross-encoder; one older than the setting is a Siamese run, and goes on."""
+def test_a_run_of_the_other_architecture_is_not_resumed(home, tmp_path, is_older):
+    """A Siamese run's folder refuses the cross-encoder; a run older than the setting is a Siamese one, and resumes."""
     out = tmp_path / "run"
     config = RunConfig(backbone=str(home / "backbone"))
     RunFolder(out).open(config, {"train": "1", "test": "2"})

@@ -1,4 +1,4 @@
-"""Several processes: the same numbers as one, every model trained, and no hang when one dies. gloo, on this machine."""
+"""Several processes: the same numbers as one, every model trained, and no hang when one ends. gloo, on this machine."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_rows_predicted_side_by_side(finished_run, home, monkeypatch):
     assert np.ptp(alone[:, 0]) > 0.01
 
 
-def test_dead_worker_ends_the_run_with_its_message(home, tmp_path, capsys):
+def test_failing_worker_ends_the_run_with_its_message(home, tmp_path, capsys):
     """A worker that cannot write its model: its message is ours, the other is stopped, and nothing hangs."""
     out = tmp_path / "run"
     blocked = out / "model"

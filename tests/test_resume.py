@@ -166,7 +166,7 @@ def test_sigterm_saves_and_says_how_to_go_on(home, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "stopped at step" in error
-    assert "run the same command to go on" in error
+    assert "run the same command to resume" in error
     assert (out / "checkpoint" / "fold0" / "position.json").is_file()
     assert (out / "submission.csv").is_file()
 

@@ -120,11 +120,6 @@ def predict_within(
     return record
 
 
-def record_table(record: dict) -> pd.DataFrame:
-    """One line a run of what `predict_within` returned."""
-    return pd.DataFrame(record["runs"]).set_index("run")
-
-
 class _Submission:
     """The submission so far: for each run the probabilities (N, 3) of those of its models that are complete."""
 
@@ -140,7 +135,7 @@ class _Submission:
         self.write()
 
     def leave_out(self, number: int, error: BaseException) -> None:
-        """In a competition rerun go on without a model that failed; anywhere else raise its error."""
+        """In a competition rerun leave a model out that failed; anywhere else raise its error."""
         if not is_competition_rerun():
             raise error
         traceback.print_exception(error)

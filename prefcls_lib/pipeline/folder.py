@@ -1,11 +1,11 @@
-"""The run folder: what a run leaves behind, and how a second start finds its way in it.
+"""The run folder: what a run leaves behind, and what a second start finds in it.
 
 config.json      settings, and SHA-256 of the data files: written first, compared at the next start
 submission.csv   the prior's until the trained model's replaces it
 model/fold0/     one folder a fold and seed, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
                  valid.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
 history.csv      one line a validation of every fold
-oof.csv          id, fold, label and the out-of-sample probabilities, honest about selection, seeds averaged
+oof.csv          id, fold, label and the out-of-sample probabilities, the best step chosen on other rows, seeds averaged
 valid.csv        the same rows as the saved weights predict them (they were chosen on these rows), with their
                  prompt groups
 result.json      the numbers; written last: a run that has it is complete
@@ -139,7 +139,7 @@ class RunFolder:
         if missing := sorted(wanted - {path.name for path in found}):
             raise UserError(
                 f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
-                "command again to go on with it."
+                "command again to finish it."
             )
         return found
 

@@ -1,4 +1,4 @@
-"""A job: inputs found and checked, folds planned, run folder claimed; and what every result.json says."""
+"""A job: inputs found and checked, folds planned, run folder opened."""
 
 import time
 from dataclasses import dataclass, field, replace

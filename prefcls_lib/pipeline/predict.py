@@ -76,8 +76,8 @@ def predict_models(
         add: called with a model's place in `folders` and its probabilities (N, 3) as soon as they are complete.
         num_processes: share the blocks among so many; 1: this one.
         deadline: `time.time()` after which no block is begun; models that are not complete are left out.
-        fail: called with a model's place and the error where predicting with it failed; the others go on. None: the
-            error is raised.
+        fail: called with a model's place and the error where predicting with it failed; the others are predicted
+            without it. None: the error is raised.
     """
     lengths = sum(rows[name].map(lambda turns: sum(map(len, turns))) for name in TEXT_COLUMNS)
     order = np.argsort(-lengths.to_numpy(), kind="stable")
@@ -134,10 +134,10 @@ def predict_blocks(folders: dict[int, Path], rows: pd.DataFrame, deadline: float
 
 
 def predict_share(folders: list[Path], rows: Path, out: Path, deadline: float) -> None:
-    """What a worker of `predict_models` does: predict its rows, a CSV, and write `out`/NUMBER.npy for each model."""
+    """What a worker of `predict_models` does: predict its rows, a CSV, and write `out`/NUMBER.bin for each model."""
     try:
         for number, probs in predict_blocks(dict(enumerate(folders)), read_rows(rows, labelled=False), deadline):
-            write_whole(_part(out, number), lambda temporary, probs=probs: _save(temporary, probs))
+            write_whole(out / f"{number}.bin", lambda temporary, probs=probs: probs.tofile(temporary))
     except ModelFailed as failed:
         raise failed.__cause__ from None
 
@@ -149,7 +149,7 @@ def _predict_shares(
     finish: Callable[[int, list[np.ndarray]], None],
 ) -> None:
     """`predict_blocks` by a process for each share of the rows."""
-    numbers, next_place = list(folders), 0
+    numbers, finished = list(folders), set()
     with TemporaryDirectory() as temporary:
         outs = [Path(temporary, str(part)) for part in range(len(shares))]
         for out, rows in zip(outs, shares, strict=True):
@@ -157,10 +157,11 @@ def _predict_shares(
 
         def collect() -> bool:
             """Hand on what all processes have finished; whether they must be stopped."""
-            nonlocal next_place
-            while next_place < len(numbers) and all(_part(out, next_place).exists() for out in outs):
-                finish(numbers[next_place], [np.load(_part(out, next_place)) for out in outs])
-                next_place += 1
+            for place, number in enumerate(numbers):
+                files = [out / f"{place}.bin" for out in outs]
+                if number not in finished and all(file.exists() for file in files):
+                    finished.add(number)
+                    finish(number, [np.fromfile(file).reshape(-1, NUM_CLASSES) for file in files])
             return time.time() > deadline + SECONDS_PAST_DEADLINE
 
         places = ["--deadline", str(deadline), *map(str, folders.values())]
@@ -168,16 +169,7 @@ def _predict_shares(
         try:
             run_side_by_side(commands, [f"predict {part + 1}/{len(shares)}" for part in range(len(shares))], collect)
         except WorkerFailed as error:
-            done = len(list(outs[error.number].glob("[0-9]*.npy")))
+            done = len(list(outs[error.number].glob("[0-9]*.bin")))
             raise ModelFailed(numbers[min(done, len(numbers) - 1)]) from error
         finally:
             collect()
-
-
-def _part(out: Path, place: int) -> Path:
-    return out / f"{place}.npy"
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # given a name, numpy would add an ending to it
-        np.save(file, array)
