@@ -145,6 +145,16 @@ def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_
     assert expected in page
 
 
+def test_what_the_encoder_adds_stands_beside_its_network(quick, runs, tmp_path):
+    """The network minus its baseline, with the interval; a run of an earlier version does not have it."""
+    share = {"difference": -0.004, "low": -0.007, "high": -0.001}
+    edit_json(runs / "tiny" / "result.json", encoder_share=share)
+    shown = "−0.0040 [−0.0070, −0.0010]".replace(" ", "\u00a0")
+    assert shown in read_page(runs, tmp_path / "with")
+    edit_json(runs / "tiny" / "result.json", encoder_share=None)
+    assert shown not in read_page(runs, tmp_path / "without")
+
+
 def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path):
     """Another training file: a table of its own, and no verdict between the two."""
     other = copy_run(finished_run, runs / "other")
@@ -241,6 +251,9 @@ def test_readme_gets_the_table_between_its_marks(quick, runs, tmp_path):
     text = readme.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{start}\n") and text.endswith(f"{end}\nafter\n")
     assert "stale" not in text and "uniform guess" in text
+    table = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in table[0]][-2:] == ["the encoder adds", "verdict"]
+    assert len(table) - 2 <= 6 and all(len(line) == 6 for line in table), "the short form"
     assert cli.main(arguments) == 0
     assert readme.read_text(encoding="utf-8") == text
     readme.write_text("no marks\n", encoding="utf-8")

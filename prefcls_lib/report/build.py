@@ -131,11 +131,11 @@ def _row_values(groups: Sequence[ComparedRuns]) -> dict:
 
 
 def _fill_readme(readme: Path, groups: Sequence[ComparedRuns]) -> None:
-    """Put the first group's result table between the marks."""
+    """Put the first group's result table, in its short form, between the marks."""
     text = readme.read_text(encoding="utf-8")
     start, end = README_MARKS
     if text.count(start) != 1 or text.count(end) != 1 or not groups:
         raise UserError(f"{readme}: needs the lines {start!r} and {end!r} once each, and a run to show.")
     before, rest = text.split(start)
-    table = f"{groups[0].title}:\n\n{groups[0].results_table()}\n\n{groups[0].ranking()}"
+    table = f"{groups[0].title}:\n\n{groups[0].results_table(short=True)}"
     write_text(readme, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")

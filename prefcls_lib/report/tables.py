@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
-from prefcls_lib.ensemble.finished import COLUMNS, Found, Run, compare_runs, format_verdict, is_faint
+from prefcls_lib.ensemble.finished import COLUMNS, Found, Run, compare_runs, format_verdict, is_faint, signed
 from prefcls_lib.evaluation import calibration, metrics, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.report.page import draw_svg, embed_figure, escape_text, markdown_table
@@ -28,8 +28,15 @@ def describe_run(run: Run) -> str:
         "structure features" if s["structure_features"] else "no structure features",
         f"{s['max_length']} tokens",
         *(["extra rows"] if s["extra_train"] else []),
+        *([f"on {s['start_from']}"] if s.get("start_from") not in (None, "none") else []),
     ]
     return f"{escape_text(run.name)}: {', '.join(parts)}"
+
+
+def format_share(result: dict) -> str:
+    """What a network's encoder adds to the log loss of the baseline that it started from, with its interval."""
+    share = result.get("encoder_share")
+    return f"{signed(share['difference'])} [{signed(share['low'])}, {signed(share['high'])}]" if share else ""
 
 
 class ComparedRuns:
@@ -68,22 +75,31 @@ class ComparedRuns:
             return format_verdict(metrics.Comparison(**c), str(run.result["ladder_best"]))
         return "no baseline on these rows"
 
-    def results_table(self) -> str:
-        """Log loss with interval, accuracy, calibration, best epoch, time, verdict: one line a model."""
-        lines = [["uniform guess, ln 3", "", f"{plots.UNIFORM:.4f}", *[""] * 6]]
+    def results_table(self, short: bool = False) -> str:
+        """Log loss with interval, accuracy, calibration, the encoder's share, time, verdict: one line a model.
+
+        Args:
+            short: for README: the baselines, the first network, its first blend, and what a first look needs of them.
+        """
+        runs = [run for run in self.runs if run.is_ladder or run is self.networks[0]] if short else self.runs
+        blends = sorted(self.blends, key=lambda blend: len(blend[2]))[:1] if short else self.blends
+        lines = [["uniform guess, ln 3", "", f"{plots.UNIFORM:.4f}", *[""] * 7]]
         if self.prior is not None:
-            lines.append(["class shares (prior)", "", f"{self.prior:.4f}", *[""] * 6])
-        for run in self.runs:
+            lines.append(["class shares (prior)", "", f"{self.prior:.4f}", *[""] * 7])
+        for run in runs:
             r = run.result
             epoch = "" if r.get("best_epoch") is None else f"{r['best_epoch']:.1f}"
-            scores = _scores(r, r["valid_rows"])
-            lines.append([describe_run(run), *scores, epoch, minutes(r["seconds"]), self.verdict(run)])
-        for name, content, parts in self.blends:
+            scores, share = _scores(r, r["valid_rows"]), format_share(r)
+            lines.append([describe_run(run), *scores, share, epoch, minutes(r["seconds"]), self.verdict(run)])
+        for name, content, parts in blends:
             who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
             against = format_verdict(metrics.Comparison(**content["comparison"]), parts[content["best_run"]].name)
-            lines.append([who, *_scores(content, content["rows"]), "", "", against])
-        header = ("model", "rows", "log loss", "95 % interval", "accuracy", "ECE", "best epoch", "time", "verdict")
-        return markdown_table(header, lines, (0, 8))
+            lines.append([who, *_scores(content, content["rows"]), "", "", "", against])
+        header = ("model", "rows", "log loss", "95 % interval", "accuracy", "ECE", "the encoder adds", "best epoch",
+                  "time", "verdict")  # fmt: skip
+        kept = [0, 2, 3, 4, 6, 9] if short else range(len(header))
+        header, *lines = ([line[i] for i in kept] for line in (header, *lines))
+        return markdown_table(header, lines, (0, len(header) - 1))
 
     def draw_results(self) -> Figure:
         """The same as a picture, with every baseline."""
