@@ -46,6 +46,14 @@ class BaselineInputs:
         counts = None if self.counts is None else tuple(side[index] for side in self.counts)
         return BaselineInputs(self.structure[index], self.kinds[index], counts)
 
+    def joined(self, other: "BaselineInputs") -> "BaselineInputs":
+        """These rows, then those of `other`, read for the same baselines."""
+        counts = None
+        if self.counts is not None:
+            counts = tuple(sparse.vstack(sides, format="csr") for sides in zip(self.counts, other.counts, strict=True))
+        structure = np.concatenate([self.structure, other.structure])
+        return BaselineInputs(structure, np.concatenate([self.kinds, other.kinds]), counts)
+
 
 def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray | None = None) -> BaselineInputs:
     """What `names` need of the rows of `data.read_rows`; texts are read only for `TEXT_BASELINES`.

@@ -1,0 +1,90 @@
+"""The baseline that each fold's network starts from: fitted before the networks, kept until the run is complete.
+
+checkpoint/baseline-fold0/   inner0/ ... inner4/   the inner models; the network's folder gets a copy of them
+                             offsets.npz           offsets of the fold's training rows (extra rows last) and of its
+                                                   validation rows, seconds of the fit
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.offset import BaselineOffset, fit_offset
+from prefcls_lib.pipeline.job import Job
+from prefcls_lib.runtime.devices import process_state
+from prefcls_lib.runtime.files import UserError, write_whole
+
+SECONDS_BETWEEN_LOOKS = 2
+
+
+@dataclass(frozen=True)
+class FoldOffset:
+    """The starting point of a fold's network: the baseline, and the offsets (N, 3) of the fold's rows."""
+
+    baseline: BaselineOffset
+    train: np.ndarray
+    valid: np.ndarray
+    seconds: float
+
+
+def fit_offsets(job: Job) -> None:
+    """Fit the starting points of all folds that have none yet; nothing with start_from=none."""
+    left = [fold for fold in job.config.folds if not _folder(job, fold).is_dir()]
+    if job.config.start_from == "none" or not left:
+        return
+    inputs = read_inputs(job.rows, (job.config.start_from,), job.features)
+    for fold in left:
+        _fit(job, inputs, fold)
+
+
+def fold_offset(job: Job, fold: int) -> FoldOffset | None:
+    """The fold's starting point; None with start_from=none. The run's first process fits it, all others wait for it.
+
+    Raises:
+        UserError: what an earlier session left is broken.
+    """
+    if job.config.start_from == "none":
+        return None
+    folder = _folder(job, fold)
+    if process_state().is_main_process:
+        fit_offsets(job)
+    while not folder.is_dir():  # minutes at the competition's size: a collective would run into its time limit
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    try:
+        with np.load(folder / "offsets.npz", allow_pickle=False) as arrays:
+            return FoldOffset(BaselineOffset.load(folder), arrays["train"], arrays["valid"], float(arrays["seconds"]))
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"{folder}: cannot be read ({error}). Delete it, and the baseline is fitted again.") from error
+
+
+def extra_rows(job: Job, fold: int) -> pd.DataFrame | None:
+    """The extra rows that a fold trains on: those that share no prompt with its validation rows; None without any."""
+    if job.extra_rows is None:
+        return None
+    return job.extra_rows[~job.extra_rows["group"].isin(job.rows["group"][job.folds == fold])]
+
+
+def _folder(job: Job, fold: int) -> Path:
+    return job.folder / "checkpoint" / f"baseline-fold{fold}"
+
+
+def _fit(job: Job, inputs: BaselineInputs, fold: int) -> None:
+    started, name = time.perf_counter(), job.config.start_from
+    is_train, more = job.folds != fold, extra_rows(job, fold)
+    rows, train = job.rows[is_train], inputs.take(np.flatnonzero(is_train))
+    if more is not None:
+        rows, train = pd.concat([rows, more]), train.joined(read_inputs(more, (name,)))
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    baseline, offsets = fit_offset(name, train, labels, groups, job.config.seed, f"fold{fold}: {name}")
+    valid = baseline.predict_inputs(inputs.take(np.flatnonzero(~is_train)))
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        baseline.save(temporary)
+        np.savez(temporary / "offsets.npz", train=offsets, valid=valid, seconds=time.perf_counter() - started)
+
+    write_whole(_folder(job, fold), write)
