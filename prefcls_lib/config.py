@@ -51,6 +51,7 @@ class RunConfig:
     pooling: Literal["mean", "first"] = "mean"  # a reward model brings its own
     head: Literal["symmetric", "concat"] = "symmetric"  # concat: the original study's
     structure_features: bool = True
+    start_from: Literal["structure_tfidf", "structure_logistic", "none"] | None = None  # the baseline to improve on
     dropout: Annotated[float | None, Range(0, 0.9)] = None  # in encoder and head
     # training
     recipe: Literal["default", "original"] = "default"  # original: the study's, kept to show what it does
@@ -173,14 +174,17 @@ def _read_value(name: str, value: object, annotation: object) -> object:
     limits = None
     if get_origin(annotation) is Annotated:
         annotation, limits = get_args(annotation)
-    if types.NoneType in get_args(annotation):
-        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "null")):
-            return None
-        annotation = get_args(annotation)[0]
+    optional = types.NoneType in get_args(annotation)
+    annotation = get_args(annotation)[0] if optional else annotation
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    text = value.strip().lower() if isinstance(value, str) else value
+    if optional and text in (None, "", "none", "null") and text not in choices:
+        return None
     value = _coerce(name, value, str if choices else annotation)
     if choices and value not in choices:
-        raise UserError(f"setting {name}={value!r}: choose one of {', '.join(choices)}.")
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"setting {name}={value!r}: choose one of {', '.join(choices)}.{hint}")
     if limits and not (limits.low <= value <= limits.high and math.isfinite(value)):  # false for NaN
         bounded = f"number from {limits.low:g} to {limits.high:g}"
         expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low:g} or more"

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import Baseline, fit_baseline
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, log_loss, row_losses
+from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, choose_cross_fitted, row_losses
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
 
@@ -79,17 +79,18 @@ def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np
     return pd.DataFrame(lines)
 
 
-def best_baseline(results: dict[str, OutOfSample], labels: np.ndarray) -> str:
-    """Name of the baseline with the lowest log loss on its predicted rows.
+def choose_baseline(results: dict[str, OutOfSample], labels: np.ndarray, groups: np.ndarray) -> tuple[str, np.ndarray]:
+    """The baseline with the lowest log loss on the predicted rows, and cross-fitted probabilities of the choice.
 
-    Its log loss is slightly optimistic: it is the lowest of several on the rows that chose it.
+    Returns:
+        Its name, which is slightly optimistic on the rows that chose it; and probabilities (N, 3) in which each half
+        of the prompt groups is predicted by the baseline that is the best on the other half (NaN on other rows).
     """
-
-    def loss(name: str) -> float:
-        done = np.isfinite(results[name].probs[:, 0])
-        return log_loss(labels[done], results[name].probs[done])
-
-    return min(results, key=loss)
+    done = np.isfinite(next(iter(results.values())).probs[:, 0])
+    probs = np.full((len(labels), NUM_CLASSES), np.nan)
+    choices = np.stack([result.probs[done] for result in results.values()])
+    probs[done], best = choose_cross_fitted(choices, labels[done], groups[done])
+    return list(results)[best], probs
 
 
 def _check_folds(labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, run_folds: Sequence[int]) -> None:

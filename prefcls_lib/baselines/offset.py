@@ -13,10 +13,9 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.columns import BaselineInputs
 from prefcls_lib.baselines.estimators import (
     Baseline,
     choose_strength,
@@ -45,18 +44,21 @@ class BaselineOffset:
 
     models: tuple[Baseline, ...]
 
-    def predict(self, rows: pd.DataFrame) -> np.ndarray:
-        """Offsets (N, 3) of rows that the baseline was not trained on."""
-        blocks = [rows.iloc[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
-        names = {model.name for model in self.models}
-        return np.concatenate([self.predict_inputs(read_inputs(block, names)) for block in blocks])
+    @property
+    def names(self) -> set[str]:
+        """What `columns.read_inputs` must read for the inner models."""
+        return {model.name for model in self.models}
 
-    def predict_inputs(self, inputs: BaselineInputs) -> np.ndarray:
-        """`predict` where the inputs are read already."""
-        return np.mean([log_odds(model.predict_proba(inputs)) for model in self.models], axis=0)
+    def predict(self, inputs: BaselineInputs) -> np.ndarray:
+        """Offsets (N, 3) of rows that the baseline was not trained on."""
+        starts = range(0, len(inputs.kinds), ROWS_AT_ONCE)
+        blocks = [inputs.take(np.arange(start, min(start + ROWS_AT_ONCE, len(inputs.kinds)))) for start in starts]
+        return np.concatenate(
+            [np.mean([log_odds(model.predict_proba(block)) for model in self.models], axis=0) for block in blocks]
+        )
 
     def save(self, folder: Path) -> None:
-        """Write the inner models into `folder`, which must exist: inner0, inner1, ..."""
+        """Write the inner models into `folder`: inner0, inner1, ..."""
         for number, model in enumerate(self.models):
             save_baseline(model, folder / f"inner{number}")
 

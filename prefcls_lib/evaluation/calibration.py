@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.evaluation.metrics import SMALLEST_PROB, split_halves
@@ -125,6 +125,21 @@ def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
     total = max(powers.sum(), 1 / MAX_TEMPERATURE)
     weights = powers / powers.sum() if powers.sum() > 0 else start[:-1]
     return Blend(tuple(weights.tolist()), Calibration(float(1 / total), tie_bias))
+
+
+def fit_calibration_on(offsets: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Temperature and tie bias for logits offsets + scores / temperature + [0, 0, tie_bias], each (N, 3)."""
+    one_hot = np.eye(NUM_CLASSES)[labels]
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = offsets + parameters[0] * scores + np.array([0.0, 0.0, parameters[1]])
+        error = (softmax(logits, axis=1) - one_hot) / len(labels)
+        loss = (logsumexp(logits, axis=1) - (one_hot * logits).sum(axis=1)).mean()
+        return loss, np.array([(error * scores).sum(), error[:, 2].sum()])
+
+    bounds = [(1 / MAX_TEMPERATURE, MAX_TEMPERATURE), (-MAX_TIE_BIAS, MAX_TIE_BIAS)]
+    power, tie_bias = minimize(objective, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Calibration(float(1 / power), float(tie_bias))
 
 
 def calibrate_out_of_fold(labels: np.ndarray, probs: np.ndarray, folds: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ HUB_NAMES = {
 # One recipe a model type, see `choose_recipe`; `None` settings of a RunConfig are filled from it.
 # max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
 _COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.05, "layer_decay": 1.0, "head_only_rows": 0,
-           "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192}  # fmt: skip
+           "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192,
+           "start_from": "structure_tfidf"}  # fmt: skip
 RECIPES = {
     # small and slow to start (nothing moves for about 10,000 rows): the highest rate, three epochs
     "deberta-v2": {**_COMMON, "learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4},
@@ -44,7 +45,7 @@ WIDE_DEBERTA = {
 # The study's, for all three: one rate for encoder and head, no warm-up, plateau, at most ten epochs.
 ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5, "num_epochs": 10,
                    "validations_per_epoch": 1, "schedule": "plateau", "warmup_ratio": 0.0, "label_smoothing": 0.1,
-                   "dropout": 0.1}  # fmt: skip
+                   "dropout": 0.1, "start_from": "none"}  # fmt: skip
 
 
 def choose_recipe(config: PretrainedConfig) -> dict[str, object]:

@@ -3,6 +3,7 @@
 model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and AutoTokenizer load these
               head.safetensors                                   the head's weights, and a reward model's pooler
               preference.json                                    layout, text settings, feature scaler
+              baseline/                                          the baseline whose log-odds its correction is added to
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.estimators import Baseline, load_baseline
+from prefcls_lib.baselines.offset import BaselineOffset
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
 from prefcls_lib.data.features import FeatureScaler, compute_features
@@ -27,6 +29,18 @@ from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.reward import RewardPooler, load_reward_model
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError, read_json, write_json
+
+
+@dataclass(frozen=True)
+class NetworkInputs:
+    """What networks read of rows; `baseline`: what the baseline reads that they start from, if they do."""
+
+    examples: Examples
+    baseline: BaselineInputs | None
+
+    def take(self, index: np.ndarray) -> "NetworkInputs":
+        """The rows at `index` (positions)."""
+        return NetworkInputs(self.examples.take(index), self.baseline and self.baseline.take(index))
 
 
 @dataclass
@@ -43,14 +57,17 @@ class SavedNetwork:
     max_length: int
     text_cleaning: str
     mixed_precision: str
+    offset: BaselineOffset | None
     tokens: TokenCount = field(default_factory=TokenCount)
 
-    def read_inputs(self, rows: pd.DataFrame) -> Examples:
+    def read_inputs(self, rows: pd.DataFrame) -> NetworkInputs:
         """Token ids and raw structure features of rows from `data.read_rows`: the same for a run's models."""
         encoded = encode_rows(rows, self.backbone.tokenizer, self.max_length, self.text_cleaning, self.architecture)
-        return Examples(encoded.token_ids, encoded.sides, self.scaler and compute_features(rows))
+        features = compute_features(rows) if self.scaler or self.offset else None
+        baseline = self.offset and read_inputs(rows, self.offset.names, features)
+        return NetworkInputs(Examples(encoded.token_ids, encoded.sides, self.scaler and features), baseline)
 
-    def predict_proba(self, rows: pd.DataFrame, inputs: Examples | None = None, label: str = "") -> np.ndarray:
+    def predict_proba(self, rows: pd.DataFrame, inputs: NetworkInputs | None = None, label: str = "") -> np.ndarray:
         """Probabilities (N, 3) of rows, on this machine's device and in the precision it was trained in.
 
         Args:
@@ -58,7 +75,10 @@ class SavedNetwork:
             inputs: what `read_inputs` gave for these rows, where several models share it.
             label: shows a progress bar with this name.
         """
-        examples = inputs or self.read_inputs(rows)
+        inputs = inputs or self.read_inputs(rows)
+        examples = inputs.examples
+        if self.offset is not None:
+            examples = replace(examples, offsets=self.offset.predict(inputs.baseline).astype(np.float32))
         if self.scaler is not None:
             examples = replace(examples, features=self.scaler.transform(examples.features).astype(np.float32))
         accelerator = make_accelerator(self.mixed_precision)
@@ -111,13 +131,19 @@ def _assemble(
         config.structure_features,
         config.dropout or 0.0,  # None: no recipe, to predict with
         config.architecture,
+        config.start_from not in ("none", None),
     )
     head.skip = skip
     return PreferenceModel(encoder, head, config.pooling, pooler)
 
 
 def save_model(
-    folder: Path, model: PreferenceModel, backbone: Backbone, scaler: FeatureScaler | None, config: RunConfig
+    folder: Path,
+    model: PreferenceModel,
+    backbone: Backbone,
+    scaler: FeatureScaler | None,
+    config: RunConfig,
+    offset: BaselineOffset | None = None,
 ) -> None:
     """Write a fold's model into `folder`, which must exist."""
     try:
@@ -126,6 +152,8 @@ def save_model(
         backbone.tokenizer.tokenizer.save_pretrained(folder)
         weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items() if not k.startswith("encoder.")}
         save_file(weights, folder / "head.safetensors")
+        if offset is not None:
+            offset.save(folder / "baseline")
     except Exception as error:
         if isinstance(error, SafetensorError) or type(error) is Exception:  # so safetensors and tokenizers
             raise OSError(str(error)) from error  # say that the disk is full
@@ -139,6 +167,7 @@ def save_model(
         "mixed_precision": config.mixed_precision,
         "reward_activation": None if model.pooler is None else model.pooler.activation,
         "feature_scaler": None if scaler is None else scaler.to_dict(),
+        "start_from": "none" if offset is None else config.start_from,
     }
     write_json(folder / "preference.json", state)
 
@@ -151,6 +180,8 @@ def _load_network(folder: Path) -> SavedNetwork:
     """
     state = read_json(folder / "preference.json")
     backbone = load_backbone(str(folder), state["max_length"])
+    start_from = state.get("start_from", "none")  # a run that is older than the setting had no baseline
+    offset = None if start_from == "none" else BaselineOffset.load(folder / "baseline")
     try:
         scaler = state["feature_scaler"] and FeatureScaler.from_dict(state["feature_scaler"])
         config = RunConfig(
@@ -158,6 +189,7 @@ def _load_network(folder: Path) -> SavedNetwork:
             head=state["head"],
             pooling=state["pooling"],
             structure_features=scaler is not None,
+            start_from=start_from,
         )
         encoder, pooler, skip = load_encoder(folder, 0.0), None, None
         if state["reward_activation"] is not None:
@@ -170,4 +202,4 @@ def _load_network(folder: Path) -> SavedNetwork:
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the saved model cannot be read ({error}). Copy the run folder again.") from error
     settings = (state[name] for name in ("architecture", "max_length", "text_cleaning", "mixed_precision"))
-    return SavedNetwork(model, backbone, scaler, *settings)
+    return SavedNetwork(model, backbone, scaler, *settings, offset)

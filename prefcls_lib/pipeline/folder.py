@@ -80,8 +80,8 @@ class RunFolder:
         found = read_json(self / "config.json")
         if not isinstance(found, dict) or set(found) != set(wanted):
             raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
-        # an earlier version did what the default of a later setting does
-        earlier = RunConfig().to_dict() | drop_removed(found["settings"], str(self / "config.json"))
+        # a run of an earlier version did what the default of a later setting does, and started from no baseline
+        earlier = RunConfig(start_from="none").to_dict() | drop_removed(found["settings"], str(self / "config.json"))
         for name in earlier.keys() | wanted["settings"].keys():
             before, now = earlier.get(name), wanted["settings"].get(name)
             if name not in FREE_SETTINGS and before != now:
@@ -95,6 +95,10 @@ class RunFolder:
                     f"{self.path}: holds a run on another {name} file ({config.to_dict()[name]} has changed or is a "
                     "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
                 )
+
+    def is_older_than(self, setting: str) -> bool:
+        """Whether the folder holds a run that was started before this setting was introduced."""
+        return (self / "config.json").is_file() and setting not in read_json(self / "config.json").get("settings", {})
 
     def copy_from(self, earlier: str | Path) -> None:
         """Copy an earlier run's folder (see `find_earlier`; read-only is fine) to here, unless a run is here already.

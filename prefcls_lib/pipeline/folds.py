@@ -12,19 +12,18 @@ import torch
 from accelerate import Accelerator
 from scipy.special import softmax
 
-from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import fit_baseline
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT, class_shares
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics, slices
-from prefcls_lib.evaluation.calibration import fit_blend
+from prefcls_lib.evaluation.calibration import fit_blend, fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import FoldModel, fold_models, prediction_table, write_table
 from prefcls_lib.pipeline.job import Job
+from prefcls_lib.pipeline.offsets import extra_rows, fold_offset
 from prefcls_lib.runtime.devices import make_accelerator, process_state, seed_everything
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.training.collapse import Collapsed
@@ -54,7 +53,6 @@ def fit_here(job: Job, encoded: EncodedRows, left: list[FoldModel], side_by_side
                 deadline,
                 tokens_to_predict,
                 stop,
-                _structure_log_loss(job, fold_model.fold),
             )
             _fit_model(job, encoded, fold_model, session)
 
@@ -68,13 +66,16 @@ def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Exa
     scaler = FeatureScaler.fit(job.features[is_train]) if job.config.structure_features else None
     everything = _make_examples(job, job.rows, encoded, scaler and scaler.transform(job.features))
     train, valid = everything.take(is_train), everything.take(~is_train)
-    if job.extra_rows is not None:
-        rows = job.extra_rows[~job.extra_rows["group"].isin(job.rows["group"][~is_train])]
+    rows, start = extra_rows(job, fold), fold_offset(job, fold)
+    if rows is not None:
         left_out = len(job.extra_rows) - len(rows)
         if process_state().is_main_process:
             print(f"fold{fold}: {len(rows):,} extra rows; {left_out:,} share a prompt with validation rows", flush=True)
         features = scaler and scaler.transform(compute_features(rows))
         train = train.joined(_make_examples(job, rows, job.encode(rows), features))
+    if start is not None:
+        train = replace(train, offsets=start.train.astype(np.float32))
+        valid = replace(valid, offsets=start.valid.astype(np.float32))
     return train, valid, scaler
 
 
@@ -97,7 +98,8 @@ def _make_examples(job: Job, rows: pd.DataFrame, encoded: EncodedRows, features:
 def new_model(job: Job, train: Examples, accelerator: Accelerator) -> PreferenceModel:
     """The pretrained encoder, on the device, with a head that predicts the class shares of the training rows.
 
-    A reward model predicts by its score, with the temperature and the tie bias that suit the training rows best.
+    On a baseline it predicts what the baseline does. A reward model's score is added to either, with the temperature
+    and the tie bias that suit the training rows best.
     """
     model = build_model(job.backbone.path, job.config).to(accelerator.device)
     model.head.start_at_prior(tuple(class_shares(train.labels)))
@@ -113,14 +115,14 @@ def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accele
     with torch.no_grad():
         scores = model.head.skip(embeddings).cpu().double().numpy()[:, 0]
         margins = scores[train.sides[:, 0]] - scores[train.sides[:, 1]]
-        probs = softmax(np.stack([margins / 2, -margins / 2, 0 * margins], axis=1), axis=1)
-        calibration = fit_blend(train.labels, [probs]).calibration
-        model.head.skip.weight /= calibration.temperature
+        scores = np.stack([margins / 2, -margins / 2, 0 * margins], axis=1)
+        last, fitted = model.head.output, fit_blend(train.labels, [softmax(scores, axis=1)]).calibration
+        if train.offsets is not None:
+            last, fitted = model.head.correction, fit_calibration_on(train.offsets, scores, train.labels)
+        model.head.skip.weight /= fitted.temperature
         if accelerator.is_main_process:
-            print(
-                f"reward model: temperature {calibration.temperature:.3f} on {len(train):,} training rows", flush=True
-            )
-        model.head.output.bias.copy_(torch.tensor([0.0, 0.0, calibration.tie_bias]))
+            print(f"reward model: temperature {fitted.temperature:.3f} on {len(train):,} training rows", flush=True)
+        last.bias.copy_(torch.tensor([0.0, 0.0, fitted.tie_bias]))
 
 
 def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: Session) -> None:
@@ -156,7 +158,7 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
             if state.is_main_process:
                 tries = f"restart {len(collapsed)} of {MAX_RESTARTS}"
                 print(f"{fold_model.name}: {tries}, half the rate, twice the warm-up", flush=True)
-    rows = job.rows[job.folds == fold]
+    rows, start = job.rows[job.folds == fold], fold_offset(job, fold)
     saved = honest = fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:
         honest, _ = metrics.choose_cross_fitted(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
@@ -173,7 +175,8 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
         "steps": int(fitted.history["step"].iloc[-1]),
         "planned_steps": math.ceil(len(train) / config.batch_size) * config.num_epochs,
         "collapsed": collapsed,
-        "structure_log_loss": session.structure_log_loss,
+        "encoder_log_loss": float(fitted.history["encoder_log_loss"][fitted.chosen]),
+        "encoder_warning": fitted.encoder_warning,
         "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
         "mixed_precision": accelerator.mixed_precision,
         "seconds": max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1])),  # of all sessions
@@ -182,7 +185,7 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        save_model(folder, model, job.backbone, scaler, config)
+        save_model(folder, model, job.backbone, scaler, config, start and start.baseline)
         write_table(folder / "history.csv", fitted.history.assign(fold=fold, seed=attempt.seed))
         write_table(folder / "oof.csv", prediction_table(rows, fold, honest))
         write_table(folder / "valid.csv", prediction_table(rows, fold, saved).assign(group=rows["group"].to_numpy()))
@@ -192,13 +195,3 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
         write_whole(job.folder.model_folder(fold_model), write)
         shutil.rmtree(session.state_folder, ignore_errors=True)
     state.wait_for_everyone()
-
-
-def _structure_log_loss(job: Job, fold: int) -> float | None:
-    """Log loss of the structure baseline on this fold: what a network gets whose encoder contributes nothing."""
-    if not job.config.structure_features:
-        return None
-    inputs = read_inputs(job.rows, ("structure_logistic",), job.features)
-    labels, groups, train = job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds != fold
-    baseline = fit_baseline("structure_logistic", inputs.take(train), labels[train], groups[train], job.config.seed)
-    return metrics.log_loss(labels[~train], baseline.predict_proba(inputs.take(~train)))

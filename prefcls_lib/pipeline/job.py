@@ -1,6 +1,7 @@
 """A job: inputs found and checked, folds planned, run folder opened."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +98,7 @@ def read_job(config: RunConfig) -> Job:
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)
 
 
-def open_folder(job: Job) -> Job:
+def open_folder(job: Job, recipe: Mapping[str, object] | None = None) -> Job:
     """Take the run folder for this job; where it holds no submission yet, write the training prior's.
 
     Raises:
@@ -105,11 +106,15 @@ def open_folder(job: Job) -> Job:
     """
     if job.config.resume_from is not None:
         job.folder.copy_from(job.config.resume_from)
-    job.folder.open(job.config, job.data_sha256)
+    config = job.config
+    if config.start_from is None and job.folder.is_older_than("start_from"):
+        config = replace(config, start_from="none")
+    config = config.with_recipe(recipe or {})
+    job.folder.open(config, job.data_sha256)
     wrote_prior = not (job.folder / "submission.csv").exists()
     if wrote_prior:
         prior = class_shares(job.rows["label"])
         write_submission(
             job.folder / "submission.csv", list(job.test_rows[ID]), np.tile(prior, (len(job.test_rows), 1))
         )
-    return replace(job, wrote_prior=wrote_prior)
+    return replace(job, config=config, wrote_prior=wrote_prior)

@@ -7,14 +7,11 @@ oof.csv holds each row's probabilities from the baseline that was best on the ot
 import time
 from dataclasses import replace
 
-import numpy as np
-
-from prefcls_lib.baselines.cross_validation import best_baseline, cross_validate, ladder_table
+from prefcls_lib.baselines.cross_validation import choose_baseline, cross_validate, ladder_table
 from prefcls_lib.baselines.estimators import BASELINES, save_baseline
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
-from prefcls_lib.evaluation import metrics
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, write_table
 from prefcls_lib.pipeline.job import open_folder, read_job
 from prefcls_lib.pipeline.predict import predict_run
@@ -30,25 +27,23 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     Raises:
         UserError: see `job.read_job` and `job.open_folder`.
     """
-    job = open_folder(read_job(replace(config, backbone="ladder", num_seeds=1)))
+    job = open_folder(read_job(replace(config, backbone="ladder", num_seeds=1, start_from="none")))
     folder = job.folder
     if folder.complete:
         print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
         return folder
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
     results = cross_validate(BASELINES, job.rows, job.folds, job.config.folds, job.config.seed)
-    best = best_baseline(results, labels)
+    best, cross_fitted = choose_baseline(results, labels, groups)
     for fold, baseline in zip(job.config.folds, results[best].baselines, strict=True):
         write_whole(
             folder.model_folder(FoldModel(fold)),
             lambda temporary, baseline=baseline: save_baseline(baseline, temporary),
         )
     validated = job.rows[job.validated]
-    choices = np.stack([results[name].probs[job.validated] for name in BASELINES])
-    honest, _ = metrics.choose_cross_fitted(choices, labels[job.validated], groups[job.validated])
     folds = job.folds[job.validated]
     saved = prediction_table(validated, folds, results[best].probs[job.validated])
-    write_table(folder / "oof.csv", prediction_table(validated, folds, honest))
+    write_table(folder / "oof.csv", prediction_table(validated, folds, cross_fitted[job.validated]))
     write_table(folder / "valid.csv", saved.assign(group=groups[job.validated]))
     table = ladder_table(results, labels, groups)
     write_table(folder / "history.csv", table)

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.cross_validation import OutOfSample
 from prefcls_lib.baselines.offset import BaselineOffset, fit_offset
+from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import process_state
 from prefcls_lib.runtime.files import UserError, write_whole
@@ -61,6 +64,17 @@ def fold_offset(job: Job, fold: int) -> FoldOffset | None:
         raise UserError(f"{folder}: cannot be read ({error}). Delete it, and the baseline is fitted again.") from error
 
 
+def read_out_of_sample_baseline(job: Job) -> OutOfSample:
+    """The starting baseline on the rows of its folds, as `cross_validation.cross_validate` gives the others."""
+    probs, models, seconds = np.full((len(job.rows), NUM_CLASSES), np.nan), [], 0.0
+    for fold in job.config.folds:
+        start = fold_offset(job, fold)
+        probs[job.folds == fold] = softmax(start.valid, axis=1)
+        models += start.baseline.models
+        seconds += start.seconds
+    return OutOfSample(probs, tuple(models), seconds)
+
+
 def extra_rows(job: Job, fold: int) -> pd.DataFrame | None:
     """The extra rows that a fold trains on: those that share no prompt with its validation rows; None without any."""
     if job.extra_rows is None:
@@ -80,7 +94,7 @@ def _fit(job: Job, inputs: BaselineInputs, fold: int) -> None:
         rows, train = pd.concat([rows, more]), train.joined(read_inputs(more, (name,)))
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     baseline, offsets = fit_offset(name, train, labels, groups, job.config.seed, f"fold{fold}: {name}")
-    valid = baseline.predict_inputs(inputs.take(np.flatnonzero(~is_train)))
+    valid = baseline.predict(inputs.take(np.flatnonzero(~is_train)))
 
     def write(temporary: Path) -> None:
         temporary.mkdir()

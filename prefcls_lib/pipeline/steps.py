@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, best_baseline, cross_validate, ladder_table
+from prefcls_lib.baselines.cross_validation import OutOfSample, choose_baseline, cross_validate, ladder_table
 from prefcls_lib.baselines.estimators import FAST_BASELINES, predict_rows
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import TokenCount, make_padded_batches, plan_epoch, split_batch
@@ -30,6 +30,7 @@ from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here, new_model, split_rows
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
+from prefcls_lib.pipeline.offsets import read_out_of_sample_baseline
 from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.pipeline.results import read_out_of_sample, score_job
 from prefcls_lib.runtime.devices import make_accelerator, process_state
@@ -48,7 +49,7 @@ def start(config: RunConfig) -> Job:
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision)
-    return open_folder(replace(job, config=config.with_recipe(backbone.recipe(config.recipe)), backbone=backbone))
+    return open_folder(replace(job, backbone=backbone), backbone.recipe(config.recipe))
 
 
 def encode(job: Job) -> EncodedRows:
@@ -56,14 +57,17 @@ def encode(job: Job) -> EncodedRows:
     return job.encode(job.rows)
 
 
-def run_ladder(job: Job, names: tuple[str, ...] = FAST_BASELINES) -> dict[str, OutOfSample]:
-    """The plain baselines, fitted and scored on the folds of this run.
+def run_ladder(job: Job) -> dict[str, OutOfSample]:
+    """The plain baselines, fitted and scored on the folds of this run; one of them is what the networks start from.
 
     Where the run folder holds only the prior's submission, the best baseline's takes its place.
     """
+    names = [name for name in (*FAST_BASELINES, "structure_tfidf") if name != job.config.start_from]
     results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.seed)
+    if job.config.start_from != "none":
+        results[job.config.start_from] = read_out_of_sample_baseline(job)
     if job.wrote_prior:
-        best = best_baseline(results, job.rows["label"].to_numpy())
+        best, _ = choose_baseline(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
         probs = predict_rows(results[best].baselines, job.test_rows)
         write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     return results
@@ -124,8 +128,6 @@ def fit_folds(job: Job, encoded: EncodedRows) -> None:
             run_side_by_side([[*command, *share] for share in names], [" ".join(share) for share in names])
     else:
         fit_here(job, encoded, left)
-    if process_state().is_main_process:
-        shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
 
 
 def fit_models(folder: RunFolder, names: list[str], started_at: float, side_by_side: int) -> None:
@@ -148,23 +150,33 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     probs, test_tokens = predict_run(job.folder, job.test_rows, job.config.num_processes)
     if not process_state().is_main_process:
         return {}
-    records = job.folder.gather_tables(fold_models(job.config))
+    models = fold_models(job.config)
+    records = job.folder.gather_tables(models)
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     rows, honest = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    best = best_baseline(ladder, job.rows["label"].to_numpy())
-    best_probs = ladder[best].probs[job.validated]
-    table = ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
+    everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
+    best, best_probs = choose_baseline(ladder, *everything)
+    best_probs, table = best_probs[job.validated], ladder_table(ladder, *everything)
+    start_probs = best_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
     tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
     predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
-    flips = [record["flip_rate"] for record in records]
+    named = [(model.name, record) for model, record in zip(models, records, strict=True)]
+    alone = [record.get("encoder_log_loss") for record in records]  # of a fold of an earlier version: not known
+    flips, sizes = ([record[name] for record in records] for name in ("flip_rate", "valid_rows"))
     result = {
         **score_job(job),
         "ladder_log_loss": metrics.log_loss(labels, best_probs),
         "ladder_best": best,
         "ladder": table.to_dict(orient="records"),
         "comparison": metrics.compare(labels, honest, best_probs, groups).to_dict(),
-        "flip_rate": float(np.average(flips, weights=[record["valid_rows"] for record in records])),
+        "encoder_share": metrics.compare(labels, honest, start_probs, groups).to_dict(),
+        "baseline_log_loss": metrics.log_loss(labels, start_probs),
+        "encoder_only_log_loss": None if None in alone else float(np.average(alone, weights=sizes)),
+        "encoder_warnings": {
+            name: record["encoder_warning"] for name, record in named if record.get("encoder_warning")
+        },
+        "flip_rate": float(np.average(flips, weights=sizes)),
         "useful_token_share": tokens.useful_share,
         "predict_useful_token_share": predicted.useful_share,
         "tokens_per_second": tokens.real / sum(record["step_seconds"] for record in records),
@@ -173,6 +185,7 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
         "folds": records,
     }
     write_json(job.folder / "result.json", result)
+    shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
     return result
 
 
