@@ -137,7 +137,19 @@ print(loading.format_row(job.rows.iloc[0]))
 pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins", "tie"]))), rownames=["fold"])
 
 # %% [markdown]
-# ## 6. Tokens
+# ## 6. The ladder: what must be beaten
+#
+# Before any GPU time: the prior, a lookup by length difference, a logistic model on a few lengths, and one on the shape of
+# the answers (`features.py`: lists, code, refusals, overlap). These take seconds, and published networks on this data
+# have lost to them. All are fitted on the training folds alone and scored on the rows that the network is scored on.
+# `low` and `high` bound the 95 % interval, from resampled prompt groups.
+
+# %%
+ladder = steps.run_ladder(job)
+cross_validation.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
+
+# %% [markdown]
+# ## 7. Tokens
 #
 # DeBERTa-v3 splits text with **SentencePiece**: a Unigram model over 128,000 pieces, in which `▁` marks the start of a word.
 # The large vocabulary makes sides short: the median here is below RoBERTa's and ELECTRA's. Three things to know:
@@ -165,7 +177,7 @@ print({name: round(value, 3) for name, value in encoded.describe().items()})
 plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 
 # %% [markdown]
-# ## 7. Batches
+# ## 8. Batches
 #
 # DeBERTa's attention computes three products for each pair of positions, content to content, content to position and
 # position to content (see below), so a padded position costs more here than elsewhere. A step has 32 whole pairs. Its sides
@@ -176,7 +188,7 @@ plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 steps.describe_first_step(job, encoded)
 
 # %% [markdown]
-# ### The model
+# ## 9. The model
 #
 # In standard attention a token's position is added to its embedding once, at the bottom. DeBERTa keeps the two apart
 # (**disentangled attention**, He et al. 2020, <https://arxiv.org/abs/2006.03654>): each head adds content-to-content,
@@ -192,24 +204,12 @@ steps.describe_first_step(job, encoded)
 # so the first loss is that of the prior.
 
 # %%
-source = inspect.getsource(network.PreferenceHead.forward) + inspect.getsource(network.PreferenceHead._one_order)
+source = inspect.getsource(network.PreferenceHead.outputs) + inspect.getsource(network.PreferenceHead._one_order)
 display(Code(source, language="python"))
 print(f"untrained model, log loss on 64 validation rows: {steps.untrained_log_loss(job, encoded):.4f}")
 
 # %% [markdown]
-# ## 8. The ladder: what must be beaten
-#
-# Before any GPU time: the prior, a lookup by length difference, a logistic model on a few lengths, and one on the shape of
-# the answers (`features.py`: lists, code, refusals, overlap). These take seconds, and published networks on this data
-# have lost to them. All are fitted on the training folds alone and scored on the rows that the network is scored on.
-# `low` and `high` bound the 95 % interval, from resampled prompt groups.
-
-# %%
-ladder = steps.run_ladder(job)
-cross_validation.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
-
-# %% [markdown]
-# ## 9. Training
+# ## 10. Training
 #
 # The recipe: 4e-5 for the encoder, 5e-4 for the head, 3 epochs, warm-up over the first tenth. What goes wrong with this
 # backbone: **for about its first 10,000 rows it does not move.** The loss sits at the prior, and it looks dead. It is not; do
@@ -225,7 +225,7 @@ cross_validation.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["gr
 steps.fit_folds(job, encoded)
 
 # %% [markdown]
-# ## 10. Test predictions, and how training went
+# ## 11. Test predictions, and how training went
 #
 # `steps.finish` loads the saved weights, predicts the test rows and replaces the prior's submission by the trained
 # one, checked. Both lines of the plot are unsmoothed log loss: label smoothing, where a recipe uses it, is in the
@@ -237,7 +237,7 @@ history = folder.read_table(job.folder / "history.csv")
 plots.plot_history(history, result["ladder_log_loss"])
 
 # %% [markdown]
-# ## 11. The result, beside the ladder
+# ## 12. The result, beside the ladder
 #
 # The verdict compares the network with the best baseline row by row: BEATS or LOSES only if the whole 95 % interval lies
 # on one side of zero, else TIES. On few validation rows TIES is the honest answer, and the sentence says how large a
@@ -249,7 +249,7 @@ display(results.result_table(result))
 plots.plot_ladder(results.result_table(result))
 
 # %% [markdown]
-# ## 12. Calibration
+# ## 13. Calibration
 #
 # Log loss punishes confidence that is not earned. Where points lie below the diagonal the model is too sure of itself;
 # a temperature and a tie bias, fitted on other out-of-sample rows, can mend that: `calibrated_log_loss` is what is
@@ -265,7 +265,7 @@ for name in ("log_loss", "calibrated_log_loss", "flip_rate"):
 plots.plot_reliability(metrics.reliability_table(labels, probs), ece)
 
 # %% [markdown]
-# ## 13. Where it is good, and where not
+# ## 14. Where it is good, and where not
 #
 # Each slice with its number of rows and its 95 % interval; a slice of fewer than ten prompts gets none. Look at count and
 # interval before you believe a difference.
@@ -275,7 +275,7 @@ cut = encoded.cut[job.validated].any(axis=1)
 slices.slice_table(rows, labels, probs, cut=cut)
 
 # %% [markdown]
-# ## 14. The three most confident mistakes
+# ## 15. The three most confident mistakes
 #
 # The model was sure, and the vote went the other way. Is it the model, or the vote?
 
@@ -286,7 +286,7 @@ for position in mistakes.index:
     print(loading.format_row(rows.iloc[position], max_chars=800), end="\n\n\n")
 
 # %% [markdown]
-# ## 15. The submission, read back
+# ## 16. The submission, read back
 #
 # Columns, ids in the order of `test.csv`, every row three probabilities inside (0, 1) that sum to 1.
 

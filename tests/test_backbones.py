@@ -59,7 +59,7 @@ def read_config(name: str, **changes: object) -> PretrainedConfig:
 def make_config(folder: Path, **settings: object) -> RunConfig:
     """Small and quick, the rest as in the backbone's recipe."""
     small = {"max_length": 48, "batch_size": 16, "num_epochs": 3, "validations_per_epoch": 1, "mixed_precision": "no",
-             "structure_features": False, "label_smoothing": 0.0,
+             "structure_features": False, "start_from": "none", "label_smoothing": 0.0,
              "learning_rate": 2e-3, "head_learning_rate": 2e-3}  # fmt: skip
     return RunConfig(**{**small, **settings}).with_recipe(choose_recipe(AutoConfig.from_pretrained(folder)))
 

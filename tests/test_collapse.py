@@ -105,14 +105,14 @@ def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
 
 
 def test_verdict_by_hand():
-    """Alike for every row, or no better than prior and structure baseline: collapsed. Better than one: healthy."""
+    """Alike for every row, or no better than prior and starting baseline: collapsed. Better than one: healthy."""
 
-    def judge(spread: float, alone: float, whole: float, structure: float | None) -> str:
+    def judge(spread: float, alone: float, whole: float, baseline: float | None) -> str:
         record = {"encoder_spread": spread, "encoder_log_loss": alone, "valid_log_loss": whole}
-        return why_collapsed(record, prior_log_loss=1.09, structure_log_loss=structure)
+        return why_collapsed(record, prior_log_loss=1.09, baseline_log_loss=baseline)
 
     assert "differ by 0.0090 from row to row" in judge(0.009, 1.0, 1.0, 1.05)
-    assert "the structure baseline's 1.0500" in judge(0.05, 1.0895, 1.0495, 1.05)
+    assert "the network's is 1.0495 (its baseline's 1.0500)" in judge(0.05, 1.0895, 1.0495, 1.05)
     assert judge(0.05, 1.08, 1.06, 1.05) == ""
     assert judge(0.05, 1.10, 1.04, 1.05) == ""
     assert judge(0.05, 1.10, 1.08, None) == ""

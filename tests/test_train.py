@@ -28,6 +28,7 @@ PRIOR = (0.3, 0.2, 0.5)
 def make_config(**settings) -> RunConfig:
     """Small settings, the rest as in BERT's recipe."""
     small = {"batch_size": 16, "num_epochs": 2, "validations_per_epoch": 1, "mixed_precision": "no"}
+    small["start_from"] = "none"
     return RunConfig(**{**small, **settings}).with_recipe(RECIPES["bert"])
 
 

@@ -13,18 +13,19 @@ class Collapsed(Exception):
         self.record = record
 
 
-def why_collapsed(record: dict, prior_log_loss: float, structure_log_loss: float | None) -> str:
+def why_collapsed(record: dict, prior_log_loss: float, baseline_log_loss: float | None) -> str:
     """Why the encoder counts as collapsed, "" where it may be healthy.
 
     Collapsed is one whose predictions, features at their mean, are the same for every row; and one that adds nothing:
-    not better than the prior by itself, while the whole network is not better than the structure baseline.
+    not better than the prior by itself, while the whole network is not better than the baseline that it starts from
+    (None: it starts from none).
     """
     spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
     if spread < COLLAPSED_SPREAD:
         return f"with the structure features at their mean its predictions differ by {spread:.4f} from row to row"
-    if structure_log_loss is None or max(prior_log_loss - alone, structure_log_loss - whole) > USEFUL_GAIN:
+    if baseline_log_loss is None or max(prior_log_loss - alone, baseline_log_loss - whole) > USEFUL_GAIN:
         return ""
     return (
-        f"with the structure features at their mean its log loss is {alone:.4f} (the prior's {prior_log_loss:.4f}), "
-        f"and with them {whole:.4f} (the structure baseline's {structure_log_loss:.4f})"
+        f"by itself its log loss is {alone:.4f} (the prior's {prior_log_loss:.4f}), and the network's is {whole:.4f} "
+        f"(its baseline's {baseline_log_loss:.4f})"
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from scipy.special import softmax
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, plan_epoch
@@ -49,6 +50,7 @@ class FitResult:
             tokens_per_second, skipped_steps, seconds.
         valid_probs: (V, N, 3) probabilities of the validation rows at each validation.
         chosen: which validation's weights the model holds.
+        encoder_warning: why their encoder contributes nothing, "" where it may contribute.
         swapped_probs: (N, 3) of the validation rows with A and B swapped, by those weights.
         tokens: of all training steps.
         valid_tokens: of one pass over the validation rows.
@@ -58,6 +60,7 @@ class FitResult:
     history: pd.DataFrame
     valid_probs: np.ndarray
     chosen: int
+    encoder_warning: str
     swapped_probs: np.ndarray
     tokens: TokenCount
     valid_tokens: TokenCount
@@ -73,14 +76,12 @@ class Session:
         deadline: `time.perf_counter()` by which `fit` must return; None: no time budget.
         tokens_to_predict: tokens that will still have to be predicted after `fit`, before the deadline.
         stop: set from outside to end training after the step at hand, its state saved.
-        structure_log_loss: of the structure baseline on the validation rows, to tell a collapse; None: not known.
     """
 
     state_folder: Path | None = None
     deadline: float | None = None
     tokens_to_predict: int = 0
     stop: threading.Event | None = None
-    structure_log_loss: float | None = None
 
 
 def fit(
@@ -163,6 +164,10 @@ class Trainer:
         self.swapped_probs = self.valid_tokens = None
         prior = class_shares(self.train.labels)
         self.prior_log_loss = metrics.log_loss(self.valid.labels, np.tile(prior, (len(self.valid), 1)))
+        offsets = self.valid.offsets
+        self.baseline_log_loss = (
+            None if offsets is None else metrics.log_loss(self.valid.labels, softmax(offsets.astype(float), axis=1))
+        )
         self.progress = progress_bar(self.state.total_steps, self.label, "step", accelerator.is_main_process)
         self.progress.update(self.state.step)
         if resumed:
@@ -248,9 +253,10 @@ class Trainer:
     def validate(self) -> None:
         """Score the validation rows, keep the weights where they are the best so far, watch for a collapse.
 
-        A collapsed encoder is hidden by structure features that do their work. So the rows are predicted once more
-        with the features at their mean (zero, once standardised): `encoder_log_loss` is that prediction's,
-        `encoder_spread` its standard deviation over the rows, averaged over the classes.
+        A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
+        more by the auxiliary output, which knows no baseline, with the features at their mean (zero, once
+        standardised): `encoder_log_loss` is that prediction's, `encoder_spread` its standard deviation over the rows,
+        averaged over the classes.
 
         Raises:
             UserError: no step since the last validation had a finite gradient, or the predictions are not finite.
@@ -260,12 +266,11 @@ class Trainer:
         state.elapsed = self._elapsed()
         embeddings, self.valid_tokens = embed_unique_sides(self.model, valid, self.accelerator, self.pad_id)
 
-        def predict(rows: Examples) -> np.ndarray:
-            return predict_from_embeddings(self.model, embeddings, rows, self.accelerator)
+        def predict(rows: Examples, auxiliary: bool = False) -> np.ndarray:
+            return predict_from_embeddings(self.model, embeddings, rows, self.accelerator, auxiliary)
 
-        probs = encoder_probs = predict(valid)
-        if valid.features is not None:
-            encoder_probs = predict(replace(valid, features=np.zeros_like(valid.features)))
+        at_mean = None if valid.features is None else np.zeros_like(valid.features)
+        probs, encoder_probs = predict(valid), predict(replace(valid, features=at_mean), auxiliary=True)
         if state.loss_rows == 0 or not np.isfinite(probs).all():
             raise UserError(
                 f"training: at step {state.step} loss or predictions are not finite ({state.skipped_steps} steps were "
@@ -304,13 +309,14 @@ class Trainer:
 
     def _watch_for_collapse(self, record: dict) -> None:
         rows_seen = self.state.step * self.config.batch_size
-        reason = why_collapsed(record, self.prior_log_loss, self.session.structure_log_loss)
+        reason = why_collapsed(record, self.prior_log_loss, self.baseline_log_loss)
         record["collapsed"] = bool(reason) and rows_seen >= COLLAPSE_AFTER_ROWS
-        if record["collapsed"]:
-            message = f"the encoder has collapsed after {rows_seen:,} rows: {reason}"
+        if reason:
+            state = "has collapsed" if record["collapsed"] else "does not contribute yet"
+            message = f"the encoder {state} after {rows_seen:,} rows: {reason}"
             self.log(message)
-            if self.config.on_collapse != "warn":
-                raise Collapsed(f"{self.label}: {message}", record)
+        if record["collapsed"] and self.config.on_collapse != "warn":
+            raise Collapsed(f"{self.label}: {message}", record)
 
     def save_if_due(self) -> None:
         """A checkpoint after each validation, before a stop, and every `save_every_minutes`."""
@@ -338,10 +344,12 @@ class Trainer:
             self.swapped_probs, self.valid_tokens = predict_proba(
                 self.model, self.valid.swapped(), self.accelerator, self.pad_id
             )
+        chosen = len(state.records) - 1 if state.best is None else state.best
         return FitResult(
             pd.DataFrame(state.records),
             np.stack(state.valid_probs),
-            len(state.records) - 1 if state.best is None else state.best,
+            chosen,
+            why_collapsed(state.records[chosen], self.prior_log_loss, self.baseline_log_loss),
             self.swapped_probs,
             state.tokens,
             self.valid_tokens,

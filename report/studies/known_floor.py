@@ -136,6 +136,7 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
         out=str(out / name.replace(" ", "_").replace(",", "").replace("%", "")),
         seed=seed,
         max_length=32,
+        start_from="none",  # the planted signal is for the encoder to find
         on_collapse="warn",
         **{**changes, **settings},
     )

@@ -44,7 +44,9 @@ def train_both(seeds: list[int], max_length: int) -> pd.DataFrame:
     histories = []
     for seed in seeds:
         for order, window in WINDOWS.items():
-            config = RunConfig(seed=seed, num_epochs=2, validations_per_epoch=4).with_recipe(RECIPES["bert"])
+            config = RunConfig(seed=seed, num_epochs=2, validations_per_epoch=4, start_from="none").with_recipe(
+                RECIPES["bert"]
+            )
             seed_everything(seed)
             model = build_model(backbone.path, config)
             model.head.start_at_prior(tuple(class_shares(train.labels)))

@@ -61,7 +61,11 @@ class Bench:
         self.backbone, self.pad_id = backbone, backbone.tokenizer.pad_id
         described = backbone.config if model_name == "minilm" else self._config()
         self.config = RunConfig(
-            max_length=max_length, mixed_precision=precision, num_epochs=1, validations_per_epoch=1
+            max_length=max_length,
+            mixed_precision=precision,
+            num_epochs=1,
+            validations_per_epoch=1,
+            start_from="none",
         ).with_recipe(choose_recipe(described))
 
     @property
