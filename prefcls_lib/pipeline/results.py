@@ -75,10 +75,19 @@ def result_table(result: dict) -> pd.DataFrame:
 
 
 def verdict(result: dict) -> str:
-    """One sentence: the network against the best baseline of the ladder, with its interval and what it can detect."""
+    """The network against the best baseline, and what the encoder adds to the baseline that it starts from."""
     c = result["comparison"]
-    return (
-        f"network {c['verdict']} {result['ladder_best']}: log loss {c['difference']:+.4f}, 95 % interval "
-        f"[{c['low']:+.4f}, {c['high']:+.4f}] on {c['rows']} validation rows; a difference under "
-        f"{c['smallest_detectable']:.4f} cannot be detected on so few."
-    )
+    lines = [
+        f"network {c['verdict']} {result['ladder_best']}: log loss {_difference(c)} on {c['rows']} validation rows; "
+        f"minimum detectable effect {c['smallest_detectable']:.4f} (80 % power)"
+    ]
+    if "encoder_share" in result:  # else of an earlier version
+        added = _difference(result["encoder_share"])
+        lines.append(f"the encoder adds {added} to its baseline's {result['baseline_log_loss']:.4f}")
+        warnings = result["encoder_warnings"].items()
+        lines += [f"{name}: the encoder does not contribute: {why}" for name, why in warnings]
+    return "\n".join(lines)
+
+
+def _difference(comparison: dict) -> str:
+    return f"{comparison['difference']:+.4f}, 95 % interval [{comparison['low']:+.4f}, {comparison['high']:+.4f}]"

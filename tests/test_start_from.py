@@ -1,0 +1,139 @@
+"""Networks that start from a baseline: saved, predicted, resumed, and judged by what their encoder adds."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import read_tree, run_arguments
+from scipy.special import softmax
+
+from prefcls_lib import cli
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.loading import read_rows
+from prefcls_lib.data.schema import RESPONSES, SWAP
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation.calibration import fit_calibration_on
+from prefcls_lib.models.saved import load_fold_model
+from prefcls_lib.pipeline import offsets, steps
+from prefcls_lib.runtime.files import read_json
+
+LOGISTIC = ("folds=[0]", "start_from=structure_logistic", "learning_rate=0.001")
+
+
+@pytest.fixture(scope="module")
+def run(home, tmp_path_factory):
+    """A finished run that starts from structure_logistic."""
+    out = tmp_path_factory.mktemp("start") / "run"
+    assert cli.main(run_arguments(home, out, *LOGISTIC)) == 0
+    return out
+
+
+def test_result_says_what_the_encoder_adds(run):
+    """encoder_share is network minus baseline on the validated rows; the baseline is in the ladder, too."""
+    result = read_json(run / "result.json")
+    assert result["encoder_share"]["difference"] == pytest.approx(result["log_loss"] - result["baseline_log_loss"])
+    assert result["encoder_share"]["low"] <= result["encoder_share"]["difference"] <= result["encoder_share"]["high"]
+    (entry,) = [line for line in result["ladder"] if line["rung"] == "structure_logistic"]
+    assert entry["log_loss"] == pytest.approx(result["baseline_log_loss"])
+    assert "structure_tfidf" in {line["rung"] for line in result["ladder"]}  # the verdict is against the strongest
+    history = pd.read_csv(run / "history.csv")
+    assert result["encoder_only_log_loss"] == pytest.approx(history["encoder_log_loss"].iloc[-1])
+
+
+def test_saved_network_swaps_exactly(run, home):
+    """A and B in each other's place in the rows: the probabilities are permuted, to the bit."""
+    rows = read_rows(home / "test.csv", labelled=False)
+    swapped = rows.rename(columns=dict(zip(RESPONSES, RESPONSES[::-1], strict=True)))
+    model = load_fold_model(run / "model" / "fold0")
+    np.testing.assert_array_equal(model.predict_proba(swapped)[:, list(SWAP)], model.predict_proba(rows))
+
+
+def test_untrained_network_has_the_log_loss_of_its_baseline(home, tmp_path):
+    """Before a step the network predicts what the baseline does, so their log losses agree."""
+    settings = {
+        "backbone": str(home / "backbone"),
+        "num_folds": 3,
+        "max_length": 32,
+        "start_from": "structure_logistic",
+    }
+    places = {"train": str(home / "train.csv"), "test": str(home / "test.csv"), "out": str(tmp_path / "run")}
+    job = steps.start(RunConfig(**settings, **places, start_from="structure_logistic"))
+    start = offsets.fold_offset(job, 0)
+    labels = job.rows["label"].to_numpy()[job.folds == 0]
+    expected = metrics.log_loss(labels, softmax(start.valid, axis=1))
+    assert steps.untrained_log_loss(job, steps.encode(job), len(labels)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_network_without_its_baseline_predicts_nothing(run, home, tmp_path, capsys, damage):
+    """The message names the folder or file; exit code 2; an older submission stays as it was."""
+    copy, out = tmp_path / "run", tmp_path / "submission.csv"
+    shutil.copytree(run, copy)
+    out.write_text("older", encoding="utf-8")
+    if damage == "missing":
+        shutil.rmtree(copy / "model" / "fold0" / "baseline")
+    else:
+        (copy / "model" / "fold0" / "baseline" / "inner2" / "arrays.npz").write_bytes(b"cut off")
+    assert cli.main(["predict", "--run", str(copy), "--test", str(home / "test.csv"), "--out", str(out)]) == 2
+    assert "baseline" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == "older"
+
+
+def test_unknown_baseline_names_the_nearest(home, tmp_path, capsys):
+    """start_from=structure_tfdif: choose one of three, did you mean structure_tfidf?"""
+    assert cli.main(run_arguments(home, tmp_path / "run", "start_from=structure_tfdif")) == 2
+    assert "Did you mean 'structure_tfidf'?" in capsys.readouterr().err
+
+
+def test_the_original_recipe_starts_from_none(home, tmp_path):
+    """The study's networks had no baseline; the setting can be given all the same."""
+    out = tmp_path / "run"
+    assert cli.main(run_arguments(home, out, "recipe=original", "folds=[0]")) == 0
+    assert read_json(out / "config.json")["settings"]["start_from"] == "none"
+    assert not (out / "model" / "fold0" / "baseline").exists()
+    assert read_json(out / "result.json")["ladder_best"] in {"structure_tfidf", "structure_logistic", "prior",
+                                                             "length_bins", "length_logistic"}  # fmt: skip
+
+
+def test_resumed_run_does_not_fit_its_baseline_again(home, tmp_path, monkeypatch):
+    """Killed in training: the baseline is read from the checkpoint, and the end is the same to the byte."""
+    real, fits = offsets.fit_offset, []
+    monkeypatch.setattr(offsets, "fit_offset", lambda *given: fits.append(given) or real(*given))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli.main(run_arguments(home, whole, *LOGISTIC)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("prefcls_lib.pipeline.folds.fit", interrupt)
+        assert cli.main(run_arguments(home, killed, *LOGISTIC)) == 130
+    assert cli.main(run_arguments(home, killed, *LOGISTIC)) == 0
+    assert len(fits) == 2
+    assert (killed / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
+    name = "model/fold0/baseline/inner0/arrays.npz"
+    assert read_tree(killed)[name] == read_tree(whole)[name]
+
+
+def test_extra_rows_train_the_baseline_too(home, tmp_path, monkeypatch):
+    """60 rows in three folds: 40 train fold 0, and with the same rows as extra ones those of the 40 once more."""
+    real, sizes = offsets.fit_offset, []
+    monkeypatch.setattr(offsets, "fit_offset", lambda *given: sizes.append(len(given[2])) or real(*given))
+    rows = pd.read_csv(home / "train.csv", dtype=str, keep_default_na=False)
+    rows.assign(id="x" + rows["id"]).to_csv(tmp_path / "extra.csv", index=False)
+    for name, more in (("plain", ()), ("extra", (f"extra_train={tmp_path / 'extra.csv'}",))):
+        assert cli.main(run_arguments(home, tmp_path / name, *LOGISTIC, *more)) == 0
+    assert sizes[1] == 2 * sizes[0]
+
+
+def test_scores_are_calibrated_on_top_of_the_offset():
+    """Votes drawn from offset + score / 2 + [0, 0, 0.5]: temperature and tie bias are found again."""
+    random = np.random.default_rng(0)
+    m, t, score = random.normal(size=(3, 20_000))
+    offset = np.column_stack([m, -m, t])
+    scores = np.column_stack([score, -score, 0 * score])
+    probs = softmax(offset + scores / 2 + np.array([0, 0, 0.5]), axis=1)
+    labels = (random.random((len(probs), 1)) > probs.cumsum(axis=1)).sum(axis=1)
+    found = fit_calibration_on(offset, scores, labels)
+    assert (found.temperature, found.tie_bias) == (pytest.approx(2, abs=0.1), pytest.approx(0.5, abs=0.05))
