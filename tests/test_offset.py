@@ -11,12 +11,16 @@ from prefcls_lib.baselines import offset
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import fit_baseline
 from prefcls_lib.baselines.offset import BaselineOffset, fit_offset, log_odds
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.evaluation.metrics import log_loss
 from prefcls_lib.models.network import PreferenceHead
+from prefcls_lib.models.recipes import RECIPES
+from prefcls_lib.models.saved import build_model
 from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training.optim import parameter_groups
 from prefcls_lib.training.step import training_loss
 
 NAME = "structure_logistic"
@@ -71,6 +75,7 @@ def test_other_rows_get_the_geometric_mean_of_the_inner_models(known, sample_row
     mean = np.exp(np.mean([np.log(model.predict_proba(inputs)) for model in fitted.models], axis=0))
     np.testing.assert_allclose(probs, mean / mean.sum(axis=1, keepdims=True), rtol=1e-12)
     swapped = sample_rows.rename(columns=dict(zip(RESPONSES, RESPONSES[::-1], strict=True)))
+    swapped = read_inputs(swapped, (NAME,))
     np.testing.assert_array_equal(fitted.predict(swapped), fitted.predict(inputs)[:, list(SWAP)])
     fitted.save(tmp_path)
     np.testing.assert_array_equal(BaselineOffset.load(tmp_path).predict(inputs), fitted.predict(inputs))
@@ -172,3 +177,12 @@ def test_encoder_learns_beside_a_perfect_offset():
     (both,) = torch.autograd.grad(training_loss((logits, auxiliary), examples, np.arange(5), 0.0), u)
     assert float(alone.abs().max()) < 1e-6
     assert float(both.abs().max()) > 1e-3
+
+
+def test_correction_learns_slower_than_the_head(tiny):
+    """The head's rate is 5e-4 and the correction's 2e-4: it starts at a good prediction."""
+    config = RunConfig(start_from="structure_logistic").with_recipe(RECIPES["bert"])
+    model = build_model(tiny, config)
+    rates = {id(p): group["peak"] for group in parameter_groups(model, config) for p in group["params"]}
+    assert rates[id(model.head.output.weight)] == 5e-4
+    assert rates[id(model.head.correction.weight)] == rates[id(model.head.correction.bias)] == pytest.approx(2e-4)

@@ -58,7 +58,7 @@ def test_untrained_network_has_the_log_loss_of_its_baseline(home, tmp_path):
         "start_from": "structure_logistic",
     }
     places = {"train": str(home / "train.csv"), "test": str(home / "test.csv"), "out": str(tmp_path / "run")}
-    job = steps.start(RunConfig(**settings, **places, start_from="structure_logistic"))
+    job = steps.start(RunConfig(**settings, **places))
     start = offsets.fold_offset(job, 0)
     labels = job.rows["label"].to_numpy()[job.folds == 0]
     expected = metrics.log_loss(labels, softmax(start.valid, axis=1))
