@@ -51,7 +51,6 @@ from IPython.display import display
 from prefcls_lib.data import loading, submission
 from prefcls_lib.doctor import checks
 from prefcls_lib.ensemble import submit
-from prefcls_lib.pipeline import job
 
 checks.first_look()
 
@@ -63,7 +62,7 @@ checks.first_look()
 # the same.
 
 # %%
-rows = loading.read_rows(job.locate_csv(test, "test"), labelled=False)
+rows = loading.read_rows(loading.locate_csv(test, "test"), labelled=False)
 ensemble = submit.find_ensemble("blend.json")
 display(loading.describe_rows(rows), ensemble.table())
 

@@ -164,10 +164,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     from prefcls_lib.data.submission import write_submission
     from prefcls_lib.ensemble import blend
     from prefcls_lib.pipeline.folder import RunFolder
-    from prefcls_lib.pipeline.job import locate_csv
     from prefcls_lib.pipeline.predict import predict_run
 
-    test = locate_csv(arguments.test, "test")
+    test = loading.locate_csv(arguments.test, "test")
     if Path(arguments.out).resolve() == test.resolve():
         raise UserError(f"--out {arguments.out}: is the file of the test rows. Name another one for the submission.")
     rows = loading.read_rows(test, labelled=False)
@@ -188,8 +187,7 @@ def _predict_share(arguments: argparse.Namespace) -> None:
 def _check_submission(arguments: argparse.Namespace) -> None:
     from prefcls_lib.data.submission import check_submission
 
-    path = loading.sample_path("test") if arguments.test == "sample" else arguments.test
-    rows = loading.read_rows(path, labelled=False)
+    rows = loading.read_rows(loading.locate_csv(arguments.test, "test"), labelled=False)
     check_submission(arguments.file, list(rows[ID]))
     print(f"{arguments.file}: a valid submission for {len(rows)} test rows")
 

@@ -38,6 +38,7 @@ from prefcls_lib.data.schema import (
     class_shares,
 )
 from prefcls_lib.runtime.files import UserError, write_whole
+from prefcls_lib.runtime.kaggle import find_competition_file
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SAMPLES = {"train": ("train.csv.gz", "train.csv"), "test": ("test.csv",)}  # Kaggle unpacks archives
@@ -50,6 +51,15 @@ def sample_path(kind: str) -> Path:
     folder = resources.files("prefcls_lib") / "sample"
     found = next((folder / name for name in _SAMPLES[kind] if (folder / name).is_file()), folder / _SAMPLES[kind][0])
     return _unzipped.enter_context(resources.as_file(found))
+
+
+def locate_csv(name: str, kind: str) -> Path:
+    """The file behind `--train` or `--test`: a path, "sample", or "competition"; kind is "train" or "test"."""
+    if name == "sample":
+        return sample_path(kind)
+    if name == "competition":
+        return find_competition_file(f"{kind}.csv")
+    return Path(name)
 
 
 def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
-from prefcls_lib.data.loading import read_rows, sample_path
+from prefcls_lib.data.loading import locate_csv, read_rows
 from prefcls_lib.data.schema import ID, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
@@ -19,7 +19,7 @@ from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.runtime.files import sha256
-from prefcls_lib.runtime.kaggle import default_out, find_competition_file
+from prefcls_lib.runtime.kaggle import default_out
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,6 @@ class Job:
     def validated(self) -> np.ndarray:
         """(N,) bool: rows that some model of this run is validated on."""
         return np.isin(self.folds, self.config.folds)
-
-
-def locate_csv(name: str, kind: str) -> Path:
-    """The file behind `--train` or `--test`: a path, "sample", or "competition"; kind is "train" or "test"."""
-    if name == "sample":
-        return sample_path(kind)
-    if name == "competition":
-        return find_competition_file(f"{kind}.csv")
-    return Path(name)
 
 
 def read_job(config: RunConfig) -> Job:

@@ -21,7 +21,6 @@ from prefcls_lib.models.backbones import load_backbone, load_encoder
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
 from prefcls_lib.models.predict import PREDICT_TOKENS, predict_proba
 from prefcls_lib.models.recipes import choose_recipe
-from prefcls_lib.pipeline.job import locate_csv
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import read_json
 from prefcls_lib.training.loop import fit
@@ -49,7 +48,7 @@ class Bench:
         self.model_name, self.max_length, self.precision = model_name, max_length, precision
         self.device = self.accelerator.device
         backbone = load_backbone("minilm", max_length)
-        rows = loading.read_rows(locate_csv(rows_path, "train"), labelled=True)
+        rows = loading.read_rows(loading.locate_csv(rows_path, "train"), labelled=True)
         encoded = encode_rows(rows, backbone.tokenizer, max_length, "none")
         features = compute_features(rows)
         features = FeatureScaler.fit(features).transform(features).astype(np.float32)
