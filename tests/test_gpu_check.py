@@ -95,6 +95,8 @@ def test_record_is_written_as_json_and_table(record, monkeypatch, tmp_path, caps
     assert (list(configs), precisions, length) == (list(gpu_check.NAMES), ["fp16"], 512)
     assert read_json(tmp_path / "gpu_check.json") == record
     text = (tmp_path / "gpu_check.md").read_text(encoding="utf-8")
+    title = (gpu_check.FOLDER / "gpu_check.md").read_text(encoding="utf-8").splitlines()[0]  # the report leaves it out
+    assert text.splitlines()[0] == title == "# GPU check"
     assert text.count("| ok |") == 4
     assert "Resumed at step 1; a step later weights differ by 0.0e+00 of the largest: ok." in text
     assert text in capsys.readouterr().out

@@ -52,6 +52,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "log": _read_section(SOURCES / "log.md"),
         "benchmark": _read_section(STUDIES / "benchmark" / "benchmark.md"),
         "t4_plan": _read_section(STUDIES / "t4_plan.md"),
+        "gpu_check": _read_section(STUDIES / "gpu_check.md"),
         "compared": lambda values: format_verdict(metrics.Comparison(**values), "one order"),
         "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,

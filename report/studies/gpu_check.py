@@ -286,6 +286,7 @@ def format_record(record: dict) -> str:
     heads = ("backbone", "precision", "eager, tokens/s", "fused, tokens/s", "gain", "peak GiB", "verdict")
     bad = [f"{check['name']}: {check['finding']}" for check in record["doctor"] if check["state"] == "bad"]
     parts = [
+        "# GPU check",
         f"Measured on {record['versions']['machine']}, torch {record['versions']['torch']}: exact architectures at "
         f"random weights, sides of {record['length']} tokens. In parentheses the share of what the device reaches in "
         "large matrix products.",
