@@ -93,7 +93,7 @@ from prefcls_lib.data import loading, submission, tokenization
 from prefcls_lib.doctor import checks
 from prefcls_lib.evaluation import metrics, plots, slices
 from prefcls_lib.models import network
-from prefcls_lib.pipeline import folder, results, steps
+from prefcls_lib.pipeline import folder, preview, results, steps
 
 print(folder.describe_progress(config.resume_from))
 checks.first_look(config)
@@ -185,7 +185,7 @@ plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 # the longest would leave about 55 % useful tokens.
 
 # %%
-steps.describe_first_step(job, encoded)
+preview.describe_first_step(job, encoded)
 
 # %% [markdown]
 # ## 9. The model
@@ -205,7 +205,7 @@ steps.describe_first_step(job, encoded)
 # %%
 source = inspect.getsource(network.PreferenceHead.outputs) + inspect.getsource(network.PreferenceHead._one_order)
 display(Code(source, language="python"))
-print(f"untrained model, log loss on 64 validation rows: {steps.untrained_log_loss(job, encoded):.4f}")
+print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_loss(job, encoded):.4f}")
 
 # %% [markdown]
 # ## 10. Training

@@ -19,7 +19,7 @@ from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.pipeline import folds, job, predict, steps
+from prefcls_lib.pipeline import folds, job, predict, results, steps
 from prefcls_lib.pipeline import launch as processes
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
 from prefcls_lib.runtime.files import UserError
@@ -233,11 +233,11 @@ def test_one_process_says_that_a_fold_is_restarted(home, tmp_path, monkeypatch, 
 def test_seconds_of_a_run_by_hand(monkeypatch):
     """The session 900 to 1000 s; two folds side by side 100 to 300 and 150 to 350 of an earlier one; one that this
     session trained; one whose record is older than `finished_at` and lies before the session: 100 + 250 + 0 + 50."""
-    monkeypatch.setattr(steps.time, "time", lambda: 1000.0)
-    monkeypatch.setattr(steps.time, "perf_counter", lambda: 5100.0)
+    monkeypatch.setattr(results.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(results.time, "perf_counter", lambda: 5100.0)
     records = [{"seconds": 200.0, "finished_at": 300.0}, {"seconds": 200.0, "finished_at": 350.0},
                {"seconds": 60.0, "finished_at": 970.0}, {"seconds": 50.0}]  # fmt: skip
-    assert steps._total_seconds(SimpleNamespace(started=5000.0), records) == 100 + 250 + 0 + 50
+    assert results._total_seconds(SimpleNamespace(started=5000.0), records) == 100 + 250 + 0 + 50
 
 
 def test_names_of_members():

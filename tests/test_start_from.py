@@ -15,7 +15,7 @@ from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.saved import load_fold_model
-from prefcls_lib.pipeline import offsets, steps
+from prefcls_lib.pipeline import offsets, preview, steps
 from prefcls_lib.runtime.files import read_json
 
 LOGISTIC = ("folds=[0]", "start_from=structure_logistic", "learning_rate=0.001")
@@ -62,7 +62,7 @@ def test_untrained_network_has_the_log_loss_of_its_baseline(home, tmp_path):
     start = offsets.fold_offset(job, 0)
     labels = job.rows["label"].to_numpy()[job.folds == 0]
     expected = metrics.log_loss(labels, softmax(start.valid, axis=1))
-    assert steps.untrained_log_loss(job, steps.encode(job), len(labels)) == pytest.approx(expected, abs=1e-6)
+    assert preview.untrained_log_loss(job, steps.encode(job), len(labels)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])

@@ -1,14 +1,18 @@
 """What result.json says of a run: scores of its out-of-sample predictions, the comparison with the baselines."""
 
+import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from prefcls_lib.baselines.cross_validation import OutOfSample, choose_baseline, ladder_table
+from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import calibrate_out_of_fold
-from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.pipeline.folder import fold_models, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import versions
 from prefcls_lib.runtime.files import UserError
@@ -59,6 +63,63 @@ def score_job(job: Job) -> dict:
         "versions": versions(),
         "data_sha256": job.data_sha256,
     }
+
+
+def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], test_tokens: TokenCount) -> dict:
+    """The content of a network run's result.json.
+
+    Args:
+        job: its tables written.
+        ladder: the baselines on the same folds.
+        records: fold.json of every model.
+        test_tokens: of the prediction of the test rows.
+    """
+    rows, honest = read_out_of_sample(job)
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
+    best, best_probs = choose_baseline(ladder, *everything)
+    best_probs, table = best_probs[job.validated], ladder_table(ladder, *everything)
+    start_probs = best_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
+    tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
+    predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
+    named = [(model.name, record) for model, record in zip(fold_models(job.config), records, strict=True)]
+    alone = [record.get("encoder_log_loss") for record in records]  # of a fold of an earlier version: not known
+    flips, sizes = ([record[name] for record in records] for name in ("flip_rate", "valid_rows"))
+    return {
+        **score_job(job),
+        "ladder_log_loss": metrics.log_loss(labels, best_probs),
+        "ladder_best": best,
+        "ladder": table.to_dict(orient="records"),
+        "comparison": metrics.compare(labels, honest, best_probs, groups).to_dict(),
+        "encoder_share": metrics.compare(labels, honest, start_probs, groups).to_dict(),
+        "baseline_log_loss": metrics.log_loss(labels, start_probs),
+        "encoder_only_log_loss": None if None in alone else float(np.average(alone, weights=sizes)),
+        "encoder_warnings": {
+            name: record["encoder_warning"] for name, record in named if record.get("encoder_warning")
+        },
+        "flip_rate": float(np.average(flips, weights=sizes)),
+        "useful_token_share": tokens.useful_share,
+        "predict_useful_token_share": predicted.useful_share,
+        "tokens_per_second": tokens.real / sum(record["step_seconds"] for record in records),
+        "seconds": _total_seconds(job, records),
+        "best_epoch": float(np.mean([record["best_epoch"] for record in records])),
+        "folds": records,
+    }
+
+
+def _total_seconds(job: Job, records: list[dict]) -> float:
+    """Seconds in which this session or a fit of an earlier one worked; what ran side by side counts once."""
+    now = time.time()
+    session = now - (time.perf_counter() - job.started)
+    spans = [(session, now)]
+    for record in records:  # one of an earlier version does not say when it ended: before this session
+        end = record.get("finished_at", session)
+        spans.append((end - record["seconds"], end))
+    total, covered = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, covered))
+        covered = max(covered, end)
+    return total
 
 
 def result_table(result: dict) -> pd.DataFrame:

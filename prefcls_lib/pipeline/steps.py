@@ -7,35 +7,27 @@ fit_folds(job, encoded)          one model a fold (and seed), each saved when it
 result = finish(job, ladder)     submission.csv, the tables, result.json
 """
 
-import math
 import shutil
 import time
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
-
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_baseline, cross_validate, ladder_table
+from prefcls_lib.baselines.cross_validation import OutOfSample, choose_baseline, cross_validate
 from prefcls_lib.baselines.estimators import FAST_BASELINES, predict_rows
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import TokenCount, make_padded_batches, plan_epoch, split_batch
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.evaluation import metrics
 from prefcls_lib.models.backbones import load_backbone
-from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
-from prefcls_lib.pipeline.folds import fit_here, new_model, split_rows
+from prefcls_lib.pipeline.folds import fit_here
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
 from prefcls_lib.pipeline.offsets import read_out_of_sample_baseline
 from prefcls_lib.pipeline.predict import predict_run
-from prefcls_lib.pipeline.results import read_out_of_sample, score_job
+from prefcls_lib.pipeline.results import describe_run
 from prefcls_lib.runtime.devices import make_accelerator, process_state
 from prefcls_lib.runtime.files import read_json, write_json
-from prefcls_lib.training.loop import epoch_examples
 
 
 def start(config: RunConfig) -> Job:
@@ -71,34 +63,6 @@ def run_ladder(job: Job) -> dict[str, OutOfSample]:
         probs = predict_rows(results[best].baselines, job.test_rows)
         write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     return results
-
-
-def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
-    """The padded batches of the first optimizer step: their micro-batch, shape, and share of useful tokens."""
-    train, _, _ = split_rows(job, encoded, job.config.folds[0])
-    train = epoch_examples(train, job.config, epoch=0)
-    step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
-    lines = []
-    for number, rows in enumerate(split_batch(step, train.lengths, job.config.max_tokens_per_micro_step)):
-        token_ids = [train.token_ids[i] for i in np.unique(train.sides[rows])]
-        for batch in make_padded_batches(token_ids, job.backbone.tokenizer.pad_id):
-            sides, length = batch.input_ids.shape
-            share = float(batch.attention_mask.float().mean())
-            lines.append({"micro_batch": number, "sides": sides, "length": length, "useful_token_share": share})
-    return pd.DataFrame(lines)
-
-
-def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> float:
-    """Log loss of the untrained model on the first validation rows: the cross-entropy of the training prior.
-
-    Says at once whether data, labels and head fit together.
-    """
-    train, valid, _ = split_rows(job, encoded, job.config.folds[0])
-    valid = valid.take(slice(0, max_rows))
-    accelerator = make_accelerator(job.config.mixed_precision)
-    model = new_model(job, train, accelerator)
-    probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
-    return metrics.log_loss(valid.labels, probs)
 
 
 def fit_folds(job: Job, encoded: EncodedRows) -> None:
@@ -150,40 +114,9 @@ def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
     probs, test_tokens = predict_run(job.folder, job.test_rows, job.config.num_processes)
     if not process_state().is_main_process:
         return {}
-    models = fold_models(job.config)
-    records = job.folder.gather_tables(models)
+    records = job.folder.gather_tables(fold_models(job.config))
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
-    rows, honest = read_out_of_sample(job)
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    best, best_probs = choose_baseline(ladder, *everything)
-    best_probs, table = best_probs[job.validated], ladder_table(ladder, *everything)
-    start_probs = best_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
-    tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
-    predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
-    named = [(model.name, record) for model, record in zip(models, records, strict=True)]
-    alone = [record.get("encoder_log_loss") for record in records]  # of a fold of an earlier version: not known
-    flips, sizes = ([record[name] for record in records] for name in ("flip_rate", "valid_rows"))
-    result = {
-        **score_job(job),
-        "ladder_log_loss": metrics.log_loss(labels, best_probs),
-        "ladder_best": best,
-        "ladder": table.to_dict(orient="records"),
-        "comparison": metrics.compare(labels, honest, best_probs, groups).to_dict(),
-        "encoder_share": metrics.compare(labels, honest, start_probs, groups).to_dict(),
-        "baseline_log_loss": metrics.log_loss(labels, start_probs),
-        "encoder_only_log_loss": None if None in alone else float(np.average(alone, weights=sizes)),
-        "encoder_warnings": {
-            name: record["encoder_warning"] for name, record in named if record.get("encoder_warning")
-        },
-        "flip_rate": float(np.average(flips, weights=sizes)),
-        "useful_token_share": tokens.useful_share,
-        "predict_useful_token_share": predicted.useful_share,
-        "tokens_per_second": tokens.real / sum(record["step_seconds"] for record in records),
-        "seconds": _total_seconds(job, records),
-        "best_epoch": float(np.mean([record["best_epoch"] for record in records])),
-        "folds": records,
-    }
+    result = describe_run(job, ladder, records, test_tokens)
     write_json(job.folder / "result.json", result)
     shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
     return result
@@ -205,18 +138,3 @@ def run(config: RunConfig) -> RunFolder:
         finish(job, ladder)
         process_state().wait_for_everyone()
     return job.folder
-
-
-def _total_seconds(job: Job, records: list[dict]) -> float:
-    """Seconds in which this session or a fit of an earlier one worked; what ran side by side counts once."""
-    now = time.time()
-    session = now - (time.perf_counter() - job.started)
-    spans = [(session, now)]
-    for record in records:  # one of an earlier version does not say when it ended: before this session
-        end = record.get("finished_at", session)
-        spans.append((end - record["seconds"], end))
-    total, covered = 0.0, -math.inf
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, covered))
-        covered = max(covered, end)
-    return total

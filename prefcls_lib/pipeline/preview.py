@@ -1,0 +1,41 @@
+"""What the notebooks show of a job before it is trained."""
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.data.batching import make_padded_batches, plan_epoch, split_batch
+from prefcls_lib.data.tokenization import EncodedRows
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.pipeline.folds import new_model, split_rows
+from prefcls_lib.pipeline.job import Job
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.training.loop import epoch_examples
+
+
+def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
+    """The padded batches of the first optimizer step: their micro-batch, shape, and share of useful tokens."""
+    train, _, _ = split_rows(job, encoded, job.config.folds[0])
+    train = epoch_examples(train, job.config, epoch=0)
+    step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
+    lines = []
+    for number, rows in enumerate(split_batch(step, train.lengths, job.config.max_tokens_per_micro_step)):
+        token_ids = [train.token_ids[i] for i in np.unique(train.sides[rows])]
+        for batch in make_padded_batches(token_ids, job.backbone.tokenizer.pad_id):
+            sides, length = batch.input_ids.shape
+            share = float(batch.attention_mask.float().mean())
+            lines.append({"micro_batch": number, "sides": sides, "length": length, "useful_token_share": share})
+    return pd.DataFrame(lines)
+
+
+def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> float:
+    """Log loss of the untrained model on the first validation rows: the cross-entropy of the training prior.
+
+    Says at once whether data, labels and head fit together.
+    """
+    train, valid, _ = split_rows(job, encoded, job.config.folds[0])
+    valid = valid.take(slice(0, max_rows))
+    accelerator = make_accelerator(job.config.mixed_precision)
+    model = new_model(job, train, accelerator)
+    probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
+    return metrics.log_loss(valid.labels, probs)
