@@ -16,11 +16,14 @@ NOTEBOOK ?= 02_roberta_base
 DEMO := runs/demo
 NOTEBOOKS := $(patsubst notebooks/%.py,%,$(wildcard notebooks/0*.py))
 
-# of the kaggle- targets: your Kaggle name; names or folders; settings; finished run folders and their blend.json
+# of the kaggle- targets: your Kaggle name; names or folders; settings; finished run folders and their blend.json;
+# the competition's files
 OWNER ?=
 BACKBONES ?= deberta-v3-xsmall roberta-base electra-large
 SET ?=
 RUNS ?=
+TRAIN ?=
+TEST ?=
 # kaggle-train takes only what was given for these two, not the defaults above
 GIVEN_NOTEBOOK := $(if $(filter file,$(origin NOTEBOOK)),,$(NOTEBOOK))
 GIVEN_BACKBONES := $(if $(filter file,$(origin BACKBONES)),,$(BACKBONES))
@@ -88,7 +91,10 @@ kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNE
 	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --set $(SET) --backbones $(GIVEN_BACKBONES)
 
 kaggle-watch: install ## come back to a kernel that runs or has ended (OWNER= NOTEBOOK=)
-	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --watch
+	@$(BIN)/python kaggle/$(if $(filter submit,$(NOTEBOOK)),score.py "$(OWNER)",train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)") --watch
+
+kaggle-submit: install ## submit runs and bring the public score back (OWNER= RUNS= TRAIN= TEST=: fit the blend here)
+	@$(BIN)/python kaggle/score.py "$(OWNER)" --runs $(RUNS) --train "$(TRAIN)" --test "$(TEST)"
 
 kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
 	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)

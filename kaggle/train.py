@@ -92,7 +92,7 @@ class Training:
             )
         files = dict(self.kaggle.output_files(self.kernel))
         if "result.json" in files:
-            if fetch.find_here(self._read(files, "result.json"), self.runs) is None:
+            if self._find_here(files) is None:
                 raise UserError(
                     f"{self.kernel} has finished a run that is not in {self.runs} yet. Nothing was started. Bring it "
                     f"here first: {self.say('watch')}"
@@ -109,6 +109,14 @@ class Training:
                     'the same SET, or start from the beginning with SET="resume_from=none ...".'
                 )
         return True
+
+    def find_finished(self) -> Path | None:
+        """The folder here of the run that the kernel's last version finished; None where there is none."""
+        status = self.kaggle.kernel_status(self.kernel)
+        if status is None or status[0] != "complete":
+            return None
+        files = dict(self.kaggle.output_files(self.kernel))
+        return self._find_here(files) if "result.json" in files else None
 
     def start(self, parameters: dict, backbones: list[str], out: Path) -> None:
         """Quota, bundle, data sets, kernel.
@@ -159,6 +167,9 @@ class Training:
         print(f"The session was cut off. {describe_progress(folder)}", flush=True)
         print(f"go on with it: {self.say('train')}, with the same SET", flush=True)
         return 1
+
+    def _find_here(self, files: dict[str, str]) -> Path | None:
+        return fetch.find_here(self._read(files, "result.json"), self.runs)
 
     def _read(self, files: dict[str, str], name: str) -> dict:
         with tempfile.TemporaryDirectory() as scratch:

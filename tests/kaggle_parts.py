@@ -18,11 +18,12 @@ import machine_copy
 import push
 import rehearse
 import rows
+import score
 import train
 
 OWNER = "tester"
 __all__ = ["OWNER", "backbone", "build_tiny_bundle", "bundle", "check", "client", "fetch", "kernel_folders", "layout",
-           "machine_copy", "push", "rehearse", "rows", "train"]  # fmt: skip
+           "machine_copy", "push", "rehearse", "rows", "score", "train"]  # fmt: skip
 
 
 _built: list[Path] = []
