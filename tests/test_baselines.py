@@ -80,6 +80,10 @@ def test_a_saved_baseline_predicts_the_same_bytes(name, rows, results, tmp_path)
 def test_loading_runs_no_code_and_refuses_what_is_not_a_baseline(tmp_path, results):
     """Pickled objects in the arrays, other features and missing files stop with one message."""
     estimators.save_baseline(results["prior"].baselines[0], tmp_path / "rung")
+    (tmp_path / "rung" / "arrays.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"arrays\.safetensors: cannot be read"):
+        estimators.load_baseline(tmp_path / "rung")
+    (tmp_path / "rung" / "arrays.safetensors").unlink()
     np.savez(tmp_path / "rung" / "arrays.npz", prior=np.array([print], dtype=object))
     with pytest.raises(UserError, match=r"arrays\.npz: cannot be read"):
         estimators.load_baseline(tmp_path / "rung")

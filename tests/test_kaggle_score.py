@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kaggle_parts import OWNER, fetch, score
+from kaggle_parts import OWNER, build_tiny_bundle, fetch, score
 from kaggle_stand_in import KEY, NOT_FOUND
 
 KERNEL = f"{OWNER}/prefcls-submit"
@@ -16,10 +16,17 @@ SCORED = {"submissions": [{"ref": 5, "status": "COMPLETE", "publicScore": "0.987
 pytestmark = pytest.mark.usefixtures("naps")
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, tiny) -> Path:
+    """A bundle whose library is taken over, so that a command need not build it."""
+    return build_tiny_bundle(tmp_path_factory.mktemp("score") / "kaggle", tiny)
+
+
 @pytest.fixture
-def place(tmp_path, finished_run, server) -> Path:
-    """A folder with runs/roberta, a finished run; the server submits and scores at the second look."""
+def place(tmp_path, finished_run, built, server) -> Path:
+    """A folder with runs/roberta, a finished run; the server submits, and scores at the second look."""
     shutil.copytree(finished_run, tmp_path / "runs" / "roberta")
+    shutil.copytree(built, tmp_path / "dist" / "kaggle-submit")
     server.script["CreateCodeSubmission"] = [{"message": "Successfully submitted", "ref": 5}]
     server.script["ListSubmissions"] = [PENDING, SCORED]
     return tmp_path
@@ -43,6 +50,7 @@ def public_score(place: Path, name: str = "roberta") -> dict | None:
 
 def test_runs_are_uploaded_submitted_and_scored(place, server, submit):
     """From an empty dist/: data sets, kernel without internet, submission of the version that ran, score written."""
+    shutil.rmtree(place / "dist")
     server.script["GetKernelSessionStatus"] = [QUEUED, RUNNING, COMPLETE]
     before = json.loads((place / "runs" / "roberta" / "result.json").read_text())
     code, shown, errors = submit("--runs", str(place / "runs" / "roberta"))

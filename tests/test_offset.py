@@ -114,7 +114,7 @@ def test_missing_or_broken_baseline_is_named(known, tmp_path, fixed_strength):
     with pytest.raises(UserError, match="baseline that the network starts from is missing"):
         BaselineOffset.load(tmp_path)
     fit_offset(NAME, *known, seed=1)[0].save(tmp_path)
-    (tmp_path / "inner3" / "arrays.npz").write_bytes(b"cut off")
+    (tmp_path / "inner3" / "arrays.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="inner3"):
         BaselineOffset.load(tmp_path)
 

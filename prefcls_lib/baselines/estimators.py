@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from scipy.optimize import minimize
 from scipy.special import softmax
 
@@ -98,12 +100,13 @@ def predict_rows(baselines: Sequence[Baseline], rows: pd.DataFrame) -> np.ndarra
 
 
 def save_baseline(baseline: Baseline, folder: str | Path) -> None:
-    """Write `rung.json` and `arrays.npz` into `folder`, whole or not at all."""
+    """Write `rung.json` and `arrays.safetensors` into `folder`, whole or not at all (an upload would unpack .npz)."""
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
         write_json(temporary / "rung.json", {"rung": baseline.name, "features": FEATURE_NAMES})
-        np.savez_compressed(temporary / "arrays.npz", **baseline.state)
+        arrays = {name: np.array(value, order="C") for name, value in baseline.state.items()}
+        save_file(arrays, temporary / "arrays.safetensors")
 
     write_whole(folder, write)
 
@@ -118,11 +121,15 @@ def load_baseline(folder: str | Path) -> Baseline:
     saved = read_json(folder / "rung.json")
     if saved.get("rung") not in BASELINES or tuple(saved.get("features", ())) != FEATURE_NAMES:
         raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run the ladder again.")
+    path = folder / "arrays.safetensors"
     try:
-        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        if path.exists():
+            return Baseline(saved["rung"], load_file(path))
+        path = folder / "arrays.npz"  # of an earlier version
+        with np.load(path, allow_pickle=False) as arrays:
             return Baseline(saved["rung"], dict(arrays))
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{folder / 'arrays.npz'}: cannot be read ({error}). Run the ladder again.") from error
+    except (OSError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Run the ladder again.") from error
 
 
 def _symmetrise(table: np.ndarray) -> np.ndarray:
