@@ -180,17 +180,22 @@ def test_folder_in_place_of_a_file_is_refused(refuse_run, tmp_path):
 
 
 def test_one_class_only_is_refused(refuse_run, write_csv):
-    """No ties at all, and all ties under one prompt, so that some model would train without any."""
+    """No ties at all, two rows only, and all ties under one prompt, so that some model would train without any."""
     rows = [make_row(number, number % 2) for number in range(12)]
-    assert "no row has winner_tie=1" in refuse_run(train=write_csv("train.csv", rows))
+    path = write_csv("train.csv", rows)
+    assert f"{path}: no row has winner_tie=1" in refuse_run(train=path)
+    two = write_csv("two.csv", [make_row(0, 0), make_row(1, 2)])
+    assert f"{two}: no row has winner_model_b=1" in refuse_run(train=two)
     rows += [make_row(20 + number, 2, prompt='["the same"]') for number in range(4)]
     message = refuse_run(train=write_csv("train.csv", rows))
-    assert "all 4 rows with winner_tie=1 have the same prompt or fall into one fold" in message
+    assert f"{path}: all 4 rows with winner_tie=1 have the same prompt or fall into one fold" in message
 
 
-def test_too_few_rows_for_the_folds_are_refused(refuse_run):
+def test_too_few_rows_for_the_folds_are_refused(refuse_run, write_csv):
     """12 rows, 4 of each class, 5 folds: the numbers and both ways out are in the message."""
-    message = refuse_run("num_folds=5")
+    path = write_csv("few.csv", TRAIN_ROWS)
+    message = refuse_run("num_folds=5", train=path)
+    assert f"{path}: " in message
     assert "too few for num_folds=5: 12 rows, 12 different prompts, 4 rows of the rarest class" in message
     assert "Give more rows or set num_folds lower" in message
 

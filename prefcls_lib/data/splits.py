@@ -1,6 +1,7 @@
 """Which rows are used, and the one fold plan: by content and seed, whatever the order of the rows."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ def take_rows(rows: pd.DataFrame, max_rows: int, seed: int) -> pd.DataFrame:
     return rows.iloc[np.sort(order[:max_rows])].reset_index(drop=True)
 
 
-def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
+def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Path = "training rows") -> np.ndarray:
     """The fold plan of every model kind: stratified by label, no prompt group in two folds.
 
     The plan depends on the rows' content and on `seed`, not on the order of the rows.
@@ -26,6 +27,7 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
     Args:
         rows: from `read_rows(..., labelled=True)`.
         num_folds: number of folds; each is about 1/num_folds of the rows.
+        source: the file of the rows, for messages.
 
     Returns:
         (N,) int array: the fold in which each row is validated.
@@ -37,11 +39,11 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
     counts = np.bincount(labels, minlength=NUM_CLASSES)
     if (counts == 0).any():
         empty = LABEL_COLUMNS[int(np.argmin(counts))]
-        raise UserError(f"training rows: no row has {empty}=1, so there is a class to predict and none to learn.")
+        raise UserError(f"{source}: no row has {empty}=1, so this class cannot be learned. Give rows of all classes.")
     num_groups = rows["group"].nunique()
     if min(counts.min(), num_groups) < num_folds:
         raise UserError(
-            f"training rows: too few for num_folds={num_folds}: {len(rows)} rows, {num_groups} different prompts, "
+            f"{source}: too few for num_folds={num_folds}: {len(rows)} rows, {num_groups} different prompts, "
             f"{counts.min()} rows of the rarest class. Give more rows or set num_folds lower."
         )
     groups = np.array([_content_hash(seed, group) for group in rows["group"]])
@@ -54,7 +56,7 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
         rest = np.bincount(labels[folds != fold], minlength=NUM_CLASSES)
         if (rest == 0).any():  # they all share a few prompts
             raise UserError(
-                f"training rows: all {counts[rest.argmin()]} rows with {LABEL_COLUMNS[rest.argmin()]}=1 have the same "
+                f"{source}: all {counts[rest.argmin()]} rows with {LABEL_COLUMNS[rest.argmin()]}=1 have the same "
                 f"prompt or fall into one fold (fold {fold}), so nothing is left to learn it from. Give more rows."
             )
     return folds

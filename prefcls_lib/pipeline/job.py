@@ -83,7 +83,7 @@ def read_job(config: RunConfig) -> Job:
     if config.extra_train is not None:
         paths["extra_train"] = Path(config.extra_train)
         extra_rows = read_rows(paths["extra_train"], labelled=True)
-    folds = assign_folds(rows, config.num_folds, config.seed)
+    folds = assign_folds(rows, config.num_folds, config.seed, paths["train"])
     folder = RunFolder(default_out(config.backbone) if config.out == "auto" else config.out)
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)
