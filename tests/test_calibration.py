@@ -9,7 +9,6 @@ from prefcls_lib.evaluation.calibration import (
     Blend,
     Calibration,
     blend_out_of_fold,
-    calibrate_out_of_fold,
     fit_blend,
     fit_calibration,
 )
@@ -70,7 +69,7 @@ def test_calibration_of_noise_flatters_on_its_own_rows_and_not_out_of_fold():
         labels = np.random.default_rng(seed).integers(0, 3, 60)
         probs = _random_probs(60, 100 + seed)
         own.append(log_loss(labels, fit_calibration(labels, probs).apply(probs)))
-        nested.append(log_loss(labels, calibrate_out_of_fold(labels, probs, *_plan(60, 5))))
+        nested.append(log_loss(labels, blend_out_of_fold(labels, [probs], *_plan(60, 5))))
     assert np.mean(own) < np.log(3) < np.mean(nested)
 
 
@@ -79,8 +78,8 @@ def test_out_of_fold_calibration_never_sees_the_fold_it_scores():
     probs, (folds, groups) = _random_probs(90, 4), _plan(90, 3)
     labels = _draw_labels(probs, 5)
     changed = np.where(folds == 1, (labels + 1) % 3, labels)
-    before = calibrate_out_of_fold(labels, probs, folds, groups)
-    after = calibrate_out_of_fold(changed, probs, folds, groups)
+    before = blend_out_of_fold(labels, [probs], folds, groups)
+    after = blend_out_of_fold(changed, [probs], folds, groups)
     assert (before[folds == 1] == after[folds == 1]).all()
     assert (before[folds != 1] != after[folds != 1]).all()
 
@@ -89,11 +88,11 @@ def test_one_fold_is_calibrated_in_two_halves_of_its_prompts():
     """With one fold each half is fitted on the other, so no row is left out and none fits itself."""
     probs, groups = _random_probs(80, 6), np.arange(80).astype(str)
     labels = _draw_labels(probs, 7)
-    calibrated = calibrate_out_of_fold(labels, probs, np.zeros(80, dtype=int), groups)
+    calibrated = blend_out_of_fold(labels, [probs], np.zeros(80, dtype=int), groups)
     assert calibrated.sum(axis=1) == pytest.approx(np.ones(80))
     assert (calibrated != fit_calibration(labels, probs).apply(probs)).all()
     with pytest.raises(UserError, match="too few prompts"):
-        calibrate_out_of_fold(labels, probs, np.zeros(80, dtype=int), np.full(80, "one prompt"))
+        blend_out_of_fold(labels, [probs], np.zeros(80, dtype=int), np.full(80, "one prompt"))
 
 
 def test_blend_by_hand():

@@ -6,7 +6,7 @@ import pytest
 from conftest import KINDS
 from transformers import AutoTokenizer
 
-from prefcls_lib.data.tokenization import SideTokenizer, clean_text, encode_rows, share_room
+from prefcls_lib.data.tokenization import SideTokenizer, clean_text, encode_rows, share_budget
 from prefcls_lib.runtime.files import UserError
 
 
@@ -67,7 +67,7 @@ def test_two_answers_share_the_room_equally(backbone_folders):
 )  # fmt: skip
 def test_shares_by_hand(room, wanted, shares):
     """Equal shares, no more than wanted, and nothing is lost."""
-    assert share_room(room, wanted) == shares
+    assert share_budget(room, wanted) == shares
 
 
 def test_cross_sides_are_both_orders(tokenizer):

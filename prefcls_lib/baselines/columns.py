@@ -56,7 +56,7 @@ class BaselineInputs:
 
 
 def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray | None = None) -> BaselineInputs:
-    """What `names` need of the rows of `data.read_rows`; texts are read only for `TEXT_BASELINES`.
+    """What `names` need of the rows of `loading.read_rows`; texts are read only for `TEXT_BASELINES`.
 
     `structure`: their features where they are known already.
     """

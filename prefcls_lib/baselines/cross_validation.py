@@ -1,4 +1,4 @@
-"""Cross-validation of the ladder: every baseline on the folds that the networks use, with intervals."""
+"""Cross-validation of the baselines on the folds that the networks use, with confidence intervals."""
 
 import time
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def cross_validate(
     """Fit each baseline once for each fold of `run_folds`, on all other folds, and predict that fold.
 
     Args:
-        rows: labelled rows of `data.read_rows`.
-        folds: (N,) from `data.assign_folds`.
+        rows: labelled rows of `loading.read_rows`.
+        folds: (N,) from `splits.assign_folds`.
         run_folds: folds to predict; the others only train.
         progress: show a bar.
 
@@ -50,7 +50,7 @@ def cross_validate(
     baselines: dict[str, list[Baseline]] = {name: [] for name in names}
     seconds = dict.fromkeys(names, 0.0)
     bar = progress_bar(len(run_folds) * len(names), "ladder", "fit", shown=progress)
-    with bar, threadpool_limits(limits=1):  # small fits: threads that wait for each other cost more than they bring
+    with bar, threadpool_limits(limits=1):  # the fits are small: more threads are slower
         bar.set_postfix_str("reading the answers")
         inputs = read_inputs(rows, names)
         for fold in run_folds:
@@ -94,13 +94,12 @@ def choose_baseline(results: dict[str, OutOfSample], labels: np.ndarray, groups:
 
 
 def _check_folds(labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, run_folds: Sequence[int]) -> None:
-    fold_of: dict[str, int] = {}
-    for group, fold in zip(groups, folds, strict=True):
-        if fold_of.setdefault(group, fold) != fold:
-            raise UserError(
-                f"folds: prompt group {group} is in folds {fold_of[group]} and {fold}, so validation would "
-                "see prompts of the training rows. Make the folds with data.assign_folds."
-            )
+    found = pd.Series(folds).groupby(groups, sort=False).agg(["min", "max"])
+    for group, (one, other) in found[found["min"] != found["max"]].iterrows():
+        raise UserError(
+            f"folds: prompt group {group} is in folds {one} and {other}, so that validation rows would share prompts "
+            "with training rows. Make the folds with `splits.assign_folds`."
+        )
     for fold in run_folds:
         classes = len(np.unique(labels[folds == fold]))
         if classes < 2:

@@ -1,19 +1,18 @@
-"""The ladder: plain baselines on the same folds as the networks, every one exactly order-equivariant.
+"""The ladder: baselines of growing complexity, every one exactly order-equivariant.
 
     prior               class shares
-    length_bins         who is longer, and by how much: a lookup
+    length_bins         a lookup by which answer is longer, and by how much
     length_logistic     a few lengths
     structure_logistic  `features.compute_features`
-    structure_boosting  the same, gradient boosted trees
+    structure_boosting  gradient boosted trees on the same features
     tfidf_difference    words and characters of (prompt, answer): X_a - X_b and |X_a - X_b|
     structure_tfidf     both of the above logistic models' columns
 
-Swapping A and B must swap the probabilities. The usual way is to train on every row and its swapped copy,
-then to average the predictions of both orders; the trees do that. For a logistic model with an L2 penalty the
-optimum on such doubled rows is unique, so it is symmetric itself: antisymmetric columns (A minus B) can only
-move A against B, symmetric ones only the tie. `_fit_logistic` therefore solves for those weights alone, on
-the rows as they are: the same model (a test compares it with scikit-learn's on doubled rows), in half the
-memory.
+Swapping A and B must swap the probabilities. The trees are trained on every row and its swapped copy, and average the
+predictions of both orders. For a logistic model with an L2 penalty the optimum on such doubled rows is unique and hence
+symmetric itself: antisymmetric columns (A minus B) only move A against B, symmetric ones only the tie. `_fit_logistic`
+solves for these weights alone, on the rows as they are: the same model (a test compares it with scikit-learn's on
+doubled rows) in half the memory.
 
 A fitted baseline is a name and a few arrays, trees included, so it is saved without pickle.
 """
@@ -71,9 +70,9 @@ class Baseline:
 def fit_baseline(
     name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int, strength: float | None = None
 ) -> Baseline:
-    """Fit one baseline on training rows; labels (N,), prompt groups (N,) for the folds that choose its strength.
+    """Fit one baseline on training rows with labels (N,).
 
-    `strength`: chosen already; None: chosen here.
+    `strength`: from `choose_strength`; None: chosen here, on inner folds of the prompt groups (N,).
 
     Raises:
         UserError: no such baseline, or a class without rows.
@@ -133,14 +132,14 @@ def load_baseline(folder: str | Path) -> Baseline:
 
 
 def _symmetrise(table: np.ndarray) -> np.ndarray:
-    """Mean of class values (..., 3) and their swap, where the order of the answers means nothing."""
+    """Mean of class values (..., 3) and their swap."""
     return (table + table[..., list(SWAP)]) / 2
 
 
 def choose_strength(name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """The C (or the number of trees) with the lowest log loss on inner folds of at most TUNING_ROWS rows.
 
-    Rows too few for inner folds get the strongest regularisation.
+    Inner folds never share a prompt group. With too few rows for them: the strongest regularisation.
     """
     choices = TREE_COUNTS if name == "structure_boosting" else STRENGTHS
     totals = np.zeros(len(choices))
@@ -152,7 +151,7 @@ def choose_strength(name: str, inputs: BaselineInputs, labels: np.ndarray, group
 
 
 def _inner_splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions to fit and to score on, by prompt group; a split that lacks a class to learn is left out."""
+    """Positions to fit and to score on, by prompt group; a split whose training part lacks a class is left out."""
     _, index = np.unique(groups, return_inverse=True)
     rank = np.random.default_rng(seed).permutation(index.max() + 1)[index]
     used = (np.cumsum(np.bincount(rank)) <= TUNING_ROWS)[rank]
@@ -218,8 +217,8 @@ def _fit_logistic(anti, sym, labels: np.ndarray, strength: float) -> dict[str, n
     """Weights of logits (anti @ w, -anti @ w, sym @ v + b) with the lowest penalised loss.
 
     Equal to scikit-learn's LogisticRegression(C=strength) on [anti, sym] with every row's swapped copy
-    [-anti, sym] added. There w stands in the rows of A and, negated, of B, and v is shared out as -v/3, -v/3,
-    2v/3: the penalty |W|^2 / 2 is |w|^2 + |v|^2 / 3.
+    [-anti, sym] added. Its weights of A, B, tie are w, -w, 0 for `anti` and -v/3, -v/3, 2v/3 for `sym`, so
+    that its penalty |W|^2 / 2 is |w|^2 + |v|^2 / 3.
     """
     width, dtype = anti.shape[1], anti.dtype
     one_hot = np.eye(NUM_CLASSES)[labels]

@@ -1,8 +1,8 @@
-"""Structure features: what the shape of two answers says about the vote, before any of them is understood.
+"""Structure features: length, lists, code, refusals and the like, which predict the vote without reading the answers.
 
-Every column is either antisymmetric (A minus B: changes sign when A and B change places) or symmetric (a sum,
-a distance, a property of the prompt: stays). `SIGNS` says which, so that swapping the answers is
-`features * SIGNS`, exactly. Columns are standardised on training rows: symmetric ones by mean and deviation,
+Every column is either antisymmetric (A minus B: it changes sign when A and B change places) or symmetric (a sum, a
+distance, a property of the prompt: it stays). `SIGNS` tells them apart, so that swapping the answers is exactly
+`features * SIGNS`. Columns are standardised on training rows: symmetric ones by mean and standard deviation,
 antisymmetric ones by their root mean square alone, which keeps the swap exact.
 """
 
@@ -21,27 +21,14 @@ _REFUSAL = re.compile(
     r"\b(?:as an ai|language model|i(?:'| a)m sorry|i apologi[sz]e|i can(?:no|')t (?:provide|assist|help|"
     r"fulfill|create|write|generate|engage)|i am (?:not able|unable)|i'm (?:not able|unable)|not appropriate)\b"
 )
-CLIP = 4.0  # standardised values beyond +-CLIP are cut: one 36,000-character answer must not lead the fit
+CLIP = 4.0  # standardised values are clipped to +-CLIP, so that one very long answer does not dominate a fit
 
-# of each answer (all its turns joined), from the whole text; A minus B and, for some, the distance
+# of each answer, all its turns joined: A minus B, the mean, and for some the distance |A - B|
 SIDE_FEATURES = (
-    "log_chars",
-    "log_words",
-    "log_last_chars",
-    "log_lines",
-    "log_list_items",
-    "log_headings",
-    "log_code_fences",
-    "log_questions",
-    "log_exclamations",
-    "non_ascii_share",
-    "digit_share",
-    "distinct_word_share",
-    "prompt_overlap",
-    "refusal",
-    "empty",
-    "unfinished",
-)
+    "log_chars", "log_words", "log_last_chars", "log_lines", "log_list_items", "log_headings", "log_code_fences",
+    "log_questions", "log_exclamations", "non_ascii_share", "digit_share", "distinct_word_share", "prompt_overlap",
+    "refusal", "empty", "unfinished",
+)  # fmt: skip
 DISTANCES = ("log_chars", "log_list_items", "log_code_fences", "refusal", "empty", "non_ascii_share")
 ROW_FEATURES = ("log_prompt_chars", "log_turns", "prompt_has_code", "prompt_non_ascii_share",
                 "answer_overlap", "identical")  # fmt: skip
@@ -79,7 +66,7 @@ def identical_answers(rows: pd.DataFrame) -> np.ndarray:
 class FeatureScaler:
     """Standardisation of structure features, fitted on training rows and saved with the model.
 
-    `center` is zero for antisymmetric columns, so `transform(x * SIGNS) == transform(x) * SIGNS` to the bit.
+    `center` is zero for antisymmetric columns, so `transform(x * SIGNS) == transform(x) * SIGNS` exactly.
     """
 
     center: np.ndarray  # (F,)

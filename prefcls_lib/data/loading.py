@@ -1,12 +1,12 @@
 """CSV to rows: cells parsed into turns, labels and prompt groups.
 
-Treatment of what is odd in the real data, the same for training and test rows:
+Irregular cells, which the competition's files have, are treated alike in training and test rows:
 
 - a `null` turn or an empty answer is the empty text (`""`); the structure features flag it;
-- a lone surrogate (half of a UTF-16 pair) becomes U+FFFD, since no tokenizer takes it;
-- where the three cells of a row differ in their number of turns, the shorter are filled with `""`.
+- a lone surrogate (half of a UTF-16 pair) becomes U+FFFD, since no tokenizer accepts it;
+- where the three cells of a row differ in their number of turns, the shorter ones are filled with `""`.
 
-Anything else that is not as the competition writes it stops the run with the file, row and column named.
+Any other deviation from the competition's format is an error that names file, row and column.
 """
 
 import atexit
@@ -42,7 +42,7 @@ from prefcls_lib.runtime.kaggle import find_competition_file
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SAMPLES = {"train": ("train.csv.gz", "train.csv"), "test": ("test.csv",)}  # Kaggle unpacks archives
-_unzipped = ExitStack()  # sample files of a library that is imported from its wheel, until the process ends
+_unzipped = ExitStack()  # keeps the sample files of a library that is imported from a wheel until the process ends
 atexit.register(_unzipped.close)
 
 
@@ -88,7 +88,7 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
                 f"{path}: column {name!r} is {state}. Columns found: {', '.join(header)}. Needed: {', '.join(needed)}."
             )
     table = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
-    del records  # and each column of cells below: the whole file must fit into a small machine's memory
+    del records  # as each column of cells below, so that the file fits into the memory of a small machine
     rows = pd.DataFrame({ID: pd.Series(table[ID], dtype=object)})
     _check_ids(path, table[ID])
     for name in TEXT_COLUMNS:
@@ -120,7 +120,7 @@ def prompt_group(first_turn: str) -> str:
 
 
 def describe_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a reader wants to know of the rows first, one line each: counts and shares."""
+    """Counts and shares that describe the rows, one line each."""
     texts = {name: rows[name].map("\n".join) for name in TEXT_COLUMNS}
     turns = rows[PROMPT].map(len)
     empty = np.column_stack([rows[name].map(lambda t: any(x == "" for x in t)) for name in RESPONSES])
@@ -140,7 +140,7 @@ def describe_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def format_row(row: pd.Series, max_chars: int = 3000) -> str:
-    """One comparison as text, to be read in full: each turn's prompt, answer A, answer B, and the verdict."""
+    """One comparison as text: each turn's prompt, answer A, answer B, and the vote."""
     lines = [f"id {row[ID]}, {len(row[PROMPT])} turn(s)"]
     for number, (prompt, a, b) in enumerate(zip(*(row[name] for name in TEXT_COLUMNS), strict=True), 1):
         for title, text in (("PROMPT", prompt), ("ANSWER A", a), ("ANSWER B", b)):

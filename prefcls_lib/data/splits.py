@@ -1,4 +1,4 @@
-"""Which rows are used, and the one fold plan: by content and seed, whatever the order of the rows."""
+"""The rows that are used, and the folds of all models: by content and seed, whatever the order of the rows."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ def take_rows(rows: pd.DataFrame, max_rows: int, seed: int) -> pd.DataFrame:
 
 
 def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Path = "training rows") -> np.ndarray:
-    """The fold plan of every model kind: stratified by label, no prompt group in two folds.
+    """The folds of every baseline and network: stratified by label, no prompt group in two folds.
 
     The plan depends on the rows' content and on `seed`, not on the order of the rows.
 
@@ -54,7 +54,7 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
         folds[order[valid]] = fold
     for fold in range(num_folds):
         rest = np.bincount(labels[folds != fold], minlength=NUM_CLASSES)
-        if (rest == 0).any():  # they all share a few prompts
+        if (rest == 0).any():  # the rows of one class share a few prompts
             raise UserError(
                 f"{source}: all {counts[rest.argmin()]} rows with {LABEL_COLUMNS[rest.argmin()]}=1 have the same "
                 f"prompt or fall into one fold (fold {fold}), so nothing is left to learn it from. Give more rows."

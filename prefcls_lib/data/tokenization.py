@@ -8,13 +8,13 @@ For a cross-encoder each turn has both answers, A first in side 0 and B first in
 
     [CLS] prompt 1 [SEP] answer A 1 [SEP] answer B 1 [SEP] ...
 
-When it is longer than `max_length`, the budget goes to the last turns first. Within a turn the prompt may
-take PROMPT_SHARE of the room, or more if the answers leave room; two answers share the rest equally, and what the
-shorter does not need goes to the longer. A text that must be cut keeps its head and its tail with a marker between.
-What a turn does not use is handed on to the turn before it.
+If it is longer than `max_length`, the budget of tokens goes to the last turns first. Within a turn the prompt may
+take PROMPT_SHARE of the budget, or more if the answers are short; two answers share the rest equally, and what the
+shorter one does not need goes to the longer one. A text that must be cut keeps its head and its tail with a marker in
+between. Tokens that a turn does not use go to the turn before it.
 
-Special tokens are only ever written by this layout. Text that spells one ("</s>", "[SEP]", "<mask>") is broken up
-before it is tokenised, and the ids are checked afterwards.
+Only this layout writes special tokens. Text that spells one ("</s>", "[SEP]", "<mask>") is split before it is
+tokenised, and the ids are checked afterwards.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ import pandas as pd
 from prefcls_lib.data.schema import PROMPT, RESPONSES
 from prefcls_lib.runtime.files import UserError
 
-PROMPT_SHARE = 0.25  # of a turn's room, while the answer needs the rest
-MIN_TURN_TOKENS = 16  # an earlier turn with less room than this is left out whole
+PROMPT_SHARE = 0.25  # of a turn's budget, if the answers need the rest
+MIN_TURN_TOKENS = 16  # an earlier turn with a smaller budget is left out entirely
 _CUT_MARKERS = ("…", "...")  # the first that the vocabulary has
 _NEWLINE_MARKERS = ("¶", "|", ";")  # stands for line breaks where a tokenizer drops them
 _NEWLINES = re.compile(r"[^\S\n]*\n\s*")
@@ -38,9 +38,9 @@ Ids = np.ndarray  # (T,) int32 token ids of a text or of a side
 
 
 def clean_text(text: str, text_cleaning: str) -> str:
-    """Clean one turn: "none"; "whitespace" collapses white space; "ascii" also strips what is not ASCII.
+    """Clean one turn: "none"; "whitespace" collapses white space; "ascii" also removes what is not ASCII.
 
-    "ascii" is the original study's step. It works on the parsed text: in the raw cell every character is ASCII.
+    "ascii" is the original study's step, applied to the parsed text (in the raw CSV cell every character is ASCII).
     """
     if text_cleaning == "none":
         return text
@@ -84,7 +84,7 @@ class SideTokenizer:
         for start in range(0, len(texts), _BATCH_TEXTS):
             batch = [self._prepare(text) for text in texts[start : start + _BATCH_TEXTS]]
             for ids in self._call(batch):
-                if not self.special_ids.isdisjoint(ids):  # whatever spelling got through: never as a special token
+                if not self.special_ids.isdisjoint(ids):  # a spelling that `_prepare` does not know
                     ids = [i for i in ids if i not in self.special_ids]
                 encoded.append(np.array(ids, dtype=np.int32))
         return encoded
@@ -103,15 +103,15 @@ class SideTokenizer:
         pieces: list[Ids] = []  # last piece first
         answer_tokens = 0
         for prompt, *answers in reversed(turns):
-            room = left - len(self.between) * (len(answers) + bool(pieces))
+            budget = left - len(self.between) * (len(answers) + bool(pieces))
             wanted = [len(answer) for answer in answers]
-            if pieces and room < min(MIN_TURN_TOKENS, len(prompt) + sum(wanted)):
+            if pieces and budget < min(MIN_TURN_TOKENS, len(prompt) + sum(wanted)):
                 break
-            kept_prompt, _ = self._cut(prompt, max(int(PROMPT_SHARE * room), room - sum(wanted)))
-            left = room - len(kept_prompt)
+            kept_prompt, _ = self._cut(prompt, max(int(PROMPT_SHARE * budget), budget - sum(wanted)))
+            left = budget - len(kept_prompt)
             pieces += [self.between] if pieces else []
-            for answer, answer_room in reversed(list(zip(answers, share_room(left, wanted), strict=True))):
-                kept, seen = self._cut(answer, answer_room)
+            for answer, share in reversed(list(zip(answers, share_budget(left, wanted), strict=True))):
+                kept, seen = self._cut(answer, share)
                 pieces += [kept, self.between]
                 left -= len(kept)
                 answer_tokens += seen
@@ -129,16 +129,10 @@ class SideTokenizer:
         return text
 
     def _call(self, texts: list[str]) -> list[list[int]]:
-        # the call resets truncation and padding that a tokenizer.json may have baked in
-        return self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        # tokenizer.json may switch truncation and padding on: the call switches them off
+        off = dict.fromkeys(("add_special_tokens", "truncation", "padding", "return_attention_mask",
+                             "return_token_type_ids", "verbose"), False)  # fmt: skip
+        return self.tokenizer(texts, **off)["input_ids"]
 
     def _ids(self, text: str) -> list[int]:
         return self._call([text])[0]
@@ -172,17 +166,17 @@ class SideTokenizer:
             )
         self.prefix, self.between, self.suffix = (np.array(p, dtype=np.int32) for p in (prefix, between, suffix))
 
-    def _cut(self, ids: Ids, room: int) -> tuple[Ids, int]:
-        """Head and tail of `ids`, the cut marker between, within `room` tokens; and how many of `ids` were kept.
+    def _cut(self, ids: Ids, budget: int) -> tuple[Ids, int]:
+        """Head and tail of `ids` with the cut marker in between, within `budget` tokens; how many of `ids` were kept.
 
         The head gets the odd token.
         """
-        room = max(room, 0)
-        if len(ids) <= room:
+        budget = max(budget, 0)
+        if len(ids) <= budget:
             return ids, len(ids)
-        keep = room - len(self.cut_marker)
+        keep = budget - len(self.cut_marker)
         if keep < 2:
-            return ids[:room], room
+            return ids[:budget], budget
         tail = keep // 2
         return np.concatenate([ids[: keep - tail], self.cut_marker, ids[len(ids) - tail :]]), keep
 
@@ -229,12 +223,12 @@ class EncodedRows:
         }
 
 
-def share_room(room: int, wanted: list[int]) -> list[int]:
-    """Shares of `room` tokens: equal ones, but no more than `wanted`; what one does not need goes to the others."""
+def share_budget(budget: int, wanted: list[int]) -> list[int]:
+    """Equal shares of `budget` tokens, but none above `wanted`: what one does not need goes to the others."""
     shares = [0] * len(wanted)
     for served, place in enumerate(sorted(range(len(wanted)), key=lambda i: wanted[i])):
-        shares[place] = min(wanted[place], max(room, 0) // (len(wanted) - served))
-        room -= shares[place]
+        shares[place] = min(wanted[place], max(budget, 0) // (len(wanted) - served))
+        budget -= shares[place]
     return shares
 
 
@@ -244,7 +238,7 @@ def encode_rows(
     """Token ids of both sides of every row; each different text is tokenised once.
 
     Args:
-        rows: from `data.read_rows`.
+        rows: from `loading.read_rows`.
         tokenizer: the backbone's.
         max_length: most tokens of one side.
         text_cleaning: see `clean_text`.

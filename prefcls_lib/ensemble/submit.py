@@ -100,7 +100,7 @@ def predict_within(
 
     Args:
         ensemble: of `find_ensemble`.
-        rows: from `data.read_rows`.
+        rows: from `loading.read_rows`.
         out: submission CSV.
         time_budget_hours: from now; RESERVED of it is not used.
         num_processes: share the rows among so many processes; None: one a GPU.

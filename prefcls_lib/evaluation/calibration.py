@@ -1,7 +1,7 @@
 """Calibration and blending in log space, fitted on out-of-sample predictions only.
 
-Both are one convex problem: softmax(sum_k beta_k log p_k + [0, 0, tie_bias]) with beta >= 0, so the fit has
-one answer and needs no seed. A and B share one bias: swapping the answers still swaps the probabilities.
+Both are one convex problem: softmax(sum_k beta_k log p_k + [0, 0, tie_bias]) with beta >= 0, so the solution is unique
+and needs no seed. A and B have the same bias, so swapping the answers still swaps the probabilities.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from prefcls_lib.runtime.files import UserError
 
 MAX_TEMPERATURE = 20.0
 MAX_TIE_BIAS = 5.0
-PRIOR_ROWS = 1.0  # pull towards leaving the probabilities as they are; matters on a handful of rows only
+PRIOR_ROWS = 1.0  # weight of the prior that changes nothing, in rows; it matters on a handful of rows only
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """softmax(log p / temperature + [0, 0, tie_bias]); temperature > 1 makes predictions less sure."""
+    """softmax(log p / temperature + [0, 0, tie_bias]); temperature > 1 makes predictions less confident."""
 
     temperature: float = 1.0
     tie_bias: float = 0.0
@@ -92,7 +92,7 @@ class Blend:
 def fit_calibration(labels: np.ndarray, probs: np.ndarray) -> Calibration:
     """Temperature and tie bias with the lowest log loss on labels (N,) and probs (N, 3).
 
-    The rows must not have trained or selected what made `probs`; its gain on these same rows flatters.
+    The rows must not have trained or selected the model of `probs`. The gain on these same rows is optimistic.
     """
     return fit_blend(labels, [probs]).calibration
 
@@ -142,21 +142,13 @@ def fit_calibration_on(offsets: np.ndarray, scores: np.ndarray, labels: np.ndarr
     return Calibration(float(1 / power), float(tie_bias))
 
 
-def calibrate_out_of_fold(labels: np.ndarray, probs: np.ndarray, folds: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Each fold's probabilities (N, 3) calibrated on the other folds: what calibration is honestly worth.
-
-    With one fold present the prompt groups are split in two halves instead.
-    """
-    return blend_out_of_fold(labels, [probs], folds, groups)
-
-
 def blend_out_of_fold(
     labels: np.ndarray, predictions: Sequence[np.ndarray], folds: np.ndarray, groups: np.ndarray
 ) -> np.ndarray:
-    """Each fold's blend (N, 3), its weights and calibration fitted on the other folds: the score to report.
+    """Cross-fitted blend (N, 3), or calibration of a single prediction: each fold's is fitted on the other folds.
 
-    With one fold present the prompt groups are split in two halves instead. The blend to keep is `fit_blend`
-    on all rows.
+    Its score is the one to report; the blend to keep is `fit_blend` on all rows. With a single fold, the prompt groups
+    are split into two halves instead.
 
     Raises:
         UserError: one fold and one half only, so that nothing is left to fit on.

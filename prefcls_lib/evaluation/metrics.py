@@ -1,4 +1,4 @@
-"""Numbers about predictions, each with its uncertainty: log loss, comparisons, calibration error, slices.
+"""Scores of predictions with their uncertainty: log loss, comparisons, calibration error.
 
 Rows that share a prompt are not independent, so every interval here resamples prompt groups, never rows.
 Shapes: labels (N,) of 0, 1, 2; probs (N, 3) in `schema.LABEL_COLUMNS` order; groups (N,) of str.
@@ -64,7 +64,7 @@ def brier_score(labels: np.ndarray, probs: np.ndarray) -> float:
 
 
 def reliability_table(labels: np.ndarray, probs: np.ndarray, num_bins: int = 15) -> pd.DataFrame:
-    """How often the most probable class is right, by how probable it was said to be.
+    """How often the most probable class is right, by its predicted probability.
 
     Returns:
         One line for each of `num_bins` equal-width bins (low, high] that holds rows: low, high, count,
@@ -97,7 +97,7 @@ def bootstrap_interval(
     """95 % percentile interval of the mean of `values` (N,), resampling whole prompt groups.
 
     Returns:
-        (low, high); (nan, nan) with fewer than two groups, where nothing can be said.
+        (low, high); (nan, nan) with fewer than two groups.
     """
     means = _bootstrap_means(values, groups, num_resamples, seed)
     return (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))) if len(means) else (np.nan, np.nan)
@@ -111,7 +111,7 @@ class Comparison:
     low: float  # 95 % interval of the difference
     high: float
     verdict: str  # BEATS: high < 0; LOSES: low > 0; TIES: the interval holds 0
-    smallest_detectable: float  # difference found with 80 % power at the 5 % level: 2.8 standard errors
+    smallest_detectable: float  # minimum detectable effect, 80 % power at the 5 % level: 2.8 standard errors
     rows: int
     groups: int
 
@@ -150,17 +150,17 @@ def compare(
 
 
 def split_halves(groups: np.ndarray) -> np.ndarray:
-    """(N,) bool: prompt groups in two halves, by a hash of the group, whatever the order of the rows."""
+    """(N,) bool: two halves of the prompt groups, by a hash of the group, whatever the order of the rows."""
     names, index = np.unique(groups, return_inverse=True)
     rank = np.argsort(np.argsort([hashlib.blake2b(str(name).encode()).hexdigest() for name in names]))
     return (rank % 2 == 1)[index]
 
 
 def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
-    """Predictions of the best validation step, free of the bias of having picked it on the same rows.
+    """Cross-fitted predictions of the best validation step, without the bias of choosing it on the rows that score it.
 
-    The step with the lowest log loss on one half of the prompt groups supplies the other half's predictions,
-    and the other way round. A single prompt group has no halves: there the best step's predictions come back.
+    The step with the lowest log loss on one half of the prompt groups gives the predictions of the other half, and
+    vice versa. With a single prompt group, which has no halves, the best step on all rows gives all predictions.
 
     Args:
         valid_probs: (V, N, 3) probabilities of the validation rows at each of V validations.

@@ -1,4 +1,4 @@
-"""What is read off predictions row by row: slices, verdicts that flip, the most confident mistakes."""
+"""Where a model is wrong: log loss in slices of the rows, the flip rate, the most confident mistakes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,18 +26,18 @@ def slice_table(
     cut: np.ndarray | None = None,
     top: int = 10,
 ) -> pd.DataFrame:
-    """Log loss where it may differ: by length, turns, code, script, tie, odd answers, model pair.
+    """Log loss in slices: by length, turns, code, script, tie, identical or empty answers, model pair.
 
     Args:
-        rows: from `data.read_rows`, N rows.
+        rows: from `loading.read_rows`, N rows.
         other_probs: (N, 3) of a baseline, to be compared slice by slice.
         cut: (N,) bool, the row's text did not fit the token budget.
         top: number of model pairs, the most frequent ones.
 
     Returns:
-        One line for each slice that has rows (no interval for fewer than MIN_SLICE_GROUPS prompts): name,
-            value, count, log_loss, low, high (95 % interval),
-        accuracy; with `other_probs` also difference, difference_low, difference_high (negative: better).
+        One line for each slice that has rows: name, value, count, log_loss, low, high (95 % interval; NaN for fewer
+        than MIN_SLICE_GROUPS prompts), accuracy; with `other_probs` also difference, difference_low, difference_high
+        (negative: better than `other_probs`).
     """
     groups = rows["group"].to_numpy()
     losses = row_losses(labels, probs)
@@ -49,12 +49,7 @@ def slice_table(
             here = index == number
             low, high = _slice_interval(losses[here], groups[here])
             line = {"name": name, "value": str(values[number]), "count": int(here.sum())}
-            line |= {
-                "log_loss": losses[here].mean(),
-                "low": low,
-                "high": high,
-                "accuracy": right[here].mean(),
-            }
+            line |= {"log_loss": losses[here].mean(), "low": low, "high": high, "accuracy": right[here].mean()}
             if against is not None:
                 low, high = _slice_interval(against[here], groups[here])
                 line |= {"difference": against[here].mean(), "difference_low": low, "difference_high": high}
@@ -63,14 +58,14 @@ def slice_table(
 
 
 def _slice_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """`bootstrap_interval`, or NaN for fewer than MIN_SLICE_GROUPS prompts, whose resamples say nothing."""
+    """`bootstrap_interval`; NaN for fewer than MIN_SLICE_GROUPS prompts, too few to resample."""
     if len(np.unique(groups)) < MIN_SLICE_GROUPS:
         return float("nan"), float("nan")
     return bootstrap_interval(values, groups)
 
 
 def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:
-    """Share of rows whose verdict changes when A and B change places: position bias; 0 is right.
+    """Share of rows whose predicted class changes when A and B change places: position bias, at best 0.
 
     Args:
         probs: (N, 3).
@@ -80,7 +75,7 @@ def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:
 
 
 def most_confident_mistakes(rows: pd.DataFrame, probs: np.ndarray, count: int) -> pd.DataFrame:
-    """The wrong verdicts held with most confidence, for reading: id, label, predicted, confidence.
+    """The wrong predictions with the highest confidence, for reading: id, label, predicted, confidence.
 
     The index is the position in `rows`, so `rows.iloc[table.index]` are the comparisons themselves.
     """
@@ -88,15 +83,8 @@ def most_confident_mistakes(rows: pd.DataFrame, probs: np.ndarray, count: int) -
     predicted, confidence = probs.argmax(axis=1), probs.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     order = order[predicted[order] != labels[order]][:count]
-    return pd.DataFrame(
-        {
-            ID: rows[ID].to_numpy()[order],
-            "label": labels[order],
-            "predicted": predicted[order],
-            "confidence": confidence[order],
-        },
-        index=order,
-    )
+    table = {"label": labels[order], "predicted": predicted[order], "confidence": confidence[order]}
+    return pd.DataFrame({ID: rows[ID].to_numpy()[order], **table}, index=order)
 
 
 def _slices(
@@ -113,11 +101,8 @@ def _slices(
     yield "code fence in an answer", NO_YES, np.array(code, dtype=int)
     others = np.array([[0 if text.isascii() else _count_others(text) for text in column] for column in texts])
     share = others.sum(axis=0) / np.maximum(total, 1)
-    yield (
-        "non-ASCII characters",
-        ("none", "under 10 %", "10 % or more"),
-        (share > 0).astype(int) + (share >= 0.1),
-    )
+    index = (share > 0).astype(int) + (share >= 0.1)
+    yield "non-ASCII characters", ("none", "under 10 %", "10 % or more"), index
     yield "tie", NO_YES, (labels == LABEL_COLUMNS.index("winner_tie")).astype(int)
     yield "identical answers", NO_YES, identical_answers(rows).astype(int)
     yield "empty or null answer", NO_YES, empty_answers(rows).any(axis=1).astype(int)

@@ -71,7 +71,7 @@ class SavedNetwork:
         """Probabilities (N, 3) of rows, on this machine's device and in the precision it was trained in.
 
         Args:
-            rows: from `data.read_rows`.
+            rows: from `loading.read_rows`.
             inputs: what `read_inputs` gave for these rows, where several models share it.
             label: shows a progress bar with this name.
         """
@@ -96,7 +96,7 @@ class SavedBaseline:
     tokens: TokenCount = field(default_factory=TokenCount)
 
     def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
-        """What the baseline reads of rows from `data.read_rows`: the same for a run's models."""
+        """What the baseline reads of rows from `loading.read_rows`: the same for a run's models."""
         return read_inputs(rows, [self.baseline.name])
 
     def predict_proba(self, rows: pd.DataFrame, inputs: BaselineInputs | None = None, label: str = "") -> np.ndarray:

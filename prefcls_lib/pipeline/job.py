@@ -29,7 +29,7 @@ class Job:
     Attributes:
         config: with the backbone's recipe filled in.
         folder: where everything goes.
-        rows, test_rows: from `data.read_rows`.
+        rows, test_rows: from `loading.read_rows`.
         extra_rows: more rows to train on, never validated on; None: none.
         folds: (N,) the fold in which each training row is validated.
         data_sha256: of the train and the test file, and of the extra rows' where there are any.

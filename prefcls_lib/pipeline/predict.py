@@ -37,7 +37,7 @@ def predict_run(
 
     Args:
         folder: of the run.
-        rows: from `data.read_rows`.
+        rows: from `loading.read_rows`.
         num_processes: share the rows among so many processes; None: one a GPU.
 
     Returns:
@@ -72,7 +72,7 @@ def predict_models(
 
     Args:
         folders: of the models, in the order of their importance.
-        rows: from `data.read_rows`.
+        rows: from `loading.read_rows`.
         add: called with a model's place in `folders` and its probabilities (N, 3) as soon as they are complete.
         num_processes: share the blocks among so many; 1: this one.
         deadline: `time.time()` after which no block is begun; models that are not complete are left out.

@@ -11,7 +11,7 @@ from prefcls_lib.baselines.cross_validation import OutOfSample, choose_baseline,
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
-from prefcls_lib.evaluation.calibration import calibrate_out_of_fold
+from prefcls_lib.evaluation.calibration import blend_out_of_fold
 from prefcls_lib.pipeline.folder import fold_models, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import versions
@@ -44,7 +44,7 @@ def score_job(job: Job) -> dict:
     rows, probs = read_out_of_sample(job)
     _, naive = read_out_of_sample(job, "valid.csv")
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    calibrated = calibrate_out_of_fold(labels, probs, job.folds[job.validated], groups)
+    calibrated = blend_out_of_fold(labels, [probs], job.folds[job.validated], groups)
     return {
         "log_loss": metrics.log_loss(labels, probs),
         "log_loss_interval": list(metrics.bootstrap_interval(metrics.row_losses(labels, probs), groups)),
