@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from scipy.special import softmax
 
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT, class_shares
@@ -24,10 +25,10 @@ from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import FoldModel, fold_models, prediction_table, write_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.pipeline.offsets import extra_rows, fold_offset
-from prefcls_lib.runtime.devices import make_accelerator, process_state, seed_everything
+from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, seed_everything
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.training.collapse import Collapsed
-from prefcls_lib.training.loop import MIN_ROWS_TO_SELECT, Session, fit
+from prefcls_lib.training.loop import MIN_ROWS_TO_SELECT, FitResult, Session, fit
 from prefcls_lib.training.state import stop_on_sigterm
 
 MAX_RESTARTS = 2  # after a collapse
@@ -48,12 +49,7 @@ def fit_here(job: Job, encoded: EncodedRows, left: list[FoldModel], side_by_side
             if deadline is not None:  # an equal share of what is left for each, after loading and saving
                 now = time.perf_counter()
                 deadline = now + (deadline - FINISH_SECONDS - now) / (len(left) - number)
-            session = Session(
-                job.folder.state_folder(fold_model),
-                deadline,
-                tokens_to_predict,
-                stop,
-            )
+            session = Session(job.folder.state_folder(fold_model), deadline, tokens_to_predict, stop)
             _fit_model(job, encoded, fold_model, session)
 
 
@@ -126,25 +122,79 @@ def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accele
 
 
 def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: Session) -> None:
-    started, config, fold, state = time.perf_counter(), job.config, fold_model.fold, process_state()
+    """Train one model of the run and save it with its tables in its folder."""
+    started, fold, state = time.perf_counter(), fold_model.fold, process_state()
     train, valid, scaler = split_rows(job, encoded, fold)
-    pad_id = job.backbone.tokenizer.pad_id
+    model, fitted, attempt, collapsed = _fit_until_healthy(job, train, valid, fold_model, session)
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        return
+    rows, start = job.rows[job.folds == fold], fold_offset(job, fold)
+    saved = cross_fitted = fitted.valid_probs[fitted.chosen]
+    if len(rows) >= MIN_ROWS_TO_SELECT:
+        cross_fitted, _ = metrics.choose_cross_fitted(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
+    record = {
+        "fold": fold,
+        "seed": attempt.seed,
+        "valid_rows": len(rows),
+        "train_rows": len(train),
+        "flip_rate": slices.flip_rate(saved, fitted.swapped_probs),
+        "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
+        "tokens": [fitted.tokens.real, fitted.tokens.computed],
+        "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
+        "step_seconds": fitted.step_seconds,
+        "steps": int(fitted.history["step"].iloc[-1]),
+        "planned_steps": math.ceil(len(train) / attempt.batch_size) * attempt.num_epochs,
+        "collapsed": collapsed,
+        "encoder_log_loss": float(fitted.history["encoder_log_loss"][fitted.chosen]),
+        "encoder_warning": fitted.encoder_warning,
+        "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
+        "mixed_precision": choose_precision(attempt.mixed_precision, state.device),
+        "seconds": max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1])),  # of all sessions
+        "finished_at": time.time(),
+    }
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        save_model(folder, model, job.backbone, scaler, job.config, start and start.baseline)
+        write_table(folder / "history.csv", fitted.history.assign(fold=fold, seed=attempt.seed))
+        write_table(folder / "oof.csv", prediction_table(rows, fold, cross_fitted))
+        write_table(folder / "valid.csv", prediction_table(rows, fold, saved).assign(group=rows["group"].to_numpy()))
+        write_json(folder / "fold.json", record)
+
+    write_whole(job.folder.model_folder(fold_model), write)
+    shutil.rmtree(session.state_folder, ignore_errors=True)
+    state.wait_for_everyone()
+
+
+def _fit_until_healthy(
+    job: Job, train: Examples, valid: Examples, fold_model: FoldModel, session: Session
+) -> tuple[PreferenceModel, FitResult, RunConfig, list[dict]]:
+    """Train a model, again with other settings where its encoder has collapsed.
+
+    Every attempt after a collapse has a new seed, half the rate and twice the warm-up.
+
+    Returns:
+        The model, what `fit` measured, the settings of the last attempt, and the records of the collapsed ones.
+    """
+    config, state = job.config, process_state()
     attempts_file = job.folder / "checkpoint" / f"{fold_model.name}-collapsed.json"
     collapsed = read_json(attempts_file)["collapsed"] if attempts_file.exists() else []
     while True:
-        tried = len(collapsed)  # every attempt after a collapse: new seed, half the rate, twice the warm-up
+        tried = len(collapsed)
         attempt = replace(
             config,
             seed=config.seed + fold_model.seed_index + 1000 * tried,
             learning_rate=config.learning_rate / 2**tried,
             warmup_ratio=min(0.5, config.warmup_ratio * 2**tried),
         )
-        seed_everything(attempt.seed + fold)
+        seed_everything(attempt.seed + fold_model.fold)
         accelerator = make_accelerator(config.mixed_precision)
         model = new_model(job, train, accelerator)
         try:
+            pad_id = job.backbone.tokenizer.pad_id
             fitted = fit(model, train, valid, attempt, accelerator, pad_id, fold_model.name, session)
-            break
+            return model, fitted, attempt, collapsed
         except Collapsed as error:
             collapsed.append(error.record)
             if state.is_main_process:
@@ -158,40 +208,3 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
             if state.is_main_process:
                 tries = f"restart {len(collapsed)} of {MAX_RESTARTS}"
                 print(f"{fold_model.name}: {tries}, half the rate, twice the warm-up", flush=True)
-    rows, start = job.rows[job.folds == fold], fold_offset(job, fold)
-    saved = honest = fitted.valid_probs[fitted.chosen]
-    if len(rows) >= MIN_ROWS_TO_SELECT:
-        honest, _ = metrics.choose_cross_fitted(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
-    record = {
-        "fold": fold,
-        "seed": attempt.seed,
-        "valid_rows": len(rows),
-        "train_rows": len(train),
-        "flip_rate": slices.flip_rate(saved, fitted.swapped_probs),
-        "best_epoch": float(fitted.history["epoch"][fitted.chosen]),
-        "tokens": [fitted.tokens.real, fitted.tokens.computed],
-        "valid_tokens": [fitted.valid_tokens.real, fitted.valid_tokens.computed],
-        "step_seconds": fitted.step_seconds,
-        "steps": int(fitted.history["step"].iloc[-1]),
-        "planned_steps": math.ceil(len(train) / config.batch_size) * config.num_epochs,
-        "collapsed": collapsed,
-        "encoder_log_loss": float(fitted.history["encoder_log_loss"][fitted.chosen]),
-        "encoder_warning": fitted.encoder_warning,
-        "skipped_steps": int(fitted.history["skipped_steps"].iloc[-1]),
-        "mixed_precision": accelerator.mixed_precision,
-        "seconds": max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1])),  # of all sessions
-        "finished_at": time.time(),
-    }
-
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        save_model(folder, model, job.backbone, scaler, config, start and start.baseline)
-        write_table(folder / "history.csv", fitted.history.assign(fold=fold, seed=attempt.seed))
-        write_table(folder / "oof.csv", prediction_table(rows, fold, honest))
-        write_table(folder / "valid.csv", prediction_table(rows, fold, saved).assign(group=rows["group"].to_numpy()))
-        write_json(folder / "fold.json", record)
-
-    if state.is_main_process:
-        write_whole(job.folder.model_folder(fold_model), write)
-        shutil.rmtree(session.state_folder, ignore_errors=True)
-    state.wait_for_everyone()
