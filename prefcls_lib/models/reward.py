@@ -1,4 +1,4 @@
-"""A reward model to start from: its encoder, its pooler, and its score, which becomes a linear skip of the head.
+"""Start from a reward model: its encoder, its pooler, and its score, which becomes a linear skip of the head.
 
 A reward model is a sequence-classification checkpoint with one output. It scores one answer, from the hidden state h of
 the first token: s = w f(W h + b) + c. Trained on A and B of the same prompt, s(A) - s(B) is its logit of "A wins"
@@ -46,10 +46,10 @@ def is_reward_model(config: PretrainedConfig) -> bool:
 
 
 def check_reward_model(path: Path, config: PretrainedConfig) -> None:
-    """Refuse what is no reward model.
+    """Refuse a checkpoint that is no reward model.
 
     Raises:
-        UserError: it is of a type whose score cannot be split off, no classifier, or one with several outputs.
+        UserError: its model type is not supported, it is no sequence classifier, or it has several outputs.
     """
     if config.model_type not in LAYERS:
         raise UserError(
@@ -85,7 +85,7 @@ def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, Rewa
     score.weight = last.weight
     encoder = model.base_model
     if hasattr(encoder, "pooler"):
-        encoder.pooler = None  # BERT's, which is ours now
+        encoder.pooler = None  # BERT's is used as `pooler`
     return encoder, pooler.train(), score
 
 
