@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, run_arguments
+from safetensors.torch import load_file
 from test_train import make_config, make_examples, make_model
 
 from prefcls_lib import cli
@@ -27,7 +28,7 @@ from prefcls_lib.runtime.files import UserError, backup_of, write_whole
 from prefcls_lib.training import loop, optim
 from prefcls_lib.training import step as steps
 from prefcls_lib.training.loop import Session
-from prefcls_lib.training.state import Stopped, TrainingState
+from prefcls_lib.training.state import Stopped, TrainingState, save_state
 
 
 def fit(model, config, session=None):
@@ -87,6 +88,35 @@ def test_best_weights_survive_a_stop(tiny, tmp_path, monkeypatch):
     model = make_model(tiny, config)
     assert fit(model, config, Session(tmp_path / "state")).chosen == expected.chosen
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_best_weights_take_their_space_once(tiny, tmp_path, monkeypatch):
+    """They are the weights of this step: one file. Later: the file of the checkpoint before. Without links: a copy."""
+    config, folder = make_config(structure_features=False), tmp_path / "state"
+    model, accelerator = make_model(tiny, config), make_accelerator("no")
+    optimizer = optim.make_optimizer(model, config, accelerator.device)
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = TrainingState(9, 512, step=3, records=[{"step": 3}], best=0, best_weights=best)
+
+    def saved_inodes() -> dict[str, int]:
+        save_state(folder, state, model, optimizer, accelerator)
+        found = load_file(folder / "best.safetensors")
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.best_weights.items())
+        return {name: (folder / f"{name}.safetensors").stat().st_ino for name in ("model", "best")}
+
+    first = saved_inodes()
+    assert first["model"] == first["best"]
+    state.step = 4
+    model.head.output.bias.data += 1
+    second = saved_inodes()
+    assert second["best"] == first["best"] != second["model"]
+    state.records.append({"step": 4})  # the next best was validated, and the checkpoint at that step was lost
+    state.step, state.best = 5, 1
+    state.best_weights = {name: tensor + 1 for name, tensor in best.items()}
+    saved_inodes()
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no hard links")))
+    state.step = 6
+    saved_inodes()
 
 
 def test_only_one_process_logs(tiny, tmp_path, monkeypatch, capsys):

@@ -57,11 +57,11 @@ def state_bytes(config: PretrainedConfig) -> int:
 
 
 def disk_bytes(config: PretrainedConfig, models: int, at_once: int) -> int:
-    """Most bytes that a run has on disk: `models` saved ones, and `at_once` in training.
+    """Most bytes that a run of `models` has on disk while `at_once` are in training and the others are saved.
 
-    Each model in training has two checkpoints while it writes a new one, for the old one stays until that is whole.
+    A model in training has two checkpoints while it writes a new one; they share the file of the best weights.
     """
-    return models * 4 * count_parameters(config) + 2 * at_once * state_bytes(config)
+    return (models - at_once) * 4 * count_parameters(config) + at_once * (2 * 12 + 4) * count_parameters(config)
 
 
 def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, checkpointing: bool = False) -> int:

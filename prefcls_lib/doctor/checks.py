@@ -218,13 +218,14 @@ def check_disk(backbone: Backbone, config: RunConfig) -> Check:
     """Space for the saved models and for the checkpoints of those that are trained at the same time."""
     out = kaggle.default_out(config.backbone) if config.out == "auto" else Path(config.out)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    kept = [path.stat() for name in ("checkpoint", "model") for path in (out / name).rglob("*")]  # of an earlier start
+    free = shutil.disk_usage(place).free + sum({stat.st_ino: stat.st_size for stat in kept}.values())
     models = len(config.folds) * config.num_seeds
     at_once = min(models, count_processes(config.num_processes))
     needed, one = (capacity.disk_bytes(backbone.config, models, number) for number in (at_once, 1))
     finding = (
-        f"{free / 1e9:.1f} GB free at {place}; {needed / 1e9:.1f} GB needed: models to save: {models}, trained at the "
-        f"same time: {at_once}, each with two checkpoints while one is written"
+        f"{free / 1e9:.1f} GB at {place}; {needed / 1e9:.1f} GB needed: models to save: {models}, trained at the same "
+        f"time: {at_once}, each with two checkpoints while one is written"
     )
     if free >= needed:
         return Check("disk", "ok", finding)

@@ -8,6 +8,7 @@
 The folder is replaced whole, by renames; whichever moment the run is killed in, the last or the one before is there.
 """
 
+import os
 import shutil
 import signal
 import threading
@@ -90,7 +91,7 @@ def save_state(
             {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors"
         )
         if state.best_weights is not None:
-            save_file(state.best_weights, temporary / "best.safetensors")
+            _write_best(state, folder, temporary)
         torch.save(tensors, temporary / "state.pt")
         np.save(temporary / "valid_probs.npy", np.array(state.valid_probs))
         write_json(temporary / "position.json", position)
@@ -98,6 +99,19 @@ def save_state(
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed while it wrote
         shutil.rmtree(stale, ignore_errors=True)
     write_whole(folder, write)
+
+
+def _write_best(state: TrainingState, folder: Path, temporary: Path) -> None:
+    """The best weights into a checkpoint; where a file has them already, a hard link to it, which takes no space."""
+    known = folder / "best.safetensors"  # of the checkpoint before
+    if state.records[state.best]["step"] == state.step:
+        known = temporary / "model.safetensors"
+    elif not known.is_file() or read_json(folder / "position.json")["best"] != state.best:
+        return save_file(state.best_weights, temporary / "best.safetensors")
+    try:
+        os.link(known, temporary / "best.safetensors")
+    except OSError:  # a file system without hard links
+        save_file(state.best_weights, temporary / "best.safetensors")
 
 
 def load_state(
