@@ -144,8 +144,8 @@ def test_rows_follow_the_real_lengths():
 
 
 def test_projection(finished_run, home):
-    """All else as measured: 50 s, of which 20 s were the encoder's; the three from tokens, at 2.4 and 15 TFLOP/s."""
-    record = {"runs": [{"run": "network", "encoder_seconds": 20.0}, {"run": "ladder"}]}
+    """All else as measured: 50 s, of which 20 s were the network's; the three from tokens, at 2.4 and 15 TFLOP/s."""
+    record = {"runs": [{"run": "network", "seconds": 20.0}, {"run": "ladder", "seconds": 3.0}]}
     hours, text = rehearse.project(record, 50.0, finished_run / "model" / "fold0", home / "test.csv")
     found = re.search(r"all three$", text) and re.search(r"submit takes ([0-9.]+) to ([0-9.]+) h", text)
     assert 30 / 3600 < hours < 31 / 3600 + 24 * 32 * 1e9 / 2.4e12 / 3600

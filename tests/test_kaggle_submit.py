@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -100,7 +101,7 @@ class Clock:
     """`time.time()` that advances by an hour whenever it is asked."""
 
     def __init__(self):
-        self.hours = 0
+        self.hours, self.perf_counter = 0, time.perf_counter
 
     def time(self) -> float:
         self.hours += 1

@@ -114,12 +114,7 @@ class Rehearsal:
         record = read_json(working / "submit.json")
         say(f"{what}: {peak_text(measured)}")
         for run in record["runs"]:
-            if "tokens_per_fold" in run:
-                tokens = run["folds_used"] * run["tokens_per_fold"] / 1e6
-                say(
-                    f"  {run['run']}: {tokens:.1f} million tokens in {run['encoder_seconds']:.0f} s, planned "
-                    f"{run['planned_seconds_per_fold']:.0f} s a fold"
-                )
+            say(f"  {run['run']}: {run['folds_used']} of {run['folds']} models in {run['seconds']:.0f} s")
         for line in record["left_out"]:
             say(f"  {line}")
         return measured, record, test
@@ -177,8 +172,8 @@ def project(record: dict, wall_seconds: float, fold: Path, test: Path) -> tuple[
     """
     model = load_fold_model(fold)
     rows = read_rows(test, labelled=False)
-    lengths = np.array([len(ids) for ids in model.read_inputs(rows).token_ids])
-    other = max(0.0, wall_seconds - sum(run.get("encoder_seconds", 0.0) for run in record["runs"]))
+    lengths = np.array([len(ids) for ids in model.read_inputs(rows).examples.token_ids])
+    other = max(0.0, wall_seconds - sum(run["seconds"] for run in record["runs"] if run["run"] != "ladder"))
     hours, parts = np.full(2, other / 3600), []
     for name in STUDY:
         config = read_json(layout.ROOT / "report" / "backbones" / f"{name}.json")["config"]

@@ -127,11 +127,14 @@ class _Submission:
         self.ensemble, self.rows, self.out = ensemble, rows, out
         self.models = ensemble.models()
         self.probs: dict[int, list[np.ndarray]] = {}
+        self.seconds, self.since = [0.0] * len(ensemble.folders), time.perf_counter()  # of each run, loading included
         self.left_out: list[str] = []
 
     def add(self, number: int, probs: np.ndarray) -> None:
         """Write the submission with one more model's probabilities."""
-        self.probs.setdefault(self.models[number][0], []).append(probs)
+        run, now = self.models[number][0], time.perf_counter()
+        self.probs.setdefault(run, []).append(probs)
+        self.seconds[run], self.since = self.seconds[run] + now - self.since, now
         self.write()
 
     def leave_out(self, number: int, error: BaseException) -> None:
@@ -166,7 +169,8 @@ class _Submission:
             available, used = len(folder.model_folders()), len(self.probs.get(run, ()))
             if used < available:
                 left_out.append(f"{folder.path.name}: {used} of {available} folds were used")
-            runs.append({"run": folder.path.name, "weight": weight, "folds": available, "folds_used": used})
+            line = {"run": folder.path.name, "weight": weight, "folds": available, "folds_used": used}
+            runs.append(line | {"seconds": self.seconds[run]})
         return {"rows": len(self.rows), "weights_from": self.ensemble.source, "left_out": left_out, "runs": runs}
 
 

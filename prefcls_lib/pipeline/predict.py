@@ -112,19 +112,21 @@ def predict_blocks(folders: dict[int, Path], rows: pd.DataFrame, deadline: float
     Raises:
         ModelFailed: on whatever goes wrong with a model.
     """
-    inputs = {}  # of each run: its models share tokenizer and text settings
+    run = inputs = None
     with progress_bar(len(folders) * len(rows), "predict", "row") as bar:
         for number, folder in folders.items():
             try:
                 model = load_fold_model(folder)
-                if folder.parent not in inputs:
-                    inputs[folder.parent] = model.read_inputs(rows)
+                if (
+                    folder.parent != run
+                ):  # the models of a run share its inputs, those of all runs would fill the memory
+                    run, inputs = folder.parent, model.read_inputs(rows)
                 probs = np.empty((len(rows), NUM_CLASSES))
                 for start in range(0, len(rows), BLOCK_ROWS):
                     if time.time() > deadline:
                         return
                     block = np.arange(start, min(start + BLOCK_ROWS, len(rows)))
-                    probs[block] = model.predict_proba(rows.iloc[block], inputs[folder.parent].take(block))
+                    probs[block] = model.predict_proba(rows.iloc[block], inputs.take(block))
                     bar.update(len(block))
                 if not np.isfinite(probs).all():
                     raise UserError(f"{folder}: predicts probabilities that are not finite. Train the run again.")
