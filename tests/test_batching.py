@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, plan_epoch, split_batch
+from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, plan_epoch, split_batch
 from prefcls_lib.data.features import SIGNS
 
 
@@ -106,6 +107,14 @@ def test_padded_batches_are_cut_where_it_is_cheapest():
     assert lengths == [[200, 199], [100, 100, 100]]
     (one,) = make_padded_batches(sides[:2], 0)
     assert one.attention_mask.sum(dim=1).tolist() == [200, 100]
+
+
+def test_another_batch_costs_more_on_a_gpu():
+    """200 and 30 tokens: one batch pads 170, which is more than 128 and less than 256; on a GPU lengths are rounded."""
+    sides = [np.arange(length) for length in (201, 30)]
+    on = {kind: make_padded_batches(sides, 0, **padding_for(torch.device(kind))) for kind in ("cpu", "cuda")}
+    assert [tuple(batch.input_ids.shape) for batch in on["cpu"]] == [(1, 201), (1, 30)]
+    assert [tuple(batch.input_ids.shape) for batch in on["cuda"]] == [(2, 208)]
 
 
 def test_padded_batch_caps():

@@ -1,6 +1,8 @@
 """A collapsed encoder is noticed behind structure features that work, and what follows is the user's choice."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -94,6 +96,26 @@ def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp
     fold = json.loads((out / "model" / "fold0" / "fold.json").read_text())
     assert fold["collapsed"] == [{"step": 3, "encoder_spread": 0.0}]
     assert not (out / "checkpoint").exists()
+
+
+def test_model_is_freed_before_the_next_attempt(home, tmp_path, monkeypatch, early_verdict):
+    """Two models and their moments at once may not fit; nothing waits for the garbage collector."""
+    kept, alive, real = [], [], folds.new_model
+
+    def new_model(*args):
+        alive.append([reference() is not None for reference in kept])
+        model = real(*args)
+        kept.extend((weakref.ref(model), weakref.ref(model.head.output.weight)))
+        return model
+
+    monkeypatch.setattr(folds, "new_model", new_model)
+    gc.collect()
+    gc.disable()
+    try:
+        assert cli.main(run_arguments(home, tmp_path / "run", *COLLAPSES, "on_collapse=restart")) == 2
+    finally:
+        gc.enable()
+    assert alive == [[], [False] * 2, [False] * 4]
 
 
 def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):

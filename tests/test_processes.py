@@ -240,6 +240,14 @@ def test_seconds_of_a_run_by_hand(monkeypatch):
     assert results._total_seconds(SimpleNamespace(started=5000.0), records) == 100 + 250 + 0 + 50
 
 
+def test_workers_do_not_fragment_the_memory(monkeypatch):
+    """Sides have all lengths, so segments of one size would not be used again; a user's own choice stays."""
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    assert processes._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
+    assert processes._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
+
+
 def test_names_of_members():
     """There and back; nothing else is a name."""
     for fold_model, name in ((FoldModel(3), "fold3"), (FoldModel(0, 1), "fold0-seed1")):

@@ -282,7 +282,7 @@ def test_loss_that_is_not_finite_stops_with_advice(tiny):
     with torch.no_grad():
         model.head.hidden.weight[0, 0] = math.nan
     with pytest.raises(
-        UserError, match=r"at step 2 loss or predictions are not finite .*Set learning_rate lower, or mixed"
+        UserError, match=r"at step 2 the predictions are not finite .*Set learning_rate lower, or mixed"
     ):
         fit(model, config, make_examples(32, 1), make_examples(9, 2))
 

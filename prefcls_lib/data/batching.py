@@ -19,7 +19,10 @@ from prefcls_lib.data.schema import SWAP
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
 PADDED_TOKENS = 4096  # most tokens in one padded batch, padding included
 PADDED_SIDES = 64  # and most sides
-PADDED_COST = 128  # one more padded batch costs as much as this many tokens of padding
+PADDED_COST = 128  # one more padded batch costs as much as this many tokens of padding: measured on a CPU
+# On a GPU, where nobody measured it: a batch costs at least the launch of its kernels, 5 to 10 us each. At an assumed
+# 10 TFLOP/s that is the time of 40 tokens in ELECTRA-large, 80 in RoBERTa-base, 1,000 in DeBERTa-v3-xsmall.
+PADDED_COST_GPU = 256
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,9 @@ class PaddedBatch:
         return PaddedBatch(*(to_device(tensor, device) for tensor in tensors), self.has_padding)
 
 
-def padding_multiple(device: torch.device) -> int:
-    """Padded lengths are rounded up to a multiple of this: a GPU's matrix units work in tiles of 8."""
-    return 8 if device.type == "cuda" else 1
+def padding_for(device: torch.device) -> dict[str, int]:
+    """`multiple_of` and `cost` of `plan_padded_batches` on a device: a GPU's matrix units work in tiles of 8."""
+    return {"multiple_of": 8, "cost": PADDED_COST_GPU} if device.type == "cuda" else {}
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -147,14 +150,10 @@ def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
 
 
 def make_padded_batches(
-    token_ids: Sequence[np.ndarray],
-    pad_id: int,
-    max_sides: int = PADDED_SIDES,
-    max_tokens: int = PADDED_TOKENS,
-    multiple_of: int = 1,
+    token_ids: Sequence[np.ndarray], pad_id: int, *limits: int, **padding: int
 ) -> list[PaddedBatch]:
-    """Sides cut into padded batches, see `plan_padded_batches`."""
-    planned = plan_padded_batches(token_ids, max_sides, max_tokens, multiple_of)
+    """Sides cut into padded batches; the arguments are those of `plan_padded_batches`."""
+    planned = plan_padded_batches(token_ids, *limits, **padding)
     return [pad_batch(taken, length, token_ids, pad_id) for taken, length in planned]
 
 
@@ -163,16 +162,18 @@ def plan_padded_batches(
     max_sides: int = PADDED_SIDES,
     max_tokens: int = PADDED_TOKENS,
     multiple_of: int = 1,
+    cost: int = PADDED_COST,
 ) -> list[tuple[list[int], int]]:
     """Sort sides by length (equal lengths: by ids) and cut them into padded batches, longest first.
 
-    The cuts are those with the least computed tokens, each batch counted as PADDED_COST more: few batches of
+    The cuts are those with the least computed tokens, each batch counted as `cost` more: few batches of
     nearly equal lengths. The longest batch comes first so that running out of memory shows at once.
 
     Args:
         token_ids: S arrays (T,) of token ids.
         max_sides, max_tokens: a padded batch holds no more than these, but always one side.
-        multiple_of: padded lengths are rounded up to a multiple of this (8 suits a GPU).
+        multiple_of: padded lengths are rounded up to a multiple of this.
+        cost: of one more batch, in tokens of padding.
 
     Returns:
         For each padded batch the numbers of its sides, and the length that they are padded to.
@@ -180,7 +181,7 @@ def plan_padded_batches(
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
     padded = [-(-len(token_ids[i]) // multiple_of) * multiple_of for i in order]
     planned, start = [], 0
-    for size in _cut_sorted(padded, max_sides, max_tokens):
+    for size in _cut_sorted(padded, max_sides, max_tokens, cost):
         planned.append((order[start : start + size], padded[start]))
         start += size
     return planned
@@ -240,7 +241,7 @@ def split_batch(batch: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list
     return [np.array(rows) for rows in micro_batches if rows]
 
 
-def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int) -> list[int]:
+def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int, batch_cost: int) -> list[int]:
     """Sizes of consecutive padded batches of falling `lengths` that cost least, by dynamic programming from the end."""
     count = len(lengths)
     cost, sizes = [0.0] * (count + 1), [1] * count
@@ -248,7 +249,7 @@ def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int) -> list[int
         longest = lengths[start]
         most = min(max_sides, count - start, max(1, max_tokens // longest))
         cost[start], sizes[start] = min(
-            (size * longest + PADDED_COST + cost[start + size], size) for size in range(1, most + 1)
+            (size * longest + batch_cost + cost[start + size], size) for size in range(1, most + 1)
         )
     cuts, start = [], 0
     while start < count:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.data.batching import Examples, TokenCount, pad_batch, padding_multiple, plan_padded_batches, to_device
+from prefcls_lib.data.batching import Examples, TokenCount, pad_batch, padding_for, plan_padded_batches, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.runtime.progress import progress_bar
@@ -75,7 +75,7 @@ def embed_unique_sides(
     used = np.unique(examples.sides)
     token_ids = [examples.token_ids[i] for i in used]
     device = accelerator.device
-    planned = plan_padded_batches(token_ids, PREDICT_SIDES, PREDICT_TOKENS, padding_multiple(device))
+    planned = plan_padded_batches(token_ids, PREDICT_SIDES, PREDICT_TOKENS, **padding_for(device))
     width = model.encoder.config.hidden_size
     embeddings = torch.zeros((len(examples.token_ids), width), device=device)
     shown = bool(label) and accelerator.is_main_process

@@ -197,6 +197,7 @@ def _fit_until_healthy(
             return model, fitted, attempt, collapsed
         except Collapsed as error:
             collapsed.append(error.record)
+            del model  # weights and optimizer state are freed before the next attempt
             if state.is_main_process:
                 shutil.rmtree(session.state_folder, ignore_errors=True)
                 write_json(attempts_file, {"collapsed": collapsed})

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,25 +19,19 @@ from prefcls_lib.data.schema import class_shares
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.models.backbones import set_gradient_checkpointing
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings, predict_proba
+from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
 from prefcls_lib.training.collapse import COLLAPSE_AFTER_ROWS, Collapsed, why_collapsed
-from prefcls_lib.training.distributed import from_main_process, share_weights, sum_counts, sum_gradients
-from prefcls_lib.training.optim import (
-    PACE_SHARE,
-    PACE_STEPS,
-    make_optimizer,
-    rate_factor,
-    set_learning_rate,
-    steps_in_time,
-    validation_steps,
-)
+from prefcls_lib.training.distributed import share_weights, sum_counts, sum_gradients
+from prefcls_lib.training.optim import make_optimizer, rate_factor, set_learning_rate, steps_in_time, validation_steps
 from prefcls_lib.training.state import Stopped, TrainingState, load_state, save_state
-from prefcls_lib.training.step import MAX_GRAD_NORM, fit_head, train_step_in_memory
+from prefcls_lib.training.step import MAX_GRAD_NORM, Result, fit_head, train_step, within_memory
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
+PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned,
+PACE_SHARE = 0.1  # or fewer, where they take more than this share of it
 
 
 @dataclass(frozen=True)
@@ -98,8 +92,8 @@ def fit(
 
     AdamW with linear warm-up and decay; validation on unsmoothed log loss at even steps of every epoch. With at
     least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are kept.
-    Where an earlier, killed session left a checkpoint, training resumes from it, and on the same machine the end is
-    the same to the bit.
+    Where an earlier, killed session left a checkpoint, training resumes from it. On a CPU of the same kind the end is
+    the same to the bit; on a GPU nearly, because scatter, gather and memory-efficient attention add in any order there.
 
     Args:
         model: its head started at the prior.
@@ -147,20 +141,23 @@ class Trainer:
         model.to(accelerator.device)
         if config.gradient_checkpointing:
             set_gradient_checkpointing(model.encoder, True)
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, config, accelerator.device))
+        self.optimizer = make_optimizer(model, config, accelerator.device)
+        if accelerator.scaler is not None:  # has a scale once it was used, which a process without rows would not do
+            accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
         self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
+        self.planned_steps = self.steps_per_epoch * config.num_epochs
         self.state = folder and load_state(folder, model, self.optimizer, accelerator)
-        resumed = bool(self.state)
-        if not resumed:
-            self.state = TrainingState(self.steps_per_epoch * config.num_epochs, config.max_tokens_per_micro_step)
+        is_new = not self.state
+        if is_new:
+            self.state = TrainingState(self.planned_steps, config.max_tokens_per_micro_step)
             if config.head_only_rows:
                 fit_head(model, self.train, config, accelerator, self.pad_id)
         share_weights(model, accelerator)
         if accelerator.process_index:  # dropout must differ between processes
             torch.manual_seed(config.seed + 10_007 * accelerator.process_index + self.state.step)
         self.started = self.saved = time.perf_counter()
-        self.first_step, self.elapsed_before = self.state.step, self.state.elapsed
-        self.skipped_in_a_row, self.stopping = 0, False
+        self.elapsed_before, self.skipped_in_a_row, self.stopping = self.state.elapsed, 0, False
+        self.paces: list[tuple[int, float]] = []  # tokens and seconds of each step of this session
         self.swapped_probs = self.valid_tokens = None
         prior = class_shares(self.train.labels)
         self.prior_log_loss = metrics.log_loss(self.valid.labels, np.tile(prior, (len(self.valid), 1)))
@@ -170,7 +167,7 @@ class Trainer:
         )
         self.progress = progress_bar(self.state.total_steps, self.label, "step", accelerator.is_main_process)
         self.progress.update(self.state.step)
-        if resumed:
+        if not is_new:
             self.log(f"resumed at step {self.state.step}")
         if accelerator.num_processes > 1:
             self.log(f"{accelerator.num_processes} processes share each step")
@@ -180,6 +177,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.progress.write(f"{self.label}: {line}")
 
+    def within_memory(self, work: Callable[[], Result], repeat: bool = True) -> Result:
+        """`step.within_memory` at the state of this run."""
+        return within_memory(work, self.state, self.log, repeat)
+
     def batches(self) -> Iterator[np.ndarray]:
         """The row numbers (B,) of one optimizer step after the other, from where the state stands."""
         config, state, planned_epoch = self.config, self.state, None
@@ -188,35 +189,37 @@ class Trainer:
             if epoch != planned_epoch:
                 planned_epoch, self.examples = epoch, epoch_examples(self.train, config, epoch)
                 planned = plan_epoch(self.examples.lengths, config.batch_size, config.seed, epoch)
+                self.step_tokens = np.array([self.examples.lengths[batch].sum() for batch in planned])
             yield planned[position]
 
     def take_step(self, batch: np.ndarray) -> None:
-        """One optimizer step: rate, gradients within memory, clipping, update, counts.
+        """One optimizer step: rate, gradients, update, counts.
 
         Raises:
             UserError: too many steps in a row had no finite gradient.
         """
-        state, config, accelerator, step_started = self.state, self.config, self.accelerator, time.perf_counter()
+        state, config, accelerator, started = self.state, self.config, self.accelerator, time.perf_counter()
         factor = rate_factor(state.step, state.total_steps, self.steps_per_epoch, state.records, config)
         set_learning_rate(self.optimizer, factor)
-        loss_sum, tokens = train_step_in_memory(
-            self.model, self.examples, batch, config, accelerator, self.pad_id, state, self.log
+        loss_sum, tokens = self.within_memory(
+            lambda: train_step(self.model, self.examples, batch, state.max_tokens, config, accelerator, self.pad_id)
         )
-        sum_gradients(self.model, accelerator)
-        self.norm = float(accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM))
-        is_finite = math.isfinite(self.norm)
-        if is_finite or accelerator.scaler is not None:
-            self.optimizer.step()  # with a scaler, this itself leaves out a step that is not finite
-        self.optimizer.zero_grad()
-        asked = self.session.stop is not None and self.session.stop.is_set()
-        loss_sum, tokens, self.stopping = sum_counts(loss_sum, tokens, asked, accelerator)
+        self.within_memory(lambda: sum_gradients(self.model, accelerator), repeat=accelerator.num_processes == 1)
+        is_finite = self.update_weights()
+        now, asked = time.perf_counter(), self.session.stop is not None and self.session.stop.is_set()
+        clock = [now - started, (self.session.deadline or now) - now]
+        if not accelerator.is_main_process:  # one clock counts, so that all processes make the same plan
+            clock = [0.0, 0.0]
+        loss_sum, counts = sum_counts(loss_sum, [tokens.real, tokens.computed, asked, *clock], accelerator)
+        real, computed, self.stopping, seconds, self.time_left = counts
+        self.paces.append((self.step_tokens[state.step % self.steps_per_epoch], seconds))
         self.skipped_in_a_row = 0 if is_finite else self.skipped_in_a_row + 1
         state.skipped_steps += not is_finite
         state.step += 1
-        state.tokens += tokens
+        state.tokens += TokenCount(int(real), int(computed))
+        state.step_seconds += seconds
         if is_finite:
             state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(batch)
-        state.step_seconds += time.perf_counter() - step_started
         self.progress.update()
         if state.step % 10 == 0:
             pace = f"{state.tokens_per_second:,.0f} tokens/s"
@@ -227,22 +230,45 @@ class Trainer:
                 f"{state.step}). Set learning_rate lower, or mixed_precision=no."
             )
 
+    def update_weights(self) -> bool:
+        """Clip the gradients and take the step, where they are finite; whether they were."""
+        scaler, parameters = self.accelerator.scaler, list(self.model.parameters())
+        if scaler is not None:
+            self.within_memory(lambda: scaler.unscale_(self.optimizer))
+        self.norm = float(self.within_memory(lambda: torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)))
+        if math.isfinite(self.norm):
+            self.within_memory(self.optimizer.step)
+        if scaler is not None:
+            scaler.update()
+        self.optimizer.zero_grad()
+        return math.isfinite(self.norm)
+
     def replan(self) -> None:
-        """Fewer steps, where there is no time for all of them before the deadline."""
-        state, deadline, now = self.state, self.session.deadline, time.perf_counter()
-        if deadline is None:
+        """As many of the planned steps as there is time for: after PACE_STEPS, and after each hundredth of the plan.
+
+        The pace is in tokens, without the first step, in which a GPU loads its kernels. Prediction is counted at that
+        pace too, though without a backward pass it is two to three times faster: that is the margin, with a tenth of
+        the remaining time.
+        """
+        state, done, position = self.state, len(self.paces), self.state.step % self.steps_per_epoch
+        if self.session.deadline is None or (done > PACE_STEPS and state.step % max(1, state.total_steps // 100)):
             return
-        plan_by = self.started + PACE_SHARE * (deadline - self.started)
-        if state.step < self.first_step + PACE_STEPS and now <= plan_by:
+        used = sum(seconds for _, seconds in self.paces)
+        if done < PACE_STEPS and used < PACE_SHARE * (used + self.time_left):
             return
-        planned = state.total_steps
-        state.total_steps = from_main_process(
-            _fit_into_time(state, self.session, self.valid, self.steps_per_epoch, self.config), self.accelerator
-        )
-        if state.total_steps < planned:
-            self.progress.total = state.total_steps
+        tokens, seconds = np.sum(self.paces[1:] or self.paces, axis=0)
+        pace = tokens / max(seconds, 1e-9)
+        ahead = np.full(self.planned_steps - state.step, self.step_tokens.mean())
+        if position:  # the rest of this epoch is known
+            ahead[: self.steps_per_epoch - position] = self.step_tokens[position:]
+        tokens_left = 0.9 * self.time_left * pace - self.session.tokens_to_predict
+        validations = validation_steps(self.config, self.steps_per_epoch, self.planned_steps)
+        before, valid_tokens = state.total_steps, self.valid.lengths.sum()
+        state.total_steps = steps_in_time(state.step, ahead, validations, valid_tokens, tokens_left)
+        self.progress.total = state.total_steps
+        if abs(state.total_steps - before) * 100 >= self.planned_steps:
             self.log(
-                f"time budget: at {state.tokens_per_second:,.0f} tokens/s {state.total_steps} of {planned} steps fit, "
+                f"time budget: at {pace:,.0f} tokens/s {state.total_steps} of {self.planned_steps} steps fit, "
                 "validation and prediction included"
             )
 
@@ -251,7 +277,7 @@ class Trainer:
         return self.state.step in validation_steps(self.config, self.steps_per_epoch, self.state.total_steps)
 
     def validate(self) -> None:
-        """Score the validation rows, keep the weights where they are the best so far, watch for a collapse.
+        """Score the validation rows, keep the weights where they are the best so far, check for a collapse.
 
         A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
         more by the auxiliary output, which knows no baseline, with the features at their mean (zero, once
@@ -259,26 +285,20 @@ class Trainer:
         averaged over the classes.
 
         Raises:
-            UserError: no step since the last validation had a finite gradient, or the predictions are not finite.
+            UserError: the predictions are not finite.
             Collapsed: see `fit`.
         """
         state, valid = self.state, self.valid
         state.elapsed = self._elapsed()
-        embeddings, self.valid_tokens = embed_unique_sides(self.model, valid, self.accelerator, self.pad_id)
-
-        def predict(rows: Examples, auxiliary: bool = False) -> np.ndarray:
-            return predict_from_embeddings(self.model, embeddings, rows, self.accelerator, auxiliary)
-
-        at_mean = None if valid.features is None else np.zeros_like(valid.features)
-        probs, encoder_probs = predict(valid), predict(replace(valid, features=at_mean), auxiliary=True)
-        if state.loss_rows == 0 or not np.isfinite(probs).all():
+        probs, encoder_probs, swapped_probs = self.within_memory(self._predict_valid)
+        if not np.isfinite(probs).all():
             raise UserError(
-                f"training: at step {state.step} loss or predictions are not finite ({state.skipped_steps} steps were "
-                "left out). Set learning_rate lower, or mixed_precision=no."
+                f"training: at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left "
+                "out). Set learning_rate lower, or mixed_precision=no."
             )
         record = {
             "step": state.step,
-            "train_log_loss": state.train_log_loss,
+            "train_log_loss": state.train_log_loss if state.loss_rows else None,  # None: no step had a finite gradient
             "valid_log_loss": metrics.log_loss(valid.labels, probs),
             "valid_accuracy": metrics.accuracy(valid.labels, probs),
             "encoder_log_loss": metrics.log_loss(valid.labels, encoder_probs),
@@ -293,21 +313,19 @@ class Trainer:
         state.valid_probs.append(probs)
         state.loss_sum, state.loss_rows = 0.0, 0
         state.records.append(record)
-        if len(valid) < MIN_ROWS_TO_SELECT:
-            self.swapped_probs = predict(valid.swapped())
-        elif record["valid_log_loss"] <= min(earlier["valid_log_loss"] for earlier in state.records):
-            self.swapped_probs = predict(valid.swapped())
+        is_best = record["valid_log_loss"] <= min(earlier["valid_log_loss"] for earlier in state.records)
+        if is_best or len(valid) < MIN_ROWS_TO_SELECT:
+            self.swapped_probs = swapped_probs
+        if is_best and len(valid) >= MIN_ROWS_TO_SELECT:
             state.best = len(state.records) - 1
-            state.best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
-            }
+            state.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         self.log(
-            f"step {state.step}/{state.total_steps}  train {record['train_log_loss']:.4f}  valid log loss "
+            f"step {state.step}/{state.total_steps}  train {record['train_log_loss'] or math.nan:.4f}  valid log loss "
             f"{record['valid_log_loss']:.4f}  accuracy {record['valid_accuracy']:.3f}"
         )
-        self._watch_for_collapse(record)
+        self._check_for_collapse(record)
 
-    def _watch_for_collapse(self, record: dict) -> None:
+    def _check_for_collapse(self, record: dict) -> None:
         rows_seen = self.state.step * self.config.batch_size
         reason = why_collapsed(record, self.prior_log_loss, self.baseline_log_loss)
         record["collapsed"] = bool(reason) and rows_seen >= COLLAPSE_AFTER_ROWS
@@ -318,11 +336,21 @@ class Trainer:
         if record["collapsed"] and self.config.on_collapse != "warn":
             raise Collapsed(f"{self.label}: {message}", record)
 
+    def _predict_valid(self) -> tuple[np.ndarray, ...]:
+        """Probabilities (N, 3) of the validation rows; by the encoder alone; and with A and B swapped."""
+        embeddings, self.valid_tokens = embed_unique_sides(self.model, self.valid, self.accelerator, self.pad_id)
+        at_mean = None if self.valid.features is None else np.zeros_like(self.valid.features)
+        rows = (self.valid, replace(self.valid, features=at_mean), self.valid.swapped())
+        return tuple(
+            predict_from_embeddings(self.model, embeddings, some, self.accelerator, auxiliary)
+            for some, auxiliary in zip(rows, (False, True, False), strict=True)
+        )
+
     def save_if_due(self) -> None:
         """A checkpoint after each validation, before a stop, and every `save_every_minutes`."""
-        due = time.perf_counter() - self.saved >= 60 * self.config.save_every_minutes
         if self.session.state_folder is None or not self.accelerator.is_main_process:
             return
+        due = time.perf_counter() - self.saved >= 60 * self.config.save_every_minutes
         if due or self.stopping or self.validation_due():
             self.state.elapsed = self._elapsed()
             save_state(self.session.state_folder, self.state, self.model, self.optimizer, self.accelerator)
@@ -335,26 +363,18 @@ class Trainer:
 
     def result(self) -> FitResult:
         """What was measured; the model gets the weights of the chosen validation."""
-        state = self.state
+        state, model = self.state, self.model
         if self.config.gradient_checkpointing:
-            set_gradient_checkpointing(self.model.encoder, False)
+            set_gradient_checkpointing(model.encoder, False)
         if state.best_weights is not None:
-            self.model.load_state_dict(state.best_weights)
-        if self.swapped_probs is None:  # the chosen validation was of an earlier session
-            self.swapped_probs, self.valid_tokens = predict_proba(
-                self.model, self.valid.swapped(), self.accelerator, self.pad_id
-            )
+            model.load_state_dict(state.best_weights)
+        if self.swapped_probs is None:  # the chosen validation was in an earlier session
+            self.swapped_probs = self._predict_valid()[2]
         chosen = len(state.records) - 1 if state.best is None else state.best
-        return FitResult(
-            pd.DataFrame(state.records),
-            np.stack(state.valid_probs),
-            chosen,
-            why_collapsed(state.records[chosen], self.prior_log_loss, self.baseline_log_loss),
-            self.swapped_probs,
-            state.tokens,
-            self.valid_tokens,
-            state.step_seconds,
-        )
+        history, valid_probs = pd.DataFrame(state.records), np.stack(state.valid_probs)
+        warning = why_collapsed(state.records[chosen], self.prior_log_loss, self.baseline_log_loss)
+        counts = (state.tokens, self.valid_tokens, state.step_seconds)
+        return FitResult(history, valid_probs, chosen, warning, self.swapped_probs, *counts)
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.started
@@ -363,19 +383,3 @@ class Trainer:
 def epoch_examples(train: Examples, config: RunConfig, epoch: int) -> Examples:
     """The rows as an epoch trains on them: a cross-encoder's in one order of A and B, half the tokens of both."""
     return train.in_random_order(config.seed, epoch) if config.architecture == "cross" else train
-
-
-def _fit_into_time(
-    state: TrainingState, session: Session, valid: Examples, steps_per_epoch: int, config: RunConfig
-) -> int:
-    """The total steps for which there is time before the deadline.
-
-    Prediction is counted at the pace of training, though it needs no backward pass and is two to three times faster:
-    that is the margin, with a tenth of the remaining time.
-    """
-    pace = state.tokens_per_second
-    left = 0.9 * (session.deadline - time.perf_counter()) - session.tokens_to_predict / pace
-    due = [step for step in validation_steps(config, steps_per_epoch, state.total_steps) if step > state.step]
-    return steps_in_time(
-        state.step, state.total_steps, len(due), left, state.step_seconds / state.step, valid.lengths.sum() / pace
-    )

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,8 +15,6 @@ WIDE_LEARNING_RATE = 1e-2
 # Peak rate of the correction of a baseline as a share of the head's. It starts at a good prediction, which large first
 # steps make worse: on 800 competition rows its tie logit drifted by 0.1 at the head's own rate.
 CORRECTION_RATE_SHARE = 0.4
-PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned,
-PACE_SHARE = 0.1  # or fewer, where they take more than this share of it
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")  # ModernBERT calls them layers
 
 
@@ -51,8 +50,16 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
 
 
 def make_optimizer(model: PreferenceModel, config: RunConfig, device: torch.device) -> torch.optim.AdamW:
-    """Fused AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, config), fused=device.type in ("cuda", "cpu"))
+    """Fused AdamW over `parameter_groups`.
+
+    Its moments are there before the first step, so memory runs out in a micro-batch if it does, and not in an update.
+    """
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=device.type in ("cuda", "cpu"))
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            optimizer.state[p] = {"step": torch.zeros((), device=device), **moments}
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -105,19 +112,15 @@ def validation_steps(config: RunConfig, steps_per_epoch: int, total_steps: int) 
     return {step for step in steps if step < total_steps} | {total_steps}
 
 
-def steps_in_time(
-    step: int, total_steps: int, validations: int, left: float, step_seconds: float, validation_seconds: float
-) -> int:
-    """The total steps that fit into the `left` seconds after `step`; never more than planned, never fewer than done.
+def steps_in_time(step: int, ahead: np.ndarray, validations: set[int], valid_tokens: int, tokens_left: float) -> int:
+    """The total steps for which there is time after `step`, with the validations on the way and one after the last.
 
     Args:
-        step, total_steps: done and planned.
-        validations: still planned.
-        left: seconds until training must be over.
-        step_seconds, validation_seconds: what one takes, as measured.
+        step: steps done.
+        ahead: (S,) tokens of each planned step after `step`.
+        validations: planned step counts after which to validate, of `valid_tokens` each.
+        tokens_left: what can be computed in the time left.
     """
-    needed = (total_steps - step) * step_seconds + validations * validation_seconds
-    if needed <= left or total_steps == step:
-        return total_steps
-    share = max(0.0, left - validation_seconds) / max(needed - validation_seconds, 1e-9)
-    return step + int((total_steps - step) * min(1.0, share))
+    is_validated = np.isin(np.arange(step + 1, step + 1 + len(ahead)), list(validations))
+    needed = np.cumsum(ahead) + valid_tokens * (np.cumsum(is_validated) + ~is_validated)
+    return step + int(np.count_nonzero(needed <= tokens_left))

@@ -78,11 +78,11 @@ def save_state(
     """Write a checkpoint, in place of the last one."""
     position = {k: v for k, v in vars(state).items() if k not in ("best_weights", "valid_probs")}
     position |= {"loss_sum": float(state.loss_sum), "tokens": vars(state.tokens)}
-    cuda = accelerator.device.type == "cuda"
+    device, cuda = accelerator.device, accelerator.device.type == "cuda"
     tensors = {
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-        "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if cuda else []},
+        "random": {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state(device)] if cuda else []},
     }
 
     def write(temporary: Path) -> None:
@@ -134,8 +134,8 @@ def load_state(
         if accelerator.scaler is not None and tensors["scaler"]:
             accelerator.scaler.load_state_dict(tensors["scaler"])
         torch.set_rng_state(tensors["random"]["cpu"])
-        if tensors["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(tensors["random"]["cuda"])
+        if tensors["random"]["cuda"] and accelerator.device.type == "cuda":  # the first is the main process's
+            torch.cuda.set_rng_state(tensors["random"]["cuda"][0], accelerator.device)
         best = folder / "best.safetensors"
         return TrainingState(
             **{**position, "tokens": TokenCount(**position["tokens"])},

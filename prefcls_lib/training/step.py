@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from prefcls_lib.data.batching import (
     Examples,
     TokenCount,
     make_padded_batches,
-    padding_multiple,
+    padding_for,
     split_batch,
     to_device,
 )
@@ -24,6 +25,9 @@ from prefcls_lib.training.state import TrainingState
 
 MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm
 SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a matter of the cap
+# What cuBLAS and cuDNN, NCCL, and the allocator of the CPU say, which have no type of error for it.
+OUT_OF_MEMORY = ("ALLOC_FAILED", "out of memory", "Failed to CUDA", "allocate memory", "not enough memory")
+Result = TypeVar("Result")
 
 
 def train_step(
@@ -46,6 +50,7 @@ def train_step(
     Returns:
         Sum of the unsmoothed losses of its rows (a tensor on the device), and their tokens.
     """
+    model.zero_grad()  # of an attempt that ran out of memory
     model.train()
     device = accelerator.device
     loss_sum = torch.zeros((), device=device)
@@ -54,8 +59,7 @@ def train_step(
     for rows in split_batch(mine, train.lengths, max_tokens):
         used, places = np.unique(train.sides[rows], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
-        batches = make_padded_batches(token_ids, pad_id, multiple_of=padding_multiple(device))
-        padded = [one.to(device) for one in batches]
+        padded = [one.to(device) for one in make_padded_batches(token_ids, pad_id, **padding_for(device))]
         with accelerator.autocast():
             embeddings = model.embed_sides(padded)
         outputs = head_outputs(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
@@ -67,30 +71,28 @@ def train_step(
     return loss_sum, tokens
 
 
-def train_step_in_memory(
-    model: PreferenceModel,
-    train: Examples,
-    batch: np.ndarray,
-    config: RunConfig,
-    accelerator: Accelerator,
-    pad_id: int,
-    state: TrainingState,
-    log: Callable[[str], None],
-) -> tuple[torch.Tensor, TokenCount]:
-    """`train_step`; when memory runs out, half the tokens per micro-batch, and the same batch again."""
+def within_memory(
+    work: Callable[[], Result], state: TrainingState, log: Callable[[str], None], repeat: bool = True
+) -> Result:
+    """`work()`; when memory runs out, half the tokens per micro-batch, the allocator's cache emptied, and again.
+
+    Raises:
+        UserError: memory runs out with the smallest micro-batches, or where nothing can be repeated: in a collective.
+    """
     while True:
         try:
-            return train_step(model, train, batch, state.max_tokens, config, accelerator, pad_id)
-        except torch.OutOfMemoryError as error:
-            model.zero_grad(set_to_none=True)
-            if state.max_tokens // 2 < SMALLEST_MICRO_BATCH:
+            return work()
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+                raise
+            if not repeat or state.max_tokens // 2 < SMALLEST_MICRO_BATCH:
                 raise UserError(
                     f"out of memory with {state.max_tokens} tokens per micro-batch. Set gradient_checkpointing=true, "
                     "or max_length lower."
                 ) from error
-            state.max_tokens //= 2
-            log(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")
-        torch.cuda.empty_cache()  # outside `except`, where the traceback no longer holds the tensors
+        state.max_tokens //= 2  # outside `except`, where the traceback no longer holds the tensors
+        log(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")
+        torch.cuda.empty_cache()
 
 
 def training_loss(

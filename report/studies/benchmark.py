@@ -27,7 +27,7 @@ import torch
 from matplotlib.figure import Figure
 from variants import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 
-from prefcls_lib.data.batching import TokenCount, make_padded_batches, padding_multiple, plan_epoch, split_batch
+from prefcls_lib.data.batching import TokenCount, make_padded_batches, padding_for, plan_epoch, split_batch
 from prefcls_lib.doctor.capacity import flop_per_token
 from prefcls_lib.models.predict import PREDICT_SIDES, PREDICT_TOKENS
 from prefcls_lib.report.page import markdown_table
@@ -88,11 +88,10 @@ def measure(bench: Bench, arms: dict, repeats: int) -> list[dict]:
 
 def token_shares(bench: Bench, max_tokens: int) -> dict[str, float]:
     """useful_token_share of one epoch's training steps and of prediction, on all rows of the file."""
-    multiple_of = padding_multiple(bench.device)
     lengths, counts = bench.everything.lengths, {"training": TokenCount(), "prediction": TokenCount()}
 
     def add(kind: str, token_ids: list[np.ndarray], *limits: int) -> None:
-        batches = make_padded_batches(token_ids, bench.pad_id, *limits, multiple_of=multiple_of)
+        batches = make_padded_batches(token_ids, bench.pad_id, *limits, **padding_for(bench.device))
         computed = sum(batch.tokens_computed for batch in batches)
         counts[kind] += TokenCount(sum(map(len, token_ids)), computed)
 
