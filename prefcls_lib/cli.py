@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from prefcls_lib.config import RunConfig
@@ -38,68 +39,64 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND")
     parser.set_defaults(command=None)
 
-    run = commands.add_parser("run", help="train, validate, predict: from CSV to a checked submission")
-    ladder = commands.add_parser("ladder", help="the CPU baselines, with the same files")
-    for command, function in ((run, _run), (ladder, _ladder)):
+    def add(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(command=function)
+        return command
+
+    run = add("run", _run, "train, validate, predict: from CSV to a checked submission")
+    ladder = add("ladder", _ladder, "the CPU baselines, with the same files")
+    for command in (run, ladder):
         command.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
         command.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
-        command.add_argument("--out", help="run folder")
-        command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
-        command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be repeated"
-        )
-        command.set_defaults(command=function)
 
-    fit = commands.add_parser("fit", help="train some models of a run that was started: a process of `run`")
-    fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
-    fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
-    fit.add_argument("--side-by-side", type=int, default=1, metavar="N", help="processes that train at the same time")
-    fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
-    fit.set_defaults(command=_fit)
-
-    share = commands.add_parser("predict-share", help="predict some rows with some models: a process of `predict`")
-    share.add_argument("--rows", required=True, type=Path, metavar="CSV")
-    share.add_argument("--out", required=True, type=Path, metavar="DIR")
-    share.add_argument("--deadline", type=float, default=math.inf, help="seconds since 1970")
-    share.add_argument("models", nargs="+", type=Path, metavar="DIR", help="model/fold0 of a run, ...")
-    share.set_defaults(command=_predict_share)
-
-    blend = commands.add_parser("blend", help="weigh and calibrate runs on their out-of-sample predictions")
+    blend = add("blend", _blend, "weigh and calibrate runs on their out-of-sample predictions")
     blend.add_argument("--runs", required=True, nargs="+", type=Path, metavar="DIR", help="finished run folders")
     blend.add_argument("--out", required=True, type=Path, help="blend.json to write")
-    blend.set_defaults(command=_blend)
 
-    predict = commands.add_parser("predict", help="predict new rows with a finished run or a blend")
+    predict = add("predict", _predict, "predict new rows with a finished run or a blend")
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="run folder")
     source.add_argument("--blend", metavar="blend.json", type=Path, help="what `prefcls blend` wrote")
     predict.add_argument("--test", required=True, help='test CSV or "sample"')
     predict.add_argument("--out", required=True, help="submission CSV to write")
-    predict.set_defaults(command=_predict)
 
-    check = commands.add_parser("check-submission", help="check a submission against the test rows")
+    check = add("check-submission", _check_submission, "check a submission against the test rows")
     check.add_argument("file", metavar="FILE")
     check.add_argument("--test", required=True, help='test CSV or "sample"')
-    check.set_defaults(command=_check_submission)
 
-    report = commands.add_parser("report", help="run folders to report.html and report.pdf")
+    report = add("report", _report, "run folders to report.html and report.pdf")
     report.add_argument(
         "--runs", nargs="+", type=Path, metavar="DIR", default=[Path("report/runs")],
         help="run folders, or folders of them (report/runs)",
     )  # fmt: skip
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write into (report)")
     report.add_argument("--readme", type=Path, metavar="FILE", help="also put the results between this file's marks")
-    report.set_defaults(command=_report)
 
-    doctor = commands.add_parser("doctor", help="can this machine do the job? exit code 0: yes, 1: no")
+    doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no")
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
-    doctor.add_argument("--config", metavar="FILE.yaml", help="settings of the run to come, one a line")
-    doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as for `run`")
-    doctor.add_argument("--out", help="run folder, for the space on its disk")
     doctor.add_argument("--max-length", type=int, metavar="TOKENS", help="of one side, for the memory (default: 512)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
-    doctor.set_defaults(command=_doctor)
+    for command in (run, ladder, doctor):
+        command.add_argument("--out", help="run folder")
+        command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
+    _add_worker_commands(add)
     return parser
+
+
+def _add_worker_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What `run` and the submit notebook start in subprocesses."""
+    fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
+    fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
+    fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
+    fit.add_argument("--side-by-side", type=int, default=1, metavar="N", help="processes that train at the same time")
+    fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
+    share = add("predict-share", _predict_share, "predict some rows with some models: a process of `predict`")
+    share.add_argument("--rows", required=True, type=Path, metavar="CSV")
+    share.add_argument("--out", required=True, type=Path, metavar="DIR")
+    share.add_argument("--deadline", type=float, default=math.inf, help="seconds since 1970")
+    share.add_argument("models", nargs="+", type=Path, metavar="DIR", help="model/fold0 of a run, ...")
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

@@ -117,10 +117,9 @@ def predict_blocks(folders: dict[int, Path], rows: pd.DataFrame, deadline: float
         for number, folder in folders.items():
             try:
                 model = load_fold_model(folder)
-                if (
-                    folder.parent != run
-                ):  # the models of a run share its inputs, those of all runs would fill the memory
-                    run, inputs = folder.parent, model.read_inputs(rows)
+                if folder.parent != run:  # a run's models share its inputs; another's are freed first
+                    run, inputs = folder.parent, None
+                    inputs = model.read_inputs(rows)
                 probs = np.empty((len(rows), NUM_CLASSES))
                 for start in range(0, len(rows), BLOCK_ROWS):
                     if time.time() > deadline:
