@@ -1,7 +1,7 @@
 """`prefcls ladder`: all baselines as a run of its own, with the files of any other run.
 
 oof.csv holds each row's probabilities from the baseline that was best on the other half of the prompt groups, so
-`log_loss` is honest about having chosen one of seven. model/ and submission.csv are the baseline that was best on all.
+`log_loss` is not flattered by the choice of one in seven. model/ and submission.csv are the baseline best on all rows.
 """
 
 import time

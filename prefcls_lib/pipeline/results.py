@@ -23,7 +23,7 @@ def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, 
 
     Args:
         job: of the run.
-        table: "oof.csv", honest about selection; "valid.csv", what the saved models predict.
+        table: "oof.csv", the best step of training chosen on other rows; "valid.csv", what the saved models predict.
     """
     rows = job.rows[job.validated].reset_index(drop=True)
     found = read_table(job.folder / table).set_index(ID)
@@ -37,9 +37,9 @@ def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, 
 def score_job(job: Job) -> dict:
     """What result.json says of any run's out-of-sample predictions, networks and ladder alike.
 
-    All log losses are unsmoothed. `log_loss` is honest about selection, `log_loss_naive` is not;
-    `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
-    prompt groups).
+    All log losses are unsmoothed. `log_loss` is cross-fitted: the step of training (of a ladder: the baseline) that
+    predicts a row was chosen on other rows; for `log_loss_naive` it was chosen on the same rows. `calibrated_log_loss`
+    has temperature and tie bias fitted on other folds (on one fold: on the other half of its prompt groups).
     """
     rows, probs = read_out_of_sample(job)
     _, naive = read_out_of_sample(job, "valid.csv")
@@ -74,7 +74,7 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
         records: fold.json of every model.
         test_tokens: of the prediction of the test rows.
     """
-    rows, honest = read_out_of_sample(job)
+    rows, probs = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
     best, best_probs = choose_baseline(ladder, *everything)
@@ -90,8 +90,8 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
         "ladder_log_loss": metrics.log_loss(labels, best_probs),
         "ladder_best": best,
         "ladder": table.to_dict(orient="records"),
-        "comparison": metrics.compare(labels, honest, best_probs, groups).to_dict(),
-        "encoder_share": metrics.compare(labels, honest, start_probs, groups).to_dict(),
+        "comparison": metrics.compare(labels, probs, best_probs, groups).to_dict(),
+        "encoder_share": metrics.compare(labels, probs, start_probs, groups).to_dict(),
         "baseline_log_loss": metrics.log_loss(labels, start_probs),
         "encoder_only_log_loss": None if None in alone else float(np.average(alone, weights=sizes)),
         "encoder_warnings": {

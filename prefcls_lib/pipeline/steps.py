@@ -31,7 +31,7 @@ from prefcls_lib.runtime.files import read_json, write_json
 
 
 def start(config: RunConfig) -> Job:
-    """Check files, settings, folds and the backbone; claim the run folder; put the prior's submission in it.
+    """Check files, settings, folds and the backbone; open the run folder; put the prior's submission in it.
 
     Raises:
         UserError: whatever is wrong, before any time is spent.
