@@ -78,6 +78,15 @@ def test_verdict(record, change, verdict):
     assert gpu_check.judge(line, CONFIGS["tiny-roberta"]) == verdict
 
 
+def test_debertas_own_waits_are_allowed(record):
+    """One in each padded batch, which transformers makes; one more than that and those of a step is too many."""
+    line = record["lines"][0]
+    assert line["padded_batches_per_step"] >= 1
+    allowed = gpu_check.MOST_WAITS + line["padded_batches_per_step"]
+    for waits, verdict in ((allowed, "ok"), (allowed + 1, "too many waits")):
+        assert gpu_check.judge({**line, "waits_per_step": waits}, CONFIGS["tiny-deberta"]) == verdict
+
+
 def test_waits_are_counted(monkeypatch):
     """By the names that the profiler gives: here of an operation that a CPU has, three times."""
     monkeypatch.setattr(gpu_check, "WAITS", ("aten::item",))

@@ -61,7 +61,8 @@ def disk_bytes(config: PretrainedConfig, models: int, at_once: int) -> int:
 
     A model in training has two checkpoints while it writes a new one; they share the file of the best weights.
     """
-    return (models - at_once) * 4 * count_parameters(config) + at_once * (2 * 12 + 4) * count_parameters(config)
+    weights = 4 * count_parameters(config)
+    return (models - at_once) * weights + at_once * (2 * state_bytes(config) - weights)
 
 
 def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, checkpointing: bool = False) -> int:
