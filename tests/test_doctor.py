@@ -1,4 +1,4 @@
-"""`prefcls doctor`: each finding, bad machines told apart from good ones before anything is spent."""
+"""`prefcls doctor`: each finding, and bad machines told from good ones before anything is spent."""
 
 import json
 import os
@@ -105,8 +105,8 @@ def test_which_gpus_a_torch_runs_on(capability, built, can):
     assert capacity.can_run(capability, built) is can
 
 
-def test_p100_is_told_before_anything_is_spent(gpu, capsys):
-    """is_available() is True there, and the first operation would die."""
+def test_p100_is_found_before_anything_is_spent(gpu, capsys):
+    """is_available() is True there, and the first operation would fail."""
     gpu("Tesla P100-PCIE-16GB", (6, 0))
     check = checks.check_gpu()
     assert check.state == "bad"

@@ -185,7 +185,7 @@ def test_missing_library_lists_what_was_tried(root, tmp_path):
     assert f"{root}: datasets/*/prefcls*/prefcls_lib/__init__.py" in done.stderr
 
 
-def test_library_tells_its_commit(library, monkeypatch):
+def test_library_knows_its_commit(library, monkeypatch):
     """From the file that a bundle puts into it; a checkout has none."""
     assert kaggle.library_commit() == "not recorded: no bundle"
     monkeypatch.setattr(kaggle.resources, "files", lambda name: library)

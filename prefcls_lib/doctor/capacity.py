@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 # Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast (a test counts them); 40
-# where it is not said. fp32 takes twice as much.
+# for all other model types. fp32 takes twice as much.
 BYTES_PER_UNIT = {"deberta-v2": 48, "modernbert": 36}
 # DeBERTa's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position of the side,
 BYTES_PER_SCORE = 6

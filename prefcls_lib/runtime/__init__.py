@@ -1,6 +1,6 @@
 """What the library needs of the machine; nothing here knows about preferences.
 
-Open `files` first: files are written whole or not at all, and `UserError` is the one exception that users read.
+Open `files` first: files are written atomically, and `UserError` is the one exception whose message is for users.
 `progress` has the progress bar, `kaggle` finds attached inputs (the only module that knows Kaggle's folders), `devices`
 chooses device and precision.
 """

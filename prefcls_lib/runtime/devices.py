@@ -53,7 +53,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
 
 
 def _shared_cpu() -> bool:
-    """Whether several processes work without a GPU; accelerate must be told."""
+    """Whether several processes share the CPU; accelerate does not find that out by itself."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the one exception that a user is meant to read."""
+"""Files that are written atomically, whole or not at all, and the one exception whose message is for users."""
 
 import hashlib
 import json
@@ -54,12 +54,12 @@ def backup_of(path: Path) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, atomically."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write `value` to `path` as readable JSON, whole or not at all; NaN is refused."""
+    """Write `value` to `path` as readable JSON, atomically; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -82,7 +82,7 @@ def find_first(tried: list[list[str]], what: str) -> Path | None:
     A config.json beside a submission.csv is a run's and never a backbone's.
 
     Raises:
-        UserError: several files match the same list and differ, or the folders that they stand for do: an input
+        UserError: several files match the same list and they, or their folders, differ: an input
             that is attached twice.
     """
     for patterns in tried:
