@@ -6,6 +6,7 @@ notes every operation that on CUDA would wait until all queued work is done.
 
 import traceback
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from prefcls_lib.data.batching import Examples, make_padded_batches
 from prefcls_lib.data.features import SIGNS
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
 from prefcls_lib.models.predict import embed_unique_sides
+from prefcls_lib.models.reward import RewardPooler
 from prefcls_lib.training.step import train_step
 
 READS = (
@@ -100,12 +102,12 @@ def folders(backbone_folders, more_backbone_folders):
     return {**backbone_folders, **more_backbone_folders}
 
 
-def make_model(folder, architecture: str = "siamese") -> PreferenceModel:
-    """As `build_model` makes it, on the meta device."""
+def make_model(folder, **head: object) -> PreferenceModel:
+    """As `build_model` makes it, on the meta device; `head`: settings of the head."""
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         encoder = AutoModel.from_config(config, attn_implementation=None if "deberta" in config.model_type else "sdpa")
-        return PreferenceModel(encoder, PreferenceHead(config.hidden_size, True, True, 0.1, architecture), "mean")
+        return PreferenceModel(encoder, PreferenceHead(config.hidden_size, True, True, 0.1, **head), "mean")
 
 
 def make_examples(lengths: list[int]) -> Examples:
@@ -118,13 +120,12 @@ def make_examples(lengths: list[int]) -> Examples:
     return Examples(ids, np.arange(2 * rows).reshape(rows, 2), features, labels, None, weights)
 
 
-def waits_of_a_step(model: PreferenceModel, lengths: list[int]) -> set[str]:
-    """What waits in the gradients of a training step and in a prediction of the same rows."""
+def waits_of_a_step(model: PreferenceModel, examples: Examples) -> set[str]:
+    """What waits in the gradients of a training step and in the embeddings of the same rows for a prediction."""
     accelerator = SimpleNamespace(
         device=torch.device("meta"), process_index=0, num_processes=1, is_main_process=True,
         autocast=nullcontext, backward=lambda loss: loss.backward(),
     )  # fmt: skip
-    examples = make_examples(lengths)
     with WaitDetector() as detector, NewTensors(detector):
         train_step(
             model, examples, np.arange(len(examples)), 10**6, RunConfig(label_smoothing=0.1),
@@ -140,7 +141,26 @@ def test_step_waits_for_nothing(folders, kind, lengths, monkeypatch):
     """Training step and prediction of every model type: no wait but those that are transformers' own."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know meta
     model = make_model(folders[kind])
-    assert waits_of_a_step(model, lengths) == OF_TRANSFORMERS.get(model.encoder.config.model_type, set())
+    assert waits_of_a_step(model, make_examples(lengths)) == OF_TRANSFORMERS.get(model.encoder.config.model_type, set())
+
+
+@pytest.mark.parametrize("way", ["offset", "one order", "reward model", "soft labels"])
+def test_no_other_way_waits(folders, way, monkeypatch):
+    """A baseline's offset, a cross-encoder's one order, a reward model's pooler and skip, soft labels."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    head = {"offset": {"on_baseline": True}, "one order": {"architecture": "cross"}}.get(way, {})
+    model, examples = make_model(folders["bert"], **head), make_examples([9, 12, 5, 11])
+    probs = np.full((len(examples), 3), 1 / 3, dtype=np.float32)
+    if way == "offset":
+        examples = replace(examples, offsets=probs)
+    if way == "one order":
+        examples = examples.in_random_order(1, 0)
+    if way == "soft labels":
+        examples = replace(examples, targets=probs)
+    if way == "reward model":
+        with torch.device("meta"):
+            model.pooler, model.head.skip = RewardPooler(32, "gelu"), torch.nn.Linear(32, 1, bias=False)
+    assert waits_of_a_step(model, examples) == set()
 
 
 @pytest.mark.parametrize("kind", KINDS + MORE_KINDS)
