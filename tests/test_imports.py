@@ -26,6 +26,16 @@ LIGHT = (
     "baselines.estimators", "baselines.cross_validation", "pipeline.folder", "ensemble.finished", "report.build", "cli",
 )  # fmt: skip
 
+# Most lines of each package, of what a student reads (CORE), and of the whole library: more needs a reason.
+MOST_LINES = {"runtime": 425, "config": 225, "data": 1165, "evaluation": 640, "baselines": 700, "models": 895,
+              "training": 925, "pipeline": 1445, "ensemble": 480, "doctor": 427, "report": 567, "cli": 230}  # fmt: skip
+CORE = ("data", "models", "training", "evaluation.metrics", "pipeline.steps")
+MOST_CORE_LINES = 3_325
+MOST_LIBRARY_LINES = 8_050
+MOST_MODULE_LINES = 300
+MOST_FUNCTION_LINES = 60
+STILL_LONG = {"training.loop", "cli._parser"}
+
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -167,3 +177,32 @@ def test_everything_public_has_a_docstring(module):
     assert ast.get_docstring(tree), module
     missing = [name for name, node in public_definitions(tree.body) if not ast.get_docstring(node)]
     assert missing == []
+
+
+def count_lines(*names: str) -> int:
+    """Lines of these packages and modules together."""
+    return sum(
+        len(path.read_text(encoding="utf-8").splitlines())
+        for module, path in MODULES.items()
+        if any(f"{module}.".startswith(f"{name}.") for name in names)
+    )
+
+
+def test_no_package_outgrows_its_line_budget():
+    """A reader's time is the budget: a package that grows needs a decision here, and the core stays readable."""
+    lines = {package: count_lines(package) for package in MOST_LINES}
+    assert set(lines) == set(ORDER) - {"__main__"}
+    assert {package: count for package, count in lines.items() if count > MOST_LINES[package]} == {}
+    assert count_lines(*CORE) <= MOST_CORE_LINES
+    assert count_lines(*MODULES) <= MOST_LIBRARY_LINES
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules_and_functions_fit_on_few_pages(module):
+    """No module is longer than 300 lines and no function longer than 60."""
+    long = {module: count_lines(module)} if MODULES[module].name != "__init__.py" else {}
+    long = {name: count for name, count in long.items() if count > MOST_MODULE_LINES}
+    for node in ast.walk(parse(MODULES[module])):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MOST_FUNCTION_LINES:
+            long[f"{module}.{node.name}"] = node.end_lineno - node.lineno + 1
+    assert set(long) <= STILL_LONG, long

@@ -98,7 +98,8 @@ class RunFolder:
 
     def is_older_than(self, setting: str) -> bool:
         """Whether the folder holds a run that was started before this setting was introduced."""
-        return (self / "config.json").is_file() and setting not in read_json(self / "config.json").get("settings", {})
+        found = read_json(self / "config.json") if (self / "config.json").is_file() else None
+        return isinstance(found, dict) and setting not in found.get("settings", {})
 
     def copy_from(self, earlier: str | Path) -> None:
         """Copy an earlier run's folder (see `find_earlier`; read-only is fine) to here, unless a run is here already.
