@@ -59,8 +59,8 @@ demo: install ## run one notebook on the shipped rows with a small pretrained en
 	@$(BIN)/prefcls run --config notebooks/params/demo.yaml --set backbone="$(BACKBONE)" --out $(DEMO)/run
 	@echo "page to look at: $(DEMO)/$(NOTEBOOK).html"
 
-test: install lint ## run the linter and the tests
-	$(BIN)/python -m pytest
+test: install lint ## run the linter and the tests, in as many processes as there are cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-oldest: ## the same on the oldest packages that are supported, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

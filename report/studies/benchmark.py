@@ -1,9 +1,9 @@
 """Speed of training and prediction beside what one would use instead, on real rows: interleaved, medians over repeats.
 
     make benchmark                                      MiniLM, 512 tokens, about five minutes on 2 cores
-    python report/studies/benchmark.py --lengths 256 512 --models minilm deberta-v3-xsmall --arms st ...      longer
+    python report/studies/benchmark.py --lengths 256 512 --models minilm deberta-v3-xsmall --variants st ...      longer
 
-Arms of training (pairs that go through forward, backward and AdamW in a second):
+Variants of training (pairs that go through forward, backward and AdamW in a second):
 
     original   the study's loop: two encoder passes a step, padded to max_length, fp32, dropout 0.1
     trainer    Hugging Face Trainer: the same model, both sides in one pass, dynamic padding, our precision and dropout
@@ -36,11 +36,11 @@ from prefcls_lib.runtime.files import write_json, write_text, write_whole
 
 OUT = Path(__file__).parent / "benchmark"
 GOAL_LENGTH = 512  # tokens of a side at which the goals are set
-DEFAULT_ARMS = ["original", "trainer", "ours", "limit", "limit-long"]
+DEFAULT_VARIANTS = ["original", "trainer", "ours", "limit", "limit-long"]
 
 
 class Memory:
-    """Peak memory of one arm above what was there before: of the GPU, or resident memory of this process."""
+    """Peak memory of one variant above what was there before: of the GPU, or resident memory of this process."""
 
     def __init__(self, cuda: bool):
         self.cuda = cuda
@@ -64,18 +64,18 @@ class Memory:
         return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def measure(bench: Bench, arms: dict, repeats: int) -> list[dict]:
-    """Run the arms in turn, `repeats` times; medians of pairs and useful tokens a second."""
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in arms}
+def measure(bench: Bench, variants: dict, repeats: int) -> list[dict]:
+    """Run the variants in turn, `repeats` times; medians of pairs and useful tokens a second."""
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for repeat in range(repeats):
-        for name, arm in arms.items():
+        for name, variant in variants.items():
             with Memory(bench.device.type == "cuda") as memory:
-                pairs, tokens, seconds = arm(bench)
+                pairs, tokens, seconds = variant(bench)
             found[name].append((pairs / seconds, tokens / seconds, memory.gib))
             print(f"  {name} {repeat + 1}/{repeats}: {tokens / seconds:,.0f} useful tokens/s", flush=True)
     return [
         {
-            "arm": name,
+            "variant": name,
             "pairs_per_second": statistics.median(x[0] for x in values) or None,
             "useful_tokens_per_second": statistics.median(x[1] for x in values),
             "slowest": min(x[1] for x in values),
@@ -111,16 +111,16 @@ def add_peak_share(lines: list[dict], bench: Bench) -> None:
     config = bench.encoder(dropout=0.0).config
     for line in lines:
         passes = 3 if line["kind"] == "train" else 1  # a backward pass is two
-        flop = passes * flop_per_token(config, length_of.get(line["arm"], mean))
+        flop = passes * flop_per_token(config, length_of.get(line["variant"], mean))
         line["peak_share"] = line["useful_tokens_per_second"] * flop / peak
 
 
 def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
     """The goals that these measurements can judge: what, goal, found, met."""
-    speed = {(line["kind"], line["arm"]): line for line in lines}
+    speed = {(line["kind"], line["variant"]): line for line in lines}
 
-    def ratio(kind: str, arm: str, unit: str) -> float | None:
-        ours, other = speed.get((kind, "ours")), speed.get((kind, arm))
+    def ratio(kind: str, variant: str, unit: str) -> float | None:
+        ours, other = speed.get((kind, "ours")), speed.get((kind, variant))
         return ours[unit] / other[unit] if ours and other else None
 
     pairs, tokens = "pairs_per_second", "useful_tokens_per_second"
@@ -140,12 +140,12 @@ def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
 
 
 def draw(lines: list[dict], title: str) -> Figure:
-    """Useful tokens a second of every arm, as bars; thin lines from the slowest to the quickest repeat."""
+    """Useful tokens a second of every variant, as bars; thin lines from the slowest to the quickest repeat."""
     table = pd.DataFrame(lines).iloc[::-1]
     figure = Figure(figsize=(6.3, 0.6 + 0.32 * len(table)), layout="constrained")
     axes = figure.subplots()
-    names = [f"{line.model} {line.max_length}  {line.kind}: {line.arm}" for line in table.itertuples()]
-    colors = ["#0072B2" if arm == "ours" else "#999999" for arm in table["arm"]]
+    names = [f"{line.model} {line.max_length}  {line.kind}: {line.variant}" for line in table.itertuples()]
+    colors = ["#0072B2" if variant == "ours" else "#999999" for variant in table["variant"]]
     middle = table["useful_tokens_per_second"]
     errors = np.maximum(0, [middle - table["slowest"], table["quickest"] - middle])
     axes.barh(names, middle, color=colors, xerr=errors, error_kw={"lw": 0.8})
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["minilm"], help="minilm, or names in report/backbones/")
     parser.add_argument("--lengths", nargs="+", type=int, default=[512])
-    parser.add_argument("--arms", nargs="+", choices=TRAIN, default=DEFAULT_ARMS)
+    parser.add_argument("--variants", nargs="+", choices=TRAIN, default=DEFAULT_VARIANTS)
     parser.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", help="training CSV", default="sample")
@@ -174,8 +174,8 @@ def main() -> None:
             print(f"{model}, {length} tokens, {precision}", flush=True)
             bench = Bench(model, length, precision, rows_path)
             found = []
-            for kind, arms in (("train", TRAIN), ("predict", PREDICT)):
-                chosen = {name: arms[name] for name in arguments.arms if name in arms}
+            for kind, variants in (("train", TRAIN), ("predict", PREDICT)):
+                chosen = {name: variants[name] for name in arguments.variants if name in variants}
                 if model != "minilm":
                     chosen.pop("st", None)  # it would need weights and a tokenizer on disk
                 found += [{"model": model, "max_length": length, "precision": precision, "kind": kind, **line}
@@ -202,7 +202,7 @@ def main() -> None:
 def write_table(result: dict) -> str:
     """The result as Markdown."""
     speed = [
-        [f"{line['model']}, {line['max_length']}, {line['precision']}", line["kind"], line["arm"],
+        [f"{line['model']}, {line['max_length']}, {line['precision']}", line["kind"], line["variant"],
          f"{line['pairs_per_second']:.2f}" if line["pairs_per_second"] else "",
          f"{line['useful_tokens_per_second']:,.0f}", f"{line['slowest']:,.0f} to {line['quickest']:,.0f}",
          f"{line['peak_gib']:.2f}", f"{line['peak_share']:.2f}"]
@@ -213,13 +213,13 @@ def write_table(result: dict) -> str:
          "yes" if goal["met"] else "**no**"]
         for goal in result["goals"]
     ]  # fmt: skip
-    header = ("model, tokens, precision", "kind", "arm", "pairs/s", "useful tokens/s", "slowest to quickest",
+    header = ("model, tokens, precision", "kind", "variant", "pairs/s", "useful tokens/s", "slowest to quickest",
               "GiB more", "peak share")  # fmt: skip
     versions_line = ", ".join(f"{name} {result['versions'][name]}" for name in ("machine", "torch", "transformers"))
     parts = [
         "# Speed",
         f"On: {versions_line}. Medians over repeats, real rows, {result['side_tokens']:.0f} tokens a side on average. "
-        "The arms are those of report/studies/benchmark.py, of which original and st compute in fp32 whatever the "
+        "The variants are those of report/studies/benchmark.py, of which original and st compute in fp32 whatever the "
         "precision. "
         "“Peak share” is what the useful tokens cost in counted operations, as a share of what the device reaches in "
         "large matrix products.",

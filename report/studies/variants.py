@@ -1,4 +1,4 @@
-"""The arms of the benchmark: each a way to train or to predict, on the same pairs. See benchmark.py."""
+"""The variants of the benchmark: each a way to train or to predict, on the same pairs. See benchmark.py."""
 
 import tempfile
 import time
@@ -27,7 +27,12 @@ from prefcls_lib.training.loop import fit
 
 CONFIGS = Path(__file__).parents[1] / "backbones"  # config.json of each backbone
 LIMIT_TOKENS, LIMIT_LENGTH = 4096, 256  # the padded batch of the limit; "limit-long" has sides of max_length
-PAIRS = {"original": 8, "trainer": 32, "st": 32, "ours": 128}  # pairs a repeat; padded arms need few for a steady pace
+PAIRS = {
+    "original": 8,
+    "trainer": 32,
+    "st": 32,
+    "ours": 128,
+}  # pairs a repeat; padded variants need few
 
 
 def read_config(path: Path) -> PretrainedConfig:
@@ -36,7 +41,7 @@ def read_config(path: Path) -> PretrainedConfig:
 
 
 class Bench:
-    """One model at one length and precision: what every arm needs, made once.
+    """One model at one length and precision: what every variant needs, made once.
 
     Args:
         model_name: minilm, or a name in report/backbones/.
