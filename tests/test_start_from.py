@@ -9,14 +9,25 @@ from conftest import read_tree, run_arguments
 from scipy.special import softmax
 
 from prefcls_lib import cli
+from prefcls_lib.baselines.columns import read_inputs
+from prefcls_lib.baselines.estimators import fit_baseline
+from prefcls_lib.baselines.offset import fit_offset
 from prefcls_lib.config import RunConfig
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.features import FeatureScaler
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import RESPONSES, SWAP
+from prefcls_lib.data.splits import assign_folds
+from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import fit_calibration_on
-from prefcls_lib.models.saved import load_fold_model
+from prefcls_lib.models.backbones import load_backbone
+from prefcls_lib.models.recipes import RECIPES
+from prefcls_lib.models.saved import build_model, load_fold_model
 from prefcls_lib.pipeline import offsets, preview, steps
+from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import read_json
+from prefcls_lib.training.loop import fit
 
 LOGISTIC = ("folds=[0]", "start_from=structure_logistic", "learning_rate=0.001")
 
@@ -137,3 +148,37 @@ def test_scores_are_calibrated_on_top_of_the_offset():
     labels = (random.random((len(probs), 1)) > probs.cumsum(axis=1)).sum(axis=1)
     found = fit_calibration_on(offset, scores, labels)
     assert (found.temperature, found.tie_bias) == (pytest.approx(2, abs=0.1), pytest.approx(0.5, abs=0.05))
+
+
+def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, leak: bool) -> metrics.Comparison:
+    """Network against baseline on rows whose labels are drawn from a baseline; `leak`: a feature gives them away."""
+    groups = rows["group"].to_numpy()
+    truth = fit_baseline("structure_logistic", inputs, rows["label"].to_numpy(), groups, 0, 1.0).predict_proba(inputs)
+    random = np.random.default_rng(seed)
+    labels = (random.random((len(rows), 1)) > truth.cumsum(axis=1)).sum(axis=1)
+    is_train = assign_folds(rows.assign(label=labels), 2, seed) == 0
+    train, valid = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    baseline, nested = fit_offset("structure_logistic", inputs.take(train), labels[train], groups[train], seed)
+    offset = np.empty((len(rows), 3), np.float32)
+    offset[train], offset[valid] = nested, baseline.predict(inputs.take(valid))
+    features = FeatureScaler.fit(inputs.structure[train]).transform(inputs.structure).astype(np.float32)
+    if leak:
+        features[:, :1] = 4.0 * (labels[:, None] == 0) - 4.0 * (labels[:, None] == 1)
+    examples = Examples(encoded.token_ids, encoded.sides, features, labels, offsets=offset)
+    settings = {"learning_rate": 1e-3, "num_epochs": 2, "batch_size": 16, "mixed_precision": "no", "seed": seed}
+    config = RunConfig(**settings, start_from="structure_logistic").with_recipe(RECIPES["bert"])
+    seed_everything(seed)
+    model = build_model(tiny, config)
+    model.head.start_at_prior((0.35, 0.35, 0.3))
+    fitted = fit(model, examples.take(train), examples.take(valid), config, make_accelerator("no"), 0)
+    return metrics.compare(labels[valid], fitted.valid_probs[-1], softmax(offset[valid], axis=1), groups[valid])
+
+
+@pytest.mark.parametrize("leak", [False, True])
+def test_encoder_adds_nothing_where_the_baseline_knows_everything(tiny, sample_rows, leak):
+    """In six draws the interval lies below zero at most once; with a leak planted in the features, in all of them."""
+    inputs = read_inputs(sample_rows, ("structure_logistic",))
+    encoded = encode_rows(sample_rows, load_backbone(str(tiny), 32).tokenizer, 32, "none")
+    shares = [share_of_the_encoder(tiny, sample_rows, inputs, encoded, seed, leak) for seed in range(6)]
+    below = sum(share.high < 0 for share in shares)
+    assert below == 6 if leak else below <= 1
