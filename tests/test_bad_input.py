@@ -430,7 +430,7 @@ FULL_DISKS = {
 
 @pytest.mark.parametrize("case", FULL_DISKS)
 def test_full_disk_leaves_nothing_half_written(refuse, home, out, monkeypatch, case):
-    """One message; no temporary file, no half model, the older submission; and with room again the run goes on."""
+    """One message; no temporary file, no half model, the older submission; with free space again the run resumes."""
     fill, replaced = FULL_DISKS[case]
     arguments = run_arguments(home, out, *SHORT)
     with monkeypatch.context() as patch:

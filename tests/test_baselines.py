@@ -230,7 +230,7 @@ def test_folds_that_cannot_be_scored_are_refused(rows, run_fold, message):
         )
 
 
-def test_unknown_rungs_and_missing_classes_are_refused(rows):
+def test_unknown_baselines_and_missing_classes_are_refused(rows):
     """A mistyped baseline lists the right ones; a class without training rows cannot be learned."""
     inputs, labels = columns.read_inputs(rows, ["prior"]), rows["label"].to_numpy()
     groups = rows["group"].to_numpy()

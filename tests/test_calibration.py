@@ -63,7 +63,7 @@ def test_calibration_and_blend_swap_with_the_answers_exactly():
 
 def test_calibration_of_noise_flatters_on_its_own_rows_and_not_out_of_fold():
     """60 rows whose labels know nothing of the probabilities: fitted on themselves the log loss beats ln 3,
-    which no honest guess does, and fitted on the other folds it does not."""
+    which no out-of-sample prediction does, and fitted on the other folds it does not."""
     own, nested = [], []
     for seed in range(20):
         labels = np.random.default_rng(seed).integers(0, 3, 60)

@@ -136,7 +136,7 @@ def test_halves_depend_on_the_group_and_not_on_the_order():
     )
 
 
-def test_choosing_honestly_takes_each_half_from_the_step_that_the_other_half_chose():
+def test_cross_fitted_choice_takes_each_half_from_the_step_that_the_other_half_chose():
     """Step 0 is good on half one only, step 1 on the other: each half gets the step that is bad for it."""
     groups = np.arange(41).astype(str)
     half, labels = metrics.split_halves(groups), np.zeros(41, dtype=int)
@@ -147,8 +147,8 @@ def test_choosing_honestly_takes_each_half_from_the_step_that_the_other_half_cho
     assert best == (0 if half.sum() > 20 else 1)
 
 
-def test_choosing_honestly_is_worse_than_the_flattering_pick_on_noise():
-    """Of 30 steps of pure noise the best looks better than it is; the honest number does not."""
+def test_cross_fitted_choice_is_worse_than_the_optimistic_one_on_noise():
+    """Of 30 steps of pure noise the best looks better than it is; the cross-fitted choice does not."""
     generator = np.random.default_rng(7)
     steps = generator.dirichlet([4, 4, 4], (30, 200))
     labels, groups = generator.integers(0, 3, 200), np.arange(200).astype(str)

@@ -218,9 +218,9 @@ def test_a_broken_run_is_named_and_left_out(quick, runs, finished_run, tmp_path,
     """The others stand; page and terminal say which folder was left out, and why."""
     why = break_run(copy_run(finished_run, runs / "broken"))
     page = read_page(runs, tmp_path / "out")
-    said = capsys.readouterr()
-    assert "report of 1 runs" in said.out
-    assert "left out: " in said.err and str(runs / "broken") in said.err and why in said.err
+    printed = capsys.readouterr()
+    assert "report of 1 runs" in printed.out
+    assert "left out: " in printed.err and str(runs / "broken") in printed.err and why in printed.err
     left_out = page[page.index("Left out, because broken") :]
     assert escape_text(str(runs / "broken")).replace("&#95;", "_") in re.sub("&#95;", "_", left_out)
 
@@ -228,8 +228,8 @@ def test_a_broken_run_is_named_and_left_out(quick, runs, finished_run, tmp_path,
 def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "weasyprint", None)
     assert "Results" in read_page(runs, tmp_path / "out")
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "report.pdf is not written" in said[0] and "Pango" in said[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "report.pdf is not written" in lines[0] and "Pango" in lines[0]
     assert not (tmp_path / "out" / "report.pdf").exists()
 
 

@@ -61,13 +61,13 @@ def test_two_answers_share_the_room_equally(backbone_folders):
 
 
 @pytest.mark.parametrize(
-    ("room", "wanted", "shares"),
+    ("budget", "wanted", "shares"),
     [(20, [50, 50], [10, 10]), (21, [50, 50], [10, 11]), (20, [4, 50], [4, 16]), (20, [50, 4], [16, 4]),
      (20, [3, 4], [3, 4]), (0, [3, 4], [0, 0]), (-5, [3], [0]), (7, [9], [7])],
 )  # fmt: skip
-def test_shares_by_hand(room, wanted, shares):
+def test_shares_by_hand(budget, wanted, shares):
     """Equal shares, no more than wanted, and nothing is lost."""
-    assert share_budget(room, wanted) == shares
+    assert share_budget(budget, wanted) == shares
 
 
 def test_cross_sides_are_both_orders(tokenizer):
@@ -92,7 +92,7 @@ def test_cross_sides_are_both_orders(tokenizer):
 
 
 def test_unused_budget_is_handed_on(backbone_folders):
-    """A short answer leaves its room to the prompt, and a short last turn to the turn before it."""
+    """A short answer leaves its budget to the prompt, and a short last turn to the turn before it."""
     tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
     laid, _ = tokenizer.lay_out([(ids(50, 100), ids(4, 200))], 29)
     assert len(laid) == 29

@@ -2,7 +2,7 @@
 
     python report/studies/study.py          or: make study
 
-Runs are made in runs/study/ and gone on with if it is called again; what the report needs of them (no weights) is
+Runs are made in runs/study/ and resumed if it is called again; what the report needs of them (no weights) is
 copied to report/runs/. Then `make report`.
 """
 
