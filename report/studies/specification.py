@@ -60,7 +60,7 @@ def find_errors(described: dict[str, dict], published: dict[str, dict]) -> list[
                 errors.append(f"{title}: {theirs[key]} M parameters in {what}; there are {_show(key, ours[key])}.")
         if abs((theirs["embedding"] + theirs["backbone"]) / theirs["total"] - 1) > TOLERANCE:
             errors.append(
-                f"{title}: {theirs['embedding']} M and {theirs['backbone']}, together {theirs['total']} M: the "
+                f"{title}: {theirs['embedding']} M and {theirs['backbone']} M, together {theirs['total']} M: the "
                 "column does not add up."
             )
     return errors
