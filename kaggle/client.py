@@ -96,9 +96,11 @@ class Kaggle:
                 raise UserError(f"{what}: the upload broke off. Run the same command again; it goes on where it ended.")
             return answer
 
-    def hours_left(self) -> float:
-        """GPU hours that this week's quota still has."""
+    def hours_left(self) -> float | None:
+        """GPU hours that this week's quota still has; None where Kaggle does not tell."""
         quota = self.call("the GPU quota", self._api.quota_view).gpu_quota
+        if quota is None or quota.total_time_allowed is None:
+            return None
         times = (quota.total_time_allowed, quota.time_used, quota.time_reserved)
         total, *used = (time.total_seconds() if time else 0.0 for time in times)
         return max(0.0, total - sum(used)) / 3600

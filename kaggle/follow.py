@@ -76,7 +76,7 @@ def follow_kernel(kaggle: Kaggle, kernel: str) -> tuple[str, str]:
     while unknown < LOOKS_WITHOUT_ANSWER:
         status, failure = kaggle.kernel_status(kernel) or ("unknown", "")
         unknown = unknown + 1 if status == "unknown" else 0
-        line.show(f"{kernel}: {status}", time.monotonic() - started)
+        line.show(status, time.monotonic() - started)
         if status in ENDED:
             line.end()
             kaggle.left_there = f"{kernel} has ended on Kaggle, where its output is kept: {page_of(kernel)}"
@@ -86,7 +86,7 @@ def follow_kernel(kaggle: Kaggle, kernel: str) -> tuple[str, str]:
                 if number >= seen:  # after a lost connection the log comes again from its start
                     seen = number + 1
                     if PROGRESS.search(text):
-                        line.show(f"{kernel}: {status} | {text.strip()}", time.monotonic() - started)
+                        line.show(f"{status} | {text.strip()}", time.monotonic() - started)
         time.sleep(SECONDS_BETWEEN_LOOKS)
     raise UserError(f"{kernel}: Kaggle does not know it any more. Look at its page: {page_of(kernel)}")
 

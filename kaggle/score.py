@@ -65,8 +65,8 @@ def add_baselines(runs: list[str], train: str, test: str, folder: Path) -> list[
     return [str(blend)]
 
 
-def start(kaggle: Kaggle, owner: str, items: list[str], runs: Path, out: Path) -> dict:
-    """Upload what is needed and push the submit kernel; returns what was begun."""
+def start(kaggle: Kaggle, owner: str, items: list[str], runs: Path, out: Path, record: Path) -> None:
+    """Upload what is needed, push the submit kernel, and note in `record` what was begun."""
     found, _ = bundle.collect_runs(items)
     kernels, folders = ([], list(found.values())) if found else runs_of_kernels(kaggle, owner, runs)
     bundle.build_bundle(owner, [], items, [], out, notebooks=())
@@ -77,11 +77,13 @@ def start(kaggle: Kaggle, owner: str, items: list[str], runs: Path, out: Path) -
         kernel_folders.write_submit(folder, owner, kernels)
         version = kaggle.push_kernel(folder, kernel)
     print(f"{kernel}: version {version} was started", flush=True)
-    return {"kernel": kernel, "version": version, "runs": list(map(str, folders)), "submission": None}
+    write_json(record, {"kernel": kernel, "version": version, "runs": list(map(str, folders)), "submission": None})
+    time.sleep(follow.SECONDS_BETWEEN_LOOKS)  # until then its status may be that of the version before
 
 
-def finish(kaggle: Kaggle, begun: dict, record: Path) -> int:
+def finish(kaggle: Kaggle, record: Path) -> int:
     """Follow the kernel, submit it, wait for the score, write it; 0 when there is one, 1 when the kernel failed."""
+    begun = read_json(record)
     kernel = begun["kernel"]
     if begun["submission"] is None:
         status, failure = follow.follow_kernel(kaggle, kernel)
@@ -161,8 +163,8 @@ def main(argv: list[str] | None = None) -> int:
         bundle.collect_runs(items)
         kaggle.sign_in(owner)
         if not arguments.watch:
-            write_json(record, start(kaggle, owner, items, arguments.folder, arguments.bundle))
-        return finish(kaggle, read_json(record), record)
+            start(kaggle, owner, items, arguments.folder, arguments.bundle, record)
+        return finish(kaggle, record)
 
     return run_command(f"kaggle-{'watch' if arguments.watch else 'submit'}", command, come_back)
 

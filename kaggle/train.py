@@ -9,6 +9,7 @@ import argparse
 import difflib
 import sys
 import tempfile
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def read_parameters(notebook: str, backbones: list[str], settings: list[str]) ->
         if not separator:
             raise UserError(f'SET={text!r}: expected NAME=VALUE, for example SET="num_epochs=1 max_length=384".')
         given[name.strip()] = value
+    if "out" in given:
+        raise UserError("SET: out cannot be set; the run lies at the top of the kernel's output. Leave it out.")
     parameters = {**kernel_folders.default_parameters(notebook, backbones)[0], **given}
     values = RunConfig.from_mapping(parameters, source="SET").to_dict()
     return {name: values[name] for name in parameters}
@@ -126,13 +129,13 @@ class Training:
         """
         resumed = "resume_from" not in parameters and self.look_back(parameters)
         hours, left = parameters["time_budget_hours"] or kernel_folders.TRAIN_HOURS, self.kaggle.hours_left()
-        if hours > left:
+        if left is not None and hours > left:
             raise UserError(
                 f"the run may take {hours:g} GPU hours, and this week's quota has {left:.1f} left. Nothing was "
                 f'uploaded. Give it fewer hours, SET="time_budget_hours={max(left - 0.1, 0.1):.1f}", or wait for the '
                 "new quota."
             )
-        print(f"quota: {left:.1f} GPU hours left, {hours:g} asked for", flush=True)
+        print(f"quota: {'unknown' if left is None else f'{left:.1f}'} GPU hours left, {hours:g} asked for", flush=True)
         bundle.build_bundle(self.owner, backbones, [], [], out, notebooks=(self.notebook,))
         push.push_data_sets(self.kaggle, out, push.read_bundle(out, self.owner))
         sources = []
@@ -145,6 +148,7 @@ class Training:
             kernel_folders.write_training(folder, self.owner, self.notebook, parameters, sources)
             version = self.kaggle.push_kernel(folder, self.kernel)
         print(f"{self.kernel}: version {version} was started", flush=True)
+        time.sleep(follow.SECONDS_BETWEEN_LOOKS)  # until then its status may be that of the version before
 
     def follow(self) -> int:
         """Follow the kernel, download its output, say what came of it; 0 when the run is finished, else 1.

@@ -12,6 +12,7 @@ import bundle
 import check
 import client
 import fetch
+import follow
 import kernel_folders
 import layout
 import machine_copy
@@ -22,8 +23,8 @@ import score
 import train
 
 OWNER = "tester"
-__all__ = ["OWNER", "backbone", "build_tiny_bundle", "bundle", "check", "client", "fetch", "kernel_folders", "layout",
-           "machine_copy", "push", "rehearse", "rows", "score", "train"]  # fmt: skip
+__all__ = ["OWNER", "backbone", "build_tiny_bundle", "bundle", "check", "client", "fetch", "follow", "kernel_folders",
+           "layout", "machine_copy", "push", "rehearse", "rows", "score", "train"]  # fmt: skip
 
 
 _built: list[Path] = []

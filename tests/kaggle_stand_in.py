@@ -33,6 +33,7 @@ class StandIn(ThreadingHTTPServer):
         self.log: list[str] = []
         self.page = 1000  # files on a page of the output
         self.ranges: list[str] = []
+        self.silent = False  # no answer for a second
 
     def answer(self, method: str, body: dict) -> tuple:
         self.calls.append((method, body))
@@ -82,6 +83,9 @@ class StandIn(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self._read() or b"{}")
+        if self.server.silent:
+            threading.Event().wait(1)
+            return
         self._reply(*self.server.answer(self.path.rpartition("/")[2], body))
 
     def do_PUT(self):
