@@ -4,6 +4,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from kaggle_parts import OWNER
 
@@ -61,7 +62,7 @@ class StandIn(ThreadingHTTPServer):
 
     def list_output(self, first: int) -> dict:
         names = sorted(self.output)
-        files = [{"fileName": name, "url": f"{self.address}/files/{name}"} for name in names]
+        files = [{"fileName": name, "url": f"{self.address}/files/{quote(name, safe='')}"} for name in names]
         more = {"nextPageToken": str(first + self.page)} if first + self.page < len(names) else {}
         return {"files": files[first : first + self.page], **more}
 
@@ -97,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
             events = [f"data: {json.dumps({'stream_name': 'stdout', 'data': line})}\n\n" for line in self.server.log]
             self._send(200, "".join([*events, "data: END_OF_LOG\n\n"]).encode(), "text/event-stream")
             return
-        name = self.path.partition("/files/")[2]
+        name = unquote(self.path.partition("/files/")[2])
         content, asked = self.server.output[name], self.headers.get("Range")
         first = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
         if asked:

@@ -378,7 +378,7 @@ def test_server_that_does_not_answer_is_given_up(server, monkeypatch):
     kaggle = client.Kaggle()
     kaggle.sign_in(OWNER)
     server.silent = True
-    with pytest.raises(UserError, match="cannot be reached"):
+    with pytest.raises(UserError, match=r"cannot be reached \(ReadTimeout\)"):
         kaggle.hours_left()
 
 
