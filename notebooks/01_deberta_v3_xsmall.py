@@ -15,25 +15,26 @@
 # %% [markdown]
 # # 01 · DeBERTa-v3-xsmall: which of two answers do people prefer?
 #
-# A prompt, two answers, one vote. We predict P(A wins), P(B wins), P(tie), and are scored by log loss. One encoder reads
-# (prompt, answer A) and (prompt, answer B) with the same weights, and a small head compares the two embeddings: a
-# **Siamese** network.
+# A prompt, two answers, one vote. We predict the probabilities P(A wins), P(B wins) and P(tie), and are scored by log
+# loss. A **Siamese** network does this: one encoder reads (prompt, answer A) and (prompt, answer B) with the same
+# weights, and a small head compares the two embeddings. It does not start from zero. A **baseline** of words and
+# structure features is fitted first, in minutes on a CPU, and the network learns to correct its predictions.
 #
-# This notebook uses **DeBERTa-v3-xsmall** (He et al. 2021, <https://arxiv.org/abs/2111.09543>): 12 layers, 384 wide, 22 million
-# parameters in its layers, and another 49 million in the embeddings of its 128,000 tokens. It is the smallest of the
-# three backbones and, token for token, the strongest for its size. Notebooks 02 and 03 do the same with RoBERTa-base
-# and ELECTRA-large: the code cells are equal, and only the prose and the backbone differ.
+# This notebook uses **DeBERTa-v3-xsmall** (He et al. 2021, <https://arxiv.org/abs/2111.09543>): 12 layers of width
+# 384, with 22 million parameters in the layers and another 49 million in the embeddings of its 128,000 tokens. It is
+# the smallest of the three backbones, and the strongest for its size. Notebooks 02 and 03 do the same with
+# RoBERTa-base and ELECTRA-large: the code cells are equal, and only the text and the backbone differ.
 #
-# Run with another backbone, as `make demo` does with MiniLM, the outputs and the settings in section 3 are that backbone's, while
-# the prose still speaks of this one.
+# The text describes DeBERTa-v3-xsmall. With another backbone, as in `make demo`, which uses MiniLM, the outputs and
+# the settings in section 3 are those of that backbone.
 
 # %% [markdown]
 # ## 1. Parameters
 #
-# Everything you may want to turn is in the next cell. Papermill replaces its values by name
-# (`papermill this.ipynb out.ipynb -p num_epochs 1 -p train sample -p test sample`); a name that does not exist
-# stops the run and tells you the nearest one that does. Only literals here: a value computed in this cell would
-# ignore what papermill injects. All settings, with these and the rest, are in `prefcls_lib/config.py`.
+# The next cell has the settings that are changed most often. Papermill replaces their values by name (`papermill
+# this.ipynb out.ipynb -p num_epochs 1 -p train sample -p test sample`). A name that does not exist stops the run, and
+# the error names the nearest right one. The cell must contain literals only: a value that is computed in it would be
+# computed before papermill's values are set. All settings are in `prefcls_lib/config.py`.
 
 # %% tags=["parameters"]
 backbone = "microsoft/deberta-v3-xsmall"  # hub name, folder, or attached Kaggle input
@@ -56,9 +57,10 @@ resume_from = None  # the attached output of an earlier session that was cut off
 # %% [markdown]
 # ## 2. The library
 #
-# On Kaggle `prefcls_lib` comes with an attached data set; elsewhere `make install` has put it in place. The
-# notebook defines no function of its own: it calls the library, shows what comes out, and prints the library's
-# source where the source is the explanation. Versions go into `result.json` too: a score without them cannot be repeated.
+# On Kaggle, `prefcls_lib` comes with an attached data set; elsewhere `make install` has installed it. The notebook
+# defines no function of its own: it calls the library, shows what comes back, and prints the library's source where
+# the source is the best explanation. The table shows whether this machine can do the job, and which versions it has.
+# They are also written into `result.json`, because a score cannot be reproduced without them.
 
 # %%
 import importlib.util
@@ -99,11 +101,12 @@ print(folder.describe_progress(config.resume_from))
 checks.first_look(config)
 
 # %% [markdown]
-# ## 3. Everything that can go wrong, first
+# ## 3. Check the inputs, write a first submission
 #
-# `steps.start` reads both CSV files, plans the folds, finds the backbone, and checks its tokenizer before any time is
-# spent. Then it puts a valid submission made from the class shares into the run folder, later replaced by the best
-# baseline's and at last by the network's. If the session dies, one of them is there. The table shows the settings in force, with the backbone's recipe filled in.
+# `steps.start` reads both CSV files, plans the folds, finds the backbone and checks its tokenizer, so that a wrong
+# input stops the run before time is spent. Then it writes a valid submission with the class shares into the run
+# folder. The best baseline's predictions replace it later, and the network's at the end, so a submission exists even
+# if the session is cut off. The table shows all settings, with the backbone's recipe filled in.
 
 # %%
 job = steps.start(config)
@@ -112,12 +115,14 @@ pd.Series(job.config.to_dict(), name="value").to_frame()
 # %% [markdown]
 # ## 4. The rows
 #
-# A cell of the CSV is a JSON list with one text for each turn, in pure ASCII with `\uXXXX` escapes. So the order of steps
-# matters: the original study stripped non-ASCII characters, and on the raw cell that strips nothing at all. We parse first.
-# `null` stands for an answer that never came; it becomes the empty text, and a feature says so.
+# A cell of the CSV is a JSON list with one text for each turn, written in ASCII with `\uXXXX` escapes. So the order
+# of the steps matters: the original study removed non-ASCII characters, and on the raw cell that removes nothing.
+# Here the cell is parsed first. `null` stands for an answer that is missing; it becomes the empty text, and a feature
+# marks it.
 #
-# Below the tables, one comparison in full. Read a few before you train anything: what would you have voted, and how sure would
-# you be? People disagree on many of these, which is part of why even the winners stayed near a log loss of 0.97.
+# Below the tables, one comparison is printed in full. Read a few before you train: which answer would you choose, and
+# how sure are you? People often disagree on these rows, which is one reason why the best solutions of the earlier
+# competition on this data have a log loss of about 0.97.
 
 # %%
 display(loading.describe_rows(job.rows), job.rows.drop(columns="group").head(3))
@@ -129,20 +134,30 @@ print(loading.format_row(job.rows.iloc[0]))
 # %% [markdown]
 # ## 5. Folds
 #
-# In the full data every sixth row shares its prompt with another row. If one of them trains and the other validates, the
-# model has seen the question, and validation flatters it. So folds are grouped by prompt and stratified by label, and they depend on the rows
-# themselves, not on their order. All models here, the baselines too, use this one plan.
+# In the full data, every sixth row shares its prompt with another row. If one of them were used for training and the
+# other for validation, the validation score would be too good. So the folds are grouped by prompt and stratified by
+# label. They depend on the content of the rows, not on their order. All models here, the baselines too, use the same
+# folds.
 
 # %%
 pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins", "tie"]))), rownames=["fold"])
 
 # %% [markdown]
-# ## 6. The ladder: what must be beaten
+# ## 6. The baselines, and where the network starts
 #
-# Before any GPU time: the prior, a lookup by length difference, a logistic model on a few lengths, and one on the shape of
-# the answers (`features.py`: lists, code, refusals, overlap). These take seconds, and published networks on this data
-# have lost to them. All are fitted on the training folds alone and scored on the rows that the network is scored on.
-# `low` and `high` bound the 95 % interval, from resampled prompt groups.
+# Five models that need no GPU are fitted on the training folds and scored on the validation rows that the network is
+# scored on: the class shares (`prior`), a table of length differences, a logistic model of a few lengths, one of
+# structure features (lists, code, refusals, overlap; `data/features.py`), and one of words and structure features
+# (`structure_tfidf`). On this data, published networks have lost to such models. `low` and `high` are the limits of a
+# 95 % interval, from a bootstrap over prompts.
+#
+# The network starts from one of them (`start_from`). With its probabilities p, the log-odds
+#
+# m = (log p_A − log p_B) / 2 and t = log p_tie − (log p_A + log p_B) / 2
+#
+# are added to the network's logits as a fixed **offset** (m, −m, t). A baseline fits its own training rows better
+# than new ones, and the network must not learn to rely on that. Therefore each training row gets its offset from a
+# model that was fitted without its prompt (five inner folds); validation and test rows get the mean of the five.
 
 # %%
 ladder = steps.run_ladder(job)
@@ -151,18 +166,20 @@ cross_validation.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["gr
 # %% [markdown]
 # ## 7. Tokens
 #
-# DeBERTa-v3 splits text with **SentencePiece**: a Unigram model over 128,000 pieces, in which `▁` marks the start of a word.
-# The large vocabulary makes sides short: the median here is below RoBERTa's and ELECTRA's. Three things to know:
+# DeBERTa-v3 splits text with **SentencePiece**: a Unigram model with 128,000 pieces, in which `▁` marks the start of
+# a word. With the large vocabulary the sides are shorter than with RoBERTa's and ELECTRA's tokenizers. Three things
+# to know:
 #
-# - It turns every line break into a space, and lists and code live by their line breaks. We write `¶` for them, a piece
-#   that the vocabulary has.
-# - Its special tokens `[CLS]` and `[SEP]` are also ordinary pieces. A user who types `[SEP]` would get the real separator,
-#   and the usual switch against that (`split_special_tokens`) does not help. The library breaks such text up.
-# - Loaded from `spm.model` in transformers 5.0 to 5.3 it forgets to add `[CLS]` and `[SEP]`, without a word. The library
-#   checks them at every load.
+# - The tokenizer replaces every line break by a space, although lists and code depend on line breaks. We write `¶`
+#   for them, a piece of the vocabulary.
+# - Its special tokens `[CLS]` and `[SEP]` are ordinary pieces too. If a user types `[SEP]`, the tokenizer returns the
+#   real separator, and the usual option against this (`split_special_tokens`) has no effect. The library splits such
+#   text.
+# - Loaded from `spm.model` in transformers 5.0 to 5.3, the tokenizer leaves out `[CLS]` and `[SEP]` without a
+#   warning. The library checks them at every load.
 #
-# The budget below decides what is kept of a side that is too long: last turns first, the head and the tail of a long text,
-# and never more than a quarter of a turn's room for the prompt while the answer needs it.
+# The function below decides what is kept of a side that is too long: the last turns first, the head and the tail of a
+# long text, and at most a quarter of a turn's tokens for the prompt while the answer needs the rest.
 
 # %%
 Code(inspect.getsource(tokenization.SideTokenizer.lay_out), language="python")
@@ -179,29 +196,37 @@ plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 # %% [markdown]
 # ## 8. Batches
 #
-# DeBERTa's attention computes three products for each pair of positions, content to content, content to position and
-# position to content (see below), so a padded position costs more here than elsewhere. A step has 32 whole pairs. Its sides
-# are sorted by length and pass through the encoder in chunks of nearly equal length. Padding 16 random pairs to the longest
-# would leave about 55 % useful tokens.
+# DeBERTa's attention computes three products for each pair of positions (content to content, content to position,
+# position to content; see below), so padding costs more than with the other backbones. A step has 32 whole pairs.
+# Their sides are sorted by length and pass through the encoder in **padded batches** of nearly equal length. If 16
+# random pairs were padded to the longest side, about 55 % of the computed tokens would be real ones.
 
 # %%
 preview.describe_first_step(job, encoded)
 
 # %% [markdown]
-# ## 9. The model
+# ## 9. The network
 #
-# In standard attention a token's position is added to its embedding once, at the bottom. DeBERTa keeps the two apart
-# (**disentangled attention**, He et al. 2020, <https://arxiv.org/abs/2006.03654>): each head adds content-to-content,
-# content-to-position and position-to-content terms, where position means the relative distance, in buckets that grow
-# with it. There is no absolute position at all, so 512 is a habit here and not a limit.
+# In standard attention, a token's position is added to its embedding once, before the first layer. DeBERTa keeps
+# content and position apart (**disentangled attention**, He et al. 2020, <https://arxiv.org/abs/2006.03654>): each
+# head adds content-to-content, content-to-position and position-to-content terms, where position means the relative
+# distance, in buckets that grow with it. There is no absolute position, so the backbone takes more than 512 tokens.
 #
-# Pretraining was **replaced-token detection**, as ELECTRA's: tell for every token whether a small generator put it there.
-# Every position gives a signal, not only the 15 % that are masked.
+# It was pretrained with **replaced-token detection**, like ELECTRA: decide for every token whether a small generator
+# put it there. Every position gives a training signal, not only the 15 % that are masked.
 #
-# The head sees u, v, u − v, u ∗ v and the structure features. It is applied in both orders and the results are averaged with A
-# and B swapped back, so that the model cannot prefer a place: without this, models on this task change their verdict on
-# up to 72 % of the rows when the answers change places. Its last weights start at zero and its bias at the class shares,
-# so the first loss is that of the prior.
+# The head gets u, v, u − v, u ∗ v and the structure features, and has one hidden layer with two outputs. The
+# **correction** is added to the baseline's offset: this sum is the prediction. The **auxiliary output** predicts
+# without the offset, in training only; the two losses are added. Without it, rows that the baseline already explains
+# would give the encoder little gradient.
+#
+# Both orders of the answers are computed and averaged, with A and B swapped back, so that swapping the answers swaps
+# the probabilities exactly. Without this, models for this task change their verdict on up to 72 % of the rows when
+# the answers change places.
+#
+# The last layer of the correction starts at zero. So the untrained network predicts what the baseline predicts, and
+# the log loss below is the baseline's on these rows. It shows at once whether data, labels, baseline and head fit
+# together.
 
 # %%
 source = inspect.getsource(network.PreferenceHead.outputs) + inspect.getsource(network.PreferenceHead._one_order)
@@ -211,25 +236,27 @@ print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_
 # %% [markdown]
 # ## 10. Training
 #
-# The recipe: 4e-5 for the encoder, 5e-4 for the head, 3 epochs, warm-up over the first tenth. What goes wrong with this
-# backbone: **for about its first 10,000 rows it does not move.** The loss sits at the prior, and it looks dead. It is not; do
-# not stop it there. The structure features reach the head directly, so the curve falls at once, but that is the features and
-# not the encoder. In fp16 DeBERTa's attention scores can overflow; weights stay fp32 here and only products run in half
+# The recipe: learning rates of 4e-5 for the encoder and 5e-4 for the head, 3 epochs, warm-up over the first tenth of
+# the steps. Typical of this backbone: **for about the first 10,000 rows the encoder does not learn anything.** On a
+# full training file, the loss stays at the baseline's for so long; do not stop the run because of that. In fp16,
+# DeBERTa's attention scores can overflow; here the weights stay fp32, and only products are computed in half
 # precision.
 #
-# A fold that is finished is saved and is not trained again when you run this notebook on the same folder, and a fold that was
-# cut off goes on from its last checkpoint. Each validation also predicts the rows with the structure features at their mean: if
-# those predictions no longer differ from row to row, the encoder has collapsed, and the fold is started again more carefully.
+# A fold that is finished is saved, and is not trained again if you run this notebook on the same folder; a fold that
+# was cut off resumes at its last checkpoint. Each validation also predicts the rows by the auxiliary output with the
+# structure features at their mean, that is, by the encoder alone. If these predictions are nearly the same for all
+# rows, or the encoder improves neither on the class shares nor on the baseline, it has collapsed. This is reported,
+# and after 10,000 training rows the fold is started again with half the rate and twice the warm-up.
 
 # %%
 steps.fit_folds(job, encoded)
 
 # %% [markdown]
-# ## 11. Test predictions, and how training went
+# ## 11. Test predictions, and the course of training
 #
-# `steps.finish` loads the saved weights, predicts the test rows and replaces the prior's submission by the trained
-# one, checked. Both lines of the plot are unsmoothed log loss: label smoothing, where a recipe uses it, is in the
-# training objective only and in no number you see here.
+# `steps.finish` loads the saved weights, predicts the test rows, replaces the submission, and checks the new one.
+# Both lines of the plot are unsmoothed log loss: label smoothing, where a recipe uses it, is in the training loss
+# only, and in no number that is shown here.
 
 # %%
 result = steps.finish(job, ladder)
@@ -237,11 +264,13 @@ history = folder.read_table(job.folder / "history.csv")
 plots.plot_history(history, result["ladder_log_loss"])
 
 # %% [markdown]
-# ## 12. The result, beside the ladder
+# ## 12. The result, beside the baselines
 #
-# The verdict compares the network with the best baseline row by row: BEATS or LOSES only if the whole 95 % interval lies
-# on one side of zero, else TIES. On few validation rows TIES is the honest answer, and the sentence says how large a
-# difference these rows could have shown.
+# Two questions. Does the network predict better than the best baseline? The verdict is BEATS or LOSES only if the
+# whole 95 % interval of the difference lies on one side of zero, else TIES. And what does the encoder add to the
+# baseline that the network started from? Its share is the difference of the two log losses on the same rows; below
+# zero, the network is better. With few validation rows most differences are ties, and the verdict says how large a
+# difference has to be to be found with so many rows.
 
 # %%
 print(results.verdict(result))
@@ -251,10 +280,11 @@ plots.plot_ladder(results.result_table(result))
 # %% [markdown]
 # ## 13. Calibration
 #
-# Log loss punishes confidence that is not earned. Where points lie below the diagonal the model is too sure of itself;
-# a temperature and a tie bias, fitted on other out-of-sample rows, can mend that: `calibrated_log_loss` is what is
-# left on rows that they were not fitted on (on a few hundred rows it is often worse: then leave it), and `prefcls blend` applies
-# them. `flip_rate` is the share of rows whose verdict changes when the answers change places.
+# Log loss punishes unjustified confidence. Where points lie below the diagonal, the model is overconfident. A
+# temperature and a tie bias that are fitted on other out-of-sample rows can correct that: `calibrated_log_loss` is
+# the result on rows that they were not fitted on. With a few hundred rows it is often worse, and then the
+# probabilities are better left as they are. `prefcls blend` applies this calibration. `flip_rate` is the share of
+# rows whose verdict changes when the answers change places.
 
 # %%
 rows, probs = results.read_out_of_sample(job)
@@ -265,10 +295,10 @@ for name in ("log_loss", "calibrated_log_loss", "flip_rate"):
 plots.plot_reliability(metrics.reliability_table(labels, probs), ece)
 
 # %% [markdown]
-# ## 14. Where it is good, and where not
+# ## 14. Slices
 #
-# Each slice with its number of rows and its 95 % interval; a slice of fewer than ten prompts gets none. Look at count and
-# interval before you believe a difference.
+# Each slice of the validation rows with its number of rows and its 95 % interval; slices with fewer than ten prompts
+# get none. Look at count and interval before you believe a difference.
 
 # %%
 cut = encoded.cut[job.validated].any(axis=1)
@@ -277,7 +307,8 @@ slices.slice_table(rows, labels, probs, cut=cut)
 # %% [markdown]
 # ## 15. The three most confident mistakes
 #
-# The model was sure, and the vote went the other way. Is it the model, or the vote?
+# The predictions with the highest probability for a class that did not win. Is the model wrong, or is the vote
+# unusual?
 
 # %%
 mistakes = slices.most_confident_mistakes(rows, probs, count=3)
@@ -288,7 +319,8 @@ for position in mistakes.index:
 # %% [markdown]
 # ## 16. The submission, read back
 #
-# Columns, ids in the order of `test.csv`, every row three probabilities inside (0, 1) that sum to 1.
+# Checked: the columns, the ids in the order of `test.csv`, and three probabilities inside (0, 1) with sum 1 in every
+# row.
 
 # %%
 submission.check_submission(job.folder / "submission.csv", list(job.test_rows["id"])).head()
@@ -297,9 +329,10 @@ submission.check_submission(job.folder / "submission.csv", list(job.test_rows["i
 # ## What next
 #
 # - The original study reached 1.0458 with this backbone (unsmoothed, from its logs; it published 1.0597, which is its
-#   smoothed training loss). Others report 1.0338 at 512 tokens. See `report/` for ours.
-# - More folds: `folds = [0, 1, 2, 3, 4]` averages five models.
-# - Larger: DeBERTa-v3-large in the same Siamese form is the best published encoder on this data, 0.988 to 1.0. Set
-#   `backbone = "microsoft/deberta-v3-large"`, and `max_length = 768`, since its positions are relative. On one T4 an epoch of it
-#   is projected to take more than an hour.
-# - Both answers in one sequence: `architecture = "cross"`. From a reward model: `init_from`. Both stand in the README.
+#   smoothed training loss). Others report 1.0338 at 512 tokens. Our results are in `report/`.
+# - More folds: `folds = [0, 1, 2, 3, 4]` trains five models and averages their predictions.
+# - A larger backbone: DeBERTa-v3-large as a Siamese network is the best published encoder on this data, with 0.988 to
+#   1.0. Set `backbone = "microsoft/deberta-v3-large"` and `max_length = 768`, which its relative positions allow. One
+#   epoch of it is projected to take more than an hour on one T4.
+# - Both answers in one sequence (`architecture = "cross"`), or start from a reward model (`init_from`): see
+#   `prefcls_lib/README.md`.
