@@ -34,16 +34,6 @@ class FoldOffset:
     seconds: float
 
 
-def fit_offsets(job: Job) -> None:
-    """Fit the starting points of all folds that have none yet; nothing with start_from=none."""
-    left = [fold for fold in job.config.folds if not _folder(job, fold).is_dir()]
-    if job.config.start_from == "none" or not left:
-        return
-    inputs = read_inputs(job.rows, (job.config.start_from,), job.features)
-    for fold in left:
-        _fit(job, inputs, fold)
-
-
 def fold_offset(job: Job, fold: int) -> FoldOffset | None:
     """The fold's starting point; None with start_from=none. The run's first process fits it, all others wait for it.
 
@@ -53,8 +43,11 @@ def fold_offset(job: Job, fold: int) -> FoldOffset | None:
     if job.config.start_from == "none":
         return None
     folder = _folder(job, fold)
-    if process_state().is_main_process:
-        fit_offsets(job)
+    if process_state().is_main_process:  # for all folds of the run at once, so that their rows are read once
+        left = [one for one in {*job.config.folds, fold} if not _folder(job, one).is_dir()]
+        inputs = left and read_inputs(job.rows, (job.config.start_from,), job.features)
+        for one in left:
+            _fit(job, inputs, one)
     while not folder.is_dir():  # minutes at the competition's size: a collective would run into its time limit
         time.sleep(SECONDS_BETWEEN_LOOKS)
     try:
