@@ -88,6 +88,8 @@ class Rehearsal:
         (self.scratch / f"{name}.json").write_text(json.dumps(blend), encoding="utf-8")
         bundle = Bundle(self.scratch / f"{name}-bundle", self.scratch / "none")
         add_runs(bundle, *collect_runs([str(self.scratch / f"{name}.json")]))
+        if problems := check.check_data_set(bundle.folder / "datasets" / layout.RUNS):
+            raise UserError("an upload would spoil the runs:\n  " + "\n  ".join(problems))
         say(f"blend: weights {[round(weight, 3) for weight in blend['weights']]}")
         return bundle.folder / "datasets" / layout.RUNS
 
