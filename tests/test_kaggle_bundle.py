@@ -58,7 +58,7 @@ def test_kernels_have_parameters_and_sources(built):
     namespace: dict = {}
     exec(notebook.cells[number].source, namespace)
     del namespace["__builtins__"]
-    assert namespace == {"backbone": "backbone", "num_seeds": 2, "time_budget_hours": 11.5}
+    assert namespace == {"backbone": "backbone", "num_seeds": 1, "time_budget_hours": 11.5}
     metadata = json.loads((built / "kernels/submit/kernel-metadata.json").read_text())
     assert metadata["dataset_sources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-runs"]
     assert metadata["kernel_sources"] == []
