@@ -123,7 +123,7 @@ def test_resumed_run_does_not_fit_its_baseline_again(home, tmp_path, monkeypatch
     assert cli.main(run_arguments(home, killed, *LOGISTIC)) == 0
     assert len(fits) == 2
     assert (killed / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
-    name = "model/fold0/baseline/inner0/arrays.npz"
+    name = "model/fold0/baseline/inner0/arrays.safetensors"
     assert read_tree(killed)[name] == read_tree(whole)[name]
 
 
