@@ -85,7 +85,7 @@ def test_network_without_its_baseline_predicts_nothing(run, home, tmp_path, caps
     if damage == "missing":
         shutil.rmtree(copy / "model" / "fold0" / "baseline")
     else:
-        (copy / "model" / "fold0" / "baseline" / "inner2" / "arrays.npz").write_bytes(b"cut off")
+        (copy / "model" / "fold0" / "baseline" / "inner2" / "arrays.safetensors").write_bytes(b"cut off")
     assert cli.main(["predict", "--run", str(copy), "--test", str(home / "test.csv"), "--out", str(out)]) == 2
     assert "baseline" in capsys.readouterr().err
     assert out.read_text(encoding="utf-8") == "older"
