@@ -74,7 +74,8 @@ class Kaggle:
             raise UserError(f"OWNER={owner}, but the Kaggle credentials here are those of {user}. Correct one of them.")
 
     def call(self, what: str, function: Callable, *arguments, **options):
-        """Call a method of the client. Waits as told after 429, and for a lost connection within `patience`.
+        """Call a method of the client. Waits after 429 for as long as Kaggle asks, and repeats a lost
+        connection within `patience`.
 
         Raises:
             Refused: Kaggle answers with an error.
@@ -93,7 +94,7 @@ class Kaggle:
                 time.sleep(wait)
                 continue
             if "Upload unsuccessful" in printed.getvalue():
-                raise UserError(f"{what}: the upload broke off. Run the same command again; it goes on where it ended.")
+                raise UserError(f"{what}: the upload broke off. Run the same command again to resume it.")
             return answer
 
     def hours_left(self) -> float | None:
@@ -133,7 +134,7 @@ class Kaggle:
         answer = self.call(f"kernel {kernel}", self._api.kernels_push, str(folder))
         if answer.error:
             raise UserError(f"kernel {kernel}: Kaggle answers {answer.error!r}. It was not started.")
-        self.left_there = f"{kernel} was started on Kaggle and goes on there: {page_of(kernel)}"
+        self.left_there = f"{kernel} was started on Kaggle and keeps running there: {page_of(kernel)}"
         missing = [*answer.invalid_dataset_sources, *answer.invalid_kernel_sources, *answer.invalid_competition_sources]
         if missing:
             raise UserError(
@@ -232,10 +233,10 @@ def _seconds_to_wait(what: str, error: Exception, attempt: int, patient: bool) -
 
 def _refusal(what: str, response: requests.Response) -> str:
     try:
-        said = str(response.json()["message"])
+        message = str(response.json()["message"])
     except (ValueError, KeyError, TypeError):
-        said = response.reason or ""
-    text = f"{what}: Kaggle answers {response.status_code}, {said.rstrip('.')!r}."
+        message = response.reason or ""
+    text = f"{what}: Kaggle answers {response.status_code}, {message.rstrip('.')!r}."
     if response.status_code == 401:
         return f"{text} Your credentials have expired or were revoked. Make a new token at kaggle.com/settings (API)."
     if response.status_code == 403:

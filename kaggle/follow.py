@@ -12,7 +12,7 @@ from prefcls_lib.runtime.files import UserError
 
 SECONDS_BETWEEN_LOOKS = 30
 LOOKS_WITHOUT_ANSWER = 20
-PATIENCE = 3600.0  # seconds without a connection before the command ends; the kernel does not care
+PATIENCE = 3600.0  # seconds without a connection before the command ends; the kernel keeps running
 PROGRESS = re.compile(r"\d%\||\bfold\d")  # a progress bar, or what the library prints about a fold
 ADVICE = {
     r"OutOfMemoryError|out of memory": 'less memory: SET="max_tokens_per_micro_step=2048" or a smaller max_length',
@@ -64,13 +64,13 @@ def wait_for_data_sets(kaggle: Kaggle, names: list[str]) -> None:
 
 
 def follow_kernel(kaggle: Kaggle, kernel: str) -> tuple[str, str]:
-    """Show a kernel's status and progress until it ends; returns the last status, and Kaggle's word on a failure.
+    """Show a kernel's status and progress until it ends; returns the last status, and Kaggle's message on a failure.
 
     Raises:
         UserError: the connection is lost for long, or the kernel was deleted.
     """
     kaggle.patience = PATIENCE
-    kaggle.left_there = f"{kernel} runs on Kaggle and goes on there: {page_of(kernel)}"
+    kaggle.left_there = f"{kernel} keeps running on Kaggle: {page_of(kernel)}"
     print(f"{kernel}: {page_of(kernel)}\nCtrl-C leaves it running.", flush=True)
     line, seen, unknown, started = StatusLine(), 0, 0, time.monotonic()
     while unknown < LOOKS_WITHOUT_ANSWER:

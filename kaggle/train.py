@@ -1,7 +1,7 @@
 """Train on Kaggle and bring the run back: make kaggle-train OWNER=me NOTEBOOK=02-roberta-base SET="num_epochs=1"
 
 Builds the bundle, looks at the quota, uploads what changed, starts the notebook's kernel, follows it, and downloads its
-output into runs/. Run again after a session that was cut off, it goes on from there: the kernel gets its own old output
+output into runs/. Run again after a session that was cut off, it resumes the run: the kernel gets its own old output
 as an input, and `resume_from`. With --watch (make kaggle-watch) it starts nothing: it follows and downloads.
 """
 
@@ -63,7 +63,7 @@ def read_parameters(notebook: str, backbones: list[str], settings: list[str]) ->
 
 
 def holds_run(names: Collection[str]) -> bool:
-    """Whether an output has a finished run among its files, or one that can be gone on with."""
+    """Whether an output has a finished run among its files, or one that can be resumed."""
     return "config.json" in names and any(name.startswith(("model/", "checkpoint/")) for name in names)
 
 
@@ -80,7 +80,7 @@ class Training:
         return WHAT_TO_SAY.format(command, self.owner, self.name)
 
     def look_back(self, parameters: dict) -> bool:
-        """Whether the kernel's last version was cut off, so that this command goes on with it.
+        """Whether the kernel's last version was cut off, so that this command resumes it.
 
         Raises:
             UserError: it runs, it ended and is not here yet, or it was cut off with other settings.
@@ -101,15 +101,15 @@ class Training:
                     f"here first: {self.say('watch')}"
                 )
             return False
-        if not holds_run(files):
+        if not holds_run(files) or "resume_from" in parameters:
             return False
         earlier = self._read(files, "config.json")["settings"]
         for name, now in parameters.items():
             before = earlier.get(name, now)
             if name not in FREE_SETTINGS and before != now:
                 raise UserError(
-                    f"{self.kernel} was cut off with {name}={before!r}, this command has {name}={now!r}. Go on with "
-                    'the same SET, or start from the beginning with SET="resume_from=none ...".'
+                    f"{self.kernel} was cut off with {name}={before!r}, this command has {name}={now!r}. Resume it "
+                    'with the same SET, or start from the beginning with SET="resume_from=none ...".'
                 )
         return True
 
@@ -127,7 +127,7 @@ class Training:
         Raises:
             UserError: whatever is missing; the message says if something was started.
         """
-        resumed = "resume_from" not in parameters and self.look_back(parameters)
+        resumed = self.look_back(parameters)
         hours, left = parameters["time_budget_hours"] or kernel_folders.TRAIN_HOURS, self.kaggle.hours_left()
         if left is not None and hours > left:
             raise UserError(
@@ -142,7 +142,7 @@ class Training:
         if resumed:
             parameters = {**parameters, "resume_from": layout.kernel_slug(self.name)}
             sources = [self.kernel]
-            print(f"{self.kernel} was cut off; its output is attached, and the run goes on from there", flush=True)
+            print(f"{self.kernel} was cut off; its output is attached, and the run is resumed", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / self.name
             kernel_folders.write_training(folder, self.owner, self.notebook, parameters, sources)
@@ -169,7 +169,7 @@ class Training:
             fetch.report_run(folder, self.runs)
             return 0
         print(f"The session was cut off. {describe_progress(folder)}", flush=True)
-        print(f"go on with it: {self.say('train')}, with the same SET", flush=True)
+        print(f"resume it: {self.say('train')}, with the same SET", flush=True)
         return 1
 
     def _find_here(self, files: dict[str, str]) -> Path | None:

@@ -212,7 +212,8 @@ def test_too_many_requests_are_waited_for_as_told(server, run, naps):
         ("SaveKernel", (409, {"message": "The slug is in use"}), ["409", "slug is in use", "Rename or delete"]),
         ("SaveKernel", (403, {"message": "You must accept this competition's rules"}), ["/rules"]),
         ("SaveKernel", {"versionNumber": 9, "invalidCompetitionSources": ["llm-classification-finetuning"]},
-         ["version 9 was started without llm-classification-finetuning", "/rules", "goes on there", "kaggle-watch"]),
+         ["version 9 was started without llm-classification-finetuning", "/rules", "keeps running there",
+          "kaggle-watch"]),
         ("GetAcceleratorQuotaStatistics", (401, {"message": "Unauthenticated"}), ["expired", "new token"]),
         ("GetDatasetStatus", {"status": "FAILED"}, ["could not unpack"]),
         ("CreateDataset", {"status": "error", "error": "title is taken"}, ["title is taken", "Nothing was started"]),
@@ -226,13 +227,14 @@ def test_refusals_of_the_server(server, run, method, answer, words):
     for word in words:
         assert word in errors, errors
     assert "Traceback" not in errors
-    assert ("goes on there" in errors) == ("goes on there" in words)
+    assert ("keeps running there" in errors) == ("keeps running there" in words)
 
 
-def test_kernel_that_runs_is_not_started_again(server, run):
+@pytest.mark.parametrize("settings", [[], ["--set", "resume_from=none"]])
+def test_kernel_that_runs_is_not_started_again(server, run, settings):
     """Nobody pays twice: it is named, and how to follow it."""
     server.script["GetKernelSessionStatus"] = [RUNNING]
-    code, _, errors = run()
+    code, _, errors = run(*settings)
     assert code == 2
     assert f"{KERNEL} is running on Kaggle" in errors
     assert f"make kaggle-watch OWNER={OWNER} NOTEBOOK=02-roberta-base" in errors
@@ -255,7 +257,7 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
 
 
 def test_ctrl_c_says_how_to_come_back(server, run, monkeypatch):
-    """The kernel goes on; exit code 130."""
+    """The kernel keeps running; exit code 130."""
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING]
 
     naps = iter([30])
@@ -268,7 +270,7 @@ def test_ctrl_c_says_how_to_come_back(server, run, monkeypatch):
     monkeypatch.setattr("time.sleep", press)
     code, _, errors = run()
     assert code == 130
-    assert f"{KERNEL} runs on Kaggle and goes on there" in errors
+    assert f"{KERNEL} keeps running on Kaggle" in errors
     assert f"come back to it: make kaggle-watch OWNER={OWNER} NOTEBOOK=02-roberta-base" in errors
 
 
@@ -335,7 +337,7 @@ def test_without_credentials(server, run, monkeypatch):
 
 
 def test_without_a_network(server, run, monkeypatch):
-    """Before anything was started it is said at once."""
+    """Before anything was started, the command ends at once."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     code, _, errors = run()
     assert code == 2

@@ -185,7 +185,7 @@ def describe_progress(resume_from: str | Path | None) -> str:
     for position in sorted(earlier.glob("checkpoint/fold*/position.json")):
         reached = read_json(position)
         parts.append(f"{position.parent.name} reached step {reached['step']:,} of {reached['total_steps']:,}")
-    return f"The earlier session in {earlier}: {', '.join(parts) or 'no model was begun'}."
+    return f"The earlier session in {earlier}: {', '.join(parts) or 'no model was started'}."
 
 
 def _mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:
