@@ -91,6 +91,7 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
         "ladder_best": best,
         "ladder": table.to_dict(orient="records"),
         "comparison": metrics.compare(labels, probs, best_probs, groups).to_dict(),
+        "start_from": job.config.start_from,
         "encoder_share": metrics.compare(labels, probs, start_probs, groups).to_dict(),
         "baseline_log_loss": metrics.log_loss(labels, start_probs),
         "encoder_only_log_loss": None if None in alone else float(np.average(alone, weights=sizes)),
@@ -143,8 +144,9 @@ def verdict(result: dict) -> str:
         f"minimum detectable effect {c['smallest_detectable']:.4f} (80 % power)"
     ]
     if "encoder_share" in result:  # else of an earlier version
-        added = _difference(result["encoder_share"])
-        lines.append(f"the encoder adds {added} to its baseline's {result['baseline_log_loss']:.4f}")
+        if result["start_from"] != "none":
+            added = _difference(result["encoder_share"])
+            lines.append(f"the encoder adds {added} to the {result['baseline_log_loss']:.4f} of {result['start_from']}")
         warnings = result["encoder_warnings"].items()
         lines += [f"{name}: the encoder does not contribute: {why}" for name, why in warnings]
     return "\n".join(lines)
