@@ -16,7 +16,7 @@ from prefcls_lib.data.submission import check_submission
 from prefcls_lib.pipeline import folds
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.training import loop
+from prefcls_lib.training import collapse, loop
 from prefcls_lib.training.collapse import Collapsed, why_collapsed
 
 COLLAPSES = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "validations_per_epoch=1")
@@ -25,7 +25,7 @@ COLLAPSES = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "validation
 @pytest.fixture
 def early_verdict(monkeypatch):
     """A verdict after 20 training rows."""
-    monkeypatch.setattr(loop, "COLLAPSE_AFTER_ROWS", 20)
+    monkeypatch.setattr(collapse, "COLLAPSE_AFTER_ROWS", 20)
 
 
 def fit(folder, config):
@@ -37,7 +37,7 @@ def fit(folder, config):
 def test_collapsed_encoder_behind_structure_features_is_seen(tiny, monkeypatch):
     """The encoder gives one embedding for every side; features move the predictions, the spread is 0 all the same."""
     monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
-    monkeypatch.setattr(loop, "COLLAPSE_AFTER_ROWS", 90)
+    monkeypatch.setattr(collapse, "COLLAPSE_AFTER_ROWS", 90)
     history = fit(tiny, make_config(on_collapse="warn")).history
     assert history["encoder_spread"].max() < 1e-6
     assert history["collapsed"].tolist() == [False, True]  # 48 rows seen, then 96

@@ -13,8 +13,7 @@ from test_train import make_config, make_examples, make_model
 
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.training import loop
-from prefcls_lib.training.loop import Session
-from prefcls_lib.training.state import Stopped
+from prefcls_lib.training.state import Session, Stopped
 
 LEARNS = {"learning_rate": 2e-3, "head_learning_rate": 2e-3, "label_smoothing": 0.0, "structure_features": False}
 

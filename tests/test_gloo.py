@@ -14,7 +14,8 @@ from test_train import make_config, make_examples, make_model
 
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.training import loop
-from prefcls_lib.training.loop import Session
+from prefcls_lib.training import step as steps
+from prefcls_lib.training.state import Session
 
 OVERFLOWING_STEP = 3
 CONFIG = {"num_epochs": 2, "batch_size": 7, "validations_per_epoch": 2, **LEARNS}
@@ -34,20 +35,20 @@ def fit(folder: Path, accelerator, session: Session | None = None, rows: int = 3
 
 def overflow_in_process_1(accelerator) -> None:
     """Let the gradient of one process be infinite in one step."""
-    real, steps = loop.train_step, []
+    real, calls = steps.train_step, []
 
     def train_step(model, *rest):
         counts = real(model, *rest)
-        steps.append(1)
-        if len(steps) == OVERFLOWING_STEP and accelerator.process_index == 1:
+        calls.append(1)
+        if len(calls) == OVERFLOWING_STEP and accelerator.process_index == 1:
             model.head.output.bias.grad.fill_(torch.inf)
         return counts
 
-    loop.train_step = train_step
+    steps.train_step = train_step
     try:
         yield
     finally:
-        loop.train_step = real
+        steps.train_step = real
 
 
 def work(rank: int, port: int, folder: Path, out: Path) -> None:
@@ -127,6 +128,6 @@ def test_an_overflow_in_one_process_is_skipped_by_both(found):
 
 def test_clocks_of_two_processes_make_one_plan(found):
     """One clock runs fifty times as quick as the other: neither waits for the other, and both stop at one step."""
-    steps = [process["skewed clocks"]["history"][-1, 0] for process in found]
-    assert steps[0] == steps[1]
-    assert steps[0] < 2500
+    taken = [process["skewed clocks"]["history"][-1, 0] for process in found]
+    assert taken[0] == taken[1]
+    assert taken[0] < 2500

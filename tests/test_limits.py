@@ -14,8 +14,7 @@ from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import loop, optim
 from prefcls_lib.training import step as steps
-from prefcls_lib.training.loop import Session
-from prefcls_lib.training.state import TrainingState
+from prefcls_lib.training.state import Session, TrainingState
 
 TOKENS_PER_SECOND = 1000.0
 
@@ -47,8 +46,8 @@ class FakeTime:
             self.now += 0.5 * examples.lengths.sum() / TOKENS_PER_SECOND
             return torch.zeros(len(examples.token_ids), 32), TokenCount()
 
-        monkeypatch.setattr(loop, "train_step", train_step)
-        monkeypatch.setattr(loop, "embed_unique_sides", embed_unique_sides)
+        monkeypatch.setattr(steps, "train_step", train_step)
+        monkeypatch.setattr(steps, "embed_unique_sides", embed_unique_sides)
         monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
@@ -111,7 +110,7 @@ def test_resumed_plan_grows_to_the_whole_again(tiny, monkeypatch, tmp_path):
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(tiny, monkeypatch, capsys):
     """Logged once a halving; the same step is repeated, so the weights are those of a small cap from the start."""
     config = make_config(structure_features=False, max_tokens_per_micro_step=2048)
-    real, caps = loop.train_step, []
+    real, caps = steps.train_step, []
 
     def limited(model, examples, batch, max_tokens, *rest):
         caps.append(max_tokens)
@@ -121,7 +120,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(tiny, monkeypatch, cap
 
     small = make_model(tiny, config)
     fit(small, replace(config, max_tokens_per_micro_step=512))
-    monkeypatch.setattr(loop, "train_step", limited)
+    monkeypatch.setattr(steps, "train_step", limited)
     model = make_model(tiny, config)
     fit(model, config)
     assert caps[:4] == [2048, 1024, 512, 512]
@@ -135,7 +134,7 @@ def test_not_even_small_micro_batches_fit(tiny, monkeypatch):
     def never(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "train_step", never)
+    monkeypatch.setattr(steps, "train_step", never)
     config = make_config(structure_features=False)
     with pytest.raises(UserError, match="gradient_checkpointing=true"):
         fit(make_model(tiny, config), config)
@@ -156,7 +155,8 @@ def test_out_of_memory_anywhere_is_repeated(tiny, monkeypatch, capsys, place, er
     owner, name = {
         "clip": (torch.nn.utils, "clip_grad_norm_"),
         "update": (torch.optim.AdamW, "step"),
-    }.get(place, (loop, place))
+        "sum_gradients": (loop, "sum_gradients"),
+    }.get(place, (steps, place))
     config = make_config(num_epochs=1, structure_features=False)
     expected = make_model(tiny, config)
     fit(expected, config)

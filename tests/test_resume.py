@@ -29,8 +29,7 @@ from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError, backup_of, write_whole
 from prefcls_lib.training import loop, optim
 from prefcls_lib.training import step as steps
-from prefcls_lib.training.loop import Session
-from prefcls_lib.training.state import Stopped, TrainingState, load_state, save_state
+from prefcls_lib.training.state import Session, Stopped, TrainingState, load_state, save_state
 
 
 def fit(model, config, session=None):
@@ -136,7 +135,7 @@ def test_resumed_after_its_last_step(tiny, tmp_path, monkeypatch):
     """Killed between the last checkpoint and the saved model: nothing is trained, and the result is the same."""
     config = make_config(structure_features=False)
     expected = fit(make_model(tiny, config), config, Session(tmp_path / "state"))
-    monkeypatch.setattr(loop, "train_step", None)
+    monkeypatch.setattr(steps, "train_step", None)
     result = fit(make_model(tiny, config), config, Session(tmp_path / "state"))
     for name in ("valid_probs", "swapped_probs"):
         np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
@@ -323,7 +322,7 @@ def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path, capsys):
 def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypatch):
     """Weights stay finite, the history counts them, and has no training loss where all are; 20 in a row end the run."""
     config = make_config(structure_features=False)
-    real = loop.train_step
+    real = steps.train_step
     bad = iter([False, True, False, True, False, False])
 
     def overflow(model, *rest):
@@ -332,7 +331,7 @@ def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypat
             model.head.output.bias.grad.fill_(torch.inf)
         return result
 
-    monkeypatch.setattr(loop, "train_step", overflow)
+    monkeypatch.setattr(steps, "train_step", overflow)
     model = make_model(tiny, config)
     result = fit(model, config)
     assert result.history["skipped_steps"].tolist() == [1, 2]

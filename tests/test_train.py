@@ -21,6 +21,7 @@ from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import loop, optim
 from prefcls_lib.training import step as steps
+from prefcls_lib.training.state import FitResult
 
 PRIOR = (0.3, 0.2, 0.5)
 
@@ -54,7 +55,7 @@ def make_examples(num_rows: int, seed: int = 0, with_features: bool = False, lon
     return Examples(token_ids, sides, features, labels)
 
 
-def fit(model: PreferenceModel, config: RunConfig, train_examples: Examples, valid: Examples) -> loop.FitResult:
+def fit(model: PreferenceModel, config: RunConfig, train_examples: Examples, valid: Examples) -> FitResult:
     accelerator = make_accelerator(config.mixed_precision)
     return loop.fit(model, train_examples, valid, config, accelerator, model.encoder.config.pad_token_id)
 
@@ -216,8 +217,8 @@ def fake_validations(monkeypatch, labels: np.ndarray, confidences: list[float]) 
         probs[np.arange(len(labels)), labels] = confidence
         return probs
 
-    monkeypatch.setattr(loop, "embed_unique_sides", embed_unique_sides)
-    monkeypatch.setattr(loop, "predict_from_embeddings", predict_from_embeddings)
+    monkeypatch.setattr(steps, "embed_unique_sides", embed_unique_sides)
+    monkeypatch.setattr(steps, "predict_from_embeddings", predict_from_embeddings)
     return states
 
 
@@ -241,8 +242,8 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
 def test_swapped_rows_are_predicted_from_the_embeddings_of_the_validation(tiny, monkeypatch, min_rows):
     """As `predict_proba` has them, to the bit, by the chosen weights; one pass of the encoder for each validation."""
     monkeypatch.setattr(loop, "MIN_ROWS_TO_SELECT", min_rows)
-    passes, real = [], loop.embed_unique_sides
-    monkeypatch.setattr(loop, "embed_unique_sides", lambda *args: passes.append(1) or real(*args))
+    passes, real = [], steps.embed_unique_sides
+    monkeypatch.setattr(steps, "embed_unique_sides", lambda *args: passes.append(1) or real(*args))
     config = make_config(num_epochs=4, learning_rate=0.02, head_learning_rate=0.02, head="concat")
     model, valid = make_model(tiny, config), make_examples(30, 2, True)
     result = fit(model, config, make_examples(48, 1, True), valid)

@@ -28,8 +28,8 @@ from prefcls_lib.pipeline.offsets import extra_rows, fold_offset
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, seed_everything
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.training.collapse import Collapsed
-from prefcls_lib.training.loop import MIN_ROWS_TO_SELECT, FitResult, Session, fit
-from prefcls_lib.training.state import stop_on_sigterm
+from prefcls_lib.training.loop import MIN_ROWS_TO_SELECT, fit
+from prefcls_lib.training.state import FitResult, Session, stop_on_sigterm
 
 MAX_RESTARTS = 2  # after a collapse
 REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted on
@@ -204,7 +204,8 @@ def _fit_until_healthy(
             state.wait_for_everyone()
             if config.on_collapse == "stop" or len(collapsed) > MAX_RESTARTS:
                 raise UserError(
-                    f"{error}. Set learning_rate lower or warmup_ratio higher; the baseline's submission is in place."
+                    f"{fold_model.name}: {error}. Set learning_rate lower or warmup_ratio higher; the baseline's "
+                    "submission is in place."
                 ) from None
             if state.is_main_process:
                 tries = f"restart {len(collapsed)} of {MAX_RESTARTS}"

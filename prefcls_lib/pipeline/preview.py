@@ -10,7 +10,7 @@ from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.pipeline.folds import new_model, split_rows
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.training.loop import epoch_examples
+from prefcls_lib.training.step import epoch_examples
 
 
 def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:

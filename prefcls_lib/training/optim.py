@@ -15,6 +15,8 @@ WIDE_LEARNING_RATE = 1e-2
 # Peak rate of the correction of a baseline as a share of the head's. It starts at a good prediction, which large first
 # steps make worse: on 800 competition rows its tie logit drifted by 0.1 at the head's own rate.
 CORRECTION_RATE_SHARE = 0.4
+PACE_STEPS = 5  # steps whose pace is measured before a time budget is planned,
+PACE_SHARE = 0.1  # or fewer, where they take more than this share of it
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")  # ModernBERT calls them layers
 
 
@@ -110,6 +112,26 @@ def validation_steps(config: RunConfig, steps_per_epoch: int, total_steps: int) 
     ends = [round(steps_per_epoch * part / parts) for part in range(1, parts + 1)]
     steps = {epoch * steps_per_epoch + end for epoch in range(config.num_epochs) for end in ends}
     return {step for step in steps if step < total_steps} | {total_steps}
+
+
+class Pace:
+    """Tokens a second of a session's steps. The first is left out: a GPU loads its kernels in it."""
+
+    def __init__(self):
+        self.steps: list[tuple[int, float]] = []  # tokens and seconds of each
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all steps but the first."""
+        tokens, seconds = np.sum(self.steps[1:] or self.steps, axis=0)
+        return tokens / max(seconds, 1e-9)
+
+    def is_due(self, step: int, total_steps: int, time_left: float) -> bool:
+        """Whether to plan at `step`: after PACE_STEPS (fewer, if they are slow), then after each hundredth."""
+        done, used = len(self.steps), sum(seconds for _, seconds in self.steps)
+        if done < PACE_STEPS:
+            return used >= PACE_SHARE * (used + time_left)
+        return done == PACE_STEPS or step % max(1, total_steps // 100) == 0
 
 
 def steps_in_time(step: int, ahead: np.ndarray, validations: set[int], valid_tokens: int, tokens_left: float) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,50 @@ from prefcls_lib.runtime.files import UserError, backup_of, read_json, write_jso
 
 class Stopped(KeyboardInterrupt):
     """Training was asked to end (SIGTERM); its state is saved."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` measured. The model itself holds the chosen weights.
+
+    Attributes:
+        history: one line a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
+            valid_accuracy, encoder_log_loss and encoder_spread (see `Trainer.validate`), learning_rate, gradient_norm,
+            tokens_per_second, skipped_steps, seconds.
+        valid_probs: (V, N, 3) probabilities of the validation rows at each validation.
+        chosen: which validation's weights the model holds.
+        encoder_warning: why their encoder contributes nothing, "" where it may contribute.
+        swapped_probs: (N, 3) of the validation rows with A and B swapped, by those weights.
+        tokens: of all training steps.
+        valid_tokens: of one pass over the validation rows.
+        step_seconds: seconds in training steps, validation left out.
+    """
+
+    history: pd.DataFrame
+    valid_probs: np.ndarray
+    chosen: int
+    encoder_warning: str
+    swapped_probs: np.ndarray
+    tokens: TokenCount
+    valid_tokens: TokenCount
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a fit needs to know of the session it runs in.
+
+    Attributes:
+        state_folder: where checkpoints go, and where an earlier one is looked for; None: none are kept.
+        deadline: `time.perf_counter()` by which `fit` must return; None: no time budget.
+        tokens_to_predict: tokens that will still have to be predicted after `fit`, before the deadline.
+        stop: set from outside to end training after the step at hand, its state saved.
+    """
+
+    state_folder: Path | None = None
+    deadline: float | None = None
+    tokens_to_predict: int = 0
+    stop: threading.Event | None = None
 
 
 @dataclass

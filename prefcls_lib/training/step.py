@@ -1,6 +1,7 @@
 """One optimizer step: gradients summed over micro-batches, within the memory there is; and the head-only phase."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from prefcls_lib.data.batching import (
     to_device,
 )
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.predict import embed_unique_sides
+from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.optim import learning_rate_factor, parameter_groups, set_learning_rate
 from prefcls_lib.training.state import TrainingState
@@ -151,3 +152,18 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
         torch.nn.utils.clip_grad_norm_(model.head.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def epoch_examples(train: Examples, config: RunConfig, epoch: int) -> Examples:
+    """The rows as an epoch trains on them: a cross-encoder's in one order of A and B, half the tokens of both."""
+    return train.in_random_order(config.seed, epoch) if config.architecture == "cross" else train
+
+
+def predict_valid(
+    model: PreferenceModel, valid: Examples, accelerator: Accelerator, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenCount]:
+    """Probabilities (N, 3) of the validation rows; by the encoder alone; with A and B swapped; and the tokens."""
+    embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
+    at_mean = replace(valid, features=None if valid.features is None else np.zeros_like(valid.features))
+    asked = ((valid, False), (at_mean, True), (valid.swapped(), False))
+    return *(predict_from_embeddings(model, embeddings, rows, accelerator, aux) for rows, aux in asked), tokens

@@ -34,8 +34,8 @@ from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.report.page import markdown_table
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import read_json, write_json, write_text
-from prefcls_lib.training.loop import Session, Trainer
-from prefcls_lib.training.state import save_state
+from prefcls_lib.training.loop import Trainer
+from prefcls_lib.training.state import Session, save_state
 from report.studies.disentangled import use_fused_attention
 
 FOLDER = Path(__file__).parent
