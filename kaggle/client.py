@@ -74,8 +74,7 @@ class Kaggle:
             raise UserError(f"OWNER={owner}, but the Kaggle credentials here are those of {user}. Correct one of them.")
 
     def call(self, what: str, function: Callable, *arguments, **options):
-        """Call a method of the client. Waits after 429 for as long as Kaggle asks, and repeats a lost
-        connection within `patience`.
+        """Call the client. Waits after 429 as Kaggle asks, and repeats a lost connection within `patience`.
 
         Raises:
             Refused: Kaggle answers with an error.
@@ -240,7 +239,7 @@ def _refusal(what: str, response: requests.Response) -> str:
     if response.status_code == 401:
         return f"{text} Your credentials have expired or were revoked. Make a new token at kaggle.com/settings (API)."
     if response.status_code == 403:
-        return f"{text} Accept the competition's rules first: {SITE}/competitions/{COMPETITION}/rules"
+        return f"{text} If you have not accepted the competition's rules: {SITE}/competitions/{COMPETITION}/rules"
     if response.status_code == 409:
         return f"{text} Something else of yours has that name. Rename or delete it on Kaggle, then run this again."
     return f"{text} Run the same command again later."

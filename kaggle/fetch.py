@@ -54,12 +54,12 @@ def _download(address: str, path: Path) -> None:
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with requests.get(address, stream=True, headers=headers) as answer:
         answer.raise_for_status()
-        goes_on = answer.status_code == 206
-        with path.open("ab" if goes_on else "wb") as file:
+        resumed = answer.status_code == 206
+        with path.open("ab" if resumed else "wb") as file:
             for part in answer.iter_content(BYTES_AT_ONCE):
                 file.write(part)
         length = int(answer.headers.get("Content-Length", -1))
-    if length >= 0 and path.stat().st_size != length + (have if goes_on else 0):
+    if length >= 0 and path.stat().st_size != length + (have if resumed else 0):
         raise requests.ConnectionError(f"{path.name} broke off")
 
 

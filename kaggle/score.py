@@ -55,8 +55,6 @@ def runs_of_kernels(kaggle: Kaggle, owner: str, runs: Path) -> tuple[list[str], 
 def add_baselines(runs: list[str], train: str, test: str, folder: Path) -> list[str]:
     """The runs, the baselines on the same folds, and their blend; returns the blend.json, which brings the runs."""
     found, _ = bundle.collect_runs(runs)
-    if not found:
-        raise UserError('TRAIN: needs RUNS. Name run folders: RUNS="DIR ...".')
     settings = read_json(next(iter(found.values())) / "config.json")["settings"]
     plan = {name: settings[name] for name in FOLD_PLAN}
     baselines = run_ladder_job(RunConfig(train=train, test=test or "competition", out=str(folder / "ladder"), **plan))
@@ -92,6 +90,7 @@ def finish(kaggle: Kaggle, record: Path) -> int:
             print(follow.explain_failure(kaggle, kernel, failure), flush=True)
             return 1
         names = ", ".join(Path(run).name for run in begun["runs"])
+        kaggle.patience = 0.0  # a repeated request could submit twice
         begun = {**begun, "submission": kaggle.submit(kernel, begun["version"], f"prefcls: {names}")}
         write_json(record, begun)
     kaggle.patience = follow.PATIENCE
@@ -158,10 +157,12 @@ def main(argv: list[str] | None = None) -> int:
                 f"a submission is under way, version {read_json(record)['version']} of {read_json(record)['kernel']}. "
                 f"Finish it: {come_back}; to give it up delete {record}."
             )
-        if not arguments.watch and arguments.train:
-            items = add_baselines(items, arguments.train, arguments.test, arguments.folder)
+        if arguments.train and not items:
+            raise UserError('TRAIN: needs RUNS. Name run folders: RUNS="DIR ...".')
         bundle.collect_runs(items)
         kaggle.sign_in(owner)
+        if not arguments.watch and arguments.train:
+            items = add_baselines(items, arguments.train, arguments.test, arguments.folder)
         if not arguments.watch:
             start(kaggle, owner, items, arguments.folder, arguments.bundle, record)
         return finish(kaggle, record)

@@ -130,6 +130,17 @@ def test_submission_that_cannot_be_scored(place, server, submit):
     assert public_score(place) is None
 
 
+def test_submission_is_not_sent_twice(place, server, submit):
+    """An answer that is lost is not asked for again: the submission may have arrived. What was begun stays noted."""
+    server.script["GetKernelSessionStatus"] = [COMPLETE]
+    server.script["CreateCodeSubmission"] = [(502, {"message": "bad gateway"})]
+    code, _, errors = submit("--runs", str(place / "runs" / "roberta"))
+    assert code == 2
+    assert "bad gateway" in errors
+    assert len(server.sent("CreateCodeSubmission")) == 1
+    assert (place / "dist" / "kaggle-submitted.json").is_file()
+
+
 def test_submit_kernel_that_fails(place, server, submit):
     """Its log, and no submission."""
     server.script["GetKernelSessionStatus"] = [RUNNING, {"status": "ERROR", "failureMessage": "it failed"}]
