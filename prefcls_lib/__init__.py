@@ -2,16 +2,16 @@
 
     train.csv
       |  data          rows, folds, structure features, token ids, batches of whole pairs
-      |  baselines     plain models on the same folds: what a network must beat
-      |  models        a backbone's encoder, shared by both answers, and a symmetric head -> probs (N, 3)
+      |  baselines     plain models on the same folds: what a network starts from and must beat
+      |  models        shared encoder, symmetric head, + the baseline's log-odds -> logits, probs (N, 3)
       |  training      fit: the best weights, and the history of how it got there
       +- evaluation    log loss with confidence intervals, calibration, figures
       +- pipeline      one run, step by step: its folder holds config.json result.json oof.csv submission.csv model/
       +- ensemble      several finished runs: read, compared, blended, submitted
       +- report        run folders to a page
 
-Before all of it stand `runtime` (files, devices, Kaggle's folders) and `config` (every setting); `doctor` tells whether
-a machine can do the job. Packages import in the order runtime, config, data, evaluation, baselines, models, training,
+All of these use `runtime` (files, devices, Kaggle's folders) and `config` (every setting); `doctor` checks whether a
+machine can do the job. Packages import in the order runtime, config, data, evaluation, baselines, models, training,
 pipeline, ensemble, doctor, report, cli; a student reads data, models, training, evaluation.metrics, pipeline.steps.
 """
 

@@ -94,7 +94,7 @@ BAD_CELLS = [
     ({"winner_model_b": "nan"}, "row 3, column 'winner_model_b': 'nan' is not 0 or 1"),
     ({"winner_tie": 0}, "row 3: 0 of the columns winner_model_a, winner_model_b, winner_tie are 1"),
     ({"winner_model_a": 1}, "row 3: 2 of the columns winner_model_a, winner_model_b, winner_tie are 1"),
-    ({"id": "1000"}, "id 1000 stands in rows 1 and 3, column 'id'"),
+    ({"id": "1000"}, "id 1000 is in rows 1 and 3, column 'id'"),
     ({"id": " "}, "row 3, column 'id': empty"),
 ]
 
@@ -203,7 +203,7 @@ def test_too_few_rows_for_the_folds_are_refused(refuse_run, write_csv):
 def test_doubled_test_ids_are_refused(refuse_run, write_csv):
     """A submission needs one row an id."""
     path = write_csv("test.csv", [*TEST_ROWS, TEST_ROWS[1]])
-    assert f"{path}: id 1101 stands in rows 2 and 4, column 'id'" in refuse_run(test=path)
+    assert f"{path}: id 1101 is in rows 2 and 4, column 'id'" in refuse_run(test=path)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Plain models on the folds of the networks: what a network must beat.
+"""Plain models on the folds of the networks: what a network starts from and must beat.
 
 Open `estimators` first (the models; `columns` is what they read of rows, `trees` has the boosted trees of one of them),
 then `cross_validation`. `offset` makes one of them the starting point of a network.

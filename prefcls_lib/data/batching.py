@@ -144,7 +144,7 @@ def padding_for(device: torch.device) -> dict[str, int]:
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on `device`; to a GPU through pinned memory, so that the host goes on without waiting for the copy."""
+    """A tensor on `device`; to a GPU through pinned memory, so that the host does not wait for the copy."""
     tensor = torch.as_tensor(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -199,7 +199,7 @@ def _check_ids(path: Path, ids: list[str]) -> None:
             raise UserError(f"{path}: row {number}, column {ID!r}: empty. Every row needs an id.")
         if row_id in seen:
             raise UserError(
-                f"{path}: id {row_id} stands in rows {seen[row_id]} and {number}, column {ID!r}. "
+                f"{path}: id {row_id} is in rows {seen[row_id]} and {number}, column {ID!r}. "
                 "Ids must be unique: remove the double rows."
             )
         seen[row_id] = number

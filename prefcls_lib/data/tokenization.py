@@ -54,7 +54,7 @@ class SideTokenizer:
 
     Attributes:
         prefix, between, suffix: special token ids before the first text, between two texts, after the last.
-        cut_marker: ids that stand where the middle of a text was cut out.
+        cut_marker: ids that mark where the middle of a text was cut out.
         newline_marker: the text that stands for line breaks, or None where the tokenizer keeps them.
         special_ids: ids that no text may ever produce.
         pad_id: the padding token's id.
@@ -280,6 +280,6 @@ def encode_rows(
 
 
 def _find(ids: list[int], part: list[int], after: int = 0) -> int:
-    """Index of the first place at or behind `after` where `part` stands in `ids`, or -1."""
+    """First index from `after` on at which `part` occurs in `ids`, or -1."""
     places = range(after, len(ids) - len(part) + 1)
     return next((i for i in places if ids[i : i + len(part)] == part), -1) if part else -1

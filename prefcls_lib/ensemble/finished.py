@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in the places that were named."""
+    """What was found in the places that were named."""
 
     runs: list[Run]
     blends: list[tuple[str, Path, dict]]  # name, file, content
@@ -61,7 +61,7 @@ class Found:
 
 
 def read_runs(places: Sequence[Path]) -> Found:
-    """Read every run folder and blend.json that is, or lies in, one of `places`; a broken one is named and left out.
+    """Read every run folder and blend.json that is, or is in, one of `places`; a broken one is named and left out.
 
     Raises:
         UserError: a place that is not there.

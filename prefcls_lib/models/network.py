@@ -95,7 +95,7 @@ class PreferenceHead(nn.Module):
         """Logits (B, 3), and the auxiliary logits (B, 3), from u, v (B, H) and structure features x (B, F) or None.
 
         Without v (a cross-encoder in training) from the one order of A and B that u has. `offset`: (B, 3), a
-        baseline's log-odds, if the head stands on one; else the logits are the auxiliary ones.
+        baseline's log-odds, if the head starts from one; else the logits are the auxiliary ones.
         """
         with torch.autocast(u.device.type, enabled=False):
             u, v = u.float(), None if v is None else v.float()

@@ -123,11 +123,11 @@ class RunFolder:
         return (self / "result.json").is_file()
 
     def model_folder(self, model: FoldModel) -> Path:
-        """Where a model lies once it is done."""
+        """The folder of a model once it is done."""
         return self.path / "model" / model.name
 
     def state_folder(self, model: FoldModel) -> Path:
-        """Where the checkpoint of a model in training lies."""
+        """The folder of the checkpoint of a model in training."""
         return self.path / "checkpoint" / model.name
 
     def model_folders(self) -> list[Path]:

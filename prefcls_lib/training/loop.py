@@ -80,7 +80,7 @@ def fit(
 
 @dataclass
 class Trainer:
-    """A training run: `fit` calls its methods in order. `state` is where it stands; all of that is in a checkpoint."""
+    """A training run: `fit` calls its methods in order. `state` is its position; all of it is in a checkpoint."""
 
     model: PreferenceModel
     train: Examples
@@ -133,7 +133,7 @@ class Trainer:
         return step.within_memory(work, self.state, self.log, repeat)
 
     def batches(self) -> Iterator[np.ndarray]:
-        """The row numbers (B,) of one optimizer step after the other, from where the state stands."""
+        """The row numbers (B,) of one optimizer step after the other, from the state's position on."""
         config, state, planned_epoch = self.config, self.state, None
         while state.step < state.total_steps:
             epoch, position = divmod(state.step, self.steps_per_epoch)
@@ -214,7 +214,7 @@ class Trainer:
             )
 
     def validation_due(self) -> bool:
-        """Whether the state stands at a step after which to validate."""
+        """Whether to validate after the state's step."""
         return self.state.step in validation_steps(self.config, self.steps_per_epoch, self.state.total_steps)
 
     def validate(self) -> None:

@@ -24,7 +24,7 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
     """AdamW's groups: each encoder layer, the head and its linear path have their own rates.
 
     The encoder's top layer has `learning_rate`, each layer below it `layer_decay` times that of the layer above, and
-    what stands before or beside the layers (embeddings, ELECTRA's projection, DeBERTa's `rel_embeddings`) one step less
+    what is before or beside the layers (embeddings, ELECTRA's projection, DeBERTa's `rel_embeddings`) one step less
     than the first layer (Clark et al. 2020, https://arxiv.org/abs/2003.10555, appendix B). Biases and norms are not
     decayed. Every trainable parameter is in exactly one group. `peak` keeps the rate that the schedule scales.
     """
@@ -74,7 +74,7 @@ def rate_factor(step: int, total_steps: int, steps_per_epoch: int, records: list
     """Share of the peak learning rate at `step` (0 = first), by `config.schedule`.
 
     Args:
-        step, total_steps, steps_per_epoch: where the run stands.
+        step, total_steps, steps_per_epoch: the position of the run.
         records: the validations so far; "plateau" looks at those at the end of an epoch.
         config: `schedule` and `warmup_ratio`.
     """

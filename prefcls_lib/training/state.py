@@ -1,11 +1,11 @@
-"""What a killed training run needs to go on as if nothing had happened.
+"""What an interrupted training run needs to resume as if it had not been interrupted.
 
     checkpoint/fold0/  position.json       step, plan, history so far, tokens and seconds
                        model.safetensors   weights now          best.safetensors  weights of the best validation
                        state.pt            optimizer, gradient scaler, random states (read with weights_only=True)
                        valid_probs.npy     predictions of every validation so far
 
-The folder is replaced whole, by renames; whichever moment the run is killed in, the last or the one before is there.
+The folder is replaced by renames: whenever the run is killed, the last checkpoint or the one before it exists.
 """
 
 import os
@@ -76,7 +76,7 @@ class Session:
 
 @dataclass
 class TrainingState:
-    """Where a training run stands; all of it is in a checkpoint.
+    """The position of a training run; all of it is in a checkpoint.
 
     Attributes:
         step: optimizer steps done; total_steps: steps planned.
