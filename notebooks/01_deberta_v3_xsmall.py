@@ -18,7 +18,7 @@
 # A prompt, two answers, one vote. We predict the probabilities P(A wins), P(B wins) and P(tie), and are scored by log
 # loss. A **Siamese** network does this: one encoder reads (prompt, answer A) and (prompt, answer B) with the same
 # weights, and a small head compares the two embeddings. It does not start from zero. A **baseline** of words and
-# structure features is fitted first, in minutes on a CPU, and the network learns to correct its predictions.
+# structure features is fitted first, on the CPU, and the network learns to correct its predictions.
 #
 # This notebook uses **DeBERTa-v3-xsmall** (He et al. 2021, <https://arxiv.org/abs/2111.09543>): 12 layers of width
 # 384, with 22 million parameters in the layers and another 49 million in the embeddings of its 128,000 tokens. It is

@@ -18,7 +18,7 @@
 # A prompt, two answers, one vote. We predict the probabilities P(A wins), P(B wins) and P(tie), and are scored by log
 # loss. A **Siamese** network does this: one encoder reads (prompt, answer A) and (prompt, answer B) with the same
 # weights, and a small head compares the two embeddings. It does not start from zero. A **baseline** of words and
-# structure features is fitted first, in minutes on a CPU, and the network learns to correct its predictions.
+# structure features is fitted first, on the CPU, and the network learns to correct its predictions.
 #
 # This notebook uses **RoBERTa-base** (Liu et al. 2019, <https://arxiv.org/abs/1907.11692>): 12 layers of width 768
 # with 12 heads, 124 million parameters. It is BERT, pretrained longer and on ten times the text, without

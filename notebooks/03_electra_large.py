@@ -18,7 +18,7 @@
 # A prompt, two answers, one vote. We predict the probabilities P(A wins), P(B wins) and P(tie), and are scored by log
 # loss. A **Siamese** network does this: one encoder reads (prompt, answer A) and (prompt, answer B) with the same
 # weights, and a small head compares the two embeddings. It does not start from zero. A **baseline** of words and
-# structure features is fitted first, in minutes on a CPU, and the network learns to correct its predictions.
+# structure features is fitted first, on the CPU, and the network learns to correct its predictions.
 #
 # This notebook uses the discriminator of **ELECTRA-large** (Clark et al. 2020, <https://arxiv.org/abs/2003.10555>):
 # 24 layers of width 1,024 with 16 heads, 334 million parameters. It is the largest of the three backbones, and the
