@@ -17,8 +17,8 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.models.backbones import load_backbone
-from prefcls_lib.models.reward import check_reward_model
+from prefcls_lib.models.backbones import load_backbone, load_encoder
+from prefcls_lib.models.reward import check_reward_model, load_reward_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
@@ -41,6 +41,8 @@ def start(config: RunConfig) -> Job:
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision)
+    if not (job.folder / "checkpoint").exists() and not job.folder.complete:  # else they were loaded before
+        (load_encoder if config.init_from is None else load_reward_model)(backbone.path, 0.0)
     return open_folder(replace(job, backbone=backbone), backbone.recipe(config.recipe))
 
 
