@@ -6,6 +6,11 @@
     symmetric head:  logits = (h(u, v, x) + P h(v, u, Px)) / 2       P swaps A and B, so swapping the answers
                                                                      permutes the logits, exactly
 
+On a baseline (`baselines/offset.py`) the same hidden layer has a second output, the correction c, zero at the start:
+
+    logits = offset + (c(u, v, x) + P c(v, u, Px)) / 2               offset: the baseline's log-odds (m, -m, t)
+    auxiliary logits = (h(u, v, x) + P h(v, u, Px)) / 2              of a network without a baseline; in training only
+
 The fusion is InferSent's (Conneau et al. 2017, https://arxiv.org/abs/1705.02364) with u - v signed, as in the study;
 x are the structure features (`features.py`), whose swap Px is a change of sign. They go into the MLP, and past it by
 the linear W ("wide and deep", Cheng et al. 2016, https://arxiv.org/abs/1606.07792): within the few steps of a small
