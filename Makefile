@@ -14,6 +14,8 @@ CONSTRAINTS ?= constraints.txt
 BACKBONE ?= minilm
 NOTEBOOK ?= 02_roberta_base
 DEMO := runs/demo
+DEMO_NAME = $(subst -,_,$(NOTEBOOK))
+DEMO_RUN = $(DEMO)/$(DEMO_NAME)-$(notdir $(BACKBONE))
 NOTEBOOKS := $(patsubst notebooks/%.py,%,$(wildcard notebooks/0*.py))
 
 # of the kaggle- targets: your Kaggle name; names or folders; settings; finished run folders and their blend.json;
@@ -53,11 +55,12 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 
 demo: install ## run one notebook on the shipped rows with a small pretrained encoder (BACKBONE= NOTEBOOK=)
 	@mkdir -p $(DEMO)
-	$(BIN)/papermill notebooks/$(NOTEBOOK).ipynb $(DEMO)/$(NOTEBOOK).ipynb --kernel python3 --progress-bar \
-	  -f notebooks/params/demo.yaml -r backbone "$(BACKBONE)" -r out $(DEMO)/run
-	@$(BIN)/jupyter nbconvert --to html --log-level ERROR $(DEMO)/$(NOTEBOOK).ipynb
-	@$(BIN)/prefcls run --config notebooks/params/demo.yaml --set backbone="$(BACKBONE)" --out $(DEMO)/run
-	@echo "page to look at: $(DEMO)/$(NOTEBOOK).html"
+	@echo "training takes a few minutes on two cores; the bar counts cells of the notebook"
+	$(BIN)/papermill notebooks/$(DEMO_NAME).ipynb $(DEMO)/$(DEMO_NAME).ipynb --kernel python3 --progress-bar \
+	  -f notebooks/params/demo.yaml -r backbone "$(BACKBONE)" -r out $(DEMO_RUN)
+	@$(BIN)/jupyter nbconvert --to html --log-level ERROR $(DEMO)/$(DEMO_NAME).ipynb
+	@$(BIN)/prefcls run --config notebooks/params/demo.yaml --set backbone="$(BACKBONE)" --out $(DEMO_RUN)
+	@echo "page to look at: $(DEMO)/$(DEMO_NAME).html"
 
 test: install lint ## run the linter and the tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile

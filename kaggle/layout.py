@@ -34,7 +34,7 @@ def check_owner(owner: str) -> str:
         UserError: none was given, or it cannot be one.
     """
     if not owner:
-        raise UserError("no OWNER. Give your Kaggle user name: make kaggle-bundle OWNER=me")
+        raise UserError("no OWNER. Add your Kaggle user name to the command, as in: make kaggle-bundle OWNER=me")
     if len(owner) > 50 or not _SLUG.fullmatch(owner):
         raise UserError(
             f"OWNER={owner!r} is no Kaggle user name: small letters, digits and single hyphens. It is the last part of "

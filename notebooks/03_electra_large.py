@@ -253,7 +253,7 @@ steps.fit_folds(job, encoded)
 # ## 11. Test predictions, and the course of training
 #
 # `steps.finish` loads the saved weights, predicts the test rows, replaces the submission, and checks the new one.
-# Both lines of the plot are unsmoothed log loss: label smoothing, where a recipe uses it, is in the training loss
+# All lines of the plot are unsmoothed log loss: label smoothing, where a recipe uses it, is in the training loss
 # only, and in no number that is shown here.
 
 # %%

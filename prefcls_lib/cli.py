@@ -137,8 +137,8 @@ def _ladder(arguments: argparse.Namespace) -> None:
     result = read_json(folder / "result.json")
     print(runs.read_table(folder / "history.csv").set_index("rung").to_string(float_format="{:.4f}".format))
     print(
-        f"best baseline: {result['ladder_best']}; log loss {result['log_loss']:.4f} (cross-fitted), "
-        f"calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} validation rows"
+        f"best baseline: {result['ladder_best']}; log loss of the best baseline, chosen on other rows: "
+        f"{result['log_loss']:.4f}, calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} rows"
     )
     print(f"submission: {folder / 'submission.csv'}")
 

@@ -76,7 +76,7 @@ def test_untrained_network_has_the_log_loss_of_its_baseline(home, tmp_path):
     assert preview.untrained_log_loss(job, steps.encode(job), len(labels)) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["missing", "broken"])
+@pytest.mark.parametrize("damage", ["missing", "incomplete", "broken"])
 def test_network_without_its_baseline_predicts_nothing(run, home, tmp_path, capsys, damage):
     """The message names the folder or file; exit code 2; an older submission stays as it was."""
     copy, out = tmp_path / "run", tmp_path / "submission.csv"
@@ -84,6 +84,8 @@ def test_network_without_its_baseline_predicts_nothing(run, home, tmp_path, caps
     out.write_text("older", encoding="utf-8")
     if damage == "missing":
         shutil.rmtree(copy / "model" / "fold0" / "baseline")
+    elif damage == "incomplete":
+        shutil.rmtree(copy / "model" / "fold0" / "baseline" / "inner4")
     else:
         (copy / "model" / "fold0" / "baseline" / "inner2" / "arrays.safetensors").write_bytes(b"cut off")
     assert cli.main(["predict", "--run", str(copy), "--test", str(home / "test.csv"), "--out", str(out)]) == 2

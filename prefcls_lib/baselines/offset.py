@@ -24,7 +24,7 @@ from prefcls_lib.baselines.estimators import (
     save_baseline,
 )
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.files import UserError, read_json, write_json
 from prefcls_lib.runtime.progress import progress_bar
 
 INNER_FOLDS = 5
@@ -58,7 +58,8 @@ class BaselineOffset:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the inner models into `folder`: inner0, inner1, ..."""
+        """Write the inner models into `folder`: inner0, inner1, ..., and their number."""
+        write_json(folder / "baseline.json", {"inner_models": len(self.models)})
         for number, model in enumerate(self.models):
             save_baseline(model, folder / f"inner{number}")
 
@@ -70,9 +71,9 @@ class BaselineOffset:
             UserError: it is missing or broken.
         """
         places = sorted(folder.glob("inner*"))
-        if not places:
+        if not places or len(places) != read_json(folder / "baseline.json")["inner_models"]:
             raise UserError(
-                f"{folder}: the baseline that the network starts from is missing. Copy the run folder again."
+                f"{folder}: the baseline that the network starts from is missing or not complete. Copy the run again."
             )
         return cls(tuple(load_baseline(place) for place in places))
 

@@ -95,7 +95,7 @@ def format_checks(checks: list[Check]) -> str:
     """The checks as text for a terminal."""
     lines = []
     for check in checks:
-        first, *more = f"{check.finding} {check.advice}".strip().splitlines()
+        first, *more = (f"{check.finding}. {check.advice}" if check.advice else check.finding).splitlines()
         lines += [f"{check.state:5}{check.name:12}{first}", *(f"{'':17}{line}" for line in more)]
     return "\n".join(lines)
 

@@ -52,7 +52,7 @@ def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
         axes.plot(fold["epoch"], fold["train_log_loss"], "o--", color=GREY, label=names[0])
         axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=names[1])
     axes.axhline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
-    axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baseline")
+    axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baseline, chosen on other rows")
     axes.set(title="Log loss while training", xlabel="epoch", ylabel="log loss (unsmoothed)", xlim=(0, None))
     axes.legend(frameon=False)
     return finish(figure)

@@ -29,9 +29,9 @@ def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
 
 
 def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> float:
-    """Log loss of the untrained model on the first validation rows: the cross-entropy of the training prior.
+    """Log loss of the untrained model on the first validation rows: its baseline's, or the training prior's.
 
-    Says at once whether data, labels and head fit together.
+    Shows at once whether data, labels and head fit together.
     """
     train, valid, _ = split_rows(job, encoded, job.config.folds[0])
     valid = valid.take(slice(0, max_rows))

@@ -140,7 +140,8 @@ def verdict(result: dict) -> str:
     """The network against the best baseline, and what the encoder adds to the baseline that it starts from."""
     c = result["comparison"]
     lines = [
-        f"network {c['verdict']} {result['ladder_best']}: log loss {_difference(c)} on {c['rows']} validation rows; "
+        f"network {c['verdict']} the best baseline, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
+        f"{_difference(c)} on {c['rows']} validation rows; "
         f"minimum detectable effect {c['smallest_detectable']:.4f} (80 % power)"
     ]
     if "encoder_share" in result:  # else of an earlier version

@@ -72,7 +72,7 @@ class ComparedRuns:
         if self.ladder is not None and (c := compare_runs(run, self.ladder)):
             return format_verdict(c, escape_text(self.ladder.name))
         if isinstance(c := run.result.get("comparison"), dict):
-            return format_verdict(metrics.Comparison(**c), str(run.result["ladder_best"]))
+            return format_verdict(metrics.Comparison(**c), "the best baseline")
         return "no baseline on these rows"
 
     def results_table(self, short: bool = False) -> str:

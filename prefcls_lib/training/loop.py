@@ -1,4 +1,4 @@
-"""fit: from a model that predicts the prior to the best weights, with the history of how it got there."""
+"""fit: from an untrained model, which predicts its baseline or the prior, to trained weights and their history."""
 
 import math
 import time
@@ -52,7 +52,7 @@ def fit(
     the same to the bit; on a GPU nearly, because scatter, gather and memory-efficient attention add in any order there.
 
     Args:
-        model: its head started at the prior.
+        model: untrained; it predicts its baseline, or the class shares where it starts from none.
         train, valid: rows with labels.
         config: with the recipe filled in.
         accelerator: device, autocast and gradient scaling.
