@@ -145,14 +145,18 @@ def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_
     assert expected in page
 
 
-def test_what_the_encoder_adds_stands_beside_its_network(quick, runs, tmp_path):
-    """The network minus its baseline, with the interval; a run of an earlier version does not have it."""
+def test_what_the_encoder_adds_has_a_table(quick, runs, tmp_path):
+    """The network minus its baseline, with the interval; a network that starts from none has no line there."""
     share = {"difference": -0.004, "low": -0.007, "high": -0.001}
-    edit_json(runs / "tiny" / "result.json", encoder_share=share)
-    shown = "−0.0040 [−0.0070, −0.0010]".replace(" ", "\u00a0")
-    assert shown in read_page(runs, tmp_path / "with")
-    edit_json(runs / "tiny" / "result.json", encoder_share=None)
-    assert shown not in read_page(runs, tmp_path / "without")
+    values = {"encoder_share": share, "baseline_log_loss": 1.0771, "encoder_only_log_loss": 1.0882}
+    edit_json(runs / "tiny" / "result.json", **values)
+    settings = json.loads((runs / "tiny" / "config.json").read_text(encoding="utf-8"))["settings"]
+    edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "structure_tfidf"})
+    shown = ["structure_tfidf", "1.0771", "−0.0040 [−0.0070, −0.0010]", "1.0882"]
+    page = read_page(runs, tmp_path / "with")
+    assert [text for text in shown if f">{text}</td>" not in page] == []
+    edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "none"})
+    assert shown[2] not in read_page(runs, tmp_path / "without")
 
 
 def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path):

@@ -21,6 +21,7 @@ from prefcls_lib.report.tables import (
     backbone_lines,
     bias_table,
     calibration_table,
+    format_share,
     make_groups,
     mistakes_of,
     prediction_lines,
@@ -54,7 +55,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "t4_plan": _read_section(STUDIES / "t4_plan.md"),
         "gpu_check": _read_section(STUDIES / "gpu_check.md"),
         "compared": lambda values: format_verdict(metrics.Comparison(**values), "one order"),
-        "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
+        "escape": escape_text, "table": markdown_table, "bias_table": bias_table, "share": format_share,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
         "picture": lambda path, *caption: embed_figure((SOURCES.parent / path).read_bytes(), *caption),
     }  # fmt: skip

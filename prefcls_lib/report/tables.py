@@ -33,9 +33,9 @@ def describe_run(run: Run) -> str:
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
 
-def format_share(result: dict) -> str:
+def format_share(run: Run) -> str:
     """What a network's encoder adds to the log loss of the baseline that it started from, with its interval."""
-    share = result.get("encoder_share")
+    share = run.result.get("encoder_share") if run.settings.get("start_from") != "none" else None
     return f"{signed(share['difference'])} [{signed(share['low'])}, {signed(share['high'])}]" if share else ""
 
 
@@ -76,10 +76,10 @@ class ComparedRuns:
         return "no baseline on these rows"
 
     def results_table(self, short: bool = False) -> str:
-        """Log loss with interval, accuracy, calibration, the encoder's share, time, verdict: one line a model.
+        """Log loss with interval, accuracy, calibration, best epoch, time, verdict: one line a model.
 
         Args:
-            short: for README: the baselines, the first network, its first blend, and what a first look needs of them.
+            short: for README: the baselines, the first network and its first blend, and what its encoder adds.
         """
         runs = [run for run in self.runs if run.is_ladder or run is self.networks[0]] if short else self.runs
         blends = sorted(self.blends, key=lambda blend: len(blend[2]))[:1] if short else self.blends
@@ -89,7 +89,7 @@ class ComparedRuns:
         for run in runs:
             r = run.result
             epoch = "" if r.get("best_epoch") is None else f"{r['best_epoch']:.1f}"
-            scores, share = _scores(r, r["valid_rows"]), format_share(r)
+            scores, share = _scores(r, r["valid_rows"]), format_share(run)
             lines.append([describe_run(run), *scores, share, epoch, minutes(r["seconds"]), self.verdict(run)])
         for name, content, parts in blends:
             who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
@@ -97,7 +97,7 @@ class ComparedRuns:
             lines.append([who, *_scores(content, content["rows"]), "", "", "", against])
         header = ("model", "rows", "log loss", "95 % interval", "accuracy", "ECE", "the encoder adds", "best epoch",
                   "time", "verdict")  # fmt: skip
-        kept = [0, 2, 3, 4, 6, 9] if short else range(len(header))
+        kept = [0, 2, 3, 4, 6, 9] if short else [0, 1, 2, 3, 4, 5, 7, 8, 9]
         header, *lines = ([line[i] for i in kept] for line in (header, *lines))
         return markdown_table(header, lines, (0, len(header) - 1))
 
