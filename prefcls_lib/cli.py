@@ -145,14 +145,14 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 def _blend(arguments: argparse.Namespace) -> None:
     from prefcls_lib.ensemble import blend
+    from prefcls_lib.pipeline.results import format_difference
 
     result = blend.fit_runs(arguments.runs, arguments.out)
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
     c = result["comparison"]
     print(
-        f"blend {c['verdict']} {result['runs'][result['best_run']]}: log loss {c['difference']:+.4f}, 95 % interval "
-        f"[{c['low']:+.4f}, {c['high']:+.4f}] on {c['rows']} rows; temperature {result['temperature']:.3f}, tie bias "
-        f"{result['tie_bias']:+.3f}"
+        f"blend {c['verdict']} {result['runs'][result['best_run']]}: log loss {format_difference(c)} on {c['rows']} "
+        f"rows; temperature {result['temperature']:.3f}, tie bias {result['tie_bias']:+.3f}"
     )
     print(f"blend: {arguments.out}")
 

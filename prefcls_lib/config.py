@@ -218,3 +218,7 @@ def _coerce(name: str, value: object, kind: object) -> object:
     if kind is int and not number.is_integer():
         raise error
     return kind(number)
+
+
+# What an earlier version did where a run's config.json lacks a setting: the setting's default, and no baseline.
+EARLIER_DEFAULTS = RunConfig(start_from="none").to_dict()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import run_arguments
 
 from prefcls_lib import cli
 from prefcls_lib.data.schema import LABEL_COLUMNS
@@ -54,18 +55,12 @@ def test_blend_predicts_and_is_fitted_again(earlier):
 
 def test_checkpoint_resumes_and_ends(earlier, capsys):
     """At the step where it was stopped, with the submission that the earlier version made of it."""
-    arguments = ["run", "--train", "train.csv", "--test", "test.csv", "--out", "stopped"]
-    for setting in ("backbone=backbone", "num_folds=3", "folds=[0]", "max_length=32", "num_epochs=2", "batch_size=8"):
-        arguments += ["--set", setting]
-    assert cli.main(arguments) == 0
+    assert cli.main(run_arguments(Path(), Path("stopped"), "folds=[0]", "num_epochs=2")) == 0
     assert "fold0: resumed at step 4" in capsys.readouterr().out
     assert_same_submission(Path("stopped/submission.csv"), earlier / "stopped-then-resumed.csv")
 
 
 def test_complete_run_is_recognised(earlier, capsys):
     """The same command on a finished run of then changes nothing."""
-    arguments = ["run", "--train", "train.csv", "--test", "test.csv", "--out", "network"]
-    for setting in ("backbone=backbone", "num_folds=3", "folds=[0]", "max_length=32", "num_epochs=1", "batch_size=8"):
-        arguments += ["--set", setting]
-    assert cli.main(arguments) == 0
+    assert cli.main(run_arguments(Path(), Path("network"), "folds=[0]")) == 0
     assert "this run is complete" in capsys.readouterr().out

@@ -31,6 +31,7 @@ def cross_validate(
     folds: np.ndarray,
     run_folds: Sequence[int],
     seed: int,
+    structure: np.ndarray | None = None,
     progress: bool = True,
 ) -> dict[str, OutOfSample]:
     """Fit each baseline once for each fold of `run_folds`, on all other folds, and predict that fold.
@@ -39,6 +40,7 @@ def cross_validate(
         rows: labelled rows of `loading.read_rows`.
         folds: (N,) from `splits.assign_folds`.
         run_folds: folds to predict; the others only train.
+        structure: raw structure features (N, F) of the rows, where they are computed already.
         progress: show a bar.
 
     Raises:
@@ -52,7 +54,7 @@ def cross_validate(
     bar = progress_bar(len(run_folds) * len(names), "ladder", "fit", shown=progress)
     with bar, threadpool_limits(limits=1):  # the fits are small: more threads are slower
         bar.set_postfix_str("reading the answers")
-        inputs = read_inputs(rows, names)
+        inputs = read_inputs(rows, names, structure)
         for fold in run_folds:
             train, valid = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)

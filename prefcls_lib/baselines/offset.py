@@ -16,13 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from prefcls_lib.baselines.columns import BaselineInputs
-from prefcls_lib.baselines.estimators import (
-    Baseline,
-    choose_strength,
-    fit_baseline,
-    load_baseline,
-    save_baseline,
-)
+from prefcls_lib.baselines.estimators import Baseline, choose_strength, fit_baseline, load_baseline, save_baseline
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 from prefcls_lib.runtime.progress import progress_bar

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.config import RunConfig
+from prefcls_lib.config import EARLIER_DEFAULTS, RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.pipeline.folder import read_table
@@ -104,8 +104,7 @@ def read_run(path: Path) -> Run:
     sums = result.get("data_sha256")
     if not (isinstance(interval, list) and len(interval) == 2 and isinstance(sums, dict) and "train" in sums):
         raise UserError(f"{path / 'result.json'}: log_loss_interval or data_sha256 is missing. Copy the folder again.")
-    # a run that is older than a setting did what the setting's default does
-    known = RunConfig().to_dict() | {name: value for name, value in settings.items() if name in names}
+    known = EARLIER_DEFAULTS | {name: value for name, value in settings.items() if name in names}
     oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
     valid, history = read_table(path / "valid.csv"), read_table(path / "history.csv")
     if len(oof) != result["valid_rows"] or oof.index.has_duplicates:

@@ -141,17 +141,18 @@ def verdict(result: dict) -> str:
     c = result["comparison"]
     lines = [
         f"network {c['verdict']} the best baseline, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
-        f"{_difference(c)} on {c['rows']} validation rows; "
+        f"{format_difference(c)} on {c['rows']} validation rows; "
         f"minimum detectable effect {c['smallest_detectable']:.4f} (80 % power)"
     ]
     if "encoder_share" in result:  # else of an earlier version
         if result["start_from"] != "none":
-            added = _difference(result["encoder_share"])
+            added = format_difference(result["encoder_share"])
             lines.append(f"the encoder adds {added} to the {result['baseline_log_loss']:.4f} of {result['start_from']}")
         warnings = result["encoder_warnings"].items()
         lines += [f"{name}: the encoder does not contribute: {why}" for name, why in warnings]
     return "\n".join(lines)
 
 
-def _difference(comparison: dict) -> str:
+def format_difference(comparison: dict) -> str:
+    """A comparison's difference of log losses with its interval, for a sentence."""
     return f"{comparison['difference']:+.4f}, 95 % interval [{comparison['low']:+.4f}, {comparison['high']:+.4f}]"

@@ -41,7 +41,7 @@ def start(config: RunConfig) -> Job:
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision)
-    if not (job.folder / "checkpoint").exists() and not job.folder.complete:  # else they were loaded before
+    if not (job.folder / "config.json").exists():  # else the weights were loaded when the folder was opened first
         (load_encoder if config.init_from is None else load_reward_model)(backbone.path, 0.0)
     return open_folder(replace(job, backbone=backbone), backbone.recipe(config.recipe))
 
@@ -57,7 +57,7 @@ def run_ladder(job: Job) -> dict[str, OutOfSample]:
     Where the run folder holds only the prior's submission, the best baseline's takes its place.
     """
     names = [name for name in (*FAST_BASELINES, "structure_tfidf") if name != job.config.start_from]
-    results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.seed)
+    results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.seed, job.features)
     if job.config.start_from != "none":
         results[job.config.start_from] = read_out_of_sample_baseline(job)
     if job.wrote_prior:

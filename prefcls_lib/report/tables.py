@@ -28,14 +28,14 @@ def describe_run(run: Run) -> str:
         "structure features" if s["structure_features"] else "no structure features",
         f"{s['max_length']} tokens",
         *(["extra rows"] if s["extra_train"] else []),
-        *([f"on {s['start_from']}"] if s.get("start_from") not in (None, "none") else []),
+        *([f"on {s['start_from']}"] if s["start_from"] != "none" else []),
     ]
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
 
 def format_share(run: Run) -> str:
     """What a network's encoder adds to the log loss of the baseline that it started from, with its interval."""
-    share = run.result.get("encoder_share") if run.settings.get("start_from") != "none" else None
+    share = run.result.get("encoder_share") if run.settings["start_from"] != "none" else None
     return f"{signed(share['difference'])} [{signed(share['low'])}, {signed(share['high'])}]" if share else ""
 
 

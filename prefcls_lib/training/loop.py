@@ -289,7 +289,7 @@ class Trainer:
         if state.best_weights is not None:
             model.load_state_dict(state.best_weights)
         if self.swapped_probs is None:  # the chosen validation was in an earlier session
-            *_, self.swapped_probs, self.valid_tokens = self.predict_valid()
+            *_, self.swapped_probs, self.valid_tokens = self.within_memory(self.predict_valid)
         chosen = len(state.records) - 1 if state.best is None else state.best
         history, valid_probs = pd.DataFrame(state.records), np.stack(state.valid_probs)
         warning = why_collapsed(state.records[chosen], *self.references)

@@ -10,14 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import (
-    Examples,
-    TokenCount,
-    make_padded_batches,
-    padding_for,
-    split_batch,
-    to_device,
-)
+from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, split_batch, to_device
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.runtime.files import UserError
