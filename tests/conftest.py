@@ -26,6 +26,8 @@ from transformers import (
     ElectraModel,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
@@ -38,7 +40,12 @@ from prefcls_lib.data import loading
 from prefcls_lib.doctor import checks
 
 KINDS = ("deberta-v2", "roberta", "electra", "bert")
-MORE_KINDS = ("modernbert", "xlm-roberta", "mdeberta-v2")  # only in test_backbones.py, which tells what is theirs
+MORE_KINDS = (
+    "modernbert",
+    "mpnet",
+    "xlm-roberta",
+    "mdeberta-v2",
+)  # only in test_backbones.py, which tells what is theirs
 VOCABULARY = 600
 
 
@@ -67,7 +74,9 @@ def more_backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("more-backbones")
     many = texts[:100] + [text for text in checks.SCRIPTS.values() for _ in range(20)]
     return {
-        **save_backbones(root, {"modernbert": (make_modern_bpe, make_modernbert)}, texts),
+        **save_backbones(
+            root, {"modernbert": (make_modern_bpe, make_modernbert), "mpnet": (make_mpnet_wordpiece, make_mpnet)}, texts
+        ),
         **save_backbones(
             root, {"xlm-roberta": (make_xlmr_unigram, make_xlmr), "mdeberta-v2": (make_unigram, make_deberta)}, many
         ),
@@ -235,15 +244,26 @@ def make_unigram(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def make_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
     """As BERT's and ELECTRA's, with truncation and padding baked in as ELECTRA's tokenizer.json has them."""
+    return _bake_length(_finish_tokenizer(_train_wordpiece(texts, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])))
+
+
+def make_mpnet_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
+    """As MPNet's: BERT's pieces and its [UNK], RoBERTa's special tokens, truncation and padding baked in."""
+    tokenizer = _train_wordpiece(texts, ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"])
+    return _bake_length(_finish_like_roberta(tokenizer, unknown="[UNK]"))
+
+
+def _train_wordpiece(texts: list[str], special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    )
-    finished = _finish_tokenizer(tokenizer)
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _bake_length(finished: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     finished.backend_tokenizer.enable_truncation(12)
     finished.backend_tokenizer.enable_padding(length=12)
     return finished
@@ -303,7 +323,7 @@ def _train_byte_bpe(texts: list[str], special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _finish_like_roberta(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _finish_like_roberta(tokenizer: Tokenizer, unknown: str = "<unk>") -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), True, False
     )
@@ -311,7 +331,7 @@ def _finish_like_roberta(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", "attention_mask"],
         bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>",
-        unk_token="<unk>", mask_token="<mask>",
+        unk_token=unknown, mask_token="<mask>",
     )  # fmt: skip
 
 
@@ -354,6 +374,12 @@ def make_xlmr(vocab_size: int) -> XLMRobertaModel:
     """66 positions hold 64 tokens, as RoBERTa's."""
     config = XLMRobertaConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=66, type_vocab_size=1)
     return XLMRobertaModel(config, add_pooling_layer=False)
+
+
+def make_mpnet(vocab_size: int) -> MPNetModel:
+    """66 positions hold 64 tokens, as RoBERTa's; a relative bias in every layer beside them."""
+    config = MPNetConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=66, pad_token_id=1)
+    return MPNetModel(config, add_pooling_layer=False)
 
 
 def make_modernbert(vocab_size: int) -> ModernBertModel:

@@ -41,6 +41,9 @@ OF_TRANSFORMERS = {
     # the bucket in the middle is made on the CPU: torch.tensor(mid - 1).type_as(relative_pos)
     "deberta-v2": {"modeling_deberta_v2.py make_log_bucket_position: copy to the device"},
 }
+MASK = (
+    "masking_utils.py _ignore_bidirectional_mask_sdpa: "  # of MPNet, whose mask cannot be given ready on 5.0 and later
+)
 
 
 class WaitDetector(TorchDispatchMode):
@@ -106,7 +109,8 @@ def make_model(folder, **head: object) -> PreferenceModel:
     """As `build_model` makes it, on the meta device; `head`: settings of the head."""
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        encoder = AutoModel.from_config(config, attn_implementation=None if "deberta" in config.model_type else "sdpa")
+        eager = config.model_type in ("deberta-v2", "mpnet")  # transformers has no other attention for them
+        encoder = AutoModel.from_config(config, attn_implementation=None if eager else "sdpa")
         return PreferenceModel(encoder, PreferenceHead(config.hidden_size, True, True, 0.1, **head), "mean")
 
 
@@ -141,7 +145,8 @@ def test_step_waits_for_nothing(folders, kind, lengths, monkeypatch):
     """Training step and prediction of every model type: no wait but those that are transformers' own."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know meta
     model = make_model(folders[kind])
-    assert waits_of_a_step(model, make_examples(lengths)) == OF_TRANSFORMERS.get(model.encoder.config.model_type, set())
+    found = {wait for wait in waits_of_a_step(model, make_examples(lengths)) if kind != "mpnet" or MASK not in wait}
+    assert found == OF_TRANSFORMERS.get(model.encoder.config.model_type, set())
 
 
 @pytest.mark.parametrize("way", ["offset", "one order", "reward model", "soft labels"])

@@ -10,9 +10,9 @@ from transformers import PretrainedConfig
 # Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast (a test counts them); 40
 # for all other model types. fp32 takes twice as much.
 BYTES_PER_UNIT = {"deberta-v2": 48, "modernbert": 36}
-# DeBERTa's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position of the side,
+# DeBERTa's and MPNet's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position,
 BYTES_PER_SCORE = 6
-# and both of its relative terms in fp16 for every bucket, near and far, left and right.
+# and both of DeBERTa's relative terms in fp16 for every bucket, near and far, left and right.
 BYTES_PER_BUCKET = 8
 BYTES_PER_BOUNDARY = 4  # for each hidden unit: the input of the first layer; with checkpointing, of every layer, fp32
 SHARE_USED = 0.9  # of the free memory; the rest is for fragmentation, NCCL, and the buffers of the gradient reduction
@@ -72,8 +72,8 @@ def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, che
     checkpointing: every layer's input, and all of the one layer that is being computed again.
     """
     layer = BYTES_PER_UNIT.get(config.model_type, 40) * config.hidden_size
-    if config.model_type == "deberta-v2":
-        per_head = BYTES_PER_SCORE * length + BYTES_PER_BUCKET * max(config.position_buckets, 0)
+    if config.model_type in ("deberta-v2", "mpnet"):
+        per_head = BYTES_PER_SCORE * length + BYTES_PER_BUCKET * max(getattr(config, "position_buckets", 0), 0)
         layer += per_head * config.num_attention_heads
     layer *= 1 if half else 2
     boundary = BYTES_PER_BOUNDARY * config.hidden_size

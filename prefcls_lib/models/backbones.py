@@ -58,12 +58,12 @@ class Backbone:
 def max_positions(config: PretrainedConfig) -> int | None:
     """Most tokens of a sequence for an encoder; None where its positions are only relative (DeBERTa-v2 and v3).
 
-    RoBERTa counts positions from pad_token_id + 1, so its 514 positions hold 512 tokens. ModernBERT's rotary positions
-    have no limit by themselves, but it was pretrained on no more than `max_position_embeddings`.
+    RoBERTa and MPNet count positions from pad_token_id + 1, so 514 positions hold 512 tokens. ModernBERT's rotary
+    positions have no limit by themselves, but it was pretrained on no more than `max_position_embeddings`.
     """
     if config.model_type == "deberta-v2" and not config.position_biased_input:
         return None
-    if config.model_type in ("roberta", "xlm-roberta"):
+    if config.model_type in ("roberta", "xlm-roberta", "mpnet"):
         return config.max_position_embeddings - config.pad_token_id - 1
     return config.max_position_embeddings
 
@@ -112,9 +112,8 @@ def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
     Raises:
         UserError: weights are missing, or do not match the architecture.
     """
-    model_type = AutoConfig.from_pretrained(path).model_type
-    extra = {"add_pooling_layer": False} if model_type in ("bert", "roberta", "xlm-roberta") else {}
-    return load_pretrained(AutoModel, path, dropout, **extra)
+    has_pooler = AutoConfig.from_pretrained(path).model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
+    return load_pretrained(AutoModel, path, dropout, **({"add_pooling_layer": False} if has_pooler else {}))
 
 
 def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: object) -> PreTrainedModel:
@@ -149,7 +148,16 @@ def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: objec
 
 
 def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
-    """Recompute activations in the backward pass, or keep them. The method's name depends on transformers' version."""
+    """Recompute activations in the backward pass, or keep them. The method's name depends on transformers' version.
+
+    Raises:
+        UserError: transformers cannot do so for this model type.
+    """
+    if enabled and not encoder.supports_gradient_checkpointing:
+        raise UserError(
+            f"setting gradient_checkpointing: transformers has none for model type {encoder.config.model_type!r}. "
+            "Set gradient_checkpointing=false and max_tokens_per_micro_step lower."
+        )
     kind = "activation" if hasattr(encoder, "activation_checkpointing_enable") else "gradient"
     if enabled:
         kwargs = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}

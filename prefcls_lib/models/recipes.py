@@ -12,6 +12,7 @@ HUB_NAMES = {
     "modernbert-base": "answerdotai/ModernBERT-base",
     "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
     "mdeberta-v3-base": "microsoft/mdeberta-v3-base",
+    "all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
 }
 
 # One recipe for each model type, see `choose_recipe`; `None` settings of a RunConfig are filled from it.
@@ -34,6 +35,8 @@ RECIPES = {
     "modernbert": {**_COMMON, "learning_rate": 5e-5, "num_epochs": 2, "validations_per_epoch": 4},
     # RoBERTa-base's architecture and rate; the multilingual vocabulary only enlarges the embedding
     "xlm-roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
+    # RoBERTa-base's size and rate; its attention is not fused, so a token takes twice RoBERTa's memory
+    "mpnet": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
 }  # fmt: skip
 # Settings of DeBERTas of at least this width that differ from xsmall's (He et al. 2021, https://arxiv.org/abs/2111.09543).
 WIDE_DEBERTA = {

@@ -17,8 +17,9 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.models.backbones import load_backbone, load_encoder
-from prefcls_lib.models.reward import check_reward_model, load_reward_model
+from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
+from prefcls_lib.models.reward import check_reward_model
+from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
@@ -42,7 +43,7 @@ def start(config: RunConfig) -> Job:
         check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision)
     if not (job.folder / "config.json").exists():  # else the weights were loaded when the folder was opened first
-        (load_encoder if config.init_from is None else load_reward_model)(backbone.path, 0.0)
+        set_gradient_checkpointing(build_model(backbone.path, config).encoder, config.gradient_checkpointing)
     return open_folder(replace(job, backbone=backbone), backbone.recipe(config.recipe))
 
 

@@ -59,7 +59,7 @@ def read_config(name: str) -> PretrainedConfig:
 
 def make_encoder(config: PretrainedConfig) -> torch.nn.Module:
     """As `load_encoder` would make it, with random weights."""
-    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
+    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet") else {}
     return AutoModel.from_config(config, **extra).train()
 
 

@@ -96,7 +96,8 @@ def make_plan(lengths: np.ndarray, runs: Path = FOLDER.parent / "runs") -> str:
         markdown_table(HEADER, lines),
         "Every recipe fits without checkpointing, so a longer side takes one setting: `max_length=768`. If memory runs "
         "out, the micro-batch is halved automatically; if not even one pair fits, set `gradient_checkpointing=true` "
-        "and, for larger micro-batches again, `max_tokens_per_micro_step=8192`. RoBERTa, XLM-R and ELECTRA have one "
+        "and, for larger micro-batches again, `max_tokens_per_micro_step=8192` (transformers has no checkpointing for "
+        "MPNet). RoBERTa, MPNet, XLM-R and ELECTRA have one "
         "embedding for each of 512 positions and take no more; DeBERTa's positions are relative and ModernBERT's "
         "rotary, so those two read 768.",
     ]
