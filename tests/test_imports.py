@@ -31,7 +31,7 @@ MOST_LINES = {"runtime": 425, "config": 225, "data": 1165, "evaluation": 640, "b
               "training": 950, "pipeline": 1445, "ensemble": 480, "doctor": 427, "report": 567, "cli": 230}  # fmt: skip
 CORE = ("data", "models", "training", "evaluation.metrics", "pipeline.steps")
 MOST_CORE_LINES = 3_325
-MOST_LIBRARY_LINES = 8_054
+MOST_LIBRARY_LINES = 8_059
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 60
 STILL_LONG = {"cli._parser"}

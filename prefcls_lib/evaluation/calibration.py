@@ -17,7 +17,10 @@ from prefcls_lib.runtime.files import UserError
 
 MAX_TEMPERATURE = 20.0
 MAX_TIE_BIAS = 5.0
-PRIOR_ROWS = 1.0  # weight of the prior that changes nothing, in rows; it matters on a handful of rows only
+# Penalties on the summed loss, each a normal prior: the weights sum to 1 give or take 1 / sqrt(25), and the tie bias is
+# 0 give or take 1 / sqrt(400). Which prediction gets the weight is free.
+SUM_PENALTY = 25.0
+TIE_PENALTY = 400.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def fit_calibration(labels: np.ndarray, probs: np.ndarray) -> Calibration:
 
 
 def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
-    """Weights on the simplex, temperature and tie bias with the lowest log loss on these rows.
+    """Weights, temperature and tie bias with the lowest penalised log loss on these rows.
+
+    The powers beta are at least 0, and the summed loss is increased by 25/2 (sum of beta - 1)^2 + 400/2 tie_bias^2.
 
     Args:
         labels: (N,).
@@ -113,9 +118,9 @@ def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
         probs = softmax(logits, axis=1)
         error = probs - one_hot
         gradient = np.append((logs * error).sum(axis=(1, 2)), error[:, 2].sum())
-        away = parameters - start
-        loss = -(one_hot * _safe_log(probs)).sum() + PRIOR_ROWS * (away @ away) / 2
-        return loss / len(labels), (gradient + PRIOR_ROWS * away) / len(labels)
+        pull = np.append(np.full(len(logs), SUM_PENALTY * (parameters[:-1].sum() - 1)), TIE_PENALTY * parameters[-1])
+        loss = -(one_hot * _safe_log(probs)).sum() + (pull[0] ** 2 / SUM_PENALTY + pull[-1] ** 2 / TIE_PENALTY) / 2
+        return loss / len(labels), (gradient + pull) / len(labels)
 
     lowest = 1 / MAX_TEMPERATURE if len(logs) == 1 else 0.0
     bounds = [(lowest, MAX_TEMPERATURE)] * len(logs) + [(-MAX_TIE_BIAS, MAX_TIE_BIAS)]

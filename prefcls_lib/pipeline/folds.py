@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from scipy.special import softmax
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
@@ -18,7 +17,7 @@ from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT, class_shares
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics, slices
-from prefcls_lib.evaluation.calibration import fit_blend, fit_calibration_on
+from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.models.saved import build_model, save_model
@@ -112,9 +111,10 @@ def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accele
         scores = model.head.skip(embeddings).cpu().double().numpy()[:, 0]
         margins = scores[train.sides[:, 0]] - scores[train.sides[:, 1]]
         scores = np.stack([margins / 2, -margins / 2, 0 * margins], axis=1)
-        last, fitted = model.head.output, fit_blend(train.labels, [softmax(scores, axis=1)]).calibration
+        last, offsets = model.head.output, np.zeros_like(scores)
         if train.offsets is not None:
-            last, fitted = model.head.correction, fit_calibration_on(train.offsets, scores, train.labels)
+            last, offsets = model.head.correction, train.offsets
+        fitted = fit_calibration_on(offsets, scores, train.labels)
         model.head.skip.weight /= fitted.temperature
         if accelerator.is_main_process:
             print(f"reward model: temperature {fitted.temperature:.3f} on {len(train):,} training rows", flush=True)
