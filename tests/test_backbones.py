@@ -10,13 +10,14 @@ import test_train
 import torch
 from conftest import KINDS, MORE_KINDS, run_arguments
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import make_padded_batches
 from prefcls_lib.data.tokenization import clean_text
 from prefcls_lib.doctor import capacity, checks
+from prefcls_lib.models import backbones
 from prefcls_lib.models.backbones import load_backbone, load_encoder, set_gradient_checkpointing
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
@@ -275,16 +276,61 @@ def test_recipe_is_complete_and_fits_a_t4(name):
         assert held >= max(recipe["max_tokens_per_micro_step"], 2 * length)
 
 
-def test_wider_debertas_have_their_own_recipes():
-    """Base takes half of xsmall's rate, large also decays by layer; mDeBERTa is a base, and so is a width between."""
-    xsmall, base, large, many = (
+def test_wider_encoders_have_their_own_recipes():
+    """Base takes half of xsmall's rate, large also decays by layer; whatever is as wide, or of a width between, is
+    trained alike. The large ModernBERTs take a lower rate than the base ones."""
+    xsmall, small, base, large, many = (
         choose_recipe(read_config(name))
-        for name in ("deberta-v3-xsmall", "deberta-v3-base", "deberta-v3-large", "mdeberta-v3-base")
+        for name in ("deberta-v3-xsmall", "deberta-v3-small", "deberta-v3-base", "deberta-v3-large", "mdeberta-v3-base")
     )
     assert base["learning_rate"] == xsmall["learning_rate"] / 2
     assert (base["layer_decay"], large["layer_decay"]) == (1.0, 0.9)
-    assert many == base == choose_recipe(read_config("deberta-v3-base", hidden_size=960))
+    assert small == many == base == choose_recipe(read_config("deberta-v3-base", hidden_size=960))
     assert large["warmup_ratio"] == 0.1
+    modern = {name: choose_recipe(read_config(name)) for name in CONFIGS if "modern" in name or "ettin" in name}
+    assert modern["modernbert-base"] == modern["ettin-encoder-150m"]
+    assert modern["modernbert-large"] == modern["ettin-encoder-400m"]
+    assert modern["modernbert-large"]["learning_rate"] < modern["modernbert-base"]["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "limit"),
+    [("modernbert-large", "modernbert", 8192), ("ettin-encoder-150m", "modernbert", 7999),
+     ("ettin-encoder-400m", "modernbert", 7999), ("deberta-v3-small", "deberta-v2", None)],
+)  # fmt: skip
+def test_shrunk_copies_of_the_published_configurations(name, kind, limit, folders, tmp_path):
+    """As published but for the sizes: its tokenizer is taken, its limit known, and it predicts the same once saved."""
+    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    ids = {key: None for key in CONFIGS[name] if key.endswith("_token_id")} | {"pad_token_id": tokenizer.pad_token_id}
+    AutoModel.from_config(read_config(name, **sizes, **ids, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), 768)
+    assert backbone.max_length == limit
+    config, examples = make_config(tmp_path, max_length=768), make_examples(12, 0)
+    model = make_model(tmp_path, config)
+    (saved := tmp_path / "saved").mkdir()
+    save_model(saved, model, backbone, None, config)
+    first, again = (
+        predict_proba(one, examples, make_accelerator("no"), tokenizer.pad_token_id)[0]
+        for one in (model, load_fold_model(saved).model)
+    )
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("roberta_base", "Did you mean 'roberta-base'? "),
+     ("microsoft/DeBERTa-v3-smal", "Did you mean 'deberta-v3-small'? "),
+     ("ettin-encoder-300m", "Did you mean 'ettin-encoder-"), ("roberta-base", ""), ("zzz", "")],
+)  # fmt: skip
+def test_unknown_name_gets_the_nearest(name, hint, monkeypatch, tmp_path):
+    """A mistyped name; one that is known but not at hand gets no hint, nor does one that is like no other."""
+    monkeypatch.setattr(backbones, "_fetch", lambda *_: (_ for _ in ()).throw(OSError()))
+    with pytest.raises(UserError, match=f"backbone '{name}' was not found") as error:
+        backbones.find_backbone(name)
+    assert ("Did you mean" in str(error.value)) == bool(hint)
+    assert hint in str(error.value)
 
 
 def test_doctor_refuses_a_length_that_the_backbone_cannot_take(folders):

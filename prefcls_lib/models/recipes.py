@@ -7,9 +7,13 @@ HUB_NAMES = {
     "deberta-v3-xsmall": "microsoft/deberta-v3-xsmall",
     "roberta-base": "FacebookAI/roberta-base",
     "electra-large": "google/electra-large-discriminator",
+    "deberta-v3-small": "microsoft/deberta-v3-small",
     "deberta-v3-base": "microsoft/deberta-v3-base",
     "deberta-v3-large": "microsoft/deberta-v3-large",
     "modernbert-base": "answerdotai/ModernBERT-base",
+    "modernbert-large": "answerdotai/ModernBERT-large",
+    "ettin-encoder-150m": "jhu-clsp/ettin-encoder-150m",
+    "ettin-encoder-400m": "jhu-clsp/ettin-encoder-400m",
     "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
     "mdeberta-v3-base": "microsoft/mdeberta-v3-base",
     "all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
@@ -38,12 +42,17 @@ RECIPES = {
     # RoBERTa-base's size and rate; its attention is not fused, so a token takes twice RoBERTa's memory
     "mpnet": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
 }  # fmt: skip
-# Settings of DeBERTas of at least this width that differ from xsmall's (He et al. 2021, https://arxiv.org/abs/2111.09543).
-WIDE_DEBERTA = {
-    # deberta-v3-base and mdeberta-v3-base: the rate of both model cards' examples
-    768: {"learning_rate": 2e-5, "num_epochs": 2, "max_tokens_per_micro_step": 4096},
-    # deberta-v3-large: with 0.9 a layer the upper middle layers have its authors' 5e-6 to 1e-5
-    1024: {"learning_rate": 2e-5, "layer_decay": 0.9, "num_epochs": 2, "max_tokens_per_micro_step": 1536},
+# Settings from this width on that differ from those of the model type's narrowest: DeBERTa-v3-xsmall, ModernBERT-base.
+WIDE_RECIPES = {
+    "deberta-v2": {
+        # deberta-v3-base and mdeberta-v3-base: the rate of both model cards' examples; deberta-v3-small is as wide
+        768: {"learning_rate": 2e-5, "num_epochs": 2, "max_tokens_per_micro_step": 4096},
+        # deberta-v3-large: with 0.9 a layer the upper middle layers have the 5e-6 to 1e-5 of its authors
+        # (He et al. 2021, https://arxiv.org/abs/2111.09543)
+        1024: {"learning_rate": 2e-5, "layer_decay": 0.9, "num_epochs": 2, "max_tokens_per_micro_step": 1536},
+    },
+    # modernbert-large and ettin-encoder-400m: a lower rate of the same range
+    "modernbert": {1024: {"learning_rate": 3e-5, "max_tokens_per_micro_step": 4096}},
 }
 # The original study's, for all its backbones: one rate for encoder and head, no warm-up, plateau, ten epochs at most.
 ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5, "num_epochs": 10,
@@ -52,9 +61,8 @@ ORIGINAL_RECIPE = {**_COMMON, "learning_rate": 1e-5, "head_learning_rate": 1e-5,
 
 
 def choose_recipe(config: PretrainedConfig) -> dict[str, object]:
-    """The default recipe of a configuration: by its model type, and for a DeBERTa by its width."""
+    """The default recipe of a configuration: by its model type and its width."""
     recipe = RECIPES[config.model_type]
-    if config.model_type == "deberta-v2":
-        for width, changes in WIDE_DEBERTA.items():
-            recipe = {**recipe, **changes} if config.hidden_size >= width else recipe
+    for width, changes in WIDE_RECIPES.get(config.model_type, {}).items():
+        recipe = {**recipe, **changes} if config.hidden_size >= width else recipe
     return recipe
