@@ -1,0 +1,171 @@
+"""At how many rows does the encoder pay? Network and baselines trained on N rows and scored on the same other rows.
+
+    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 500 1000 2000 4000 --seeds 42 43 44
+    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
+    python report/studies/learning_curve.py --out runs/curve --collect
+
+A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in an
+order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it on
+the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands for
+one draw of rows and one training. What is done is kept in --out and not done again; what was stopped is resumed.
+--collect writes learning_curve.json beside this file, from everything in --out.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from prefcls_lib.baselines.columns import read_inputs
+from prefcls_lib.baselines.estimators import BASELINES, fit_baseline
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.loading import read_rows
+from prefcls_lib.data.schema import ID
+from prefcls_lib.data.splits import assign_folds, take_rows
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.models.saved import load_fold_model
+from prefcls_lib.pipeline import steps
+from prefcls_lib.pipeline.job import read_job
+from prefcls_lib.runtime.files import read_json, write_json, write_whole
+
+SETTINGS = {"max_length": 256, "num_folds": 10, "folds": (0,)}
+SPLIT_SEED = 42
+OUT = Path(__file__).with_suffix(".json")
+
+
+def split_rows(path: Path, max_rows: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows that may train and those that score, with no prompt in both."""
+    rows = take_rows(read_rows(path, labelled=True), max_rows, SPLIT_SEED)
+    scored = assign_folds(rows, 5, SPLIT_SEED, path) == 0
+    return rows[~scored].reset_index(drop=True), rows[scored].reset_index(drop=True)
+
+
+def draw_rows(pool: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """`count` rows of the pool; with the same seed a smaller count gives a part of them."""
+    order = np.random.default_rng(seed).permutation(len(pool))
+    return pool.iloc[np.sort(order[:count])].reset_index(drop=True)
+
+
+def run_point(
+    path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, config: RunConfig, folder: Path
+) -> None:
+    """Train one point on rows of the file `path` and write point.npz: the scored rows' labels, groups and each model's probabilities (N, 3)."""
+    if (folder / "point.npz").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = set(draw_rows(pool, count, config.seed)[ID])
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = table[table[ID].isin(drawn)].drop_duplicates(ID)
+    write_whole(folder / "rows.csv", lambda temporary: table.to_csv(temporary, index=False))
+    settings = {**config.to_dict(), "train": str(folder / "rows.csv"), "test": "sample", "out": str(folder / "run")}
+    config = RunConfig.from_mapping(settings)
+    steps.run(config)
+    job = read_job(config)
+    train = job.rows[job.folds != 0].reset_index(drop=True)
+    labels, groups = train["label"].to_numpy(), train["group"].to_numpy()
+    fit_inputs, inputs = read_inputs(train, BASELINES), read_inputs(scored, BASELINES)
+    probs = {}
+    for name in BASELINES:
+        probs[name] = fit_baseline(name, fit_inputs, labels, groups, config.seed).predict_proba(inputs)
+    network = load_fold_model(folder / "run" / "model" / "fold0")
+    if network.offset is not None:
+        probs["baseline"] = softmax(network.offset.predict(network.read_inputs(scored).baseline), axis=1)
+    probs["network"] = network.predict_proba(scored, label="score")
+    rows = {"label": scored["label"].to_numpy(), "group": scored["group"].to_numpy().astype(str)}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **rows, **probs)
+
+    write_whole(folder / "point.npz", write)
+
+
+def describe_point(folder: Path) -> dict:
+    """What the report needs of a point: log losses on the scored rows, and the network against its baseline."""
+    with np.load(folder / "point.npz", allow_pickle=False) as arrays:
+        labels, groups = arrays["label"], arrays["group"]
+        probs = {name: arrays[name] for name in arrays.files if name not in ("label", "group")}
+    losses = {name: metrics.log_loss(labels, values) for name, values in probs.items()}
+    best = min(BASELINES, key=losses.get)
+    result, settings = read_json(folder / "run" / "result.json"), read_json(folder / "run" / "config.json")["settings"]
+    return {
+        "rows": result["rows"],
+        "seed": settings["seed"],
+        "log_loss": losses,
+        "accuracy": metrics.accuracy(labels, probs["network"]),
+        "best_baseline": best,
+        "comparison": metrics.compare(labels, probs["network"], probs.get("baseline", probs[best]), groups).to_dict(),
+        "comparison_best": metrics.compare(labels, probs["network"], probs[best], groups).to_dict(),
+        "seconds": result["seconds"],
+        "eval_rows": len(labels),
+    }
+
+
+def collect(out: Path) -> dict:
+    """All points in `out`, one curve for each source and encoder."""
+    curves = []
+    for place in sorted({path.parents[1] for path in out.glob("*/*/point.npz")}):
+        source, _, backbone = place.name.partition("--")
+        points = [describe_point(path.parent) for path in place.glob("*/point.npz")]
+        points.sort(key=lambda point: (point["rows"], point["seed"]))
+        curves.append({"source": source, "backbone": backbone, "eval_rows": points[0]["eval_rows"], "points": points})
+    return {"split_seed": SPLIT_SEED, "curves": curves}
+
+
+def print_points(content: dict) -> None:
+    """One line a point."""
+    lines = []
+    for curve in content["curves"]:
+        for point in curve["points"]:
+            names = ("prior", "structure_logistic", "structure_tfidf", "baseline", "network")
+            share = point["comparison"]
+            lines.append(
+                {"curve": f"{curve['source']} {curve['backbone']}", "rows": point["rows"], "seed": point["seed"]}
+                | {name: point["log_loss"].get(name) for name in names}
+                | {"difference": share["difference"], "low": share["low"], "high": share["high"]}
+            )
+    print(pd.DataFrame(lines).to_string(index=False, float_format="{:.4f}".format), flush=True)
+
+
+def main() -> None:
+    """Train the points that are not done, smallest first, or collect those that are."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path, help="labelled rows in the competition's columns")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, nargs="+", default=[500, 1000, 2000, 4000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--max-rows", type=int, default=7000, help="rows of the file that are used, 0: all")
+    parser.add_argument("--collect", action="store_true", help="write learning_curve.json and stop")
+    arguments = parser.parse_args()
+    if arguments.collect:
+        content = collect(arguments.out)
+        write_json(OUT, content)
+        print_points(content)
+        return
+    if arguments.file is None:
+        parser.error("name the file of rows, or --collect")
+    pool, scored = split_rows(arguments.file, arguments.max_rows)
+    wanted = [(count, seed) for count in sorted(arguments.rows) for seed in arguments.seeds]
+    place = arguments.out / f"{arguments.file.name.split('.')[0]}--{Path(arguments.backbone).name}"
+    cost = [count + len(scored) / 3 for count, _ in wanted]  # scoring a row is a third of training on it
+    started, paid = time.perf_counter(), 0.0
+    for number, (count, seed) in enumerate(wanted):
+        if count > len(pool):
+            parser.error(f"{arguments.file}: only {len(pool)} rows may train, not {count}")
+        folder = place / f"{count}-{seed}"
+        new = not (folder / "point.npz").exists()
+        config = RunConfig(backbone=arguments.backbone, seed=seed, **SETTINGS)
+        run_point(arguments.file, pool, scored, count, config, folder)
+        paid += cost[number] * new
+        pace = (time.perf_counter() - started) / paid if paid else 0.0
+        left = pace * sum(cost[number + 1 :]) / 60
+        print(f"{number + 1} of {len(wanted)} points; about {left:.0f} minutes left", flush=True)
+    print_points(collect(arguments.out))
+
+
+if __name__ == "__main__":
+    main()
