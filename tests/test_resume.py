@@ -379,9 +379,11 @@ def test_plateau_by_hand():
     assert found == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_head_only_phase_moves_the_head_alone(tiny):
-    """The encoder is the same to the bit; the loss on those rows is below the prior's."""
-    config = make_config(head_only_rows=40, structure_features=False, head_learning_rate=0.01)
+@pytest.mark.parametrize("learning_rate", [1e-3, 0.01])
+def test_head_only_phase_moves_the_head_alone(tiny, learning_rate):
+    """The encoder is the same to the bit, also where its rate is the head's."""
+    rates = {"head_learning_rate": 0.01, "learning_rate": learning_rate}
+    config = make_config(head_only_rows=40, structure_features=False, **rates)
     model = make_model(tiny, config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     steps.fit_head(model, make_examples(48, 1), config, make_accelerator("no"), 0)

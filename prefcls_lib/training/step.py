@@ -134,7 +134,9 @@ def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, acceler
     some = train.take(np.sort(rows))
     embeddings, _ = embed_unique_sides(model, some, accelerator, pad_id, "head only")
     in_head = set(model.head.parameters())
-    optimizer = torch.optim.AdamW([group for group in parameter_groups(model, config) if group["params"][0] in in_head])
+    groups = parameter_groups(model, config)  # where both have one rate, head and encoder share a group
+    groups = [{**group, "params": [p for p in group["params"] if p in in_head]} for group in groups]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
     model.head.train()
     orders = [np.random.default_rng([config.seed, epoch]).permutation(len(some)) for epoch in range(2)]
     batches = [order[i : i + config.batch_size] for order in orders for i in range(0, len(some), config.batch_size)]

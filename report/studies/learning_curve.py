@@ -4,10 +4,10 @@
     python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
     python report/studies/learning_curve.py --out runs/curve --collect
 
-A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in an
-order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it on
-the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands for
-one draw of rows and one training. What is done is kept in --out and not done again; what was stopped is resumed.
+A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in
+an order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it
+on the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands
+for one draw of rows and one training. What is done is kept in --out and not done again; what was stopped is resumed.
 --collect writes learning_curve.json beside this file, from everything in --out.
 """
 
@@ -52,7 +52,10 @@ def draw_rows(pool: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 def run_point(
     path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, config: RunConfig, folder: Path
 ) -> None:
-    """Train one point on rows of the file `path` and write point.npz: the scored rows' labels, groups and each model's probabilities (N, 3)."""
+    """Train one point on rows of the file `path`, and write point.npz.
+
+    It holds the scored rows' labels and groups, and each model's probabilities (N, 3) of them.
+    """
     if (folder / "point.npz").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,10 +111,10 @@ def collect(out: Path) -> dict:
     """All points in `out`, one curve for each source and encoder."""
     curves = []
     for place in sorted({path.parents[1] for path in out.glob("*/*/point.npz")}):
-        source, _, backbone = place.name.partition("--")
+        source, _, name = place.name.partition("--")
         points = [describe_point(path.parent) for path in place.glob("*/point.npz")]
         points.sort(key=lambda point: (point["rows"], point["seed"]))
-        curves.append({"source": source, "backbone": backbone, "eval_rows": points[0]["eval_rows"], "points": points})
+        curves.append({"source": source, "backbone": name, "eval_rows": points[0]["eval_rows"], "points": points})
     return {"split_seed": SPLIT_SEED, "curves": curves}
 
 
@@ -139,6 +142,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--max-rows", type=int, default=7000, help="rows of the file that are used, 0: all")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the network"
+    )
+    parser.add_argument("--name", default="", help="of the curve that these settings make")
     parser.add_argument("--collect", action="store_true", help="write learning_curve.json and stop")
     arguments = parser.parse_args()
     if arguments.collect:
@@ -150,7 +157,9 @@ def main() -> None:
         parser.error("name the file of rows, or --collect")
     pool, scored = split_rows(arguments.file, arguments.max_rows)
     wanted = [(count, seed) for count in sorted(arguments.rows) for seed in arguments.seeds]
-    place = arguments.out / f"{arguments.file.name.split('.')[0]}--{Path(arguments.backbone).name}"
+    name = arguments.name or Path(arguments.backbone).name
+    place = arguments.out / f"{arguments.file.name.split('.')[0]}--{name}"
+    settings = {**SETTINGS, "backbone": arguments.backbone, **dict(text.split("=", 1) for text in arguments.set)}
     cost = [count + len(scored) / 3 for count, _ in wanted]  # scoring a row is a third of training on it
     started, paid = time.perf_counter(), 0.0
     for number, (count, seed) in enumerate(wanted):
@@ -158,7 +167,7 @@ def main() -> None:
             parser.error(f"{arguments.file}: only {len(pool)} rows may train, not {count}")
         folder = place / f"{count}-{seed}"
         new = not (folder / "point.npz").exists()
-        config = RunConfig(backbone=arguments.backbone, seed=seed, **SETTINGS)
+        config = RunConfig.from_mapping({**settings, "seed": seed}, "--set")
         run_point(arguments.file, pool, scored, count, config, folder)
         paid += cost[number] * new
         pace = (time.perf_counter() - started) / paid if paid else 0.0

