@@ -30,7 +30,7 @@ LIGHT = (
 MOST_LINES = {"runtime": 425, "config": 225, "data": 1165, "evaluation": 640, "baselines": 700, "models": 906,
               "training": 950, "pipeline": 1445, "ensemble": 480, "doctor": 427, "report": 567, "cli": 230}  # fmt: skip
 CORE = ("data", "models", "training", "evaluation.metrics", "pipeline.steps")
-MOST_CORE_LINES = 3_326
+MOST_CORE_LINES = 3_330
 MOST_LIBRARY_LINES = 8_073
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 60
