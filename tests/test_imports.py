@@ -27,11 +27,11 @@ LIGHT = (
 )  # fmt: skip
 
 # Most lines of each package, of what a student reads (CORE), and of the whole library: more needs a reason.
-MOST_LINES = {"runtime": 425, "config": 225, "data": 1165, "evaluation": 640, "baselines": 700, "models": 906,
-              "training": 950, "pipeline": 1445, "ensemble": 480, "doctor": 427, "report": 567, "cli": 230}  # fmt: skip
+MOST_LINES = {"runtime": 575, "config": 375, "data": 1315, "evaluation": 790, "baselines": 850, "models": 1056,
+              "training": 1100, "pipeline": 1595, "ensemble": 630, "doctor": 577, "report": 717, "cli": 380}  # fmt: skip
 CORE = ("data", "models", "training", "evaluation.metrics", "pipeline.steps")
-MOST_CORE_LINES = 3_330
-MOST_LIBRARY_LINES = 8_073
+MOST_CORE_LINES = 3_450
+MOST_LIBRARY_LINES = 8_560
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 60
 STILL_LONG = {"cli._parser"}
