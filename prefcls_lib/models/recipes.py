@@ -39,8 +39,8 @@ RECIPES = {
     "modernbert": {**_COMMON, "learning_rate": 5e-5, "num_epochs": 2, "validations_per_epoch": 4},
     # RoBERTa-base's architecture and rate; the multilingual vocabulary only enlarges the embedding
     "xlm-roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
-    # RoBERTa-base's size and rate; one epoch, as for MiniLM: it is already a sentence encoder, too. Its attention is not
-    # fused, so a token takes twice RoBERTa's memory
+    # RoBERTa-base's size and rate, and one epoch as for MiniLM, the other sentence encoder. Its attention is not fused:
+    # a token takes twice RoBERTa's memory
     "mpnet": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 1, "validations_per_epoch": 2},
 }  # fmt: skip
 # Settings from this width on that differ from those of the model type's narrowest: DeBERTa-v3-xsmall, ModernBERT-base.
