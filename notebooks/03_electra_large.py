@@ -265,10 +265,10 @@ plots.plot_history(history, result["ladder_log_loss"])
 # ## 12. The result, beside the baselines
 #
 # Two questions. Does the network predict better than the best baseline? The verdict is BEATS or LOSES only if the
-# whole 95 % interval of the difference lies on one side of zero, else TIES. And what does the encoder add to the
-# baseline that the network started from? Its share is the difference of the two log losses on the same rows; below
-# zero, the network is better. With few validation rows most differences are ties, and the verdict says how large a
-# difference has to be to be found with so many rows.
+# whole 95 % interval of the difference lies on one side of zero (p at most .05), else INCONCLUSIVE: the interval says
+# which differences are still possible. And how does the log loss change with the encoder, on the same rows, against
+# the baseline that the network started from? With few validation rows most verdicts are INCONCLUSIVE; the first
+# sentence ends with the size that a difference needs to be found in 80 % of samples like this one.
 
 # %%
 print(results.verdict(result))

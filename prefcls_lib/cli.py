@@ -135,7 +135,8 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
     folder = ladder.run_ladder_job(config)
     result = read_json(folder / "result.json")
-    print(runs.read_table(folder / "history.csv").set_index("rung").to_string(float_format="{:.4f}".format))
+    table = runs.read_table(folder / "history.csv").rename(columns={"rung": "model"}).set_index("model")
+    print(table.to_string(float_format="{:.4f}".format))
     print(
         f"best baseline: {result['ladder_best']}; log loss of the best baseline, chosen on other rows: "
         f"{result['log_loss']:.4f}, calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} rows"
@@ -145,14 +146,14 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 def _blend(arguments: argparse.Namespace) -> None:
     from prefcls_lib.ensemble import blend
-    from prefcls_lib.pipeline.results import format_difference
+    from prefcls_lib.evaluation.metrics import Comparison
 
     result = blend.fit_runs(arguments.runs, arguments.out)
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
-    c = result["comparison"]
+    c = Comparison.from_dict(result["comparison"])
     print(
-        f"blend {c['verdict']} {result['runs'][result['best_run']]}: log loss {format_difference(c)} on {c['rows']} "
-        f"rows; temperature {result['temperature']:.3f}, tie bias {result['tie_bias']:+.3f}"
+        f"blend {c.against(result['runs'][result['best_run']])}: log loss {c.describe()} on {c.rows} rows; "
+        f"temperature {result['temperature']:.3f}, tie bias {result['tie_bias']:+.3f}"
     )
     print(f"blend: {arguments.out}")
 

@@ -45,12 +45,12 @@ def test_run_predicts_its_submission(earlier, run):
 
 
 def test_blend_predicts_and_is_fitted_again(earlier):
-    """Its submission; and a new blend of its runs has the same keys and names."""
+    """Its submission; and a new blend of its runs has its keys and names."""
     assert cli.main(["predict", "--blend", "blend.json", "--test", "test.csv", "--out", "again.csv"]) == 0
     assert_same_submission(Path("again.csv"), earlier / "blend.csv")
     assert cli.main(["blend", "--runs", "network", "ladder", "--out", "again.json"]) == 0
     before, after = (json.loads(Path(name).read_text(encoding="utf-8")) for name in ("blend.json", "again.json"))
-    assert list(after) == list(before) and after["runs"] == before["runs"]
+    assert set(after) >= set(before) and after["runs"] == before["runs"]
     assert after["run_log_loss"] == before["run_log_loss"]
 
 

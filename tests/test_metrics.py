@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,7 +78,7 @@ def test_bootstrap_interval_of_equal_groups_is_that_of_their_means():
     +-1.96 / sqrt(2000) as if rows were independent."""
     values = np.repeat(np.random.default_rng(1).standard_normal(200), 10)
     groups = np.repeat(np.arange(200), 10).astype(str)
-    low, high = metrics.bootstrap_interval(values, groups, num_resamples=2000)
+    low, high = metrics.bootstrap_interval(values, groups)
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(200), rel=0.08)
 
 
@@ -84,10 +86,10 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     """Mean 0 data in groups of 1 to 5 rows that share an effect: 95 % intervals hold 0 in 88 to 100 draws."""
     generator = np.random.default_rng(2)
     covered = 0
-    for draw in range(100):
+    for _ in range(100):
         groups = np.repeat(np.arange(80), generator.integers(1, 6, size=80))
         values = generator.standard_normal(80)[groups] + 0.3 * generator.standard_normal(len(groups))
-        low, high = metrics.bootstrap_interval(values, groups.astype(str), num_resamples=300, seed=draw)
+        low, high = metrics.bootstrap_interval(values, groups.astype(str))
         covered += low <= 0 <= high
     assert 88 <= covered <= 100
 
@@ -111,17 +113,101 @@ def test_compare_gives_each_verdict_and_covers_the_known_difference():
     assert beats.verdict == "BEATS" and beats.low < np.log(0.4 / 0.5) < beats.high < 0
     assert metrics.compare(labels, fair, good, groups).verdict == "LOSES"
     same = metrics.compare(labels, good, good, groups)
-    assert (same.verdict, same.difference, same.low, same.high) == ("TIES", 0.0, 0.0, 0.0)
+    assert (same.verdict, same.difference, same.low, same.high, same.p) == ("INCONCLUSIVE", 0.0, 0.0, 0.0, 1.0)
     assert (beats.rows, beats.groups) == (600, len(set(groups)))
 
 
-def test_compare_says_ties_when_the_interval_holds_zero_and_what_it_could_have_found():
-    """On noise the verdict is TIES, and 2.8 standard errors are 2.8 / 3.92 of the interval's width."""
+def test_noise_is_inconclusive_and_the_effect_to_plan_with_is_2_8_standard_errors():
+    """The interval is 3.92 standard errors wide."""
     labels = np.random.default_rng(4).integers(0, 3, 300)
     found = metrics.compare(labels, _random_probs(300, 5), _random_probs(300, 6), np.arange(300).astype(str))
-    assert found.verdict == "TIES" and found.low < 0 < found.high
+    assert found.verdict == "INCONCLUSIVE" and found.low < 0 < found.high
     assert found.smallest_detectable == pytest.approx(2.8 / 3.92 * (found.high - found.low), rel=0.1)
-    assert found.to_dict()["verdict"] == "TIES"
+    assert found.to_dict()["verdict"] == "INCONCLUSIVE"
+    assert metrics.Comparison.from_dict(found.to_dict()) == found
+
+
+def test_p_of_four_means_by_hand():
+    """One of the means -1, 1, 1, 3 is not above zero: p = 2 (1 + 1) / (4 + 1). Of 1, 1, 1, 3 none: 2 / 5."""
+    assert metrics._interval_and_p(np.array([1.0, -1.0, 3.0, 1.0])) == ((-1.0, 3.0), 0.8)
+    assert metrics._interval_and_p(np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
+    assert metrics._interval_and_p(-np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
+    assert metrics._interval_and_p(np.zeros(4))[1] == 1
+
+
+def test_p_of_two_prompts_is_near_its_exact_value():
+    """Differences ln 2 and -3 ln 2 in two prompts: both drawn from the first with probability 1/4, so p is near 1/2."""
+    probs, other = np.array([[0.25, 0.25, 0.5], [0.8, 0.1, 0.1]]), np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
+    found = metrics.compare(np.array([0, 0]), probs, other, np.array(["p", "q"]))
+    assert found.difference == pytest.approx(-np.log(2))
+    assert found.p == pytest.approx(0.5, abs=0.03) and found.verdict == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("num_means", [39, 200, 9_999, 10_000])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_verdict_and_interval_agree_at_the_border(num_means, sign):
+    """The 2.5 % of means that may lie on the other side, and one more: p passes LEVEL where the interval reaches 0."""
+    allowed = int(0.025 * (num_means + 1)) - 1
+    for count in (allowed, allowed + 1):
+        (low, high), p = metrics._interval_and_p(sign * np.where(np.arange(num_means) < count, -1.0, 1.0))
+        assert (p <= metrics.LEVEL) == (low > 0 or high < 0) == (count == allowed)
+
+
+def test_more_prompts_than_draws_have_the_interval_of_all(monkeypatch):
+    """3,000 prompts, of which a resample draws 500: the standard error is still that of 3,000."""
+    values, groups = np.random.default_rng(10).standard_normal(3000), np.arange(3000).astype(str)
+    monkeypatch.setattr(metrics, "MOST_DRAWS", 500)
+    low, high = metrics.bootstrap_interval(values, groups)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(3000), rel=0.05)
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * (high - low))
+
+
+def test_holm_correction_of_four_by_hand():
+    """.01 x 4 = .04; .02 x 3 = .06; .03 x 2 = .06; .04 x 1 = .04, but not below .06. In the order given."""
+    table = [metrics.Comparison(-0.1, -0.2, -0.01, 0.1, 50, 40, p) for p in (0.04, 0.01, 0.03, 0.02)]
+    corrected = metrics.holm_correction(table)
+    assert [one.p for one in corrected] == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert [one.verdict for one in table] == ["BEATS"] * 4
+    assert [one.verdict for one in corrected] == ["INCONCLUSIVE", "BEATS", "INCONCLUSIVE", "INCONCLUSIVE"]
+    assert metrics.holm_correction(table[:1]) == table[:1], "a table of one"
+    assert [one.p for one in metrics.holm_correction([replace(table[0], p=0.6)] * 2)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "p"),
+    [((-0.02, -0.04, 0.0), "BEATS", 0.05), ((-0.02, -0.0395, 0.0005), "INCONCLUSIVE", 0.0559),
+     ((0.02, 0.01, 0.04), "LOSES", 0.0001), ((0.0, 0.0, 0.0), "INCONCLUSIVE", 1.0)],
+)  # fmt: skip
+def test_comparison_of_an_earlier_version(values, verdict, p):
+    """It has no p: |difference| / (distance to the end near zero / 1.96) standard errors; by hand 1.96, 1.91, 3.92."""
+    old = dict(zip(("difference", "low", "high"), values, strict=True))
+    old |= {"verdict": "TIES", "smallest_detectable": 0.03, "rows": 500, "groups": 400}
+    found = metrics.Comparison.from_dict(old)
+    assert found.verdict == verdict and found.p == pytest.approx(p, abs=5e-5)
+
+
+def test_error_if_calibrated_by_hand():
+    """Two rows of confidence .6 and .9, each in its bin: errors .4 or .6 (p .6, .4), .1 or .9 (p .9, .1): mean .33."""
+    probs = np.array([[0.6, 0.2, 0.2], [0.05, 0.05, 0.9]])
+    assert metrics.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
+
+
+def test_error_if_calibrated_is_that_of_a_calibrated_model():
+    """Labels drawn from the probabilities: over 50 draws the ECE is on average what is expected, and not near zero."""
+    probs, generator = _random_probs(400, 11), np.random.default_rng(12)
+    labels = (generator.random((50, 400, 1)) > probs.cumsum(axis=1)).sum(axis=2)
+    errors = [metrics.expected_calibration_error(drawn, probs) for drawn in labels]
+    expected = metrics.error_if_calibrated(probs)
+    assert expected == pytest.approx(np.mean(errors), rel=0.08) and expected > 0.03
+
+
+def test_deviation_over_folds_by_hand():
+    """Folds with log losses ln 2 and ln 4: sample deviation ln 2 / sqrt(2); of a single fold none is known."""
+    labels, groups = np.array([0, 0]), np.array(["p", "q"])
+    scores = metrics.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([0, 3]))
+    assert scores["log_loss_fold_sd"] == pytest.approx(np.log(2) / np.sqrt(2))
+    one = metrics.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([3, 3]))
+    assert one["log_loss_fold_sd"] is None and one["log_loss"] == scores["log_loss"] == pytest.approx(1.5 * np.log(2))
 
 
 def test_halves_depend_on_the_group_and_not_on_the_order():

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import run_arguments
 
@@ -19,6 +20,7 @@ from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.evaluation.metrics import log_loss
 from prefcls_lib.pipeline import folds, job, predict, results, steps
 from prefcls_lib.pipeline import launch as processes
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
@@ -77,7 +79,8 @@ def test_two_nodes_on_loopback_give_the_same(home, tmp_path):
 
 
 def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, capsys):
-    """Two folds of two seeds: four models, the same bytes of weights, out-of-sample file complete, seeds averaged."""
+    """Two folds of two seeds: four models, the same bytes of weights, out-of-sample file complete, seeds averaged;
+    the result has the standard deviation of the two seeds' log losses over all rows."""
     settings = ("num_seeds=2", "mixed_precision=no")
     assert cli.main(run_arguments(home, tmp_path / "one", *settings)) == 0
     assert cli.main(run_arguments(home, tmp_path / "two", *settings, "num_processes=2")) == 0
@@ -93,8 +96,12 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
     mean = (seeds[0][list(LABEL_COLUMNS)] + seeds[1][list(LABEL_COLUMNS)]) / 2
     np.testing.assert_allclose(oof.loc[oof["fold"] == 0, list(LABEL_COLUMNS)].to_numpy(), mean, atol=1e-12)
     assert np.abs(seeds[0][list(LABEL_COLUMNS)] - seeds[1][list(LABEL_COLUMNS)]).to_numpy().max() > 1e-4
-    folds = json.loads((tmp_path / "two" / "result.json").read_text())["folds"]
-    assert [fold["seed"] for fold in folds] == [42, 43, 42, 43]
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert [fold["seed"] for fold in result["folds"]] == [42, 43, 42, 43]
+    tables = [pd.concat([read_table(tmp_path / "two" / "model" / name / "oof.csv") for name in names[seed::2]])
+              for seed in (0, 1)]  # fmt: skip
+    one, two = (log_loss(table["label"].to_numpy(), table[list(LABEL_COLUMNS)].to_numpy()) for table in tables)
+    assert result["log_loss_seed_sd"] == pytest.approx(abs(one - two) / np.sqrt(2)) != 0
 
 
 def test_rows_predicted_side_by_side(finished_run, home, monkeypatch):

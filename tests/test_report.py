@@ -141,18 +141,19 @@ def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_
     page = read_page(runs, tmp_path / "out")
     assert "better: head concat against symmetric" in page
     assert c.verdict == "BEATS"
-    expected = f"BEATS tiny: {c.difference:.4f} [{c.low:.4f}, {c.high:.4f}]".replace("-", "−")
+    expected = f"BEATS tiny: {-c.difference:.4f} lower (95 % CI {c.low:.4f} to {c.high:.4f}, p".replace("-", "−")
     assert expected in page
 
 
 def test_what_the_encoder_adds_has_a_table(quick, runs, tmp_path):
     """The network minus its baseline, with the interval; a network that starts from none has no line there."""
-    share = {"difference": -0.004, "low": -0.007, "high": -0.001}
+    share = {"difference": -0.004, "low": -0.007, "high": -0.001, "p": 0.012, "verdict": "BEATS"}
+    share |= {"smallest_detectable": 0.004, "rows": 40, "groups": 40}
     values = {"encoder_share": share, "baseline_log_loss": 1.0771, "encoder_only_log_loss": 1.0882}
     edit_json(runs / "tiny" / "result.json", **values)
     settings = json.loads((runs / "tiny" / "config.json").read_text(encoding="utf-8"))["settings"]
     edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "structure_tfidf"})
-    shown = ["structure_tfidf", "1.0771", "−0.0040 [−0.0070, −0.0010]", "1.0882"]
+    shown = ["structure_tfidf", "1.0771", "0.0040 lower (95 % CI −0.0070 to −0.0010, p=0.012)", "1.0882"]
     page = read_page(runs, tmp_path / "with")
     assert [text for text in shown if f">{text}</td>" not in page] == []
     edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "none"})
@@ -173,13 +174,48 @@ def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path
     assert finished.compare_runs(one, two) is None
 
 
-def test_no_ranking_under_what_the_rows_detect():
-    clear = metrics.Comparison(-0.05, -0.08, -0.02, "BEATS", 0.04, 500, 400)
-    faint = metrics.Comparison(-0.03, -0.058, -0.002, "BEATS", 0.04, 500, 400)
-    tie = metrics.Comparison(0.01, -0.02, 0.04, "TIES", 0.04, 500, 400)
-    assert finished.format_verdict(clear, "x") == "BEATS x: −0.0500 [−0.0800, −0.0200], MDE 0.0400"
-    assert finished.format_verdict(faint, "x").startswith("not ranked against x")
-    assert finished.format_verdict(tie, "x").startswith("TIES x")
+def test_verdicts_of_a_table_are_corrected_for_all_of_them():
+    """p .03 of a single comparison BEATS; beside another it is .06, and its own interval is shown."""
+    one = metrics.Comparison(-0.03, -0.058, -0.002, 0.04, 500, 400, 0.03)
+    other = metrics.Comparison(0.01, -0.02, 0.04, 0.0425, 500, 400, 0.4)
+    numbers = "0.0300 lower (95 % CI −0.0580 to −0.0020, p=0.030), MDE 0.0400"
+    assert finished.format_verdicts([(one, "x-y")]) == [f"BEATS x-y: {numbers}"]
+    assert finished.format_verdicts([(one, "x-y"), (other, "z")]) == [
+        f"INCONCLUSIVE against x-y: {numbers.replace('030)', '060)')}",
+        "INCONCLUSIVE against z: 0.0100 higher (95 % CI −0.0200 to +0.0400, p=0.400), MDE 0.0425",
+    ]
+    assert finished.format_verdicts([]) == []
+
+
+def test_a_table_counts_its_networks_and_blends(runs, finished_run):
+    """Two networks and a blend against others: three comparisons, each with p .02 by itself, so .06."""
+    second = copy_run(finished_run, runs / "second")
+    content = {"difference": -0.02, "low": -0.04, "high": -0.004, "p": 0.02, "smallest_detectable": 0.02}
+    content |= {"rows": 40, "groups": 40, "verdict": "BEATS"}
+    for run in (runs / "tiny", second):
+        edit_json(run / "result.json", comparison=content)
+    blend = {"runs": ["tiny", "second"], "rows": 40, "log_loss": 1.0, "accuracy": 0.5, "log_loss_interval": [0.9, 1.1],
+             "expected_calibration_error": 0.1, "best_run": 1, "comparison": content}  # fmt: skip
+    (runs / "blend.json").write_text(json.dumps(blend), encoding="utf-8")
+    (group,) = tables.make_groups(finished.read_runs([runs]))
+    assert list(group.verdicts) == [second, runs / "tiny", "blend"]
+    assert [text.split(":")[0] for text in group.verdicts.values()] == [
+        "INCONCLUSIVE against the best baseline",
+        "INCONCLUSIVE against the best baseline",
+        "INCONCLUSIVE against second",
+    ]
+    assert all("p=0.060" in text for text in group.verdicts.values())
+
+
+def test_an_earlier_version_s_result_gets_the_scores_that_it_lacks(runs):
+    """Deviation over folds and expected ECE come from the predictions; what result.json says stays."""
+    before = finished.read_run(runs / "tiny").result
+    names = ("log_loss_fold_sd", "expected_calibration_error_if_calibrated")
+    old = {name: value for name, value in before.items() if name not in names} | {"accuracy": 0.123}
+    (runs / "tiny" / "result.json").write_text(json.dumps(old), encoding="utf-8")
+    after = finished.read_run(runs / "tiny").result
+    assert [after[name] for name in names] == pytest.approx([before[name] for name in names])
+    assert after["accuracy"] == 0.123
 
 
 def cut_oof(run: Path) -> str:
@@ -256,7 +292,7 @@ def test_readme_gets_the_table_between_its_marks(quick, runs, tmp_path):
     assert text.startswith(f"before\n{start}\n") and text.endswith(f"{end}\nafter\n")
     assert "stale" not in text and "uniform guess" in text
     table = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
-    assert [cell.strip() for cell in table[0]][-2:] == ["the encoder adds", "verdict"]
+    assert [cell.strip() for cell in table[0]][-2:] == ["with the encoder, log loss is", "verdict"]
     assert len(table) - 2 <= 6 and all(len(line) == 6 for line in table), "the short form"
     assert cli.main(arguments) == 0
     assert readme.read_text(encoding="utf-8") == text

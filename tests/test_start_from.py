@@ -24,7 +24,7 @@ from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.backbones import load_backbone
 from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model, load_fold_model
-from prefcls_lib.pipeline import offsets, preview, steps
+from prefcls_lib.pipeline import offsets, preview, results, steps
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import read_json
 from prefcls_lib.training.loop import fit
@@ -50,6 +50,28 @@ def test_result_says_what_the_encoder_adds(run):
     assert "structure_tfidf" in {line["rung"] for line in result["ladder"]}  # the verdict is against the strongest
     history = pd.read_csv(run / "history.csv")
     assert result["encoder_only_log_loss"] == pytest.approx(history["encoder_log_loss"].iloc[-1])
+
+
+def test_result_in_words():
+    """Each comparison is a table of one; what an encoder that adds nothing needs comes once, at the end."""
+    better = {"difference": -0.0164, "low": -0.0255, "high": -0.0072, "p": 0.0004, "smallest_detectable": 0.013}
+    unclear = {"difference": 0.0003, "low": -0.001, "high": 0.0016, "p": 0.672, "smallest_detectable": 0.002}
+    counts = {"rows": 154, "groups": 153}
+    result = {"comparison": better | counts, "ladder_log_loss": 1.08, "start_from": "structure_tfidf",
+              "encoder_share": unclear | counts, "baseline_log_loss": 1.0729, "encoder_warnings": {}}  # fmt: skip
+    lines = [
+        "network BEATS the best baseline, chosen on other rows (1.0800): log loss 0.0164 lower (95 % CI -0.0255 to "
+        "-0.0072, p<0.001) on 154 validation rows; a difference of 0.0130 would be found in 80 % of such samples",
+        "with the encoder, the log loss is 0.0003 higher (95 % CI -0.0010 to +0.0016, p=0.672) than with "
+        "structure_tfidf alone (1.0729)",
+    ]
+    assert results.verdict(result).splitlines() == lines
+    assert results.verdict(result | {"start_from": "none"}).splitlines() == lines[:1]
+    warned = results.verdict(result | {"encoder_warnings": {"fold0": "why", "fold1": "why"}}).splitlines()
+    assert warned[2:] == [*(f"fold{n}: the encoder does not contribute: why" for n in (0, 1)), results.TRY_NEXT]
+    earlier = {"comparison": {**unclear, **counts, "verdict": "TIES"}, "ladder_log_loss": 1.08}
+    del earlier["comparison"]["p"]
+    assert results.verdict(earlier).startswith("network INCONCLUSIVE against the best baseline")
 
 
 def test_saved_network_swaps_exactly(run, home):

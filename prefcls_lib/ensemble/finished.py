@@ -1,7 +1,6 @@
 """Finished run folders: found, read and checked, and compared on the rows that they share.
 
-Two runs can be compared if training file, fold plan and seed are the same. A verdict of `metrics.compare` becomes a
-ranking only where the difference is at least the minimum detectable effect.
+Two runs can be compared if training file, fold plan and seed are the same.
 """
 
 from collections.abc import Iterable, Sequence
@@ -115,6 +114,8 @@ def read_run(path: Path) -> Run:
     if not {"fold", "label"} <= set(oof) or "group" not in valid or set(oof.index) != set(valid.get(ID, ())):
         raise UserError(f"{path / 'oof.csv'}: does not match valid.csv. Copy the run folder again.")
     oof = oof.assign(group=valid.set_index(ID)["group"])
+    scored = (oof[name].to_numpy() for name in ("label", COLUMNS, "group", "fold"))
+    result = metrics.score_predictions(*scored) | result  # an earlier version did not write all of them
     return Run(path.resolve().name, path, known, result, oof, history, submission)
 
 
@@ -126,30 +127,18 @@ def shared_ids(runs: Sequence[Run]) -> list[str]:
 def compare_runs(one: Run, other: Run) -> metrics.Comparison | None:
     """Paired comparison on the rows that both predicted out of sample; None where they share too few."""
     ids = shared_ids((one, other))
-    if one.group != other.group or len(ids) < MIN_SHARED_ROWS:
-        return None
     rows = one.oof.loc[ids]
-    if rows["group"].nunique() < 2:
+    if one.group != other.group or len(ids) < MIN_SHARED_ROWS or rows["group"].nunique() < 2:
         return None
     return metrics.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
 
 
-def is_faint(c: metrics.Comparison) -> bool:
-    """Whether the difference is below its minimum detectable effect (MDE), which has 80 % power."""
-    return abs(c.difference) < c.smallest_detectable
-
-
-def format_verdict(c: metrics.Comparison, other: str) -> str:
-    """A comparison in words; no ranking below its minimum detectable effect (MDE)."""
-    numbers = f"{signed(c.difference)} [{signed(c.low)}, {signed(c.high)}]"
-    if c.verdict != "TIES" and is_faint(c):
-        return f"not ranked against {other}: {numbers}, below the MDE of {c.smallest_detectable:.4f}"
-    return f"{c.verdict} {other}: {numbers}, MDE {c.smallest_detectable:.4f}"
-
-
-def signed(value: float) -> str:
-    """+0.0123, with a true minus sign."""
-    return f"{value:+.4f}".replace("-", "−")
+def format_verdicts(comparisons: Sequence[tuple[metrics.Comparison, str]]) -> list[str]:
+    """The verdicts of a table, one for each (comparison, name of the other), p corrected for all of them."""
+    corrected = metrics.holm_correction([c for c, _ in comparisons])
+    numbers = [f"{c.describe()}, MDE {c.smallest_detectable:.4f}".replace("-", "−") for c in corrected]
+    others = [other for _, other in comparisons]
+    return [f"{c.against(other)}: {text}" for c, other, text in zip(corrected, others, numbers, strict=True)]
 
 
 def _is_number(value: object) -> bool:

@@ -99,7 +99,7 @@ def _slices(
     yield "turns", ("1", "2", "3 or more"), np.minimum(rows[PROMPT].map(len).to_numpy(), 3) - 1
     code = ["```" in a or "```" in b for a, b in zip(*texts[1:], strict=True)]
     yield "code fence in an answer", NO_YES, np.array(code, dtype=int)
-    others = np.array([[0 if text.isascii() else _count_others(text) for text in column] for column in texts])
+    others = np.array([[0 if text.isascii() else sum(c > "\x7f" for c in text) for text in column] for column in texts])
     share = others.sum(axis=0) / np.maximum(total, 1)
     index = (share > 0).astype(int) + (share >= 0.1)
     yield "non-ASCII characters", ("none", "under 10 %", "10 % or more"), index
@@ -113,7 +113,3 @@ def _slices(
         names, index, counts = np.unique(pairs, return_inverse=True, return_counts=True)
         most = np.argsort(-counts, kind="stable")[:top]
         yield "model pair", names[most], (index[:, None] == most) @ np.arange(1, len(most) + 1) - 1
-
-
-def _count_others(text: str) -> int:
-    return sum(c > "\x7f" for c in text)

@@ -137,6 +137,7 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
         "fold": fold,
         "seed": attempt.seed,
         "valid_rows": len(rows),
+        "log_loss": metrics.log_loss(valid.labels, cross_fitted),
         "train_rows": len(train),
         "flip_rate": slices.flip_rate(saved, fitted.swapped_probs),
         "best_epoch": float(fitted.history["epoch"][fitted.chosen]),

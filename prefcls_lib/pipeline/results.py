@@ -17,6 +17,8 @@ from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import versions
 from prefcls_lib.runtime.files import UserError
 
+TRY_NEXT = "To make an encoder contribute, train on more rows; then try num_epochs=2, or twice the learning_rate."
+
 
 def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, np.ndarray]:
     """The validated rows of a finished run and their out-of-sample probabilities (N, 3).
@@ -46,12 +48,8 @@ def score_job(job: Job) -> dict:
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     calibrated = blend_out_of_fold(labels, [probs], job.folds[job.validated], groups)
     return {
-        "log_loss": metrics.log_loss(labels, probs),
-        "log_loss_interval": list(metrics.bootstrap_interval(metrics.row_losses(labels, probs), groups)),
+        **metrics.score_predictions(labels, probs, groups, job.folds[job.validated]),
         "log_loss_naive": metrics.log_loss(labels, naive),
-        "accuracy": metrics.accuracy(labels, probs),
-        "brier_score": metrics.brier_score(labels, probs),
-        "expected_calibration_error": metrics.expected_calibration_error(labels, probs),
         "reliability": metrics.reliability_table(labels, probs).to_dict(orient="records"),
         "calibrated_log_loss": metrics.log_loss(labels, calibrated),
         "calibrated_expected_calibration_error": metrics.expected_calibration_error(labels, calibrated),
@@ -85,8 +83,11 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
     named = [(model.name, record) for model, record in zip(fold_models(job.config), records, strict=True)]
     alone = [record.get("encoder_log_loss") for record in records]  # of a fold of an earlier version: not known
     flips, sizes = ([record[name] for record in records] for name in ("flip_rate", "valid_rows"))
+    losses = np.array([record.get("log_loss", np.nan) for record in records]).reshape(-1, job.config.num_seeds)
+    of_seeds = np.average(losses, axis=0, weights=sizes[:: job.config.num_seeds])
     return {
         **score_job(job),
+        "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 and np.isfinite(of_seeds).all() else None,
         "ladder_log_loss": metrics.log_loss(labels, best_probs),
         "ladder_best": best,
         "ladder": table.to_dict(orient="records"),
@@ -125,34 +126,24 @@ def _total_seconds(job: Job, records: list[dict]) -> float:
 
 def result_table(result: dict) -> pd.DataFrame:
     """The ladder's baselines and the network of one result.json, one line each, with 95 % intervals."""
-    network = {
-        "rung": f"network: {Path(result['backbone']).name}",
-        "log_loss": result["log_loss"],
-        "low": result["log_loss_interval"][0],
-        "high": result["log_loss_interval"][1],
-        "accuracy": result["accuracy"],
-        "seconds": result["seconds"],
-    }
+    low, high = result["log_loss_interval"]
+    network = {"rung": f"network: {Path(result['backbone']).name}", "low": low, "high": high}
+    network |= {name: result[name] for name in ("log_loss", "accuracy", "seconds")}
     return pd.DataFrame([*result["ladder"], network]).rename(columns={"rung": "model"}).set_index("model")
 
 
 def verdict(result: dict) -> str:
-    """The network against the best baseline, and what the encoder adds to the baseline that it starts from."""
-    c = result["comparison"]
+    """The network against the best baseline, and what the encoder changes in the baseline that it starts from."""
+    c = metrics.Comparison.from_dict(result["comparison"])
     lines = [
-        f"network {c['verdict']} the best baseline, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
-        f"{format_difference(c)} on {c['rows']} validation rows; "
-        f"minimum detectable effect {c['smallest_detectable']:.4f} (80 % power)"
+        f"network {c.against('the best baseline, chosen on other rows')} ({result['ladder_log_loss']:.4f}): log loss "
+        f"{c.describe()} on {c.rows} validation rows; a difference of {c.smallest_detectable:.4f} would be found in "
+        "80 % of such samples"
     ]
-    if "encoder_share" in result:  # else of an earlier version
-        if result["start_from"] != "none":
-            added = format_difference(result["encoder_share"])
-            lines.append(f"the encoder adds {added} to the {result['baseline_log_loss']:.4f} of {result['start_from']}")
-        warnings = result["encoder_warnings"].items()
-        lines += [f"{name}: the encoder does not contribute: {why}" for name, why in warnings]
-    return "\n".join(lines)
-
-
-def format_difference(comparison: dict) -> str:
-    """A comparison's difference of log losses with its interval, for a sentence."""
-    return f"{comparison['difference']:+.4f}, 95 % interval [{comparison['low']:+.4f}, {comparison['high']:+.4f}]"
+    if result.get("start_from", "none") != "none":
+        share = metrics.Comparison.from_dict(result["encoder_share"]).describe()
+        start = f"{result['start_from']} alone ({result['baseline_log_loss']:.4f})"
+        lines.append(f"with the encoder, the log loss is {share} than with {start}")
+    warnings = result.get("encoder_warnings", {}).items()  # none in an earlier version's
+    lines += [f"{name}: the encoder does not contribute: {why}" for name, why in warnings]
+    return "\n".join([*lines, TRY_NEXT] if warnings else lines)

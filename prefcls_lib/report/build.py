@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefcls_lib.data import loading
-from prefcls_lib.ensemble.finished import Found, format_verdict, read_runs
+from prefcls_lib.ensemble.finished import Found, format_verdicts, read_runs
 from prefcls_lib.evaluation import metrics, plots
 from prefcls_lib.report.page import (
     draw_svg,
@@ -21,7 +21,6 @@ from prefcls_lib.report.tables import (
     backbone_lines,
     bias_table,
     calibration_table,
-    format_share,
     make_groups,
     mistakes_of,
     prediction_lines,
@@ -54,8 +53,8 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "benchmark": _read_section(STUDIES / "benchmark" / "benchmark.md"),
         "t4_plan": _read_section(STUDIES / "t4_plan.md"),
         "gpu_check": _read_section(STUDIES / "gpu_check.md"),
-        "compared": lambda values: format_verdict(metrics.Comparison(**values), "one order"),
-        "escape": escape_text, "table": markdown_table, "bias_table": bias_table, "share": format_share,
+        "compared": lambda values: format_verdicts([(metrics.Comparison.from_dict(values), "one order")])[0],
+        "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
         "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
         "picture": lambda path, *caption: embed_figure((SOURCES.parent / path).read_bytes(), *caption),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
-from prefcls_lib.ensemble.finished import COLUMNS, Found, Run, compare_runs, format_verdict, is_faint, signed
+from prefcls_lib.ensemble.finished import COLUMNS, Found, Run, compare_runs, format_verdicts
 from prefcls_lib.evaluation import calibration, metrics, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.report.page import draw_svg, embed_figure, escape_text, markdown_table
@@ -31,12 +32,6 @@ def describe_run(run: Run) -> str:
         *([f"on {s['start_from']}"] if s["start_from"] != "none" else []),
     ]
     return f"{escape_text(run.name)}: {', '.join(parts)}"
-
-
-def format_share(run: Run) -> str:
-    """What a network's encoder adds to the log loss of the baseline that it started from, with its interval."""
-    share = run.result.get("encoder_share") if run.settings["start_from"] != "none" else None
-    return f"{signed(share['difference'])} [{signed(share['low'])}, {signed(share['high'])}]" if share else ""
 
 
 class ComparedRuns:
@@ -65,15 +60,27 @@ class ComparedRuns:
         """Log loss of the class shares on these folds."""
         return next((baseline["log_loss"] for baseline in self.baselines if baseline["rung"] == "prior"), None)
 
-    def verdict(self, run: Run) -> str:
-        """Against the ladder's run, else against the best baseline that the run itself fitted."""
-        if run is self.ladder:
-            return ""
-        if self.ladder is not None and (c := compare_runs(run, self.ladder)):
-            return format_verdict(c, escape_text(self.ladder.name))
-        if isinstance(c := run.result.get("comparison"), dict):
-            return format_verdict(metrics.Comparison(**c), "the best baseline")
-        return "no baseline on these rows"
+    @cached_property
+    def shares(self) -> dict[str, str]:
+        """By name, each network that starts from a baseline: its log loss with the encoder, against that without."""
+        found = {run.name: metrics.Comparison.from_dict(run.result["encoder_share"]) for run in self.networks
+                 if run.settings["start_from"] != "none" and "encoder_share" in run.result}  # fmt: skip
+        corrected = metrics.holm_correction(list(found.values()))
+        return {name: c.describe().replace("-", "−") for name, c in zip(found, corrected, strict=True)}
+
+    @cached_property
+    def verdicts(self) -> dict[Path | str, str]:
+        """Of networks (by path) against the ladder, of blends (by name) against their best run."""
+        compared = {}
+        for run in self.networks:
+            if self.ladder is not None and (c := compare_runs(run, self.ladder)):
+                compared[run.path] = c, escape_text(self.ladder.name)
+            elif isinstance(known := run.result.get("comparison"), dict):
+                compared[run.path] = metrics.Comparison.from_dict(known), "the best baseline"
+        for name, content, parts in self.blends:
+            best = escape_text(parts[content["best_run"]].name)
+            compared[name] = metrics.Comparison.from_dict(content["comparison"]), best
+        return dict(zip(compared, format_verdicts(list(compared.values())), strict=True))
 
     def results_table(self, short: bool = False) -> str:
         """Log loss with interval, accuracy, calibration, best epoch, time, verdict: one line a model.
@@ -89,14 +96,14 @@ class ComparedRuns:
         for run in runs:
             r = run.result
             epoch = "" if r.get("best_epoch") is None else f"{r['best_epoch']:.1f}"
-            scores, share = _scores(r, r["valid_rows"]), format_share(run)
-            lines.append([describe_run(run), *scores, share, epoch, minutes(r["seconds"]), self.verdict(run)])
+            added, verdict = self.shares.get(run.name, ""), self.verdicts.get(run.path, "")
+            scores = _scores(r, r["valid_rows"])
+            lines.append([describe_run(run), *scores, added, epoch, minutes(r["seconds"]), verdict])
         for name, content, parts in blends:
             who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
-            against = format_verdict(metrics.Comparison(**content["comparison"]), parts[content["best_run"]].name)
-            lines.append([who, *_scores(content, content["rows"]), "", "", "", against])
-        header = ("model", "rows", "log loss", "95 % interval", "accuracy", "ECE", "the encoder adds", "best epoch",
-                  "time", "verdict")  # fmt: skip
+            lines.append([who, *_scores(content, content["rows"]), "", "", "", self.verdicts[name]])
+        header = ("model", "rows", "log loss (SD)", "95 % interval", "accuracy", "ECE (if calibrated)",
+                  "with the encoder, log loss is", "best epoch", "time", "verdict")  # fmt: skip
         kept = [0, 2, 3, 4, 6, 9] if short else [0, 1, 2, 3, 4, 5, 7, 8, 9]
         header, *lines = ([line[i] for i in kept] for line in (header, *lines))
         return markdown_table(header, lines, (0, len(header) - 1))
@@ -125,7 +132,7 @@ class ComparedRuns:
 
     def ablation_table(self) -> str:
         """Every two networks that differ in one setting."""
-        lines = []
+        lines, compared = [], []
         for place, one in enumerate(self.networks):
             for other in self.networks[place + 1 :]:
                 names = sorted(set(one.settings) - set(FREE_SETTINGS))
@@ -134,29 +141,10 @@ class ComparedRuns:
                     differ.remove("max_length")
                 if len(differ) == 1 and (c := compare_runs(one, other)):
                     values = " against ".join(escape_text(str(run.settings.get(differ[0]))) for run in (one, other))
-                    what = f"{escape_text(one.name)}: {differ[0]} {values}"
-                    lines.append([what, f"{c.rows:,}", format_verdict(c, escape_text(other.name))])
+                    lines.append([f"{escape_text(one.name)}: {differ[0]} {values}", f"{c.rows:,}"])
+                    compared.append((c, escape_text(other.name)))
+        lines = [[*line, verdict] for line, verdict in zip(lines, format_verdicts(compared), strict=True)]
         return markdown_table(("what differs", "rows", "verdict"), lines, (0, 2)) if lines else ""
-
-    def ranking(self) -> str:
-        """What may be ranked here and what may not, in a sentence or two."""
-        against = [(run.name, compare_runs(run, self.ladder), "ladder") for run in self.networks if self.ladder]
-        against += [(name, metrics.Comparison(**content["comparison"]), parts[content["best_run"]].name)
-                    for name, content, parts in self.blends]  # fmt: skip
-        against = [entry for entry in against if entry[1] is not None]
-        if not against:
-            return "No ladder was run on these rows, so nothing is ranked here."
-        smallest = min(c.smallest_detectable for _, c, _ in against)
-        start = (
-            "MDE is the minimum detectable effect: the smallest true difference that a comparison on these rows finds "
-            f"with 80 % power at the 5 % level. No difference below {smallest:.4f} is ranked here. "
-        )
-        clear = [entry for entry in against if entry[1].verdict != "TIES" and not is_faint(entry[1])]
-        if not clear:
-            return start + "No difference is as large as its MDE, so nothing is ranked here."
-        verbs = {"BEATS": "beats", "LOSES": "loses to"}
-        ranked = [f"{escape_text(name)} {verbs[c.verdict]} {escape_text(other)}" for name, c, other in clear]
-        return start + f"Ranked: {'; '.join(ranked)}."
 
 
 def make_groups(found: Found) -> list[ComparedRuns]:
@@ -235,8 +223,11 @@ def minutes(seconds: float) -> str:
 
 
 def _scores(r: dict, rows: int) -> list[str]:
-    return [f"{rows:,}", f"{r['log_loss']:.4f}", _interval(*r["log_loss_interval"]), f"{r['accuracy']:.3f}",
-            f"{r['expected_calibration_error']:.3f}"]  # fmt: skip
+    spread = [f"{r[name]:.4f}" for name in ("log_loss_fold_sd", "log_loss_seed_sd") if r.get(name) is not None]
+    loss = f"{r['log_loss']:.4f}" + (f" ({', '.join(spread)})" if spread else "")
+    expected = r.get("expected_calibration_error_if_calibrated")  # not known of an earlier version's blend
+    error = f"{r['expected_calibration_error']:.3f}" + ("" if expected is None else f" ({expected:.3f})")
+    return [f"{rows:,}", loss, _interval(*r["log_loss_interval"]), f"{r['accuracy']:.3f}", error]
 
 
 def _interval(low: float, high: float) -> str:

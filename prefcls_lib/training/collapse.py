@@ -39,12 +39,13 @@ def why_collapsed(record: dict, prior_log_loss: float, baseline_log_loss: float 
     """
     spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
     if spread < COLLAPSED_SPREAD:
-        return f"with the structure features at their mean its predictions differ by {spread:.4f} from row to row"
+        why = f"with the structure features at their mean its predictions differ by {spread:.4f} from row to row"
+        return f"{why}, which is less than {COLLAPSED_SPREAD}"
     if baseline_log_loss is None or max(prior_log_loss - alone, baseline_log_loss - whole) > USEFUL_GAIN:
         return ""
     return (
         f"by itself its log loss is {alone:.4f} (the prior's {prior_log_loss:.4f}), and the network's is {whole:.4f} "
-        f"(its baseline's {baseline_log_loss:.4f})"
+        f"(its baseline's {baseline_log_loss:.4f}); at least one must be better by more than {USEFUL_GAIN}"
     )
 
 
