@@ -18,11 +18,12 @@ DEMO_NAME = $(subst -,_,$(NOTEBOOK))
 DEMO_RUN = $(DEMO)/$(DEMO_NAME)-$(notdir $(BACKBONE))
 NOTEBOOKS := $(patsubst notebooks/%.py,%,$(wildcard notebooks/0*.py))
 
-# of the kaggle- targets: your Kaggle name; names or folders; settings; finished run folders and their blend.json;
-# the competition's files
+# of the kaggle- targets: your Kaggle name; names or folders; settings, and a file of them in notebooks/params;
+# finished run folders and their blend.json; the competition's files
 OWNER ?=
 BACKBONES ?= deberta-v3-xsmall roberta-base electra-large
 SET ?=
+PRESET ?=
 RUNS ?=
 TRAIN ?=
 TEST ?=
@@ -90,8 +91,8 @@ report: install ## build report/report.html and report.pdf from run folders, and
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
 	@$(BIN)/python report/studies/study.py
 
-kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= SET= BACKBONES=)
-	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --set $(SET) --backbones $(GIVEN_BACKBONES)
+kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= PRESET= SET= BACKBONES=)
+	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --preset "$(PRESET)" --set $(SET) --backbones $(GIVEN_BACKBONES)
 
 kaggle-watch: install ## come back to a kernel that runs or has ended (OWNER= NOTEBOOK=)
 	@$(BIN)/python kaggle/$(if $(filter submit,$(NOTEBOOK)),score.py "$(OWNER)",train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)") --watch

@@ -1,5 +1,7 @@
 """Train on Kaggle and bring the run back: make kaggle-train OWNER=me NOTEBOOK=02-roberta-base SET="num_epochs=1"
 
+Or with a preset, a file of notebooks/params: make kaggle-train OWNER=me PRESET=strong
+
 Builds the bundle, looks at the quota, uploads what changed, starts the notebook's kernel, follows it, and downloads its
 output into runs/. Run again after a session that was cut off, it resumes the run: the kernel gets its own old output
 as an input, and `resume_from`. With --watch (make kaggle-watch) it starts nothing: it follows and downloads.
@@ -21,10 +23,13 @@ import layout
 import push
 from client import ENDED, Kaggle, page_of, run_command
 
-from prefcls_lib.config import RunConfig
+from prefcls_lib.config import RunConfig, read_settings
 from prefcls_lib.pipeline.folder import FREE_SETTINGS, describe_progress
 from prefcls_lib.runtime.files import UserError, read_json
 
+PRESETS = layout.ROOT / "notebooks" / "params"
+PRESET_NOTEBOOK = "01-deberta-v3-xsmall"  # runs a preset where no notebook is named
+BACKBONE_SETTINGS = ("init_from", "backbone")  # of a preset: what must be among the uploaded backbones
 WHAT_TO_SAY = "make kaggle-{} OWNER={} NOTEBOOK={}"
 
 
@@ -43,8 +48,19 @@ def find_notebook(name: str) -> str:
     return wanted.replace("-", "_")
 
 
-def read_parameters(notebook: str, backbones: list[str], settings: list[str]) -> dict:
-    """The parameters that a kernel gets: the bundle's, and over them those of SET, of their right types.
+def read_preset(name: str) -> dict:
+    """The settings of notebooks/params/NAME.yaml; none for "".
+
+    Raises:
+        UserError: there is no such preset; with the nearest that there is.
+    """
+    return read_settings(PRESETS / f"{name.removesuffix('.yaml')}.yaml") if name else {}
+
+
+def read_parameters(notebook: str, backbones: list[str], settings: list[str], preset: dict | None = None) -> dict:
+    """The parameters that a kernel gets: the bundle's, over them the preset's, over these SET; of their right types.
+
+    `backbones`: folder names in the data set of backbones; the first takes the place of the one that the preset names.
 
     Raises:
         UserError: SET names no setting (with the nearest right one), or a value out of range.
@@ -57,7 +73,8 @@ def read_parameters(notebook: str, backbones: list[str], settings: list[str]) ->
         given[name.strip()] = value
     if "out" in given:
         raise UserError("SET: out cannot be set; the run lies at the top of the kernel's output. Leave it out.")
-    parameters = {**kernel_folders.default_parameters(notebook, backbones)[0], **given}
+    preset = {**(preset or {}), **{name: backbones[0] for name in BACKBONE_SETTINGS if name in (preset or {})}}
+    parameters = {**kernel_folders.default_parameters(notebook, backbones)[0], **preset, **given}
     values = RunConfig.from_mapping(parameters, source="SET").to_dict()
     return {name: values[name] for name in parameters}
 
@@ -109,7 +126,7 @@ class Training:
             if name not in FREE_SETTINGS and before != now:
                 raise UserError(
                     f"{self.kernel} was cut off with {name}={before!r}, this command has {name}={now!r}. Resume it "
-                    'with the same SET, or start from the beginning with SET="resume_from=none ...".'
+                    'with the same SET and PRESET, or start from the beginning with SET="resume_from=none ...".'
                 )
         return True
 
@@ -169,7 +186,7 @@ class Training:
             fetch.report_run(folder, self.runs)
             return 0
         print(f"The session was cut off. {describe_progress(folder)}", flush=True)
-        print(f"resume it: {self.say('train')}, with the same SET", flush=True)
+        print(f"resume it: {self.say('train')}, with the same SET and PRESET", flush=True)
         return 1
 
     def _find_here(self, files: dict[str, str]) -> Path | None:
@@ -186,6 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("owner", nargs="?", default="")
     parser.add_argument("notebook", nargs="?", default="")
+    parser.add_argument("--preset", default="", metavar="NAME", help="a file of notebooks/params")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of this run")
     parser.add_argument(
         "--backbones", nargs="*", default=[], metavar="NAME", help="names or folders; the notebook's own"
@@ -194,12 +212,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=layout.DIST)
     parser.add_argument("--runs", type=Path, default=fetch.RUNS, metavar="DIR", help="where run folders go")
     arguments = parser.parse_args(argv)
+    arguments.notebook = arguments.notebook or (PRESET_NOTEBOOK if arguments.preset else "")
 
     def command(kaggle: Kaggle) -> int:
         layout.check_owner(arguments.owner)
+        preset = read_preset(arguments.preset)
         notebook = find_notebook(arguments.notebook)
-        backbones = arguments.backbones or [layout.OWN_BACKBONE[notebook]]
-        parameters = read_parameters(notebook, [Path(name).name for name in backbones], arguments.set)
+        named = [preset[name] for name in BACKBONE_SETTINGS if name in preset]
+        backbones = arguments.backbones or [*named, layout.OWN_BACKBONE[notebook]][:1]
+        parameters = read_parameters(notebook, [Path(name).name for name in backbones], arguments.set, preset)
         kaggle.sign_in(arguments.owner)
         training = Training(kaggle, arguments.owner, notebook, arguments.runs)
         if not arguments.watch:

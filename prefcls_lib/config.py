@@ -132,17 +132,7 @@ class RunConfig:
     @classmethod
     def from_yaml(cls, path: str | Path | None, overrides: Mapping[str, object]) -> "RunConfig":
         """Read settings from a YAML file (or none), then apply `overrides` on top."""
-        settings: dict = {}
-        if path is not None:
-            try:
-                settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-            except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
-                reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-                raise UserError(
-                    f"{path}: cannot be read as YAML ({reason}). Write one `setting: value` a line."
-                ) from error
-            if not isinstance(settings, dict):
-                raise UserError(f"{path}: expected lines of `setting: value`, found a {type(settings).__name__}.")
+        settings = {} if path is None else read_settings(Path(path))
         return cls.from_mapping({**settings, **overrides}, source=str(path or "--set"))
 
     def with_recipe(self, recipe: Mapping[str, object]) -> "RunConfig":
@@ -152,6 +142,26 @@ class RunConfig:
     def to_dict(self) -> dict:
         """Plain values, as they are stored in config.json."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+def read_settings(path: Path) -> dict[str, object]:
+    """Settings by name as a YAML file has them, not yet checked.
+
+    Raises:
+        UserError: the file is missing (with the nearest name beside it) or broken.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
+        hint = f"Did you mean {path.with_name(near[0])}?" if near else "Write one `setting: value` a line into it."
+        raise UserError(f"{path}: no such file of settings. {hint}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as YAML ({reason}). Write one `setting: value` a line.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected lines of `setting: value`, found a {type(settings).__name__}.")
+    return settings
 
 
 def drop_removed(settings: Mapping[str, object], source: str) -> dict[str, object]:

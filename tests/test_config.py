@@ -172,9 +172,9 @@ def test_bad_yaml_file_is_refused_with_its_name(tmp_path, content, words):
 
 
 def test_missing_yaml_file_is_refused(tmp_path):
-    """A folder and a file that is not there are both "cannot be read"."""
-    for path in (tmp_path, tmp_path / "none.yaml"):
-        with pytest.raises(UserError, match="cannot be read as YAML"):
+    """As a folder is, each in its own words."""
+    for path, words in ((tmp_path, "cannot be read as YAML"), (tmp_path / "none.yaml", "no such file of settings")):
+        with pytest.raises(UserError, match=words):
             RunConfig.from_yaml(path, {})
 
 

@@ -120,6 +120,19 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert methods.index("GetAcceleratorQuotaStatistics") < methods.index("CreateDataset") < methods.index("SaveKernel")
 
 
+def test_preset_and_no_notebook(server, run):
+    """Notebook 01 with the preset's settings, of which SET has the last word, and the backbone that was uploaded."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    code, shown, _ = run("--preset", "quick", "--set", "max_length=384", notebook="")
+    assert code == 1  # there is no output
+    assert f"{OWNER}/prefcls-01-deberta-v3-xsmall: version" in shown
+    quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
+    assert injected(server) == {"backbone": "backbone", **quick}
+    code, _, errors = run("--preset", "quik", notebook="")
+    assert code == 2
+    assert "Did you mean" in errors and "quick.yaml?" in errors
+
+
 def test_quota_too_small_uploads_nothing(server, run):
     """Both numbers, and what to set instead."""
     server.script["GetAcceleratorQuotaStatistics"] = [quota(30, used=26.5)]

@@ -12,9 +12,10 @@ import nbformat
 import pytest
 from conftest import KINDS, make_row
 
-from prefcls_lib.config import RunConfig
+from prefcls_lib.config import RunConfig, read_settings
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PRESETS = ("quick", "original", "strong")
 NAMES = ("01_deberta_v3_xsmall", "02_roberta_base", "03_electra_large")
 
 
@@ -90,22 +91,27 @@ def test_kernelspec_is_in_the_py():
         assert jupytext.read(NOTEBOOKS / f"{name}.py").metadata["kernelspec"]["name"] == "python3"
 
 
-def run_papermill(name: str, out: Path, *parameters: str) -> subprocess.CompletedProcess:
+def run_papermill(name: str, out: Path, *parameters: str, preset: str = "demo") -> subprocess.CompletedProcess:
     notebook = out / "executed.ipynb"
     command = [sys.executable, "-m", "papermill", NOTEBOOKS / f"{name}.ipynb", notebook, "--no-progress-bar"]
-    command += ["-f", NOTEBOOKS / "params" / "demo.yaml", *parameters]
+    command += ["-f", NOTEBOOKS / "params" / f"{preset}.yaml", *parameters]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=out, timeout=300, check=False)
 
 
-@pytest.mark.parametrize(("name", "kind"), list(zip(NAMES, KINDS, strict=False)))
-def test_runs_through_papermill(name, kind, backbone_folders, tmp_path):
-    """Headless, as users run it: from the sample's rows to a checked submission, on a tiny encoder of its kind."""
-    out = tmp_path / "run"
-    parameters = ["-p", "backbone", backbone_folders[kind], "-p", "out", out, "-p", "max_length", "32"]
-    parameters += ["-p", "max_train_rows", "120", "-p", "folds", "[0]", "-p", "structure_features", "true"]
-    done = run_papermill(name, tmp_path, *parameters)
+@pytest.mark.parametrize(("name", "kind", "preset"), list(zip(NAMES, KINDS, PRESETS, strict=False)))
+def test_runs_through_papermill(name, kind, preset, backbone_folders, reward_folders, tmp_path):
+    """Headless, as users run it, each with a preset: from the sample's rows to a submission, on a tiny encoder of its
+    kind; whatever is not made small is as the preset has it."""
+    out, folder = tmp_path / "run", (reward_folders if preset == "strong" else backbone_folders)[kind]
+    small = {"init_from" if preset == "strong" else "backbone": folder, "out": out, "train": "sample", "test": "sample",
+             "max_length": 32, "max_train_rows": 120, "num_folds": 5, "num_epochs": 1}  # fmt: skip
+    parameters = [part for item in small.items() for part in ("-p", *item)]
+    done = run_papermill(name, tmp_path, *parameters, preset=preset)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((out / "result.json").read_text())["backbone"] == str(backbone_folders[kind])
+    assert json.loads((out / "result.json").read_text())["backbone"] == str(folder)
+    used = json.loads((out / "config.json").read_text())["settings"]
+    kept = {k: v for k, v in read_settings(NOTEBOOKS / "params" / f"{preset}.yaml").items() if k not in small}
+    assert {k: used[k] for k in kept if k != "backbone"} == {k: v for k, v in kept.items() if k != "backbone"}
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     shown = "".join(o.get("text", "") + str(o.get("data", "")) for c in executed.cells for o in c.get("outputs", []))
     assert "untrained model, log loss" in shown
