@@ -17,7 +17,7 @@ from prefcls_lib.evaluation import metrics
 from prefcls_lib.report import build, page, tables
 from prefcls_lib.report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
 from prefcls_lib.runtime.files import UserError, read_json
-from report.studies import specification, votes
+from report.studies import fold_plans, specification, votes
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
@@ -350,6 +350,29 @@ def test_the_committed_specification_is_of_the_committed_configurations(describe
     """What the report shows is what the study would write now."""
     monkeypatch.setattr(specification, "describe_backbones", lambda *_: described)
     assert read_json(specification.FOLDER / "specification.json") == specification.make_specification()
+
+
+def test_fold_plans_by_hand():
+    """Of four plans with 1.00, 1.02, 1.04 and 1.06, three are below 1.05; mean 1.03, variance .002 / 3."""
+    found = fold_plans.summarise(1.05, [1.0, 1.02, 1.04, 1.06])
+    assert (found["plans"], found["share_lower"], found["mean"]) == (4, 0.75, pytest.approx(1.03))
+    assert found["standard_deviation"] == pytest.approx((0.002 / 3) ** 0.5)
+    for part in (
+        "over 4 other plans",
+        "mean log loss of 1.0300",
+        "deviation of 0.0258",
+        "1.0500, more than 75 % of them",
+    ):
+        assert part in found["sentence"]
+
+
+def test_the_committed_fold_plans_are_of_the_committed_ladder():
+    """The shipped plan's log loss is that in the ladder's run, and the summary is that of the sixty log losses."""
+    study = read_json(ROOT / "report" / "studies" / "fold_plans.json")
+    ladder = read_json(ROOT / "report" / "runs" / "ladder" / "result.json")["ladder"]
+    (line,) = [line for line in ladder if line["rung"] == study["baseline"]]
+    assert study["shipped_log_loss"] == pytest.approx(line["log_loss"], abs=5e-5)
+    assert fold_plans.summarise(study["shipped_log_loss"], study["log_losses"]) == study and study["plans"] == 60
 
 
 def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):

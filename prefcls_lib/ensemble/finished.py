@@ -137,8 +137,7 @@ def format_verdicts(comparisons: Sequence[tuple[metrics.Comparison, str]]) -> li
     """The verdicts of a table, one for each (comparison, name of the other), p corrected for all of them."""
     corrected = metrics.holm_correction([c for c, _ in comparisons])
     numbers = [f"{c.describe()}, MDE {c.smallest_detectable:.4f}".replace("-", "−") for c in corrected]
-    others = [other for _, other in comparisons]
-    return [f"{c.against(other)}: {text}" for c, other, text in zip(corrected, others, numbers, strict=True)]
+    return [f"{c.against(other)}: {text}" for c, (_, other), text in zip(corrected, comparisons, numbers, strict=True)]
 
 
 def _is_number(value: object) -> bool:

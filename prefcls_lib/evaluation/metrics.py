@@ -188,10 +188,8 @@ def compare(labels: np.ndarray, probs: np.ndarray, other_probs: np.ndarray, grou
     if not len(means):
         raise UserError("comparison: all rows share one prompt, so no interval can be given. Validate on more rows.")
     (low, high), p = _interval_and_p(means)
-    standard_error = float(means.std(ddof=1))
-    return Comparison(
-        float(differences.mean()), low, high, 2.8 * standard_error, len(labels), len(np.unique(groups)), p
-    )
+    detectable = 2.8 * float(means.std(ddof=1))
+    return Comparison(float(differences.mean()), low, high, detectable, len(labels), len(np.unique(groups)), p)
 
 
 def holm_correction(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -59,9 +59,7 @@ def slice_table(
 
 def _slice_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """`bootstrap_interval`; NaN for fewer than MIN_SLICE_GROUPS prompts, too few to resample."""
-    if len(np.unique(groups)) < MIN_SLICE_GROUPS:
-        return float("nan"), float("nan")
-    return bootstrap_interval(values, groups)
+    return bootstrap_interval(values, groups) if len(np.unique(groups)) >= MIN_SLICE_GROUPS else (np.nan, np.nan)
 
 
 def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:

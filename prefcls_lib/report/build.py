@@ -49,6 +49,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     values |= {
         "known_floors": {path.stem: read_json(path) for path in sorted(STUDIES.glob("known_floor*.json"))},
         **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding")},
+        "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
         "log": _read_section(SOURCES / "log.md"),
         "benchmark": _read_section(STUDIES / "benchmark" / "benchmark.md"),
         "t4_plan": _read_section(STUDIES / "t4_plan.md"),
@@ -64,7 +65,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     if groups:
         write_text(out / "results.svg", draw_svg(groups[0].draw_results()).decode())
     if readme is not None:
-        _fill_readme(readme, groups)
+        _fill_readme(readme, groups, values["fold_plans"])
     return found, [problem] if problem else []
 
 
@@ -131,12 +132,12 @@ def _row_values(groups: Sequence[ComparedRuns]) -> dict:
     return values
 
 
-def _fill_readme(readme: Path, groups: Sequence[ComparedRuns]) -> None:
-    """Put the first group's result table, in its short form, between the marks."""
+def _fill_readme(readme: Path, groups: Sequence[ComparedRuns], fold_plans: str) -> None:
+    """Put the first group's result table, in its short form, between the marks; of shipped rows, `fold_plans` too."""
     text = readme.read_text(encoding="utf-8")
     start, end = README_MARKS
     if text.count(start) != 1 or text.count(end) != 1 or not groups:
         raise UserError(f"{readme}: needs the lines {start!r} and {end!r} once each, and a run to show.")
     before, rest = text.split(start)
-    table = f"{groups[0].title}:\n\n{groups[0].results_table(short=True)}"
+    table = f"{groups[0].title}:\n\n{groups[0].results_table(short=True)}" + f"\n\n{fold_plans}" * groups[0].on_sample
     write_text(readme, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")
