@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
+from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
 from prefcls_lib.runtime.files import UserError, read_json
 
@@ -64,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check-submission", _check_submission, "check a submission against the test rows")
     check.add_argument("file", metavar="FILE")
     check.add_argument("--test", required=True, help='test CSV or "sample"')
+
+    convert = add("convert", _convert, "public arena files (33k, 55k, 100k, 140k, WSDM) to a CSV for extra_train")
+    convert.formatter_class, convert.epilog = argparse.RawDescriptionHelpFormatter, LICENCES
+    convert.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Parquet or CSV, as published")
+    convert.add_argument("--out", required=True, type=Path, help="CSV to write; one for each set, if ties differ")
+    convert.add_argument("--against", type=Path, metavar="train.csv", help="training file, whose rows are left out")
 
     report = add("report", _report, "run folders to report.html and report.pdf")
     report.add_argument(
@@ -188,6 +195,11 @@ def _check_submission(arguments: argparse.Namespace) -> None:
     rows = loading.read_rows(loading.locate_csv(arguments.test, "test"), labelled=False)
     check_submission(arguments.file, list(rows[ID]))
     print(f"{arguments.file}: a valid submission for {len(rows)} test rows")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    print("\n".join(convert_files(arguments.files, arguments.out, arguments.against)))
+    print(f"extra rows: {arguments.out}")
 
 
 def _report(arguments: argparse.Namespace) -> None:

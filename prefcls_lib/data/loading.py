@@ -29,6 +29,7 @@ from prefcls_lib.data.schema import (
     ID,
     LABEL_COLUMNS,
     MODEL_COLUMNS,
+    NO_TIE,
     NUM_CLASSES,
     PROMPT,
     RESPONSES,
@@ -79,7 +80,7 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
         UserError: anything wrong with the file, naming file, row (1 = first row under the header), column.
     """
     path = Path(path)
-    header, records = _read_csv(path)
+    header, records = read_csv(path)
     needed = (ID, *TEXT_COLUMNS, *(LABEL_COLUMNS if labelled else ()))
     for name in needed:
         if header.count(name) != 1:
@@ -108,8 +109,12 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
 
 
 def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
-    """Write rows without labels as `read_rows` reads them: id and, a JSON list each, the texts."""
-    table = {ID: rows[ID], **{name: [json.dumps(turns) for turns in rows[name]] for name in TEXT_COLUMNS}}
+    """Write rows as `read_rows` reads them: id, the texts (a JSON list each), and models and labels where they are."""
+    table = {name: rows[name] for name in (ID, *MODEL_COLUMNS) if name in rows}
+    table |= {name: [json.dumps(turns) for turns in rows[name]] for name in TEXT_COLUMNS}
+    if "label" in rows:
+        table |= {name: (rows["label"] == label).astype(int) for label, name in enumerate(LABEL_COLUMNS)}
+    table |= {name: rows[name] for name in (NO_TIE,) if name in rows}
     write_whole(path, lambda temporary: pd.DataFrame(table).to_csv(temporary, index=False))
 
 
@@ -152,7 +157,7 @@ def format_row(row: pd.Series, max_chars: int = 3000) -> str:
     return "\n".join(lines)
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and records of a CSV file, each record as long as the header."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder. Name the CSV file in it.")

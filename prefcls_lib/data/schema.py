@@ -10,6 +10,7 @@ MODEL_COLUMNS = ("model_a", "model_b")
 LABEL_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1, 2
 SOFT_COLUMNS = ("soft_model_a", "soft_model_b", "soft_tie")  # of training rows, if they carry soft labels
 WEIGHT = "weight"  # of a training row in the loss, 1 where the column is missing
+NO_TIE = "no_tie"  # of a training row, 1 where its set had no ties to vote for
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
 
