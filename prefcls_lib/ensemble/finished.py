@@ -81,7 +81,7 @@ def read_runs(places: Sequence[Path]) -> Found:
                     blends.append((path.stem, path, _read_blend(path)))
                 except UserError as error:
                     left_out.append((str(path), str(error)))
-    order = sorted(runs, key=lambda run: (not run.is_ladder, run.name))
+    order = sorted(runs, key=lambda run: not run.is_ladder)  # else by place, then by name
     return Found(order, blends, left_out)
 
 

@@ -1,5 +1,7 @@
 """Figures: each function takes data and returns a matplotlib Figure; none saves it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,13 +9,15 @@ from matplotlib.figure import Figure
 from prefcls_lib.data.schema import RESPONSES, class_shares
 
 UNIFORM = np.log(3)
-BLUE, ORANGE, GREY, GREEN = "#2f6db3", "#d9742b", "#8a8a8a", "#1f8a63"
+# As in figs/: after Okabe and Ito, told apart by the colour-blind; in grey by lightness or by their marks.
+BLUE, ORANGE, GREY, GREEN, PINK = "#0a5d94", "#e08a1e", "#808080", "#00694d", "#97406f"
+MARKS = {"baseline": (ORANGE, "o"), "network": (BLUE, "s"), "blend": (GREEN, "D")}
 
 
 def plot_rows(rows: pd.DataFrame) -> Figure:
     """Left: characters of an answer. Right: who wins, by how much longer answer A is than B."""
     lengths = np.array([[sum(map(len, turns)) for turns in rows[name]] for name in RESPONSES]).T  # (N, 2)
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.hist(np.log10(lengths.ravel() + 1), bins=40, color=BLUE)
     left.set_xticks(range(5), ["1", "10", "100", "1,000", "10,000"])
@@ -23,12 +27,14 @@ def plot_rows(rows: pd.DataFrame) -> Figure:
     bins = np.digitize(ratio, edges)
     labels = [rows["label"].to_numpy()[bins == b] for b in range(len(edges) + 1)]
     shares = np.array([class_shares(here) if len(here) else np.full(3, np.nan) for here in labels])
-    for label, (name, color) in enumerate([("A wins", BLUE), ("B wins", ORANGE), ("tie", GREY)]):
-        right.plot(shares[:, label], "o-", color=color, label=name)
+    for label, (name, color, mark) in enumerate(
+        [("A wins", BLUE, "o-"), ("B wins", ORANGE, "s-"), ("tie", GREY, "^--")]
+    ):
+        right.plot(shares[:, label], mark, color=color, ms=5, label=name)
     ticks = ["<¼", "¼–½", "½–.7", ".7–.9", "equal", "1.1–1.4", "1.4–2", "2–4", ">4"]
-    right.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    right.set_xticks(range(len(ticks)), ticks, fontsize=6.5)
     right.set(title="Longer answers win", xlabel="length of A / length of B", ylabel="share of rows", ylim=(0, None))
-    right.legend(frameon=False)
+    right.legend(frameon=False, fontsize=8)
     return finish(figure)
 
 
@@ -58,60 +64,102 @@ def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
     return finish(figure)
 
 
-def plot_ladder(table: pd.DataFrame) -> Figure:
-    """`runs.result_table` as points with their 95 % intervals; the uniform guess marked."""
-    figure = Figure(figsize=(6.5, 0.8 + 0.4 * len(table)), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(table))[::-1]
-    for place, (name, line) in zip(places, table.iterrows(), strict=True):
-        color = ORANGE if str(name).startswith("network") else BLUE
-        axes.plot([line["low"], line["high"]], [place, place], color=color, lw=2)
-        axes.plot(line["log_loss"], place, "o", color=color)
-    axes.set_yticks(places, table.index)
-    axes.axvline(UNIFORM, color="black", lw=1, ls=":")
-    axes.set(title="Log loss on validation rows, 95 % intervals (lower is better)", xlabel="log loss")
-    return finish(figure)
-
-
 def plot_reliability(table: pd.DataFrame, ece: float) -> Figure:
-    """`metrics.reliability_table`: accuracy against confidence; points as large as their rows are many."""
-    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+    """`metrics.reliability_table`: accuracy against confidence, with 95 % intervals (Wilson) and the number of rows."""
+    figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.subplots()
     axes.plot([1 / 3, 1], [1 / 3, 1], color="black", lw=1, ls=":", label="perfectly calibrated")
-    sizes = 20 + 300 * table["count"] / table["count"].sum()
-    axes.scatter(table["confidence"], table["accuracy"], s=sizes, color=BLUE, alpha=0.8, label="validation rows")
-    axes.set(
-        title=f"Calibration: expected error {ece:.3f}", xlabel="confidence in the verdict",
-        ylabel="share that was right", xlim=(0.3, 1), ylim=(0, 1),
-    )  # fmt: skip
-    axes.legend(frameon=False, loc="upper left")
+    p, n, z = table["accuracy"], table["count"], 1.96
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    errors = np.maximum(0, [p - centre + half, centre + half - p])
+    axes.errorbar(
+        table["confidence"], p, errors, fmt="o", color=BLUE, capsize=3, label="validation rows, 95 % interval"
+    )
+    for x, y, count in zip(table["confidence"], centre + half, n, strict=True):
+        axes.annotate(f"{count}", (x, y), (0, 4), textcoords="offset points", ha="center", fontsize=7, color=GREY)
+    axes.set(title=f"Calibration: expected error {ece:.3f}", xlabel="confidence in the verdict",
+             ylabel="share that was right", xlim=(0.3, 1.03), ylim=(0, 1.09))  # fmt: skip
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
     return finish(figure)
 
 
-def plot_results(lines: pd.DataFrame, prior: float | None) -> Figure:
-    """Log loss of several models on the same rows (name, kind, log_loss, low, high), with uniform guess and prior."""
-    figure = Figure(figsize=(8, 0.9 + 0.32 * len(lines)), layout="constrained")
+def plot_results(lines: pd.DataFrame) -> Figure:
+    """Log loss of models on the same rows as dots with 95 % intervals, grouped by kind; the uniform guess marked.
+
+    Args:
+        lines: by name: log_loss, low, high, and kind ("baseline", "network", "blend").
+    """
+    kinds = [kind for kind in MARKS if (lines["kind"] == kind).any()]
+    figure = Figure(figsize=(7.5, 0.7 + 0.19 * (len(lines) + len(kinds))), layout="constrained")
     axes = figure.subplots()
-    colors = {"baseline": BLUE, "network": ORANGE, "blend": GREEN}
-    places = np.arange(len(lines))[::-1]
-    for kind, color in colors.items():
-        here = (lines["kind"] == kind).to_numpy()
-        if here.any():
-            part = lines[here]
-            axes.hlines(places[here], part["low"], part["high"], color=color, lw=2)
-            axes.plot(part["log_loss"], places[here], "o", color=color, label=kind)
+    names, places, place = [], [], 0.0
+    for kind in kinds:
+        part, (color, mark) = lines[lines["kind"] == kind], MARKS[kind]
+        here = place - np.arange(len(part))
+        axes.hlines(here, part["low"], part["high"], color=color, lw=1.8)
+        axes.plot(part["log_loss"], here, mark, color=color, ms=6, label=kind)
+        names, places, place = [*names, *part.index], [*places, *here], here[-1] - 1.6
     axes.axvline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
-    if prior is not None:
-        axes.axvline(prior, color=GREY, lw=1, ls="--", label="class shares")
-    axes.set_yticks(places, lines["name"])
-    axes.set(xlabel="log loss, unsmoothed, with 95 % interval (lower is better)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+    axes.set_yticks(places, names, fontsize=8.5)
+    axes.set(xlabel="log loss, unsmoothed, with 95 % interval (left is better)", ylim=(place + 0.9, 0.7))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return finish(figure)
+
+
+def plot_learning_curve(curves: list[dict], published: dict) -> Figure:
+    """Against the number of training rows: log loss, the network minus its baseline, and what others published.
+
+    Args:
+        curves: source, title, backbone, and points (rows, seed, log_loss by name, comparison). Each source has a row of
+            panels, each of its curves a mark; lines are means over seeds.
+        published: title, and points (rows, log_loss, sd).
+    """
+    sources = list(dict.fromkeys(curve["source"] for curve in curves))
+    figure = Figure(figsize=(7.5, 2.9 * len(sources)), layout="constrained")
+    panels = figure.subplots(len(sources), 3, squeeze=False)
+    for (left, middle, _), source in zip(panels, sources, strict=True):
+        here = [curve for curve in curves if curve["source"] == source]
+        for place, (curve, color, mark) in enumerate(zip(here, (BLUE, GREEN, PINK, GREY), "s^vD", strict=False)):
+            table = pd.DataFrame([{**one["log_loss"], **one["comparison"], "rows": one["rows"]}
+                                  for one in curve["points"]])  # fmt: skip
+            means = table.select_dtypes("number").groupby("rows").mean()
+            if place == 0:
+                band = means[[name for name in ("structure_logistic", "structure_tfidf", "baseline") if name in means]]
+                left.plot(means["prior"], color="black", lw=1, ls=":", label="class shares")
+                left.fill_between(means.index, band.min(axis=1), band.max(axis=1), color=ORANGE, alpha=0.4, lw=0,
+                                  label="baselines")  # fmt: skip
+                left.plot(band.min(axis=1), color=ORANGE, lw=1, ls="--")
+            left.plot(means["network"], mark, ls="-", color=color, ms=4, label=curve["backbone"])
+            at = table["rows"] * (1 + 0.04 * (table.groupby("rows").cumcount() + 3.5 * place))  # side by side
+            errors = np.maximum(0, [table["difference"] - table["low"], table["high"] - table["difference"]])
+            middle.errorbar(at, table["difference"], errors, fmt=mark, color=color, ms=4, lw=1)
+        middle.axhline(0, color="black", lw=1, ls=":")
+        left.set(title=here[0]["title"], ylabel="log loss, unsmoothed")
+        middle.set(title="network minus its baseline")
+        left.legend(frameon=False, fontsize=7)
+        _scale_rows((left, middle), {point["rows"] for curve in here for point in curve["points"]})
+    table = pd.DataFrame(published["points"])
+    panels[0, 2].errorbar(table["rows"], table["log_loss"], table["sd"], fmt="D--", color=PINK, mfc="white", capsize=3)
+    panels[0, 2].set(title=published["title"])
+    _scale_rows(panels[0, 2:], set(table["rows"]))
+    for axes in panels[1:, 2]:
+        axes.set_axis_off()
+    return finish(figure)
+
+
+def _scale_rows(panels: Sequence, rows: set[int]) -> None:
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(rows), [f"{tick:,}" for tick in sorted(rows)], fontsize=7.5)
+        axes.set_xticks([], minor=True)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.set_xlabel("training rows", fontsize=8.5)
 
 
 def plot_slices(table: pd.DataFrame) -> Figure:
     """`slices.slice_table` against a baseline: the difference in log loss of each slice with its interval."""
-    figure = Figure(figsize=(8, 0.8 + 0.24 * len(table)), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.7 + 0.19 * len(table)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(table))[::-1]
     axes.hlines(places, table["difference_low"], table["difference_high"], color=BLUE, lw=2)
@@ -120,7 +168,10 @@ def plot_slices(table: pd.DataFrame) -> Figure:
     columns = zip(table["name"], table["value"], table["count"], strict=True)
     names = [f"{name}: {value} ({count})" for name, value, count in columns]
     axes.set_yticks(places, names, fontsize=8)
-    axes.set(xlabel="log loss of the network minus that of the ladder (left: the network is better)")
+    axes.set(
+        ylim=(-0.7, len(table) - 0.3),
+        xlabel="network minus ladder, log loss (left: the network is better)",
+    )
     return finish(figure)
 
 
@@ -128,5 +179,5 @@ def finish(figure: Figure) -> Figure:
     """The same spines and title size everywhere."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontsize(10)
+        axes.title.set_fontsize(9.5)
     return figure

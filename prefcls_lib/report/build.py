@@ -5,25 +5,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefcls_lib.data import loading
-from prefcls_lib.ensemble.finished import Found, format_verdicts, read_runs
+from prefcls_lib.ensemble.finished import Found, read_runs
 from prefcls_lib.evaluation import metrics, plots
+from prefcls_lib.report.groups import ComparedRuns, make_groups
 from prefcls_lib.report.page import (
     draw_svg,
     embed_figure,
+    embed_table,
     escape_text,
     fill_template,
     make_page,
     markdown_table,
+    signed,
     write_pdf,
 )
 from prefcls_lib.report.tables import (
-    ComparedRuns,
     backbone_lines,
+    backbone_of,
     bias_table,
     calibration_table,
-    make_groups,
+    curve_lines,
+    curve_table,
+    floor_table,
+    format_difference,
     mistakes_of,
-    prediction_lines,
+    prediction_table,
     slices_of,
     speed_table,
 )
@@ -45,21 +51,18 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     """
     found = read_runs(places)
     groups = make_groups(found)
-    values = {"found": found, "groups": groups, **_published_values(found), **_row_values(groups)}
+    networks = [run for group in groups for run in group.networks]
+    values = {"found": found, "groups": groups, **_published_values(found), **_study_values(), **_row_values(groups)}
     values |= {
-        "known_floors": {path.stem: read_json(path) for path in sorted(STUDIES.glob("known_floor*.json"))},
-        **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding")},
-        "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
-        "log": _read_section(SOURCES / "log.md"),
-        "benchmark": _read_section(STUDIES / "benchmark" / "benchmark.md"),
-        "t4_plan": _read_section(STUDIES / "t4_plan.md"),
-        "gpu_check": _read_section(STUDIES / "gpu_check.md"),
-        "compared": lambda values: format_verdicts([(metrics.Comparison.from_dict(values), "one order")])[0],
-        "escape": escape_text, "table": markdown_table, "bias_table": bias_table,
-        "calibration_table": calibration_table, "speed_table": speed_table, "uniform": plots.UNIFORM,
-        "picture": lambda path, *caption: embed_figure((SOURCES.parent / path).read_bytes(), *caption),
+        "names": {run.name for run in found.runs},
+        "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
+        "bias": bias_table(networks), "calibration": calibration_table(found.runs), "speed": speed_table(networks),
+        "compared": lambda values: signed(metrics.Comparison.from_dict(values).describe()),
+        "difference": format_difference, "escape": escape_text, "uniform": plots.UNIFORM,
+        "picture": lambda path, *words: embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
-    page = make_page(fill_template(SOURCES / "report.md", values), (SOURCES / "style.css").read_text(encoding="utf-8"))
+    style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
+    page = make_page(fill_template(SOURCES / "report.md", values), style, script)
     write_text(out / "report.html", page)
     problem = write_pdf(page, out / "report.pdf")
     if groups:
@@ -69,10 +72,28 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     return found, [problem] if problem else []
 
 
-def _read_section(path: Path) -> str:
-    """A Markdown file without its title, headings one level down."""
-    lines = path.read_text(encoding="utf-8").splitlines()[1:]
-    return "\n".join(f"#{line}" if line.startswith("##") else line for line in lines)
+def _study_values() -> dict:
+    """What the studies measured; the learning curve only where its file is there."""
+    floors = {path.stem.split("_")[2]: read_json(path) for path in sorted(STUDIES.glob("known_floor_*_rows.json"))}
+    path = STUDIES / "learning_curve.json"
+    published = read_json(SOURCES / "published.json")["learning_curve"]
+    curves = read_json(path)["curves"] if path.exists() else []
+    curves = [{**curve, "title": published["sources"].get(curve["source"], curve["source"])} for curve in curves]
+    lines = curve_lines(curves)
+    return {
+        **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding")},
+        "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
+        "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
+        "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
+        "floor": {line["variant"]: line for line in floors["24000"]},
+        "floor_table": floor_table(floors),
+        "curves": lines,
+        "curve_figure": curves and embed_figure(
+            draw_svg(plots.plot_learning_curve(curves, published)), "curve",
+            "Log loss against training rows; the network minus its baseline, with 95 % intervals; and, published by "
+            "others, means and standard deviations of three seeds."),
+        "curve_table": curves and curve_table(lines),
+    }  # fmt: skip
 
 
 def _published_values(found: Found) -> dict:
@@ -80,55 +101,56 @@ def _published_values(found: Found) -> dict:
     study = published["study"]
     specification = read_json(STUDIES / "specification.json")
     described = specification["backbones"]
+    titles = ["", *(one["title"] for one in described.values())]
+    header = ("", "smoothed", "log loss", "95 % interval", "accuracy", "best epoch")
     return {
         "published": published, "study": study, "described": described,
         "arithmetic_loss": -math.log(study["arithmetic"]["prob"]),
-        "others": [[escape_text(line["what"]), f"{line['log_loss']:.3f}"] for line in published["others"]["results"]],
-        "specification": markdown_table(["", *(one["title"] for one in described.values())],
-                                        specification["lines"], range(4)),
+        "others": "; ".join(f"{escape_text(line['what'])} {line['log_loss']:.3f}"
+                            for line in published["others"]["results"]),
+        "specification": embed_table("specification", "The three backbones, from their configurations.",
+                                     markdown_table(titles, specification["lines"], range(4))),
         "errors": specification["errors"],
-        "backbones": markdown_table(("", "smoothed", "log loss", "95 % interval", "accuracy", "best epoch"),
-                                    backbone_lines(found, described, study)),
-        "predictions": markdown_table(("test row", "model", "A wins", "B wins", "tie"),
-                                      prediction_lines(found, described, study), (0, 1)),
+        "trained": [run for run in found.runs if backbone_of(run, described)],
+        "backbones": embed_table("backbones", "The three backbones: as published, and as trained here.",
+                                 markdown_table(header, backbone_lines(found, described, study))),
+        "predictions": prediction_table(found, described, study),
     }  # fmt: skip
 
 
 def _row_values(groups: Sequence[ComparedRuns]) -> dict:
     """What needs the rows themselves: the shipped ones."""
     rows = loading.read_rows(loading.sample_path("train"), labelled=True)
-    facts = [[name, escape_text(str(value))] for name, value in loading.describe_rows(rows)["value"].items()]
+    facts = loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").items()
+    sample = groups[0] if groups and groups[0].on_sample else None
     values = {
-        "facts": markdown_table(("shipped rows", ""), facts),
-        "lengths": embed_figure(draw_svg(plots.plot_rows(rows)), "The shipped rows: how long, and who wins."),
-        "spotlight": None,
-    }
-    group = groups[0] if groups and groups[0].on_sample and groups[0].networks else None
-    if group is None:
+        "facts": "; ".join(f"{name} {value}" for name, value in facts),
+        "lengths": embed_figure(draw_svg(plots.plot_rows(rows)), "lengths", "The shipped rows: lengths, and who wins."),
+        "sample": sample,
+        "main": None, "reliability": "",
+    }  # fmt: skip
+    if sample is None or not sample.networks:
         return values
-    run = group.networks[0]
-    best = min(baseline["log_loss"] for baseline in group.baselines)
+    run = sample.networks[0]
+    name = escape_text(run.name)
     labels, probs = run.oof["label"].to_numpy(), run.probs(run.oof.index)
     reliability = plots.plot_reliability(
         metrics.reliability_table(labels, probs), run.result["expected_calibration_error"]
     )
     values |= {
-        "spotlight": run,
-        "history": embed_figure(draw_svg(plots.plot_history(run.history, best)), "One line a fold.", "half"),
+        "main": run,
         "reliability": embed_figure(
-            draw_svg(reliability),
-            "Confidence against accuracy on validation rows; points as large as their rows are many.", "half"),
+            draw_svg(reliability), "reliability",
+            f"Confidence of {name} against accuracy on validation rows; numbers of rows above the intervals.", "half"),
         "mistakes": mistakes_of(run, rows, 3),
         "slices": None,
     }  # fmt: skip
-    if group.ladder is not None:
-        table = slices_of(run, group.ladder, rows)
+    if sample.ladder is not None:
+        table = slices_of(run, sample.ladder, rows)
         clear = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
-        values |= {
-            "slices": embed_figure(draw_svg(plots.plot_slices(table)), "Slices of the validation rows (rows in "
-                                   "brackets), with 95 % intervals over prompts."),
-            "slice_count": len(table), "slices_clear": len(clear),
-        }  # fmt: skip
+        caption = f"Log loss of {name} minus that of the ladder, by slice (rows), with 95 % intervals."
+        values |= {"slices": embed_figure(draw_svg(plots.plot_slices(table)), "slices", caption),
+                   "slice_count": len(table), "slices_clear": len(clear)}  # fmt: skip
     return values
 
 
@@ -139,5 +161,5 @@ def _fill_readme(readme: Path, groups: Sequence[ComparedRuns], fold_plans: str) 
     if text.count(start) != 1 or text.count(end) != 1 or not groups:
         raise UserError(f"{readme}: needs the lines {start!r} and {end!r} once each, and a run to show.")
     before, rest = text.split(start)
-    table = f"{groups[0].title}:\n\n{groups[0].results_table(short=True)}" + f"\n\n{fold_plans}" * groups[0].on_sample
+    table = f"{groups[0].title}:\n\n{groups[0].readme_table()}" + f"\n\n{fold_plans}" * groups[0].on_sample
     write_text(readme, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")

@@ -13,8 +13,12 @@ from matplotlib.figure import Figure
 
 from prefcls_lib.runtime.files import UserError, write_whole
 
-STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "path", "font.family": "DejaVu Sans", "mathtext.fontset": "cm"}
-FORMULA_POINTS = 11
+STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "path", "font.family": "DejaVu Sans", "mathtext.fontset": "stix"}
+FORMULA_POINTS = 10
+FACES = (("STIXGeneral", "STIXGeneral.ttf", "normal", "normal"),
+         ("STIXGeneral", "STIXGeneralBol.ttf", "bold", "normal"),
+         ("STIXGeneral", "STIXGeneralItalic.ttf", "normal", "italic"),
+         ("DejaVu Sans Mono", "DejaVuSansMono.ttf", "normal", "normal"))  # fmt: skip
 
 
 def fill_template(path: Path, values: dict) -> str:
@@ -37,41 +41,65 @@ def fill_template(path: Path, values: dict) -> str:
         raise UserError(f"{path}: {str(error).rstrip('.')}. Put the template right.") from error
 
 
-def make_page(markdown: str, style: str) -> str:
-    """Markdown (with HTML in it) to one HTML document; its title is the first heading."""
+def make_page(markdown: str, style: str, script: str = "") -> str:
+    """Markdown (with HTML in it) to one HTML document; its title is the first heading.
+
+    Sections, figures and tables are numbered; `[figure NAME]` and `[table NAME]` become links to them.
+    """
     import mistune  # comes with jinja2 in the extra `report`
 
     body = mistune.create_markdown(escape=False, plugins=["table"])(markdown)
-    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-    contents = []
+    body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+    contents, plain = [], ("Appendix", "References")
 
     def mark(match: re.Match) -> str:
         anchor = re.sub(r"[^a-z0-9]+", "-", re.sub(r"<.*?>", "", match[1]).lower()).strip("-")
-        contents.append(f'<li><a href="#{anchor}">{match[1]}</a></li>')
-        return f'<h2 id="{anchor}">{match[1]}</h2>'
+        title = match[1] if match[1].startswith(plain) else f"{len(contents) + 1} {match[1]}"
+        contents.append(f'<li><a href="#{anchor}">{title}</a></li>')
+        return f'<h2 id="{anchor}">{title}</h2>'
 
     body = re.sub(r"<h2>(.*?)</h2>", mark, body)
-    body = body.replace("<p>[contents]</p>", f"<nav><ol>{''.join(contents)}</ol></nav>")
+    for kind in ("figure", "table"):
+        for number, name in enumerate(re.findall(rf'<figure id="{kind}-([\w-]+)"', body), 1):
+            label = f"{kind.capitalize()} {number}"
+            body = body.replace(f"[{kind} {name}]", f'<a href="#{kind}-{name}">{label}</a>')
+            caption = re.compile(rf'(<figure id="{kind}-{name}".*?<figcaption>)', re.DOTALL)
+            body = caption.sub(rf"\1<b>{label}.</b> ", body, count=1)
     title = re.sub(r"<.*?>", "", re.search(r"<h1>(.*?)</h1>", body)[1])
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        f'<style>\n{style}</style>\n</head>\n<body>\n<nav aria-label="Contents"><ul>{"".join(contents)}</ul></nav>\n'
+        f"<main>\n{body}</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
+
+
+def lay_out(document: str):
+    """The page set in print (`weasyprint.Document`), in the fonts that come with matplotlib: equal on every machine."""
+    import weasyprint
+    from weasyprint.text.fonts import FontConfiguration
+
+    folder, faces, fonts = Path(matplotlib.get_data_path(), "fonts", "ttf"), "", FontConfiguration()
+    for family, file, weight, style in FACES:
+        source = (folder / file).as_uri()
+        faces += (
+            f'@font-face {{font-family: "{family}"; src: url({source}); font-weight: {weight}; font-style: {style}}}'
+        )
+    sheet = weasyprint.CSS(string=faces, font_config=fonts)
+    return weasyprint.HTML(string=document).render(stylesheets=[sheet], font_config=fonts)
 
 
 def write_pdf(document: str, path: Path) -> str | None:
     """The page as a PDF, the same bytes for the same page; or one line on why this machine cannot."""
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # else fontTools writes the time of day into the fonts
     try:
-        import weasyprint
+        data = lay_out(document).write_pdf()
     except (ImportError, OSError) as error:  # OSError: the system has no pango
         reason = " ".join(str(error).split())[:120]
         return (
             f"{path} is not written: WeasyPrint does not start ({reason}). Install Pango (apt install libpango-1.0-0 "
             "libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
         )
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # else fontTools writes the time of day into the fonts
-    data = weasyprint.HTML(string=document).write_pdf()
     write_whole(path, lambda temporary: temporary.write_bytes(data))
     return None
 
@@ -92,20 +120,31 @@ def escape_text(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]#|~$])", lambda match: f"&#{ord(match[1])};", html.escape(" ".join(text.split())))
 
 
+def signed(text: str) -> str:
+    """Numbers with a true minus sign."""
+    return text.replace("-", "−")
+
+
 def draw_svg(figure: Figure) -> bytes:
     """A matplotlib figure as SVG, the same bytes every time."""
     target = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(target, format="svg", metadata={"Date": None})
+        figure.savefig(target, format="svg", metadata={"Date": None}, transparent=True)
     return target.getvalue()
 
 
-def embed_figure(svg: bytes, caption: str, kind: str = "plot") -> str:
+def embed_figure(svg: bytes, name: str, caption: str, kind: str = "plot") -> str:
     """An SVG inside the page, with its caption; `kind` is a class of the style sheet."""
+    alt = html.escape(re.sub("<.*?>", "", caption))
     return (
-        f'\n<figure class="{kind}"><img alt="{html.escape(re.sub("<.*?>", "", caption))}" '
-        f'src="{_data_uri(svg)}"><figcaption>{caption}</figcaption></figure>\n'
+        f'\n<figure id="figure-{name}" class="{kind}"><div class="wide" tabindex="0"><img alt="{alt}" '
+        f'src="{_data_uri(svg)}"></div><figcaption>{caption}</figcaption></figure>\n'
     )
+
+
+def embed_table(name: str, caption: str, table: str, kind: str = "") -> str:
+    """A Markdown table with its caption; of the kind "long" it may be broken between two pages."""
+    return f'\n<figure id="table-{name}" class="{kind}"><figcaption>{caption}</figcaption>\n\n{table}\n\n</figure>\n'
 
 
 def embed_formula(tex: str) -> str:

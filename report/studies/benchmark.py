@@ -29,13 +29,16 @@ from variants import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 
 from prefcls_lib.data.batching import TokenCount, make_padded_batches, padding_for, plan_epoch, split_batch
 from prefcls_lib.doctor.capacity import flop_per_token
+from prefcls_lib.evaluation import plots
 from prefcls_lib.models.predict import PREDICT_SIDES, PREDICT_TOKENS
-from prefcls_lib.report.page import markdown_table
-from prefcls_lib.runtime.devices import choose_precision, machine_name, process_state, versions
-from prefcls_lib.runtime.files import write_json, write_text, write_whole
+from prefcls_lib.report.page import draw_svg, markdown_table
+from prefcls_lib.runtime.devices import choose_precision, process_state, versions
+from prefcls_lib.runtime.files import write_json, write_text
 
 OUT = Path(__file__).parent / "benchmark"
 GOAL_LENGTH = 512  # tokens of a side at which the goals are set
+VARIANT_NAMES = {"original": "the study's loop", "trainer": "Hugging Face Trainer", "st": "sentence-transformers",
+                 "ours": "this kit"}  # fmt: skip
 DEFAULT_VARIANTS = ["original", "trainer", "ours", "limit", "limit-long"]
 
 
@@ -139,25 +142,34 @@ def judge_goals(lines: list[dict], shares: dict[str, float]) -> list[dict]:
             for name, wanted, found in goals if found is not None]  # fmt: skip
 
 
-def draw(lines: list[dict], title: str) -> Figure:
-    """Useful tokens a second of every variant, as bars; thin lines from the slowest to the quickest repeat."""
-    table = pd.DataFrame(lines).iloc[::-1]
-    figure = Figure(figsize=(6.3, 0.6 + 0.32 * len(table)), layout="constrained")
-    axes = figure.subplots()
-    names = [f"{line.model} {line.max_length}  {line.kind}: {line.variant}" for line in table.itertuples()]
-    colors = ["#0072B2" if variant == "ours" else "#999999" for variant in table["variant"]]
-    middle = table["useful_tokens_per_second"]
-    errors = np.maximum(0, [middle - table["slowest"], table["quickest"] - middle])
-    axes.barh(names, middle, color=colors, xerr=errors, error_kw={"lw": 0.8})
-    axes.set_xlabel("useful tokens a second (median)")
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def draw(lines: list[dict]) -> Figure:
+    """Pairs a second of every variant: training above, prediction below, a column for each model and length."""
+    table = pd.DataFrame(lines).dropna(subset="pairs_per_second")
+    settings = list(dict.fromkeys(zip(table["model"], table["max_length"], strict=True)))
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    panels = figure.subplots(2, len(settings), squeeze=False, sharey="row")
+    for row, (kind, title) in zip(panels, (("train", "training"), ("predict", "prediction")), strict=True):
+        for axes, (model, length) in zip(row, settings, strict=True):
+            here = (table["kind"] == kind) & (table["model"] == model) & (table["max_length"] == length)
+            part = table[here].set_index("variant").iloc[::-1]
+            pairs, names = part["pairs_per_second"], [VARIANT_NAMES.get(name, name) for name in part.index]
+            scale = pairs / part["useful_tokens_per_second"]  # the repeats are known in tokens
+            errors = np.maximum(0, [pairs - part["slowest"] * scale, part["quickest"] * scale - pairs])
+            colors = [plots.BLUE if name == "ours" else "#b5b5b5" for name in part.index]
+            axes.barh(names, pairs, color=colors, xerr=errors, error_kw={"lw": 0.8}, height=0.7)
+            for place, (name, value) in enumerate(pairs.items()):
+                ratio = "" if name == "ours" or "ours" not in pairs else f"   ratio {pairs['ours'] / value:.1f}"
+                axes.text(
+                    value + errors[1][place] + 0.02 * pairs.max(), place, f"{value:.2g}{ratio}", va="center", fontsize=8
+                )
+            axes.set(title=f"{title}, {model}, {length} tokens a side", xlim=(0, 1.25 * pairs.max()))
+            axes.set_xlabel("pairs a second" if kind == "predict" else "")
+            axes.tick_params(labelsize=9)
+    return plots.finish(figure)
 
 
 def main() -> None:
-    """Measure, print, and write benchmark.json, benchmark.md and benchmark.png."""
+    """Measure, print, and write benchmark.json, benchmark.md and benchmark.svg."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["minilm"], help="minilm, or names in report/backbones/")
     parser.add_argument("--lengths", nargs="+", type=int, default=[512])
@@ -191,11 +203,7 @@ def main() -> None:
     text = write_table(result)
     write_json(arguments.out / "benchmark.json", result)
     write_text(arguments.out / "benchmark.md", text)
-    figure = draw(lines, machine_name())
-    write_whole(
-        arguments.out / "benchmark.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
-    )
-    write_whole(arguments.out / "benchmark.png", lambda path: figure.savefig(path, format="png", dpi=150))
+    (arguments.out / "benchmark.svg").write_bytes(draw_svg(draw(lines)))
     print(text)
 
 

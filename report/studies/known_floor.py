@@ -195,7 +195,7 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
 def plot_variants(lines: pd.DataFrame) -> Figure:
     """Log loss of the variants, a dot for each seed, between the Bayes log loss and the prior."""
     names = list(dict.fromkeys(lines["variant"]))
-    figure = Figure(figsize=(8, 1.1 + 0.3 * len(names)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.0 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
     colors = [plots.GREY if name.startswith("original") else plots.BLUE for name in lines["variant"]]
     axes.scatter(

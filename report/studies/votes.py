@@ -21,12 +21,12 @@ from prefcls_lib.report.page import draw_svg
 def plot_votes(rows: pd.DataFrame) -> Figure:
     """Left: votes by place of the answer, with 95 % intervals. Middle: ties, by turns and length. Right: scripts."""
     labels = rows["label"].to_numpy()
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 2.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
     shares = class_shares(labels)
     spread = 1.96 * np.sqrt(shares * (1 - shares) / len(labels))
-    left.bar(["A", "B", "tie"], shares, yerr=spread, color=[BLUE, ORANGE, GREY], ecolor="black", capsize=3)
-    left.set(title="Votes by place of the answer", ylabel="share of rows")
+    left.bar(["A", "B", "tie"], shares, yerr=spread, color=[BLUE, ORANGE, GREY], ecolor="black", capsize=2)
+    left.set(title="Votes by place", ylabel="share of rows")
 
     lengths = np.array([[sum(map(len, turns)) for turns in rows[name]] for name in RESPONSES])  # (2, N)
     gap = np.abs(np.log2((lengths[0] + 1) / (lengths[1] + 1)))
@@ -47,7 +47,9 @@ def plot_votes(rows: pd.DataFrame) -> Figure:
     right.barh([names[i] for i in order], counts[order], color=BLUE)
     right.set(title="Characters of a row", xlabel="rows (logarithmic)", xscale="log")
     right.bar_label(right.containers[0], padding=3, fontsize=8)
-    right.set_xlim(0.7, 4 * counts.max())
+    right.set_xlim(0.7, 8 * counts.max())
+    for axes in (left, middle, right):
+        axes.tick_params(labelsize=8)
     return finish(figure)
 
 
@@ -57,7 +59,7 @@ def _plot_shares(axes: Axes, slices: dict[str, np.ndarray], hit: np.ndarray, col
     shares = np.array([hit[here].mean() for here in slices.values()])
     spread = [1.96 * np.sqrt(p * (1 - p) / here.sum()) for p, here in zip(shares, slices.values(), strict=True)]
     names = [f"{name} ({here.sum()})" for name, here in slices.items()]
-    axes.barh(names[::-1], shares[::-1], xerr=spread[::-1], color=color, ecolor="black", capsize=3)
+    axes.barh(names[::-1], shares[::-1], xerr=spread[::-1], color=color, ecolor="black", capsize=2)
 
 
 def _find_script(text: str) -> str:

@@ -1,0 +1,198 @@
+"""The report as it is read: its pages in print, and the page in a real browser."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_report import copy_run, edit_json, no_pdf, quick, read_page  # noqa: F401
+
+from prefcls_lib.report import build, page
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=20000",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[Path, list]:
+    """The report of the committed run folders, built here: its folder, and its layout in print."""
+    out, documents, lay_out = tmp_path_factory.mktemp("report"), [], page.lay_out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "lay_out", lambda text: documents.append(lay_out(text)) or documents[0])
+        build.build_report([ROOT / "report" / "runs"], out)
+    return out, documents
+
+
+@pytest.fixture(scope="module")
+def committed(built) -> Path:
+    """Its folder."""
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def pages(built) -> list:
+    """Its pages in print."""
+    if not built[1]:
+        pytest.skip("WeasyPrint does not start: Pango is missing")
+    return [PrintedPage(one._page_box) for one in built[1][0].pages]
+
+
+class PrintedPage:
+    """One page of WeasyPrint's layout."""
+
+    def __init__(self, box):
+        (content,) = [child for child in box.children if child.element_tag == "html"]
+        self.boxes = list(walk(content))
+        seen = [one for one in self.boxes if getattr(one, "text", "").strip() or one.element_tag == "img"]
+        self.bottoms = [one.position_y + one.height for one in seen]
+        self.fill = (max(self.bottoms) - box.content_box_y()) / box.height
+
+    def elements(self, *tags: str) -> dict:
+        """Elements with one of these tags that have a part on this page, and where that part ends."""
+        return {
+            one.element: one.position_y + one.height for one in self.boxes if one.element_tag in tags and one.height
+        }
+
+
+def walk(box):
+    yield box
+    for child in getattr(box, "children", ()):
+        yield from walk(child)
+
+
+def test_at_most_twelve_pages_that_are_full(pages):
+    """No page but the last is under two thirds full."""
+    assert len(pages) <= 12
+    assert {number: one.fill for number, one in enumerate(pages[:-1], 1) if one.fill < 2 / 3} == {}
+
+
+def test_headings_stay_with_what_follows(pages):
+    """Below each heading there is something on the same page, and not only another heading."""
+    found = 0
+    for number, one in enumerate(pages, 1):
+        for element, bottom in one.elements("h1", "h2", "h3").items():
+            heads = {id(head) for head in one.elements("h1", "h2", "h3")}
+            below = [box for box in one.boxes if box.element_tag in ("p", "li", "figure", "table", "pre") and box.height
+                     and box.position_y >= bottom - 1 and id(box.element) not in heads]  # fmt: skip
+            assert below, f"page {number}: nothing below {''.join(element.itertext())}"
+            found += 1
+    assert found > 12
+
+
+def test_pictures_and_tables_stay_with_their_captions(pages):
+    """A figure is on one page; a table that may be broken has at least two of its lines below its caption."""
+    found = {}
+    for number, one in enumerate(pages, 1):
+        for figure in one.elements("figure"):
+            found.setdefault(figure, []).append((number, one))
+    assert len(found) > 12
+    for figure, places in found.items():
+        number, first = places[0]
+        if "long" not in figure.get("class"):
+            assert len(places) == 1, f"{figure.get('id')} is on pages {[number for number, _ in places]}"
+        assert figure.find("figcaption") in first.elements("figcaption"), figure.get("id")
+        rows = set(figure.iter("tr")) & set(first.elements("tr"))
+        assert len(rows) > 2 or figure.find("div/img") is not None or len(list(figure.iter("tr"))) < 4, figure.get("id")
+
+
+def test_every_reference_has_its_number(committed):
+    """No `[figure NAME]` is left over, links inside the page have targets, the text refers to each figure and table."""
+    text = (committed / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"\[(?:figure|table) [\w-]*\]", text) == []
+    links, targets = set(re.findall(r'href="#([^"]+)"', text)), set(re.findall(r' id="([^"]+)"', text))
+    assert links <= targets
+    assert {name for name in targets if name.startswith(("figure-", "table-"))} <= links
+
+
+def test_built_twice_the_bytes_are_the_same(committed, tmp_path):
+    """In another process, with other hashes of texts."""
+    command = [sys.executable, "-m", "prefcls_lib", "report", "--runs", "report/runs", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
+    names = sorted(path.name for path in committed.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir()) and "report.html" in names
+    assert [name for name in names if (committed / name).read_bytes() != (tmp_path / name).read_bytes()] == []
+
+
+def sentences(document: str) -> set[str]:
+    """The sentences of paragraphs, list items and captions, without their numbers of figures and tables."""
+    blocks = re.findall(r"<(?:p|li|figcaption)>(.*?)</(?:p|li|figcaption)>", document, flags=re.DOTALL)
+    texts = [" ".join(html.unescape(re.sub(r"<[^>]*>", "", block)).split()) for block in blocks]
+    numbered = re.compile(r"(Figure|Table) \d+\b\.?")
+    return {sentence for text in texts for sentence in re.split(r"(?<=[.?!]) (?=[A-Z`])", numbered.sub(r"\1 N", text))}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, finished_run, tmp_path):
+    """Runs of somebody else beside the committed ones, on the same rows and on others; by name they come first."""
+    own, foreign = ROOT / "report" / "runs", tmp_path / "foreign"
+    same_rows = copy_run(own / "minilm", foreign / "a-foreign-run")
+    edit_json(same_rows / "result.json", log_loss=0.9, flip_rate=0.2)
+    copy_run(finished_run, foreign / "a-foreign-run-on-other-rows")
+    build.build_report([own, foreign], tmp_path / "with")
+    without, both = (
+        sentences((folder / "report.html").read_text(encoding="utf-8")) for folder in (committed, tmp_path / "with")
+    )
+    assert without - both == set()
+    assert [one for one in both - without if not re.search("a-foreign-run|60 rows", one)] == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_text_about_runs_needs_these_runs(finished_run, tmp_path):
+    """Of somebody else's run alone: no committed run is named."""
+    text = read_page(copy_run(finished_run, tmp_path / "tiny").parent, tmp_path / "out")
+    words = " ".join(sentences(text))
+    assert "minilm-cross" not in words and "770 shipped rows" not in words and "Slices" not in words
+
+
+DRIVER = """<!DOCTYPE html><title>driver</title><body><pre id="result"></pre><script>
+const errors = [], result = {errors};
+function watch(width) {
+  return new Promise((resolve) => {
+    const frame = document.createElement("iframe");
+    frame.style.cssText = `width: ${width}px; height: 900px; border: 0`;
+    frame.srcdoc = report.replace("<head>", "<head><script>window.onerror = (m) => parent.errors.push(m);"
+      + "console.error = (...m) => parent.errors.push(m.join(' '));<\\/script>");
+    frame.onload = () => resolve(frame);
+    document.body.append(frame);
+  });
+}
+window.errors = errors;
+(async () => {
+  for (const width of [320, 1280]) {
+    const page = (await watch(width)).contentDocument;
+    result[width] = page.documentElement.scrollWidth;
+    const table = page.querySelector("figure[id^=table-results] table"), header = table.tHead.rows[0].cells[1];
+    const column = () => Array.from(table.tBodies[0].rows, (row) => parseFloat(row.cells[1].textContent));
+    header.querySelector("button")?.click();
+    result.up = [header.getAttribute("aria-sort"), ...column()];
+    header.querySelector("button")?.click();
+    result.down = [header.getAttribute("aria-sort"), ...column()];
+  }
+  document.getElementById("result").textContent = JSON.stringify(result);
+})();
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_in_a_browser(committed, tmp_path):
+    """No error in the console, no horizontal scrolling at 320 and 1,280 px, and a click on a header sorts."""
+    text = json.dumps((committed / "report.html").read_text(encoding="utf-8")).replace("</", "<\\/")
+    driver = tmp_path / "driver.html"
+    driver.write_text(DRIVER.replace("const errors", f"const report = {text};\nconst errors", 1), encoding="utf-8")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", driver.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', done.stdout, flags=re.DOTALL)[1]))
+    assert found["errors"] == []
+    assert found["320"] <= 320 and found["1280"] <= 1280
+    (up, *rising), (down, *falling) = found["up"], found["down"]
+    assert (up, down) == ("ascending", "descending")
+    assert len(rising) > 10 and rising == sorted(rising) and falling == sorted(rising, reverse=True)
