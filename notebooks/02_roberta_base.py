@@ -273,7 +273,7 @@ plots.plot_history(history, result["ladder_log_loss"])
 # %%
 print(results.verdict(result))
 display(results.result_table(result))
-plots.plot_ladder(results.result_table(result))
+plots.plot_results(results.result_table(result))
 
 # %% [markdown]
 # ## 13. Calibration

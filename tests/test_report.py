@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -141,8 +142,15 @@ def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_
     page = read_page(runs, tmp_path / "out")
     assert "head: concat against symmetric<br><small>better, tiny</small>" in page
     assert c.verdict == "BEATS"
-    expected = f"BEATS tiny: {-c.difference:.4f} lower (95 % CI {c.low:.4f} to {c.high:.4f}, p".replace("-", "−")
-    assert expected in page
+    shown = [f"{c.difference:.4f}", f"{c.low:.4f} to {c.high:.4f}".replace(" ", "\u00a0"), "<0.001"]
+    assert _line(page, "head: concat against symmetric")[1:4] == [text.replace("-", "−") for text in shown]
+    assert _line(page, "head: concat against symmetric")[5] == "BEATS"
+
+
+def _line(page: str, start: str) -> list[str]:
+    """The cells of the table's line that begins with this text."""
+    cells = page[page.index(f"<td>{start}") :].split("</tr>")[0]
+    return [unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells, flags=re.DOTALL)]
 
 
 def test_what_the_encoder_adds_has_a_table(quick, runs, tmp_path):
@@ -153,11 +161,12 @@ def test_what_the_encoder_adds_has_a_table(quick, runs, tmp_path):
     edit_json(runs / "tiny" / "result.json", **values)
     settings = json.loads((runs / "tiny" / "config.json").read_text(encoding="utf-8"))["settings"]
     edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "structure_tfidf"})
-    shown = ["structure_tfidf", "1.0771", "0.0040 lower (95 % CI −0.0070 to −0.0010, p=0.012)", "1.0882"]
+    shown = ["1.0882", "−0.0040", "−0.0070\u00a0to\u00a0−0.0010", "0.012", "0.0040", "BEATS"]
     page = read_page(runs, tmp_path / "with")
-    assert [text for text in shown if f">{text}</td>" not in page] == []
+    assert _line(page, "tiny</td>\n  <td>structure")[1:3] == ["structure_tfidf", "1.0771"]
+    assert _line(page, "tiny</td>\n  <td>structure")[4:] == shown
     edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "none"})
-    assert shown[2] not in read_page(runs, tmp_path / "without")
+    assert "1.0882" not in read_page(runs, tmp_path / "without")
 
 
 def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path):
@@ -168,8 +177,8 @@ def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path
     same = read_page(runs, tmp_path / "same")
     edit_json(other / "result.json", data_sha256={"train": "0" * 64, "test": "0" * 64})
     apart = read_page(runs, tmp_path / "apart")
-    assert same.count("<h3>60 rows") == 1 and "concat against symmetric" in same
-    assert apart.count("<h3>60 rows") == 2 and "concat against symmetric" not in apart
+    assert same.count("Results: 60 rows") == 1 and "concat against symmetric" in same
+    assert apart.count("Results: 60 rows") == 2 and "concat against symmetric" not in apart
     one, two = (finished.read_run(runs / name) for name in ("other", "tiny"))
     assert finished.compare_runs(one, two) is None
 
@@ -197,14 +206,16 @@ def test_a_table_counts_its_networks_and_blends(runs, finished_run):
     blend = {"runs": ["tiny", "second"], "rows": 40, "log_loss": 1.0, "accuracy": 0.5, "log_loss_interval": [0.9, 1.1],
              "expected_calibration_error": 0.1, "best_run": 1, "comparison": content}  # fmt: skip
     (runs / "blend.json").write_text(json.dumps(blend), encoding="utf-8")
-    (group,) = tables.make_groups(finished.read_runs([runs]))
-    assert list(group.verdicts) == [second, runs / "tiny", "blend"]
-    assert [text.split(":")[0] for text in group.verdicts.values()] == [
+    (group,) = groups.make_groups(finished.read_runs([runs]))
+    assert list(group.compared) == [second, runs / "tiny", "blend"]
+    verdicts = finished.format_verdicts(list(group.compared.values()))
+    assert [text.split(":")[0] for text in verdicts] == [
         "INCONCLUSIVE against the best baseline",
         "INCONCLUSIVE against the best baseline",
         "INCONCLUSIVE against second",
     ]
-    assert all("p=0.060" in text for text in group.verdicts.values())
+    assert all("p=0.060" in text for text in verdicts)
+    assert group.comparisons_table().count("| 0.060 |") == 3
 
 
 def test_an_earlier_version_s_result_gets_the_scores_that_it_lacks(runs):
@@ -310,7 +321,7 @@ def test_foreign_names_are_text():
     name = "<script>a|b</script> *c* `d`"
     page = make_page("# t\n\n" + markdown_table(("run", "n"), [[escape_text(name), "1"]]), "")
     tags = Loads(page).tags
-    assert "script" not in tags and "em" not in tags and "code" not in tags
+    assert tags.count("script") == 1 and "em" not in tags and "code" not in tags
     assert tags.count("td") == 2
 
 

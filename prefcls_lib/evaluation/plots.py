@@ -88,8 +88,10 @@ def plot_results(lines: pd.DataFrame) -> Figure:
     """Log loss of models on the same rows as dots with 95 % intervals, grouped by kind; the uniform guess marked.
 
     Args:
-        lines: by name: log_loss, low, high, and kind ("baseline", "network", "blend").
+        lines: by name: log_loss, low, high, and kind ("baseline", "network", "blend"); without it, `result_table`'s.
     """
+    if "kind" not in lines:
+        lines = lines.assign(kind=["network" if name.startswith("network") else "baseline" for name in lines.index])
     kinds = [kind for kind in MARKS if (lines["kind"] == kind).any()]
     figure = Figure(figsize=(7.5, 0.7 + 0.19 * (len(lines) + len(kinds))), layout="constrained")
     axes = figure.subplots()

@@ -77,18 +77,18 @@ class ComparedRuns:
         return dict(zip(found, metrics.holm_correction(list(found.values())), strict=True))
 
     @cached_property
-    def compared(self) -> dict[str | Path, tuple[metrics.Comparison, str]]:
-        """By its path or its name, each network against the ladder's run (else against the best baseline that it fitted
-        itself), and each blend against its best run; with the name of the other."""
-        entries = {}
+    def compared(self) -> dict[Path | str, tuple[metrics.Comparison, str]]:
+        """Networks (by path) against the ladder, blends (by name) against their best run; the name of the other."""
+        compared = {}
         for run in self.networks:
-            c = compare_runs(run, self.ladder) if self.ladder else None
-            known = c or metrics.Comparison.from_dict(run.result["comparison"])
-            entries[run.path] = known, escape_text(self.ladder.name) if c else "the best baseline"
+            if self.ladder is not None and (c := compare_runs(run, self.ladder)):
+                compared[run.path] = c, escape_text(self.ladder.name)
+            elif isinstance(known := run.result.get("comparison"), dict):
+                compared[run.path] = metrics.Comparison.from_dict(known), "the best baseline"
         for name, content, parts in self.blends:
             best = escape_text(parts[content["best_run"]].name)
-            entries[name] = metrics.Comparison.from_dict(content["comparison"]), best
-        return entries
+            compared[name] = metrics.Comparison.from_dict(content["comparison"]), best
+        return compared
 
     def readme_table(self) -> str:
         """The baselines, the first network and its first blend: one line a model, with the verdict in words."""
@@ -199,4 +199,5 @@ def _scores(r: dict) -> list[str]:
 
 
 def format_interval(low: float, high: float) -> str:
+    """1.0282 to 1.0758."""
     return f"{low:.4f} to {high:.4f}"
