@@ -144,8 +144,9 @@ def _ladder(arguments: argparse.Namespace) -> None:
     result = read_json(folder / "result.json")
     table = runs.read_table(folder / "history.csv").rename(columns={"rung": "model"}).set_index("model")
     print(table.to_string(float_format="{:.4f}".format))
+    pair = result.get("ladder_pair", [result["ladder_best"]])  # an earlier version kept one baseline
     print(
-        f"best baseline: {result['ladder_best']}; log loss of the best baseline, chosen on other rows: "
+        f"best baselines: {' and '.join(pair)}; log loss of the two best, chosen on other rows: "
         f"{result['log_loss']:.4f}, calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} rows"
     )
     print(f"submission: {folder / 'submission.csv'}")

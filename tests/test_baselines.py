@@ -257,7 +257,42 @@ def test_every_baseline_learns_that_the_longer_answer_wins():
     table = cross_validation.ladder_table(results, labels, groups).set_index("rung")
     assert (table.loc[list(estimators.BASELINES[1:]), "log_loss"] < table.loc["prior", "log_loss"] - 0.2).all()
     assert list(table.columns) == ["log_loss", "low", "high", "accuracy", "seconds"]
-    assert cross_validation.choose_baseline(results, labels, groups)[0] == table["log_loss"].idxmin()
+    assert cross_validation.choose_pair(results, labels, groups, folds)[0] == list(table["log_loss"].nsmallest(2).index)
+
+
+def test_the_pair_of_a_fold_is_chosen_on_other_folds_by_hand():
+    """Four baselines on two folds of two rows, all labels A: on fold 0 the best are w and x, on fold 1 y and z. So fold
+    0 is predicted by the geometric mean of y and z, fold 1 by that of w and x; with other labels in it, still."""
+    p = {"w": (0.8, 0.3), "x": (0.7, 0.2), "y": (0.4, 0.9), "z": (0.3, 0.6)}  # of class A, on fold 0 and fold 1
+    folds, groups = np.array([0, 0, 1, 1]), np.array(list("abcd"))
+    probs = {name: np.array([[v[f], (1 - v[f]) / 2, (1 - v[f]) / 2] for f in folds]) for name, v in p.items()}
+    results = {name: cross_validation.OutOfSample(value, (), 0.0) for name, value in probs.items()}
+    names, cross_fitted, naive = cross_validation.choose_pair(results, np.zeros(4, dtype=int), groups, folds)
+
+    def mean(one: float, other: float) -> float:
+        rest = np.sqrt((1 - one) * (1 - other)) / 2
+        return np.sqrt(one * other) / (np.sqrt(one * other) + 2 * rest)
+
+    assert cross_fitted[:, 0] == pytest.approx([mean(0.4, 0.3)] * 2 + [mean(0.3, 0.2)] * 2)
+    assert names == ["y", "w"] and naive[:, 0] == pytest.approx([mean(0.4, 0.8)] * 2 + [mean(0.9, 0.3)] * 2)
+    changed = cross_validation.choose_pair(results, np.array([1, 1, 0, 0]), groups, folds)[1]
+    assert (changed[:2] == cross_fitted[:2]).all() and (changed[2:] != cross_fitted[2:]).all()
+
+
+def test_one_fold_is_predicted_by_pairs_that_other_prompts_chose():
+    """Other labels in one half of the prompts leave its predictions as they were and change the other half's."""
+    generator = np.random.default_rng(7)
+    groups, labels = np.arange(60).astype(str), generator.integers(0, 3, 60)
+    results = {name: cross_validation.OutOfSample(generator.dirichlet((1, 1, 1), 60), (), 0.0) for name in "wxyz"}
+    half, folds = metrics.split_halves(groups, "ladder"), np.zeros(60, dtype=int)
+    before = cross_validation.choose_pair(results, labels, groups, folds)[1]
+    worst = results["w"].probs.argmin(axis=1)
+    best = np.stack([result.probs for result in results.values()])[:2].prod(axis=0).argmax(axis=1)
+    for new in (worst, best):
+        after = cross_validation.choose_pair(results, np.where(half, new, labels), groups, folds)[1]
+        assert (after[half] == before[half]).all()
+    assert (after[~half] != before[~half]).any()
+    assert (half != metrics.split_halves(groups, "calibration")).any() and half.sum() == 30
 
 
 def test_predictions_of_fold_models_are_averaged(rows, results):

@@ -11,10 +11,12 @@ from conftest import read_tree
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from prefcls_lib import cli
+from prefcls_lib.baselines.estimators import BASELINES
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission
 from prefcls_lib.evaluation.calibration import Blend, fit_blend
+from prefcls_lib.evaluation.metrics import log_loss
 from prefcls_lib.pipeline.folder import read_table, write_table
 
 
@@ -59,14 +61,30 @@ def test_ladder_has_the_files_and_folds_of_any_run(ladder_run, finished_run):
 
 
 def test_ladder_numbers_are_those_of_its_files(ladder_run):
-    """log_loss from oof.csv, log_loss_naive from valid.csv, which is the best baseline's in history.csv."""
+    """log_loss from oof.csv, log_loss_naive from valid.csv, and both of these from oof_baselines.csv: the roots of the
+    products of the two best on the other fold, and on all rows."""
     result = json.loads((ladder_run / "result.json").read_text())
     oof, valid = read_table(ladder_run / "oof.csv"), read_table(ladder_run / "valid.csv")
     assert result["log_loss"] == pytest.approx(sklearn_log_loss(oof["label"], probs_of(oof)), abs=1e-9)
     assert result["log_loss_naive"] == pytest.approx(sklearn_log_loss(valid["label"], probs_of(valid)), abs=1e-9)
-    losses = read_table(ladder_run / "history.csv").set_index("rung")["log_loss"]
-    assert result["ladder_best"] == losses.idxmin()
-    assert result["log_loss_naive"] == pytest.approx(losses.min(), abs=1e-9)
+    kept = dict(iter(read_table(ladder_run / "oof_baselines.csv").groupby("rung", sort=False)))
+    losses = read_table(ladder_run / "history.csv").set_index("rung")["log_loss"].sort_values()
+    assert set(kept) == set(BASELINES) and result["ladder_pair"] == list(losses.index[:2])
+    assert result["ladder_best"] == losses.index[0]
+    for name, table in kept.items():
+        assert list(table["id"]) == list(oof["id"])
+        assert losses[name] == pytest.approx(sklearn_log_loss(table["label"], probs_of(table)), abs=1e-9)
+
+    def roots(pair: list[str], here: np.ndarray) -> np.ndarray:
+        product = np.sqrt(probs_of(kept[pair[0]]) * probs_of(kept[pair[1]]))[here]
+        return product / product.sum(axis=1, keepdims=True)
+
+    folds = oof["fold"].to_numpy()
+    assert probs_of(valid) == pytest.approx(roots(result["ladder_pair"], folds >= 0), abs=1e-12)
+    for fold in (0, 1):
+        others = {name: log_loss(t["label"][folds != fold], probs_of(t)[folds != fold]) for name, t in kept.items()}
+        pair = sorted(others, key=others.get)[:2]
+        assert probs_of(oof)[folds == fold] == pytest.approx(roots(pair, folds == fold), abs=1e-12)
 
 
 def test_saved_ladder_predicts_its_own_submission(ladder_run, home, tmp_path):

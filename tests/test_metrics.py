@@ -213,10 +213,10 @@ def test_deviation_over_folds_by_hand():
 def test_halves_depend_on_the_group_and_not_on_the_order():
     """The same group is always in the same half, and two groups are enough for two halves."""
     groups = np.array([f"group {number % 40}" for number in range(120)])
-    half = metrics.split_halves(groups)
-    assert (metrics.split_halves(groups[::-1]) == half[::-1]).all()
+    half = metrics.split_halves(groups, "step")
+    assert (metrics.split_halves(groups[::-1], "step") == half[::-1]).all()
     assert half.sum() == 60
-    assert sorted(metrics.split_halves(np.array(["p", "q", "p"]))) in (
+    assert sorted(metrics.split_halves(np.array(["p", "q", "p"]), "step")) in (
         [False, False, True],
         [False, True, True],
     )
@@ -225,7 +225,7 @@ def test_halves_depend_on_the_group_and_not_on_the_order():
 def test_cross_fitted_choice_takes_each_half_from_the_step_that_the_other_half_chose():
     """Step 0 is good on half one only, step 1 on the other: each half gets the step that is bad for it."""
     groups = np.arange(41).astype(str)
-    half, labels = metrics.split_halves(groups), np.zeros(41, dtype=int)
+    half, labels = metrics.split_halves(groups, "step"), np.zeros(41, dtype=int)
     good, bad = [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]
     steps = np.stack([np.where(half[:, None], good, bad), np.where(half[:, None], bad, good)])
     probs, best = metrics.choose_cross_fitted(steps, labels, groups)

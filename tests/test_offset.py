@@ -10,7 +10,7 @@ from scipy.special import softmax
 from prefcls_lib.baselines import offset
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import fit_baseline
-from prefcls_lib.baselines.offset import BaselineOffset, fit_offset, log_odds
+from prefcls_lib.baselines.offset import BaselineMean, fit_offset, log_odds
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import SIGNS
@@ -78,7 +78,7 @@ def test_other_rows_get_the_geometric_mean_of_the_inner_models(known, sample_row
     swapped = read_inputs(swapped, (NAME,))
     np.testing.assert_array_equal(fitted.predict(swapped), fitted.predict(inputs)[:, list(SWAP)])
     fitted.save(tmp_path)
-    np.testing.assert_array_equal(BaselineOffset.load(tmp_path).predict(inputs), fitted.predict(inputs))
+    np.testing.assert_array_equal(BaselineMean.load(tmp_path).predict(inputs), fitted.predict(inputs))
 
 
 def test_rows_are_predicted_in_blocks(known, monkeypatch, fixed_strength):
@@ -111,12 +111,12 @@ def test_class_missing_in_an_inner_fold(known, capsys, fixed_strength):
 
 def test_missing_or_broken_baseline_is_named(known, tmp_path, fixed_strength):
     """The message has the folder or the file."""
-    with pytest.raises(UserError, match="baseline that the network starts from is missing"):
-        BaselineOffset.load(tmp_path)
+    with pytest.raises(UserError, match="a baseline's models are missing"):
+        BaselineMean.load(tmp_path)
     fit_offset(NAME, *known, seed=1)[0].save(tmp_path)
     (tmp_path / "inner3" / "arrays.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="inner3"):
-        BaselineOffset.load(tmp_path)
+        BaselineMean.load(tmp_path)
 
 
 def make_head(**settings) -> PreferenceHead:

@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import Baseline, fit_baseline
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, choose_cross_fitted, row_losses
+from prefcls_lib.evaluation.calibration import cross_fit_parts, geometric_mean
+from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, row_losses
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
 
@@ -81,18 +82,35 @@ def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np
     return pd.DataFrame(lines)
 
 
-def choose_baseline(results: dict[str, OutOfSample], labels: np.ndarray, groups: np.ndarray) -> tuple[str, np.ndarray]:
-    """The baseline with the lowest log loss on the predicted rows, and cross-fitted probabilities of the choice.
+def choose_pair(
+    results: dict[str, OutOfSample], labels: np.ndarray, groups: np.ndarray, folds: np.ndarray
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The ladder's entry: the geometric mean of the two baselines with the lowest log loss.
 
     Returns:
-        Its name, which is slightly optimistic on the rows that chose it; and probabilities (N, 3) in which each half
-        of the prompt groups is predicted by the baseline that is the best on the other half (NaN on other rows).
+        names: of the two that are best on all predicted rows, the best first.
+        cross_fitted: (N, 3), each fold predicted by the two that are best on the other folds (a single fold: each half
+            of its prompt groups by those best on the other half); NaN on rows that were not predicted.
+        naive: (N, 3) of the pair `names`, which was chosen on these rows.
+
+    Raises:
+        UserError: all predicted rows share one prompt.
     """
     done = np.isfinite(next(iter(results.values())).probs[:, 0])
-    probs = np.full((len(labels), NUM_CLASSES), np.nan)
     choices = np.stack([result.probs[done] for result in results.values()])
-    probs[done], best = choose_cross_fitted(choices, labels[done], groups[done])
-    return list(results)[best], probs
+    losses = np.stack([row_losses(labels[done], probs) for probs in choices])
+
+    def two_best(chosen_on: np.ndarray) -> np.ndarray:
+        return np.argsort(losses[:, chosen_on].mean(axis=1), kind="stable")[:2]
+
+    cross_fitted, naive = (np.full((len(labels), NUM_CLASSES), np.nan) for _ in range(2))
+    parts = cross_fit_parts(folds[done], groups[done], "ladder")
+    for part in np.unique(parts):
+        here = parts == part
+        cross_fitted[np.flatnonzero(done)[here]] = geometric_mean(choices[two_best(~here)][:, here])
+    best = two_best(parts == parts)
+    naive[done] = geometric_mean(choices[best])
+    return [list(results)[number] for number in best], cross_fitted, naive
 
 
 def _check_folds(labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, run_folds: Sequence[int]) -> None:

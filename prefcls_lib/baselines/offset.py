@@ -13,6 +13,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from prefcls_lib.baselines.columns import BaselineInputs
@@ -33,14 +34,14 @@ def log_odds(probs: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class BaselineOffset:
-    """The inner models of one baseline, fitted on the training rows of one outer fold."""
+class BaselineMean:
+    """Baselines whose log-odds are averaged: the inner models of one, or the two of the ladder's entry."""
 
     models: tuple[Baseline, ...]
 
     @property
     def names(self) -> set[str]:
-        """What `columns.read_inputs` must read for the inner models."""
+        """What `columns.read_inputs` must read for them."""
         return {model.name for model in self.models}
 
     def predict(self, inputs: BaselineInputs) -> np.ndarray:
@@ -51,14 +52,18 @@ class BaselineOffset:
             [np.mean([log_odds(model.predict_proba(block)) for model in self.models], axis=0) for block in blocks]
         )
 
+    def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
+        """Probabilities (N, 3), the geometric mean of the models'."""
+        return softmax(self.predict(inputs), axis=1)
+
     def save(self, folder: Path) -> None:
-        """Write the inner models into `folder`: inner0, inner1, ..., and their number."""
+        """Write the models into `folder`: inner0, inner1, ..., and their number."""
         write_json(folder / "baseline.json", {"inner_models": len(self.models)})
         for number, model in enumerate(self.models):
             save_baseline(model, folder / f"inner{number}")
 
     @classmethod
-    def load(cls, folder: Path) -> "BaselineOffset":
+    def load(cls, folder: Path) -> "BaselineMean":
         """Read `save` back.
 
         Raises:
@@ -66,15 +71,13 @@ class BaselineOffset:
         """
         places = sorted(folder.glob("inner*"))
         if not places or len(places) != read_json(folder / "baseline.json")["inner_models"]:
-            raise UserError(
-                f"{folder}: the baseline that the network starts from is missing or not complete. Copy the run again."
-            )
+            raise UserError(f"{folder}: a baseline's models are missing or not complete. Copy the run again.")
         return cls(tuple(load_baseline(place) for place in places))
 
 
 def fit_offset(
     name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int, label: str = ""
-) -> tuple[BaselineOffset, np.ndarray]:
+) -> tuple[BaselineMean, np.ndarray]:
     """Fit the inner models of a baseline on the training rows of an outer fold.
 
     The baseline's strength is chosen once, on all of these rows.
@@ -104,7 +107,7 @@ def fit_offset(
             f"{label}: a class is missing in an inner fold, the class shares take the baseline's place there",
             flush=True,
         )
-    return BaselineOffset(tuple(models)), offsets
+    return BaselineMean(tuple(models)), offsets
 
 
 def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:

@@ -158,17 +158,30 @@ def blend_out_of_fold(
     Raises:
         UserError: one fold and one half only, so that nothing is left to fit on.
     """
-    parts = np.asarray(folds)
-    if len(np.unique(parts)) == 1:
-        parts = split_halves(groups)
-        if len(np.unique(parts)) == 1:
-            raise UserError("calibration: too few prompts to fit on some and score on others. Validate on more rows.")
+    parts = cross_fit_parts(folds, groups, "calibration")
     blended = np.empty((len(labels), NUM_CLASSES))
     for part in np.unique(parts):
         here = parts == part
         blend = fit_blend(labels[~here], [probs[~here] for probs in predictions])
         blended[here] = blend.apply([probs[here] for probs in predictions])
     return blended
+
+
+def cross_fit_parts(folds: np.ndarray, groups: np.ndarray, use: str) -> np.ndarray:
+    """(N,) the parts of the rows for a cross-fit, a choice or fit on all other parts: the folds, or halves of one fold.
+
+    Raises:
+        UserError: one fold and one prompt group.
+    """
+    parts = np.asarray(folds) if len(np.unique(folds)) > 1 else split_halves(groups, use)
+    if len(np.unique(parts)) == 1:
+        raise UserError(f"{use}: too few prompts to fit on some and score on others. Validate on more rows.")
+    return parts
+
+
+def geometric_mean(predictions: Sequence[np.ndarray]) -> np.ndarray:
+    """The geometric mean (N, 3) of several probabilities (N, 3), each row scaled to sum 1."""
+    return Blend((1 / len(predictions),) * len(predictions), Calibration()).apply(predictions)
 
 
 def _safe_log(probs: np.ndarray) -> np.ndarray:

@@ -205,10 +205,13 @@ def holm_correction(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return corrected
 
 
-def split_halves(groups: np.ndarray) -> np.ndarray:
-    """(N,) bool: two halves of the prompt groups, by a hash of the group, whatever the order of the rows."""
+def split_halves(groups: np.ndarray, salt: str) -> np.ndarray:
+    """(N,) bool: two halves of the prompt groups, by a hash of salt and group, whatever the order of the rows.
+
+    `salt`: what they are used for. Two uses with the same halves would see each other's rows.
+    """
     names, index = np.unique(groups, return_inverse=True)
-    rank = np.argsort(np.argsort([hashlib.blake2b(str(name).encode()).hexdigest() for name in names]))
+    rank = np.argsort(np.argsort([hashlib.blake2b(f"{salt}:{name}".encode()).hexdigest() for name in names]))
     return (rank % 2 == 1)[index]
 
 
@@ -227,7 +230,7 @@ def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.
     losses = np.stack([row_losses(labels, probs) for probs in valid_probs])  # (V, N)
     best = int(losses.mean(axis=1).argmin())
     probs = valid_probs[best].copy()
-    half = split_halves(groups)
+    half = split_halves(groups, "step")
     if half.any():
         for chosen_on in (half, ~half):
             probs[~chosen_on] = valid_probs[losses[:, chosen_on].mean(axis=1).argmin()][~chosen_on]

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
-from prefcls_lib.baselines.estimators import Baseline, load_baseline
-from prefcls_lib.baselines.offset import BaselineOffset
+from prefcls_lib.baselines.estimators import load_baseline
+from prefcls_lib.baselines.offset import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
 from prefcls_lib.data.features import FeatureScaler, compute_features
@@ -57,7 +57,7 @@ class SavedNetwork:
     max_length: int
     text_cleaning: str
     mixed_precision: str
-    offset: BaselineOffset | None
+    offset: BaselineMean | None
     tokens: TokenCount = field(default_factory=TokenCount)
 
     def read_inputs(self, rows: pd.DataFrame) -> NetworkInputs:
@@ -90,14 +90,14 @@ class SavedNetwork:
 
 @dataclass(frozen=True)
 class SavedBaseline:
-    """A baseline read back from its folder, with the methods of `SavedNetwork`."""
+    """The ladder's entry read back from its folder, with the methods of `SavedNetwork`."""
 
-    baseline: Baseline
+    baseline: BaselineMean
     tokens: TokenCount = field(default_factory=TokenCount)
 
     def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
-        """What the baseline reads of rows from `loading.read_rows`: the same for a run's models."""
-        return read_inputs(rows, [self.baseline.name])
+        """What the baselines read of rows from `loading.read_rows`: the same for a run's models."""
+        return read_inputs(rows, self.baseline.names)
 
     def predict_proba(self, rows: pd.DataFrame, inputs: BaselineInputs | None = None, label: str = "") -> np.ndarray:
         """Probabilities (N, 3) of rows, see `SavedNetwork.predict_proba`."""
@@ -105,12 +105,14 @@ class SavedBaseline:
 
 
 def load_fold_model(folder: Path) -> SavedNetwork | SavedBaseline:
-    """A fold's model from its folder: a network of `prefcls run`, or a baseline of `prefcls ladder`.
+    """A fold's model from its folder: a network of `prefcls run`, or the baselines of `prefcls ladder`.
 
     Raises:
         UserError: a file is missing or broken.
     """
-    return SavedBaseline(load_baseline(folder)) if (folder / "rung.json").exists() else _load_network(folder)
+    if (folder / "rung.json").exists():  # of an earlier version, whose ladder kept one baseline
+        return SavedBaseline(BaselineMean((load_baseline(folder),)))
+    return SavedBaseline(BaselineMean.load(folder)) if (folder / "baseline.json").exists() else _load_network(folder)
 
 
 def build_model(path: Path, config: RunConfig) -> PreferenceModel:
@@ -143,7 +145,7 @@ def save_model(
     backbone: Backbone,
     scaler: FeatureScaler | None,
     config: RunConfig,
-    offset: BaselineOffset | None = None,
+    offset: BaselineMean | None = None,
 ) -> None:
     """Write a fold's model into `folder`, which must exist."""
     try:
@@ -181,7 +183,7 @@ def _load_network(folder: Path) -> SavedNetwork:
     state = read_json(folder / "preference.json")
     backbone = load_backbone(str(folder), state["max_length"])
     start_from = state.get("start_from", "none")  # a run that is older than the setting had no baseline
-    offset = None if start_from == "none" else BaselineOffset.load(folder / "baseline")
+    offset = None if start_from == "none" else BaselineMean.load(folder / "baseline")
     try:
         scaler = state["feature_scaler"] and FeatureScaler.from_dict(state["feature_scaler"])
         config = RunConfig(

@@ -1,14 +1,19 @@
 """`prefcls ladder`: all baselines as a run of its own, with the files of any other run.
 
-oof.csv holds each row's probabilities from the baseline that was best on the other half of the prompt groups, so
-`log_loss` is not flattered by the choice of one in seven. model/ and submission.csv are the baseline best on all rows.
+It predicts the geometric mean of two baselines. oof.csv holds each row's probabilities from the two that were best on
+the other folds, so `log_loss` is not flattered by the choice of two in seven. model/ and submission.csv are the two
+that are best on all rows. oof_baselines.csv has the out-of-sample probabilities of every baseline.
 """
 
 import time
 from dataclasses import replace
 
-from prefcls_lib.baselines.cross_validation import choose_baseline, cross_validate, ladder_table
-from prefcls_lib.baselines.estimators import BASELINES, save_baseline
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.baselines.cross_validation import choose_pair, cross_validate, ladder_table
+from prefcls_lib.baselines.estimators import BASELINES
+from prefcls_lib.baselines.offset import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
@@ -34,17 +39,17 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
         return folder
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
     results = cross_validate(BASELINES, job.rows, job.folds, job.config.folds, job.config.seed)
-    best, cross_fitted = choose_baseline(results, labels, groups)
-    for fold, baseline in zip(job.config.folds, results[best].baselines, strict=True):
-        write_whole(
-            folder.model_folder(FoldModel(fold)),
-            lambda temporary, baseline=baseline: save_baseline(baseline, temporary),
-        )
-    validated = job.rows[job.validated]
-    folds = job.folds[job.validated]
-    saved = prediction_table(validated, folds, results[best].probs[job.validated])
-    write_table(folder / "oof.csv", prediction_table(validated, folds, cross_fitted[job.validated]))
-    write_table(folder / "valid.csv", saved.assign(group=groups[job.validated]))
+    pair, cross_fitted, naive = choose_pair(results, labels, groups, job.folds)
+    for fold, *baselines in zip(job.config.folds, *(results[name].baselines for name in pair), strict=True):
+        write_whole(folder.model_folder(FoldModel(fold)), BaselineMean(tuple(baselines)).save)
+
+    def predictions(probs: np.ndarray) -> pd.DataFrame:
+        return prediction_table(job.rows[job.validated], job.folds[job.validated], probs[job.validated])
+
+    write_table(folder / "oof.csv", predictions(cross_fitted))
+    write_table(folder / "valid.csv", predictions(naive).assign(group=groups[job.validated]))
+    everything = [predictions(result.probs).assign(rung=name) for name, result in results.items()]
+    write_table(folder / "oof_baselines.csv", pd.concat(everything))
     table = ladder_table(results, labels, groups)
     write_table(folder / "history.csv", table)
     probs, _ = predict_run(folder, job.test_rows, job.config.num_processes)
@@ -53,7 +58,8 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     result = {
         **scores,
         "ladder_log_loss": scores["log_loss"],
-        "ladder_best": best,
+        "ladder_best": pair[0],
+        "ladder_pair": pair,
         "ladder": table.to_dict(orient="records"),
         "seconds": time.perf_counter() - job.started,
     }

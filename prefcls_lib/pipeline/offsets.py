@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.cross_validation import OutOfSample
-from prefcls_lib.baselines.offset import BaselineOffset, fit_offset
+from prefcls_lib.baselines.offset import BaselineMean, fit_offset
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import process_state
@@ -28,7 +28,7 @@ SECONDS_BETWEEN_LOOKS = 2
 class FoldOffset:
     """The starting point of a fold's network: the baseline, and the offsets (N, 3) of the fold's rows."""
 
-    baseline: BaselineOffset
+    baseline: BaselineMean
     train: np.ndarray
     valid: np.ndarray
     seconds: float
@@ -52,7 +52,7 @@ def fold_offset(job: Job, fold: int) -> FoldOffset | None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     try:
         with np.load(folder / "offsets.npz", allow_pickle=False) as arrays:
-            return FoldOffset(BaselineOffset.load(folder), arrays["train"], arrays["valid"], float(arrays["seconds"]))
+            return FoldOffset(BaselineMean.load(folder), arrays["train"], arrays["valid"], float(arrays["seconds"]))
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{folder}: cannot be read ({error}). Delete it, and the baseline is fitted again.") from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_baseline, ladder_table
+from prefcls_lib.baselines.cross_validation import OutOfSample, choose_pair, ladder_table
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
@@ -39,7 +39,7 @@ def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, 
 def score_job(job: Job) -> dict:
     """What result.json says of any run's out-of-sample predictions, networks and ladder alike.
 
-    All log losses are unsmoothed. `log_loss` is cross-fitted: the step of training (of a ladder: the baseline) that
+    All log losses are unsmoothed. `log_loss` is cross-fitted: the step of training (of a ladder: the baselines) that
     predicts a row was chosen on other rows; for `log_loss_naive` it was chosen on the same rows. `calibrated_log_loss`
     has temperature and tie bias fitted on other folds (on one fold: on the other half of its prompt groups).
     """
@@ -75,9 +75,9 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
     rows, probs = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    best, best_probs = choose_baseline(ladder, *everything)
-    best_probs, table = best_probs[job.validated], ladder_table(ladder, *everything)
-    start_probs = best_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
+    pair, pair_probs, _ = choose_pair(ladder, *everything, job.folds)
+    pair_probs, table = pair_probs[job.validated], ladder_table(ladder, *everything)
+    start_probs = pair_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
     tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
     predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
     named = [(model.name, record) for model, record in zip(fold_models(job.config), records, strict=True)]
@@ -88,10 +88,11 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
     return {
         **score_job(job),
         "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 and np.isfinite(of_seeds).all() else None,
-        "ladder_log_loss": metrics.log_loss(labels, best_probs),
-        "ladder_best": best,
+        "ladder_log_loss": metrics.log_loss(labels, pair_probs),
+        "ladder_best": pair[0],
+        "ladder_pair": pair,
         "ladder": table.to_dict(orient="records"),
-        "comparison": metrics.compare(labels, probs, best_probs, groups).to_dict(),
+        "comparison": metrics.compare(labels, probs, pair_probs, groups).to_dict(),
         "start_from": job.config.start_from,
         "encoder_share": metrics.compare(labels, probs, start_probs, groups).to_dict(),
         "baseline_log_loss": metrics.log_loss(labels, start_probs),

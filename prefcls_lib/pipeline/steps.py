@@ -11,12 +11,13 @@ import shutil
 import time
 from dataclasses import replace
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_baseline, cross_validate
+from prefcls_lib.baselines.cross_validation import OutOfSample, choose_pair, cross_validate
 from prefcls_lib.baselines.estimators import FAST_BASELINES, predict_rows
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows
+from prefcls_lib.evaluation.calibration import geometric_mean
 from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model
@@ -55,15 +56,15 @@ def encode(job: Job) -> EncodedRows:
 def run_ladder(job: Job) -> dict[str, OutOfSample]:
     """The plain baselines, fitted and scored on the folds of this run; one of them is what the networks start from.
 
-    Where the run folder holds only the prior's submission, the best baseline's takes its place.
+    Where the run folder holds only the prior's submission, that of the two best baselines takes its place.
     """
     names = [name for name in (*FAST_BASELINES, "structure_tfidf") if name != job.config.start_from]
     results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.seed, job.features)
     if job.config.start_from != "none":
         results[job.config.start_from] = read_out_of_sample_baseline(job)
     if job.wrote_prior:
-        best, _ = choose_baseline(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
-        probs = predict_rows(results[best].baselines, job.test_rows)
+        pair, *_ = choose_pair(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds)
+        probs = geometric_mean([predict_rows(results[name].baselines, job.test_rows) for name in pair])
         write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     return results
 
