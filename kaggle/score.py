@@ -28,7 +28,7 @@ from prefcls_lib.runtime.files import UserError, read_json, write_json
 
 SECONDS_BETWEEN_LOOKS = 60
 LOOKS_WITHOUT_ANSWER = 20
-FOLD_PLAN = ("max_train_rows", "num_folds", "folds", "seed")  # what the baselines must share with the runs
+FOLD_PLAN = ("max_train_rows", "num_folds", "folds", "seed", "fold_seed")  # what the baselines must share with the runs
 
 
 def runs_of_kernels(kaggle: Kaggle, owner: str, runs: Path) -> tuple[list[str], list[Path]]:
@@ -56,7 +56,7 @@ def add_baselines(runs: list[str], train: str, test: str, folder: Path) -> list[
     """The runs, the baselines on the same folds, and their blend; returns the blend.json, which brings the runs."""
     found, _ = bundle.collect_runs(runs)
     settings = read_json(next(iter(found.values())) / "config.json")["settings"]
-    plan = {name: settings[name] for name in FOLD_PLAN}
+    plan = {name: settings.get(name) for name in FOLD_PLAN}
     baselines = run_ladder_job(RunConfig(train=train, test=test or "competition", out=str(folder / "ladder"), **plan))
     blend = folder / "blend.json"
     fit_runs([*found.values(), baselines.path], blend)

@@ -41,6 +41,7 @@ class RunConfig:
     num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
     seed: Annotated[int, Range(0, 2**32 - 1)] = 42
+    fold_seed: Annotated[int | None, Range(0, 2**32 - 1)] = None  # of rows, folds and baselines; None: the same as seed
     num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "whitespace", "ascii"] = "none"  # see `tokenization.clean_text`
@@ -80,6 +81,8 @@ class RunConfig:
     def __post_init__(self):
         for name, annotation in get_type_hints(type(self), include_extras=True).items():
             object.__setattr__(self, name, _read_value(name, getattr(self, name), annotation))
+        if self.fold_seed is None:
+            object.__setattr__(self, "fold_seed", self.seed)
         bad = [fold for fold in self.folds if not 0 <= fold < self.num_folds]
         if bad or not self.folds or len(set(self.folds)) != len(self.folds):
             raise UserError(
@@ -230,5 +233,9 @@ def _coerce(name: str, value: object, kind: object) -> object:
     return kind(number)
 
 
-# What an earlier version did where a run's config.json lacks a setting: the setting's default, and no baseline.
-EARLIER_DEFAULTS = RunConfig(start_from="none").to_dict()
+def fill_earlier(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a run's config.json, with what an earlier version did where it lacks one.
+
+    That is the setting's default, but no baseline, and `seed` for the folds.
+    """
+    return RunConfig(start_from="none").to_dict() | {"fold_seed": settings.get("seed")} | settings

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from prefcls_lib import cli
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.models import saved
-from prefcls_lib.pipeline import steps
+from prefcls_lib.pipeline import job, steps
 from prefcls_lib.pipeline.folder import RunFolder, read_table
 from prefcls_lib.pipeline.predict import predict_run
-from prefcls_lib.runtime.files import UserError, sha256
+from prefcls_lib.runtime.files import UserError, sha256, write_json
 
 PROMISED = (
     "log_loss", "accuracy", "ladder_log_loss", "rows", "useful_token_share", "predict_useful_token_share",
@@ -46,6 +48,26 @@ def predict(run: Path, test: Path, out: Path) -> Path:
     """`prefcls predict`, which must work."""
     assert cli.main(["predict", "--run", str(run), "--test", str(test), "--out", str(out)]) == 0
     return out
+
+
+def test_runs_with_other_seeds_share_rows_and_folds(home, tmp_path):
+    """Seeds 1 and 2 with fold_seed=5 have the rows and folds of seed 5; a folder without that setting is a run with its
+    seed as fold_seed."""
+
+    def read(**seeds) -> job.Job:
+        files = {kind: str(home / f"{kind}.csv") for kind in ("train", "test")}
+        return job.read_job(RunConfig(**files, out=str(tmp_path), num_folds=3, max_train_rows=50, **seeds))
+
+    one, two, same, other = read(seed=1, fold_seed=5), read(seed=2, fold_seed=5), read(seed=5), read(seed=2)
+    for found in (two, same):
+        assert list(found.rows["id"]) == list(one.rows["id"]) and (found.folds == one.folds).all()
+    assert list(other.rows["id"]) != list(one.rows["id"])
+    settings = same.config.to_dict() | {"start_from": "none"}
+    assert settings.pop("fold_seed") == 5
+    write_json(tmp_path / "config.json", {"settings": settings, "data_sha256": same.data_sha256})
+    same.folder.open(replace(same.config, start_from="none"), same.data_sha256)
+    with pytest.raises(UserError, match="holds a run with fold_seed=5, this one has fold_seed=1"):
+        same.folder.open(replace(same.config, fold_seed=1, start_from="none"), same.data_sha256)
 
 
 def test_predict_does_not_overwrite_its_test_rows(finished_run, home, tmp_path, capsys):

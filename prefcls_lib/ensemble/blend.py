@@ -97,6 +97,6 @@ def _check_shared_rows(runs: list[Run], ids: list[str]) -> None:
             if differs.any():
                 raise UserError(
                     f"{run.path / 'oof.csv'}: id {ids[int(np.argmax(differs))]} has another {column} than in "
-                    f"{runs[0].path}. A blend needs runs on the same data with the same num_folds, seed and "
+                    f"{runs[0].path}. A blend needs runs on the same data with the same num_folds, fold_seed and "
                     "max_train_rows."
                 )

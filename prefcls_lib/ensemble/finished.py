@@ -1,6 +1,6 @@
 """Finished run folders: found, read and checked, and compared on the rows that they share.
 
-Two runs can be compared if training file, fold plan and seed are the same.
+Two runs can be compared if training file and fold plan are the same.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.config import EARLIER_DEFAULTS, RunConfig
+from prefcls_lib.config import RunConfig, fill_earlier
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.pipeline.folder import read_table
@@ -19,7 +19,7 @@ from prefcls_lib.runtime.files import UserError, read_json
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "calibrated_log_loss",
            "calibrated_expected_calibration_error", "seconds", "rows", "valid_rows")  # fmt: skip
-FOLD_PLAN = ("num_folds", "seed", "max_train_rows")
+FOLD_PLAN = ("num_folds", "fold_seed", "max_train_rows")
 COLUMNS = list(LABEL_COLUMNS)
 
 
@@ -94,7 +94,7 @@ def read_run(path: Path) -> Run:
     config, result = read_json(path / "config.json"), read_json(path / "result.json")
     settings = config.get("settings") if isinstance(config, dict) else None
     names = {field.name for field in fields(RunConfig)}
-    if not isinstance(settings, dict) or not {"backbone", *FOLD_PLAN} <= set(settings):
+    if not isinstance(settings, dict) or not {"backbone", "seed", *FOLD_PLAN} <= {*settings, "fold_seed"}:
         raise UserError(f"{path / 'config.json'}: holds no settings of a run. Copy the run folder again.")
     for name in NUMBERS:
         if not _is_number(result.get(name)):
@@ -103,7 +103,7 @@ def read_run(path: Path) -> Run:
     sums = result.get("data_sha256")
     if not (isinstance(interval, list) and len(interval) == 2 and isinstance(sums, dict) and "train" in sums):
         raise UserError(f"{path / 'result.json'}: log_loss_interval or data_sha256 is missing. Copy the folder again.")
-    known = EARLIER_DEFAULTS | {name: value for name, value in settings.items() if name in names}
+    known = fill_earlier({name: value for name, value in settings.items() if name in names})
     oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
     valid, history = read_table(path / "valid.csv"), read_table(path / "history.csv")
     if len(oof) != result["valid_rows"] or oof.index.has_duplicates:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.config import EARLIER_DEFAULTS, RunConfig, drop_removed
+from prefcls_lib.config import RunConfig, drop_removed, fill_earlier
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.runtime.kaggle import find_attached_run
@@ -80,7 +80,7 @@ class RunFolder:
         found = read_json(self / "config.json")
         if not isinstance(found, dict) or set(found) != set(wanted):
             raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
-        earlier = EARLIER_DEFAULTS | drop_removed(found["settings"], str(self / "config.json"))
+        earlier = fill_earlier(drop_removed(found["settings"], str(self / "config.json")))
         for name in earlier.keys() | wanted["settings"].keys():
             before, now = earlier.get(name), wanted["settings"].get(name)
             if name not in FREE_SETTINGS and before != now:

@@ -77,13 +77,13 @@ def read_job(config: RunConfig) -> Job:
         UserError: whatever is wrong with the files.
     """
     paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
-    rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.seed)
+    rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
     extra_rows = None
     if config.extra_train is not None:
         paths["extra_train"] = Path(config.extra_train)
         extra_rows = read_rows(paths["extra_train"], labelled=True)
-    folds = assign_folds(rows, config.num_folds, config.seed, paths["train"])
+    folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
     folder = RunFolder(default_out(config.backbone) if config.out == "auto" else config.out)
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)

@@ -27,7 +27,7 @@ from prefcls_lib.runtime.files import write_json, write_whole
 def run_ladder_job(config: RunConfig) -> RunFolder:
     """Fit every baseline on the folds of `config`, write the run folder; on a complete one, only say so.
 
-    Of the settings only those of rows and folds matter: max_train_rows, num_folds, folds, seed.
+    Of the settings only those of rows and folds matter: max_train_rows, num_folds, folds, fold_seed.
 
     Raises:
         UserError: see `job.read_job` and `job.open_folder`.
@@ -38,7 +38,7 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
         print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
         return folder
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    results = cross_validate(BASELINES, job.rows, job.folds, job.config.folds, job.config.seed)
+    results = cross_validate(BASELINES, job.rows, job.folds, job.config.folds, job.config.fold_seed)
     pair, cross_fitted, naive = choose_pair(results, labels, groups, job.folds)
     for fold, *baselines in zip(job.config.folds, *(results[name].baselines for name in pair), strict=True):
         write_whole(folder.model_folder(FoldModel(fold)), BaselineMean(tuple(baselines)).save)

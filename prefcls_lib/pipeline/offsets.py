@@ -86,7 +86,7 @@ def _fit(job: Job, inputs: BaselineInputs, fold: int) -> None:
     if more is not None:
         rows, train = pd.concat([rows, more]), train.joined(read_inputs(more, (name,)))
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    baseline, offsets = fit_offset(name, train, labels, groups, job.config.seed, f"fold{fold}: {name}")
+    baseline, offsets = fit_offset(name, train, labels, groups, job.config.fold_seed, f"fold{fold}: {name}")
     valid = baseline.predict(inputs.take(np.flatnonzero(~is_train)))
 
     def write(temporary: Path) -> None:

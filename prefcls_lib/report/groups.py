@@ -57,7 +57,7 @@ class ComparedRuns:
         first = runs[0]
         self.on_sample = first.result["data_sha256"]["train"] == sample_sha256
         rows = f"{first.result['rows']:,} " + ("shipped rows" if self.on_sample else "rows")
-        self.title = f"{rows}, {first.settings['num_folds']} folds by prompt, seed {first.settings['seed']}"
+        self.title = f"{rows}, {first.settings['num_folds']} folds by prompt, seed {first.settings['fold_seed']}"
 
     @property
     def baselines(self) -> list[dict]:
