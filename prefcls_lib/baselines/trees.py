@@ -8,10 +8,12 @@ from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
 LEARNING_RATE = 0.05
+DECIMALS = 6  # of a feature: the logarithm's last bits depend on the processor, and decide between splits of equal gain
 
 
 def fit_trees(structure: np.ndarray, labels: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
     """Boosting on rows and swapped copies; its trees as arrays (T, nodes), a leaf being its own child."""
+    structure = np.round(structure, DECIMALS)
     model = HistGradientBoostingClassifier(
         learning_rate=LEARNING_RATE, max_iter=num_steps, max_leaf_nodes=8, min_samples_leaf=40,
         l2_regularization=10.0, max_features=0.3, early_stopping=False, random_state=0,
@@ -39,6 +41,7 @@ def first_trees(trees: dict[str, np.ndarray], num_steps: int) -> dict[str, np.nd
 
 def predict_trees(state: dict[str, np.ndarray], structure: np.ndarray) -> np.ndarray:
     """Probabilities (N, 3) of structure features (N, F)."""
+    structure = np.round(structure, DECIMALS)
     logits = np.tile(state["baseline"], (len(structure), 1))
     rows = np.arange(len(structure))
     for tree, (feature, left, right, threshold, value) in enumerate(

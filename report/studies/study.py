@@ -3,9 +3,10 @@
     python report/studies/study.py          or: make study
 
 Runs are made in runs/study/ and resumed if it is called again; what the report needs of them (no weights) is
-copied to report/runs/. Then `make report`.
+copied to report/runs/, after a comparison with what was there. Then `make report`.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -35,17 +36,43 @@ BLENDS = {
 }
 
 
+# On another processor with the same packages the baselines come out the same to the fourth digit, and a network, whose
+# bf16 matrix products add in another order, to the third.
+TOLERANCES = {"baseline": 1e-4, "run": 2e-3}
+
+
 def main() -> None:
-    """Make every run that is not complete, the blend, and the copies."""
+    """Make every run that is not complete, the blend, the comparison with what is committed, and the copies."""
     call_prefcls("ladder", *ROWS, "--out", str(RUNS / "ladder"))
     for name, settings in NETWORKS.items():
         call_prefcls("run", *ROWS, *NETWORK, *settings, "--out", str(RUNS / name))
     for blend, names in BLENDS.items():
         call_prefcls("blend", "--runs", *(str(RUNS / name) for name in names), "--out", str(RUNS / blend))
+    print(compare_with_committed(read_log_losses(KEPT), read_log_losses(RUNS)))
     for name in ("ladder", *NETWORKS):
         copy_file(*(f"{name}/{file}" for file in KEPT_FILES))
     copy_file(*BLENDS)
     print(f"run folders without weights: {KEPT}")
+
+
+def read_log_losses(place: Path) -> dict[tuple[str, str], float]:
+    """(kind, name) to log loss: each baseline of the ladder, each run and each blend that is in `place`."""
+    files = {name: place / name / "result.json" for name in ("ladder", *NETWORKS)} | {n: place / n for n in BLENDS}
+    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
+    baselines = {("baseline", line["rung"]): line["log_loss"] for line in results.get("ladder", {}).get("ladder", ())}
+    return baselines | {("run", name): result["log_loss"] for name, result in results.items()}
+
+
+def compare_with_committed(before: dict[tuple[str, str], float], now: dict[tuple[str, str], float]) -> str:
+    """What moved by more than its tolerance, a line each, and how much stayed."""
+    moved = [
+        f"  {name}: {before[kind, name]:.4f} committed, {loss:.4f} here, {loss - before[kind, name]:+.4f}"
+        for (kind, name), loss in now.items()
+        if (kind, name) in before and abs(loss - before[kind, name]) > TOLERANCES[kind]
+    ]
+    new = [f"  {key[1]}: not committed, {loss:.4f} here" for key, loss in now.items() if key not in before]
+    same = len(now) - len(moved) - len(new)
+    return "\n".join([f"{same} of {len(now)} log losses are those that are committed, the others are:", *moved, *new])
 
 
 def call_prefcls(*arguments: str) -> None:
