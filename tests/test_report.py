@@ -15,7 +15,7 @@ from prefcls_lib import cli
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble import finished
 from prefcls_lib.evaluation import metrics
-from prefcls_lib.report import build, groups, page
+from prefcls_lib.report import build, groups, page, tables
 from prefcls_lib.report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
 from prefcls_lib.runtime.files import UserError, read_json
 from report.studies import fold_plans, specification, votes
@@ -194,6 +194,16 @@ def test_verdicts_of_a_table_are_corrected_for_all_of_them():
         "INCONCLUSIVE against z: 0.0100 higher (95 % CI −0.0200 to +0.0400, p=0.400), MDE 0.0425",
     ]
     assert finished.format_verdicts([]) == []
+
+
+def test_difference_in_a_sentence():
+    """The direction is a word; the interval has signs, so that one that holds zero is seen at once."""
+    assert tables.format_difference({"difference": -0.0164, "low": -0.0255, "high": -0.0072}) == (
+        "0.0164 lower [−0.0255, −0.0072]"
+    )
+    assert tables.format_difference({"difference": 0.0001, "low": -0.0006, "high": 0.0008}) == (
+        "0.0001 higher [−0.0006, +0.0008]"
+    )
 
 
 def test_a_table_counts_its_networks_and_blends(runs, finished_run):

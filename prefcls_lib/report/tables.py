@@ -15,8 +15,9 @@ from prefcls_lib.report.page import embed_table, escape_text, markdown_table, si
 
 
 def format_difference(values: dict) -> str:
-    """A comparison of result.json in a sentence: the difference of two log losses with its own interval."""
-    return signed("{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format(**values))
+    """A difference of two log losses in a sentence, with its own interval: 0.0164 lower [−0.0255, −0.0072]."""
+    side = "lower" if values["difference"] < 0 else "higher"
+    return signed(f"{abs(values['difference']):.4f} {side} [{values['low']:+.4f}, {values['high']:+.4f}]")
 
 
 def backbone_of(run: Run, described: dict[str, dict]) -> str | None:
