@@ -20,15 +20,17 @@ from prefcls_lib.data.features import (
     empty_answers,
     identical_answers,
 )
-from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SWAP
+from prefcls_lib.data.schema import MARGIN, NUM_CLASSES, PROMPT, RESPONSES, SWAP
 
 TEXT_BASELINES = ("tfidf_difference", "structure_tfidf")
+REWARD_BASELINE = "structure_reward"
 
 LENGTH_COLUMNS = ("diff_log_chars", "diff_log_words", "diff_log_last_chars", "mean_log_chars",
                   "dist_log_chars", "log_prompt_chars", "log_turns")  # fmt: skip
 HASHED_COLUMNS = 2**18  # for words, and again for characters
 MIN_TEXTS = 3  # a text column is kept if so many training answers have it
 TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of STRENGTHS
+MARGIN_SCALE = 8.0  # root mean square of a reward model's margins, so that the penalty hardly changes their temperature
 ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
 SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 
@@ -40,11 +42,13 @@ class BaselineInputs:
     structure: np.ndarray  # (N, F) raw structure features
     kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
     counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, 2 * HASHED_COLUMNS) of sides A, B
+    margins: np.ndarray | None = None  # (N,) a reward model's score of A minus that of B
 
     def take(self, index: np.ndarray) -> "BaselineInputs":
         """The rows at `index` (positions)."""
         counts = None if self.counts is None else tuple(side[index] for side in self.counts)
-        return BaselineInputs(self.structure[index], self.kinds[index], counts)
+        margins = None if self.margins is None else self.margins[index]
+        return BaselineInputs(self.structure[index], self.kinds[index], counts, margins)
 
     def joined(self, other: "BaselineInputs") -> "BaselineInputs":
         """These rows, then those of `other`, read for the same baselines."""
@@ -52,7 +56,8 @@ class BaselineInputs:
         if self.counts is not None:
             counts = tuple(sparse.vstack(sides, format="csr") for sides in zip(self.counts, other.counts, strict=True))
         structure = np.concatenate([self.structure, other.structure])
-        return BaselineInputs(structure, np.concatenate([self.kinds, other.kinds]), counts)
+        margins = None if self.margins is None else np.concatenate([self.margins, other.margins])
+        return BaselineInputs(structure, np.concatenate([self.kinds, other.kinds]), counts, margins)
 
 
 def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray | None = None) -> BaselineInputs:
@@ -66,7 +71,8 @@ def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray 
     if set(names) & set(TEXT_BASELINES):
         prompts = ["\n".join(turns) for turns in rows[PROMPT]]
         counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
-    return BaselineInputs(compute_features(rows) if structure is None else structure, kinds, counts)
+    margins = rows[MARGIN].to_numpy() if MARGIN in rows else None
+    return BaselineInputs(compute_features(rows) if structure is None else structure, kinds, counts, margins)
 
 
 def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
@@ -84,6 +90,9 @@ def fit_columns(name: str, inputs: BaselineInputs) -> dict[str, np.ndarray]:
     if name != "tfidf_difference":
         scaler = FeatureScaler.fit(inputs.structure)
         state = {"center": scaler.center, "scale": scaler.scale}
+    if name == REWARD_BASELINE:
+        unit = np.sqrt(np.mean(inputs.margins**2, keepdims=True)) / MARGIN_SCALE
+        state["margin_unit"] = np.where(unit > 0, unit, 1.0)
     if name in TEXT_BASELINES:
         texts = sum(np.bincount(side.indices, minlength=side.shape[1]) for side in inputs.counts)
         kept = np.flatnonzero(texts >= MIN_TEXTS)
@@ -98,6 +107,9 @@ def build_columns(name: str, state: dict[str, np.ndarray], inputs: BaselineInput
         structure = FeatureScaler(state["center"], state["scale"]).transform(inputs.structure)
         used = np.isin(FEATURE_NAMES, LENGTH_COLUMNS) if name == "length_logistic" else np.full(len(SIGNS), True)
         columns = structure[:, used & (SIGNS < 0)], structure[:, used & (SIGNS > 0)]
+        if name == REWARD_BASELINE:
+            margins = inputs.margins[:, None] / state["margin_unit"]
+            columns = np.hstack([columns[0], margins]), np.hstack([columns[1], np.abs(margins)])
         if name not in TEXT_BASELINES:
             return columns
     difference = _weigh_side(inputs.counts[0], state) - _weigh_side(inputs.counts[1], state)

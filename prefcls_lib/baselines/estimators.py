@@ -7,6 +7,7 @@
     structure_boosting  gradient boosted trees on the same features
     tfidf_difference    words and characters of (prompt, answer): X_a - X_b and |X_a - X_b|
     structure_tfidf     both of the above logistic models' columns
+    structure_reward    structure features and a reward model's score of A minus that of B, where there is one
 
 Swapping A and B must swap the probabilities. The trees are trained on every row and its swapped copy, and average the
 predictions of both orders. For a logistic model with an L2 penalty the optimum on such doubled rows is unique and hence
@@ -29,6 +30,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import (
+    REWARD_BASELINE,
     SHRINKAGE_ROWS,
     BaselineInputs,
     build_columns,
@@ -45,6 +47,7 @@ from prefcls_lib.runtime.files import UserError, read_json, write_json, write_wh
 
 FAST_BASELINES = ("prior", "length_bins", "length_logistic", "structure_logistic")
 BASELINES = (*FAST_BASELINES, "structure_boosting", "tfidf_difference", "structure_tfidf")
+KNOWN_BASELINES = (*BASELINES, REWARD_BASELINE)
 
 STRENGTHS = (0.001, 0.003, 0.01)  # C of scikit-learn's LogisticRegression on rows and swapped copies
 TREE_COUNTS = (25, 50, 100, 200)  # boosting steps tried, at LEARNING_RATE
@@ -77,8 +80,8 @@ def fit_baseline(
     Raises:
         UserError: no such baseline, or a class without rows.
     """
-    if name not in BASELINES:
-        raise UserError(f"ladder: no baseline {name!r}. Baselines are: {', '.join(BASELINES)}.")
+    if name not in KNOWN_BASELINES:
+        raise UserError(f"ladder: no baseline {name!r}. Baselines are: {', '.join(KNOWN_BASELINES)}.")
     shares = class_shares(labels)
     if not shares.all():
         raise UserError("ladder: a class has no training row. Give more rows or set num_folds lower.")
@@ -118,7 +121,7 @@ def load_baseline(folder: str | Path) -> Baseline:
     """
     folder = Path(folder)
     saved = read_json(folder / "rung.json")
-    if saved.get("rung") not in BASELINES or tuple(saved.get("features", ())) != FEATURE_NAMES:
+    if saved.get("rung") not in KNOWN_BASELINES or tuple(saved.get("features", ())) != FEATURE_NAMES:
         raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run the ladder again.")
     path = folder / "arrays.safetensors"
     try:

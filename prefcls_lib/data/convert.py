@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from prefcls_lib.data.loading import read_csv, read_rows, write_rows
@@ -21,12 +20,12 @@ CONVERSATIONS = ("conversation_a", "conversation_b")  # lists of {role, content}
 WINNER = "winner"
 WINNERS = {"model_a": 0, "model_b": 1, "tie": 2, "tie (bothbad)": 2, "both_bad": 2}
 IDS = (ID, "question_id")
-PARQUET, CSV_FORM = ".parquet", "55k (CSV)"
 FORMS = {
-    CSV_FORM: (ID, *TEXT_COLUMNS, *LABEL_COLUMNS),
+    "55k": (ID, *TEXT_COLUMNS, *LABEL_COLUMNS),
     "33k, 100k, 140k": (*CONVERSATIONS, WINNER),
-    "WSDM": (ID, *TEXT_COLUMNS, WINNER),  # plain texts of one turn; no ties
+    "WSDM": (*TEXT_COLUMNS, WINNER),  # plain texts of one turn; no ties
 }
+USED = {*CONVERSATIONS, *TEXT_COLUMNS, *MODEL_COLUMNS, *IDS, WINNER}
 LICENCES = """licences, as the data sets' pages have them:
   33k   lmsys/chatbot_arena_conversations         prompts CC-BY-4.0, answers CC-BY-NC-4.0
   55k   lmarena-ai/arena-human-preference-55k     Apache-2.0; the competition's own training rows
@@ -53,12 +52,11 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
     tables, lines = [], []
     for path in paths:
         rows = _read_arena_rows(path)
-        kept = []
-        for key in _row_keys(rows):
-            kept.append(key not in seen)
-            seen.add(key)
-        tables.append(rows[kept])
-        lines.append(f"{path}: {len(rows):,} rows of text, {sum(kept):,} written, {len(rows) - sum(kept):,} known")
+        keys = pd.Series(_row_keys(rows), index=rows.index)
+        tables.append(rows[~(keys.isin(seen) | keys.duplicated())])
+        seen |= set(keys)
+        new = len(tables[-1])
+        lines.append(f"{path}: {len(rows):,} rows of text, {new:,} written, {len(rows) - new:,} known")
     table = pd.concat(tables, ignore_index=True)
     if table.empty:
         raise UserError(f"{', '.join(map(str, paths))}: every row is known already; {out} was not written.")
@@ -69,76 +67,69 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
 def _read_arena_rows(path: Path) -> pd.DataFrame:
     """The rows of one file as `loading.read_rows` gives them, `no_tie` with them."""
     table = _read_table(path)
-    forms = {form: needed for form, needed in FORMS.items() if path.suffix != PARQUET or form != CSV_FORM}
-    form = next((form for form, needed in forms.items() if set(needed) <= table.keys()), None)
+    form = next((form for form, needed in FORMS.items() if set(needed) <= table.keys()), None)
     if form is None:
         known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in FORMS.items())
         raise UserError(f"{path}: in none of the known forms. Columns found: {', '.join(table)}. Known are {known}.")
-    if LABEL_COLUMNS[0] in table:
+    if form == "55k":
         rows = read_rows(path, labelled=True)
     else:
-        is_talk = CONVERSATIONS[0] in table
-        read, names = (_read_conversations, CONVERSATIONS) if is_talk else (_read_plain, TEXT_COLUMNS)
-        cells = zip(*(table[name] for name in names), strict=True)
-        rows = pd.DataFrame([read(path, number, *row) for number, row in enumerate(cells, 1)], columns=TEXT_COLUMNS)
-        rows["label"] = [_read_winner(path, number, cell) for number, cell in enumerate(table[WINNER], 1)]
-        numbers = np.arange(1, len(rows) + 1)
-        rows[ID] = next((table[name] for name in IDS if name in table), numbers)
-        for name in MODEL_COLUMNS:
-            rows[name] = table.get(name, "")
+        cells = zip(*(table[name] for name in FORMS[form] if name != WINNER), strict=True)
+        read = [_read_texts(path, number, row) for number, row in enumerate(cells, 1)]
+        rows = pd.DataFrame(read, columns=TEXT_COLUMNS)
+        rows["label"] = [WINNERS.get(cell, -1) for cell in table[WINNER]]
+        rows = rows.assign(**{name: table.get(name, "") for name in MODEL_COLUMNS})
+        rows[ID] = next((table[name] for name in IDS if name in table), rows.index)
+        if (rows["label"] < 0).any():
+            number = int(rows["label"].argmin())
+            cell = table[WINNER][number]
+            raise UserError(f"{path}: row {number + 1}, column {WINNER!r}: {cell!r} is none of {', '.join(WINNERS)}.")
     rows[ID] = [f"{path.stem}-{row_id}" for row_id in rows[ID]]
     rows[NO_TIE] = int(form == "WSDM")
     return rows[rows[PROMPT].notna()]
 
 
 def _read_table(path: Path) -> dict[str, Sequence]:
-    """Columns by name of a Parquet file (those that are used) or of a CSV (texts)."""
-    if path.suffix != PARQUET:
+    """Columns by name: of a CSV all of them, as texts; of a Parquet file those that are used."""
+    if path.suffix != ".parquet":
         header, records = read_csv(path)
         return dict(zip(header, zip(*records, strict=True), strict=True))
-    used = {*CONVERSATIONS, *TEXT_COLUMNS, *MODEL_COLUMNS, *IDS, WINNER}
     try:
         from pyarrow import parquet
 
         names = parquet.read_schema(path).names
-        table = pd.read_parquet(path, columns=[name for name in names if name in used])
+        table = pd.read_parquet(path, columns=[name for name in names if name in USED])
     except ImportError:
         raise UserError(f"{path}: Parquet is read by pyarrow, which Kaggle has. Run `pip install pyarrow`.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}). Download the file again.") from error
-    return {name: table[name].tolist() if name in table else [None] * len(table) for name in names}
+    return {name: table[name].tolist() if name in table else () for name in names if name not in LABEL_COLUMNS}
 
 
-def _read_conversations(path: Path, number: int, *cells: object) -> tuple[list[str] | None, ...]:
-    """Prompt and answers of both conversations of a row, a text each turn; None where they show more than text."""
+def _read_texts(path: Path, number: int, cells: Sequence) -> tuple[list[str] | None, ...]:
+    """Prompt and answers of a row, a text each turn, from three plain texts or from two conversations.
+
+    None where a conversation shows more than text.
+    """
+    if len(cells) > len(CONVERSATIONS):
+        return tuple([cell or ""] for cell in cells)
     sides = []
     for name, cell in zip(CONVERSATIONS, cells, strict=True):
+        turns: dict[str, list[str]] = {"user": [], "assistant": []}
         try:
-            messages = [(m["role"], m["content"]) for m in (json.loads(cell) if isinstance(cell, str) else cell)]
-            parts = [[c] if c is None or isinstance(c, str) else list(c) for _, c in messages]
-            if any(isinstance(part, dict) and part["type"] != "text" for content in parts for part in content):
-                return (None,) * 3
-            texts = ["\n".join((p["text"] if isinstance(p, dict) else p) or "" for p in content) for content in parts]
+            for message in json.loads(cell) if isinstance(cell, str) else cell:
+                content = message["content"]
+                parts = [{"type": "text", "text": content}] if content is None or isinstance(content, str) else content
+                if any(part["type"] != "text" for part in parts):
+                    return (None,) * len(TEXT_COLUMNS)
+                turns.setdefault(message["role"], []).append("\n".join(part["text"] or "" for part in parts))
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}: row {number}, column {name!r}: no list of messages with role and content "
                 f"({type(error).__name__}: {error}). Download the file again."
             ) from None
-        sides.append([(role, text) for (role, _), text in zip(messages, texts, strict=True)])
-    prompt = [text for role, text in sides[0] if role == "user"]
-    return prompt, *([text for role, text in side if role == "assistant"] for side in sides)
-
-
-def _read_plain(path: Path, number: int, *cells: object) -> tuple[list[str], ...]:
-    """Prompt and answers of one turn, plain texts; a missing one is empty."""
-    return tuple([cell if isinstance(cell, str) else ""] for cell in cells)
-
-
-def _read_winner(path: Path, number: int, cell: object) -> int:
-    """The label of a row."""
-    if cell not in WINNERS:
-        raise UserError(f"{path}: row {number}, column {WINNER!r}: {cell!r} is none of {', '.join(WINNERS)}.")
-    return WINNERS[cell]
+        sides.append(turns)
+    return sides[0]["user"], *(turns["assistant"] for turns in sides)
 
 
 def _row_keys(rows: pd.DataFrame) -> list[bytes]:

@@ -11,6 +11,7 @@ LABEL_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1
 SOFT_COLUMNS = ("soft_model_a", "soft_model_b", "soft_tie")  # of training rows, if they carry soft labels
 WEIGHT = "weight"  # of a training row in the loss, 1 where the column is missing
 NO_TIE = "no_tie"  # of a training row, 1 where its set had no ties to vote for
+MARGIN = "reward_margin"  # of a row that a reward model has scored: its score of A minus its score of B
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
 

@@ -16,17 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.columns import REWARD_BASELINE, BaselineInputs, read_inputs
 from prefcls_lib.baselines.estimators import load_baseline
 from prefcls_lib.baselines.offset import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
 from prefcls_lib.data.features import FeatureScaler, compute_features
+from prefcls_lib.data.schema import MARGIN
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder, quiet_transformers
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
-from prefcls_lib.models.predict import predict_proba
-from prefcls_lib.models.reward import RewardPooler, load_reward_model
+from prefcls_lib.models.predict import predict_proba, score_margins
+from prefcls_lib.models.reward import RewardPooler, check_reward_model, load_reward_model
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
@@ -87,17 +88,29 @@ class SavedNetwork:
         self.tokens += tokens
         return probs
 
+    def add_margins(self, rows: pd.DataFrame, label: str = "") -> pd.DataFrame:
+        """`rows` with a reward model's margins, see `load_scorer`; each different side is scored once."""
+        accelerator, examples = make_accelerator(self.mixed_precision), self.read_inputs(rows).examples
+        model = self.model.to(accelerator.device)
+        margins, tokens = score_margins(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
+        self.tokens += tokens
+        return rows.assign(**{MARGIN: margins})
+
 
 @dataclass(frozen=True)
 class SavedBaseline:
-    """The ladder's entry read back from its folder, with the methods of `SavedNetwork`."""
+    """The ladder's entry read back from its folder, with the methods of `SavedNetwork`.
+
+    `scorer`: the reward model whose margins it reads, if it does.
+    """
 
     baseline: BaselineMean
+    scorer: SavedNetwork | None = None
     tokens: TokenCount = field(default_factory=TokenCount)
 
     def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
         """What the baselines read of rows from `loading.read_rows`: the same for a run's models."""
-        return read_inputs(rows, self.baseline.names)
+        return read_inputs(self.scorer.add_margins(rows, "scores") if self.scorer else rows, self.baseline.names)
 
     def predict_proba(self, rows: pd.DataFrame, inputs: BaselineInputs | None = None, label: str = "") -> np.ndarray:
         """Probabilities (N, 3) of rows, see `SavedNetwork.predict_proba`."""
@@ -112,7 +125,25 @@ def load_fold_model(folder: Path) -> SavedNetwork | SavedBaseline:
     """
     if (folder / "rung.json").exists():  # of an earlier version, whose ladder kept one baseline
         return SavedBaseline(BaselineMean((load_baseline(folder),)))
-    return SavedBaseline(BaselineMean.load(folder)) if (folder / "baseline.json").exists() else _load_network(folder)
+    if not (folder / "baseline.json").exists():
+        return _load_network(folder)
+    baseline = BaselineMean.load(folder)
+    return SavedBaseline(
+        baseline, _load_network(folder.parent / "reward") if REWARD_BASELINE in baseline.names else None
+    )
+
+
+def load_scorer(config: RunConfig) -> SavedNetwork:
+    """The reward model of `init_from`, to score answers with: its encoder and its own score, no baseline, no features.
+
+    Raises:
+        UserError: it is nowhere, or it is no reward model.
+    """
+    backbone = load_backbone(config.init_from, config.max_length)
+    check_reward_model(backbone.path, backbone.config)
+    model = build_model(backbone.path, replace(config, structure_features=False))
+    settings = (config.architecture, config.max_length, config.text_cleaning, config.mixed_precision)
+    return SavedNetwork(model, backbone, None, *settings, None)
 
 
 def build_model(path: Path, config: RunConfig) -> PreferenceModel:
@@ -147,7 +178,8 @@ def save_model(
     config: RunConfig,
     offset: BaselineMean | None = None,
 ) -> None:
-    """Write a fold's model into `folder`, which must exist."""
+    """Write a fold's model into `folder`."""
+    folder.mkdir(exist_ok=True)
     try:
         with quiet_transformers():
             model.encoder.save_pretrained(folder)

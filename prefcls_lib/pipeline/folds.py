@@ -19,7 +19,7 @@ from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.predict import embed_unique_sides
+from prefcls_lib.models.predict import score_margins
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import FoldModel, fold_models, prediction_table, write_table
 from prefcls_lib.pipeline.job import Job
@@ -106,10 +106,8 @@ def new_model(job: Job, train: Examples, accelerator: Accelerator) -> Preference
 
 def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accelerator, pad_id: int) -> None:
     """Divide the score of a reward model by the temperature that suits `train` best, and set the bias of a tie."""
-    embeddings, _ = embed_unique_sides(model, train, accelerator, pad_id, "scores")
+    margins, _ = score_margins(model, train, accelerator, pad_id, "scores")
     with torch.no_grad():
-        scores = model.head.skip(embeddings).cpu().double().numpy()[:, 0]
-        margins = scores[train.sides[:, 0]] - scores[train.sides[:, 1]]
         scores = np.stack([margins / 2, -margins / 2, 0 * margins], axis=1)
         last, offsets = model.head.output, np.zeros_like(scores)
         if train.offsets is not None:
@@ -156,7 +154,6 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
     }
 
     def write(folder: Path) -> None:
-        folder.mkdir()
         save_model(folder, model, job.backbone, scaler, job.config, start and start.baseline)
         write_table(folder / "history.csv", fitted.history.assign(fold=fold, seed=attempt.seed))
         write_table(folder / "oof.csv", prediction_table(rows, fold, cross_fitted))

@@ -3,6 +3,9 @@
 It predicts the geometric mean of two baselines. oof.csv holds each row's probabilities from the two that were best on
 the other folds, so `log_loss` is not flattered by the choice of two in seven. model/ and submission.csv are the two
 that are best on all rows. oof_baselines.csv has the out-of-sample probabilities of every baseline.
+
+With a reward model (`init_from`) its score is one baseline more, structure_reward; no other command fits that, since it
+takes a pass over all rows. If it is one of the two, the reward model is saved beside the folds, as model/reward.
 """
 
 import time
@@ -11,12 +14,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from prefcls_lib.baselines.columns import REWARD_BASELINE
 from prefcls_lib.baselines.cross_validation import choose_pair, cross_validate, ladder_table
-from prefcls_lib.baselines.estimators import BASELINES
+from prefcls_lib.baselines.estimators import BASELINES, KNOWN_BASELINES
 from prefcls_lib.baselines.offset import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
+from prefcls_lib.models.saved import load_scorer, save_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, write_table
 from prefcls_lib.pipeline.job import open_folder, read_job
 from prefcls_lib.pipeline.predict import predict_run
@@ -27,21 +32,32 @@ from prefcls_lib.runtime.files import write_json, write_whole
 def run_ladder_job(config: RunConfig) -> RunFolder:
     """Fit every baseline on the folds of `config`, write the run folder; on a complete one, only say so.
 
-    Of the settings only those of rows and folds matter: max_train_rows, num_folds, folds, fold_seed.
+    Of the settings only those of rows and folds matter (max_train_rows, num_folds, folds, fold_seed), and with a reward
+    model init_from and those of its texts.
 
     Raises:
         UserError: see `job.read_job` and `job.open_folder`.
     """
-    job = open_folder(read_job(replace(config, backbone="ladder", num_seeds=1, start_from="none")))
+    config = replace(config, backbone="ladder", num_seeds=1, start_from="none")
+    scorer = None if config.init_from is None else load_scorer(config)
+    job = open_folder(read_job(config))
     folder = job.folder
     if folder.complete:
         print(f"{folder.path}: this run is complete; for a new one name another --out.", flush=True)
         return folder
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    results = cross_validate(BASELINES, job.rows, job.folds, job.config.folds, job.config.fold_seed)
+    names = BASELINES if scorer is None else KNOWN_BASELINES
+    if scorer is not None:
+        job = replace(job, rows=scorer.add_margins(job.rows, "reward model"))
+    results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.fold_seed)
     pair, cross_fitted, naive = choose_pair(results, labels, groups, job.folds)
     for fold, *baselines in zip(job.config.folds, *(results[name].baselines for name in pair), strict=True):
         write_whole(folder.model_folder(FoldModel(fold)), BaselineMean(tuple(baselines)).save)
+    if REWARD_BASELINE in pair:
+        write_whole(
+            folder / "model" / "reward",
+            lambda temporary: save_model(temporary, scorer.model, scorer.backbone, None, config),
+        )
 
     def predictions(probs: np.ndarray) -> pd.DataFrame:
         return prediction_table(job.rows[job.validated], job.folds[job.validated], probs[job.validated])
