@@ -101,10 +101,11 @@ def test_saved_ladder_predicts_its_own_submission(ladder_run, home, tmp_path):
 
 
 def test_ladder_started_again_only_says_that_it_is_complete(ladder_run, home, capsys):
-    """And a network run is refused in its folder."""
+    """It prints the table again, a line a model; and a network run is refused in its folder."""
     before = read_tree(ladder_run)
     assert cli.main(ladder_arguments(home, ladder_run)) == 0
-    assert "this run is complete" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "this run is complete" in printed and "\nmodel  " in printed and "rung" not in printed
     assert read_tree(ladder_run) == before
     assert cli.main(ladder_arguments(home, ladder_run, "seed=7")) == 2
     assert "seed=42" in capsys.readouterr().err
