@@ -35,10 +35,24 @@ def encode(rows, folder) -> Examples:
 
 
 def own_scores(folder, examples: Examples) -> np.ndarray:
-    """(N, 2) the reward model's scores of both answers, one at a time by transformers itself."""
+    """(N, 2) the reward model's scores of both answers, one at a time by transformers itself.
+
+    BERT and ELECTRA get the token types that they were trained with: 1 on an answer and the separator after it.
+    """
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    sep_id, has_types = (
+        AutoTokenizer.from_pretrained(folder).sep_token_id,
+        folder.name in ("reward-bert", "reward-electra"),
+    )
+    scores = []
     with torch.inference_mode():
-        scores = [float(model(torch.as_tensor(ids, dtype=torch.long)[None]).logits) for ids in examples.token_ids]
+        for ids in examples.token_ids:
+            types, current = [], 0
+            for token in ids:
+                types.append(current)
+                current = 1 - current if token == sep_id else current
+            more = {"token_type_ids": torch.tensor([types])} if has_types else {}
+            scores.append(float(model(torch.as_tensor(ids, dtype=torch.long)[None], **more).logits))
     return np.array(scores)[examples.sides]
 
 

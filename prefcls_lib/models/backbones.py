@@ -155,10 +155,8 @@ def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
         UserError: transformers cannot do so for this model type.
     """
     if enabled and not encoder.supports_gradient_checkpointing:
-        raise UserError(
-            f"setting gradient_checkpointing: transformers has none for model type {encoder.config.model_type!r}. "
-            "Set gradient_checkpointing=false and max_tokens_per_micro_step lower."
-        )
+        model_type = encoder.config.model_type
+        raise UserError(f"setting gradient_checkpointing=true: not possible with {model_type!r}. Set it to false.")
     kind = "activation" if hasattr(encoder, "activation_checkpointing_enable") else "gradient"
     if enabled:
         kwargs = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}

@@ -147,7 +147,9 @@ class PreferenceModel(nn.Module):
 
     def embed(self, batch: PaddedBatch) -> Tensor:
         """Embeddings (S, H) fp32 of the sides of a padded batch; padding changes nothing."""
-        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=self._encoder_mask(batch)).last_hidden_state
+        types = {} if self.pooler is None else self.pooler.token_types(batch.input_ids)
+        mask = self._encoder_mask(batch)
+        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=mask, **types).last_hidden_state
         if self.pooler is not None:
             return self.pooler(hidden)
         return pool(hidden, batch.attention_mask, self.pooling)

@@ -3,14 +3,20 @@
 A reward model is a sequence-classification checkpoint with one output. It scores one answer, from the hidden state h of
 the first token: s = w f(W h + b) + c. Trained on A and B of the same prompt, s(A) - s(B) is its logit of "A wins"
 (Bradley and Terry 1952). f(W h + b) becomes the embedding of a side and w the head's skip, so the untrained model ranks
-answers exactly as the reward model does.
+answers exactly as the reward model does. BERT and ELECTRA have token types: 0 for prompts, 1 for answers.
 """
 
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.activations import ACT2FN
 
 from prefcls_lib.models.backbones import load_pretrained
@@ -29,15 +35,23 @@ LAYERS = {
 class RewardPooler(nn.Module):
     """f(W h + b) of the first token, in fp32 whatever the autocast around it."""
 
-    def __init__(self, hidden_size: int, activation: str):
+    def __init__(self, hidden_size: int, activation: str, separator: int | None = None):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.activation = activation
+        self.separator = separator  # id of the token that ends a text, where the reward model has token types
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Embeddings (S, H) fp32 of hidden states (S, T, H)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return ACT2FN[self.activation](self.dense(hidden[:, 0].float()))
+
+    def token_types(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """What the encoder takes beside ids (S, T): the parity of the separators before a token, or nothing."""
+        if self.separator is None:
+            return {}
+        ends = (input_ids == self.separator).long()
+        return {"token_type_ids": (ends.cumsum(dim=1) - ends) % 2}
 
 
 def is_reward_model(config: PretrainedConfig) -> bool:
@@ -79,7 +93,9 @@ def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, Rewa
     check_reward_model(path, config)
     model = load_pretrained(AutoModelForSequenceClassification, path, dropout)
     dense, last = (model.get_submodule(name) for name in LAYERS[config.model_type])
-    pooler = RewardPooler(config.hidden_size, _activation(config))
+    has_types = getattr(config, "type_vocab_size", 0) > 1
+    separator = AutoTokenizer.from_pretrained(path).sep_token_id if has_types else None
+    pooler = RewardPooler(config.hidden_size, _activation(config), separator)
     pooler.dense = dense
     score = nn.Linear(config.hidden_size, 1, bias=False)
     score.weight = last.weight

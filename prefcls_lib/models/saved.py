@@ -203,6 +203,8 @@ def save_model(
         "feature_scaler": None if scaler is None else scaler.to_dict(),
         "start_from": "none" if offset is None else config.start_from,
     }
+    if model.pooler is not None and model.pooler.separator is not None:
+        state["reward_separator"] = model.pooler.separator
     write_json(folder / "preference.json", state)
 
 
@@ -228,7 +230,7 @@ def _load_network(folder: Path) -> SavedNetwork:
         encoder, pooler, skip = load_encoder(folder, 0.0), None, None
         if state["reward_activation"] is not None:
             hidden_size = encoder.config.hidden_size
-            pooler = RewardPooler(hidden_size, state["reward_activation"])
+            pooler = RewardPooler(hidden_size, state["reward_activation"], state.get("reward_separator"))
             skip = nn.Linear(hidden_size, 1, bias=False)
         model = _assemble(encoder, config, pooler, skip)
         weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}

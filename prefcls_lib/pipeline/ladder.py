@@ -48,7 +48,10 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
     names = BASELINES if scorer is None else KNOWN_BASELINES
     if scorer is not None:
-        job = replace(job, rows=scorer.add_margins(job.rows, "reward model"))
+        rows, extra = (
+            None if table is None else scorer.add_margins(table, "reward model") for table in (job.rows, job.extra_rows)
+        )
+        job = replace(job, rows=rows, extra_rows=extra)
     results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.fold_seed)
     pair, cross_fitted, naive = choose_pair(results, labels, groups, job.folds)
     for fold, *baselines in zip(job.config.folds, *(results[name].baselines for name in pair), strict=True):
