@@ -1,6 +1,6 @@
 """The data's way through the library: one box for each package of `prefcls_lib`, and what passes between them."""
 
-from figs.draw import BLUE, GREY, WHITE, Canvas
+from figs.draw import BLUE, GREY, MUTED, WHITE, Canvas
 from prefcls_lib.data.schema import NUM_CLASSES
 
 LEFT, MIDDLE, RIGHT = 2.75, 8.0, 13.25
@@ -24,10 +24,10 @@ def draw() -> Canvas:
     models = place(MIDDLE, 1, "models", "encoder and head", BLUE)
     training = place(MIDDLE, 2, "training", "steps, best weights")
     evaluation = place(RIGHT, 2, "evaluation", "log loss, intervals")
-    folder = place(RIGHT, 3, "run folder", "result.json, model/, ...", WHITE)
+    folder = place(RIGHT, 3, "run folder", "submission.csv, model/", WHITE)
     ensemble = place(MIDDLE, 3, "ensemble", "several runs, blended")
     report = place(MIDDLE, 4, "report", "tables and figures")
-    submission = place(LEFT, 3, "submission.csv", "checked", WHITE)
+    submission = place(LEFT, 3, "submission.csv", "of the blend, checked", WHITE)
     page = place(LEFT, 4, "report.html, .pdf", "one page to read", WHITE)
     around = (
         ("cli", "prefcls ..."),
@@ -54,4 +54,5 @@ def draw() -> Canvas:
     canvas.arrow(ensemble.left(), submission.right())
     canvas.arrow(report.left(), page.right())
     canvas.key(0.4, (GREY, "package"), (BLUE, "package with pretrained weights"), (WHITE, "files"))
+    canvas.write(15.55, 0.4, "N rows, B pairs, S sides, T tokens", align="right", color=MUTED)
     return canvas

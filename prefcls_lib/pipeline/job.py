@@ -18,6 +18,7 @@ from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
+from prefcls_lib.runtime.devices import load_average
 from prefcls_lib.runtime.files import sha256
 from prefcls_lib.runtime.kaggle import default_out
 
@@ -47,6 +48,7 @@ class Job:
     backbone: Backbone | None = None
     wrote_prior: bool = False
     started: float = field(default_factory=time.perf_counter)
+    load_at_start: float | None = field(default_factory=load_average)
 
     @cached_property
     def features(self) -> np.ndarray:

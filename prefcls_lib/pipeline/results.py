@@ -14,7 +14,7 @@ from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import blend_out_of_fold
 from prefcls_lib.pipeline.folder import fold_models, read_table
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.runtime.devices import versions
+from prefcls_lib.runtime.devices import load_average, versions
 from prefcls_lib.runtime.files import UserError
 
 TRY_NEXT = "To make an encoder contribute, train on more rows; then try num_epochs=2, or twice the learning_rate."
@@ -59,6 +59,7 @@ def score_job(job: Job) -> dict:
         "backbone": job.config.init_from or job.config.backbone,
         "seed": job.config.seed,
         "versions": versions(),
+        "load_average": [job.load_at_start, load_average()],  # of the machine, at the start and at the end
         "data_sha256": job.data_sha256,
     }
 

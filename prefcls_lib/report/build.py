@@ -121,10 +121,10 @@ def _published_values(found: Found) -> dict:
 def _row_values(groups: Sequence[ComparedRuns]) -> dict:
     """What needs the rows themselves: the shipped ones."""
     rows = loading.read_rows(loading.sample_path("train"), labelled=True)
-    facts = loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").items()
+    facts = loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict()
     sample = groups[0] if groups and groups[0].on_sample else None
     values = {
-        "facts": "; ".join(f"{name} {value}" for name, value in facts),
+        "facts": facts,
         "lengths": embed_figure(draw_svg(plots.plot_rows(rows)), "lengths", "The shipped rows: lengths, and who wins."),
         "sample": sample,
         "main": None, "reliability": "",

@@ -1,6 +1,7 @@
 """Tables of the report: the three backbones, the studies, and what is read off single runs."""
 
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
     blocks = []
     for place, line in table.iterrows():
         predicted = ("A wins", "B wins", "tie")[line["predicted"]]
-        text = html.escape(loading.format_row(shared.iloc[place], max_chars=400)).replace("\n\n", "\n&nbsp;\n")
+        text = re.sub(r"\n\s*\n", "\n", html.escape(loading.format_row(shared.iloc[place], max_chars=400)))
         blocks.append(
             f'\n<pre class="row">predicted: {predicted}, with probability {line["confidence"]:.0%}\n{text}</pre>\n'
         )
@@ -178,7 +179,7 @@ def speed_table(runs: Sequence[Run]) -> str:
             shares = [percent(r[name]) for name in ("useful_token_share", "predict_useful_token_share")]
             machine = escape_text(str(r.get("versions", {}).get("machine", "?"))).replace(" ", "\u00a0")
             pace, load = f"{r['tokens_per_second']:,.0f}", r.get("load_average")
-            loads = " to ".join(f"{value:.1f}" for value in load or ())
+            loads = " to ".join(f"{value:.1f}" for value in load or () if value is not None)
             lines.append([escape_text(run.name), machine, loads, pace, *shares, minutes(r["seconds"])])
     header = ("run", "machine", "load", "tokens/s", "useful, training", "predicting", "time")
     caption = (

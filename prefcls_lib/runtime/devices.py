@@ -83,6 +83,11 @@ def machine_name() -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited for a core in the last minute, on average; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 natively (AVX512-BF16, AMX, or ARM BF16)."""
     try:
