@@ -50,7 +50,8 @@ def test_a_point_is_made_once_and_its_numbers_are_those_of_the_saved_predictions
     monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr(steps, "run", lambda config: pytest.fail("trained again"))
     learning_curve.main()
-    curve, other = learning_curve.collect(tmp_path)["curves"]
+    content = learning_curve.collect(tmp_path)
+    (curve,), (other,) = content["curves"], content["recipes"]
     (point,) = curve["points"]
     assert (curve["source"], curve["backbone"], point["rows"], point["seed"]) == ("rows", tiny.name, 60, 3)
     with np.load(tmp_path / f"rows--{tiny.name}" / "60-3" / "point.npz") as arrays:

@@ -122,21 +122,22 @@ def describe_point(folder: Path, default: Path) -> dict:
 
 
 def collect(out: Path) -> dict:
-    """All points in `out`, one curve for each source and encoder."""
-    curves = []
+    """All points in `out`: a curve for each source and encoder, and in `recipes` those of other settings."""
+    curves, recipes = [], []
     for place in sorted({path.parents[1] for path in out.glob("*/*/point.npz")}):
         source, _, name = place.name.partition("--")
         default = place.with_name(place.name.partition("+")[0])
         points = [describe_point(path.parent, default / path.parent.name) for path in place.glob("*/point.npz")]
         points.sort(key=lambda point: (point["rows"], point["seed"]))
-        curves.append({"source": source, "backbone": name, "eval_rows": points[0]["eval_rows"], "points": points})
-    return {"split_seed": SPLIT_SEED, "curves": curves}
+        curve = {"source": source, "backbone": name, "eval_rows": points[0]["eval_rows"], "points": points}
+        (recipes if "+" in name else curves).append(curve)
+    return {"split_seed": SPLIT_SEED, "curves": curves, "recipes": recipes}
 
 
 def print_points(content: dict) -> None:
     """One line a point; the difference is to the network's baseline, with other settings to the default's network."""
     lines = []
-    for curve in content["curves"]:
+    for curve in content["curves"] + content["recipes"]:
         for point in curve["points"]:
             names = ("prior", "structure_logistic", "structure_tfidf", "baseline", "network")
             share = point["comparison_default"] or point["comparison"]
