@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import make_padded_batches, plan_epoch, split_batch
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics
@@ -11,6 +12,22 @@ from prefcls_lib.pipeline.folds import new_model, split_rows
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.training.step import epoch_examples
+
+
+def settings_html(given: RunConfig, filled: RunConfig) -> str:
+    """The settings of a run as HTML: those that differ from the defaults, the backbone's recipe, the others folded."""
+    default, given, filled = (config.to_dict() for config in (RunConfig(), given, filled))
+    changed = {name for name in filled if given[name] != default[name]}
+    recipe = {name for name in filled if filled[name] != given[name]}
+    parts = []
+    for title, names in (("set for this run", changed), ("from the backbone's recipe", recipe - changed),
+                         ("defaults", set(filled) - changed - recipe)):  # fmt: skip
+        values = pd.Series({name: str(filled[name]) for name in filled if name in names}, dtype=object, name="value")
+        is_open = " open" * (title != "defaults")
+        parts.append(
+            f"<details{is_open}><summary>{title}: {len(values)}</summary>{values.to_frame().to_html()}</details>"
+        )
+    return "".join(parts)
 
 
 def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:

@@ -134,6 +134,13 @@ def result_table(result: dict) -> pd.DataFrame:
     return pd.DataFrame([*result["ladder"], network]).rename(columns={"rung": "model"}).set_index("model")
 
 
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of scores as text with the digits that they deserve on few rows: 1.084, 212 s."""
+    scores = [name for name in ("log_loss", "low", "high", "accuracy") if name in table]
+    shown = table.assign(**{name: table[name].map("{:.3f}".format) for name in scores})
+    return shown.assign(seconds=table["seconds"].map(lambda s: f"{s:,.0f} s" if s >= 1 else "below 1 s"))
+
+
 def verdict(result: dict) -> str:
     """The network against the best baseline, and what the encoder changes in the baseline that it starts from."""
     c = metrics.Comparison.from_dict(result["comparison"])
@@ -149,3 +156,25 @@ def verdict(result: dict) -> str:
     warnings = result.get("encoder_warnings", {}).items()  # none in an earlier version's
     lines += [f"{name}: the encoder does not contribute: {why}" for name, why in warnings]
     return "\n".join([*lines, TRY_NEXT] if warnings else lines)
+
+
+def conclusion(result: dict) -> str:
+    """What a run showed and what to try next, as Markdown, computed from its result.json."""
+    c = metrics.Comparison.from_dict(result["comparison"])
+    compared = [("the best baseline", result["ladder_log_loss"], c)]
+    if result["start_from"] != "none":
+        share = metrics.Comparison.from_dict(result["encoder_share"])
+        compared.append((f"{result['start_from']}, from which it starts", result["baseline_log_loss"], share))
+    said = {"BEATS": "is better than", "LOSES": "is worse than", "INCONCLUSIVE": "cannot be told from"}
+    found = [f"On {c.rows:,} rows, the network has a log loss of {result['log_loss']:.3f}."]
+    found += [f"It {said[one.verdict]} {other} ({loss:.3f}): its log loss is {one.describe()}."
+              for other, loss, one in compared]  # fmt: skip
+    if result["encoder_warnings"]:
+        found.append(f"In {len(result['encoder_warnings'])} of {len(result['folds'])} models the encoder adds nothing.")
+    ideas = [(result["rows"] < 5_000, f"train on more rows, because {result['rows']:,} teach an encoder little"),
+             (c.verdict == "INCONCLUSIVE", "validate on more rows (`folds`), because with so many a difference of "
+              f"{c.smallest_detectable:.3f} is found four times in five"),
+             (c.verdict == "LOSES", "stop earlier (`num_epochs`) or lower the `learning_rate`"),
+             (c.verdict == "BEATS", "train a second seed (`num_seeds`), and blend with `prefcls ladder`"),
+             (result["calibrated_log_loss"] < result["log_loss"] - 0.001, "calibrate: `prefcls blend`")]  # fmt: skip
+    return f"{' '.join(found)}\n\n**What to try next:** {'; '.join(idea for holds, idea in ideas if holds)}."
