@@ -86,6 +86,7 @@ gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, 
 	@$(BIN)/python report/studies/gpu_check.py $(ARGS)
 
 report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
+	@$(BIN)/python report/studies/curve.py
 	@$(BIN)/prefcls report --runs report/runs $(RUNS) --readme README.md
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)

@@ -188,7 +188,7 @@ results.readable(table)
 # long text, and at most a quarter of a turn's tokens for the prompt while the answer needs the rest.
 
 # %%
-Markdown(f"```python\n{inspect.getsource(tokenization.SideTokenizer.lay_out)}```")
+print(inspect.getsource(tokenization.SideTokenizer.lay_out))
 
 # %%
 encoded = steps.encode(job)
@@ -235,7 +235,7 @@ preview.describe_first_step(job, encoded)
 
 # %%
 source = inspect.getsource(network.PreferenceHead.outputs) + inspect.getsource(network.PreferenceHead._one_order)
-display(Markdown(f"```python\n{source}```"))
+print(source)
 print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_loss(job, encoded):.3f}")
 
 # %% [markdown]

@@ -3,16 +3,21 @@
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jupytext
 import nbformat
+import pandas as pd
 import pytest
 from conftest import KINDS, make_row
 
 from prefcls_lib.config import RunConfig, read_settings
+from prefcls_lib.evaluation import metrics
+from prefcls_lib.pipeline import preview, results
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PRESETS = ("quick", "original", "strong")
@@ -114,7 +119,7 @@ def test_runs_through_papermill(name, kind, preset, backbone_folders, reward_fol
     assert {k: used[k] for k in kept if k != "backbone"} == {k: v for k, v in kept.items() if k != "backbone"}
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     shown = "".join(o.get("text", "") + str(o.get("data", "")) for c in executed.cells for o in c.get("outputs", []))
-    assert "untrained model, log loss" in shown
+    assert "untrained model, log loss" in shown and "What to try next:" in shown
     assert shown.count("image/png") == 5
     assert not any(o.get("name") == "stderr" for c in executed.cells for o in c.get("outputs", []))
 
@@ -139,3 +144,50 @@ def test_mistyped_parameter_stops_the_run(tiny, tmp_path):
     assert done.returncode != 0
     assert "'lerning_rate'" in done.stderr
     assert "'learning_rate'" in done.stderr
+
+
+def test_settings_show_first_what_was_set_and_fold_the_defaults_away():
+    """A setting of the run, one that the recipe filled in, and one that nobody touched, each in its own part."""
+    given = RunConfig(backbone="minilm", num_folds=5)
+    text = preview.settings_html(given, replace(given, learning_rate=3e-5))
+    changed, recipe, defaults = re.findall(r"<details.*?</details>", text, flags=re.DOTALL)
+    assert "open" in changed and "<th>num_folds</th>" in changed and "set for this run: 2" in changed
+    assert "open" in recipe and "<th>learning_rate</th>\n      <td>3e-05</td>" in recipe
+    assert "<details>" in defaults and "<th>seed</th>" in defaults and "num_folds" not in defaults
+
+
+def test_scores_are_shown_with_the_digits_that_they_deserve():
+    """Three decimals; seconds whole, and not 0.0001."""
+    table = pd.DataFrame({"log_loss": [1.08412, 1.1], "accuracy": [0.45454, 0.5], "seconds": [212.4, 0.0001]})
+    shown = results.readable(table)
+    assert shown.to_numpy().tolist() == [["1.084", "0.455", "212 s"], ["1.100", "0.500", "below 1 s"]]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("BEATS", "is better than"), ("LOSES", "is worse than"), ("INCONCLUSIVE", "cannot be told from")],
+)
+def test_the_conclusion_is_computed_from_the_result(verdict, said):
+    """The verdict in words with its numbers, the warnings, and what to try next."""
+    p, difference = {"BEATS": (0.01, -0.02), "LOSES": (0.01, 0.02), "INCONCLUSIVE": (0.4, -0.02)}[verdict]
+    c = metrics.Comparison(difference, difference - 0.01, difference + 0.01, 0.014, 154, 150, p)
+    share = metrics.Comparison(0.0003, -0.001, 0.002, 0.004, 154, 150, 0.7)
+    result = {
+        "comparison": c.to_dict(), "encoder_share": share.to_dict(), "start_from": "structure_tfidf", "rows": 770,
+        "baseline_log_loss": 1.0729, "ladder_log_loss": 1.0931, "log_loss": 1.0731, "calibrated_log_loss": 1.08,
+        "encoder_warnings": {"fold0": "..."}, "folds": [{}, {}],
+    }  # fmt: skip
+    text = results.conclusion(result)
+    assert (
+        f"On 154 rows, the network has a log loss of 1.073. It {said} the best baseline (1.093): its log loss" in text
+    )
+    assert c.describe() in text and "In 1 of 2 models the encoder adds nothing." in text
+    assert (
+        f"It cannot be told from structure_tfidf, from which it starts (1.073): its log loss is {share.describe()}"
+        in text
+    )
+    assert "because 770 teach an encoder little" in text and "calibrate" not in text
+    assert ("0.014 is found four times in five" in text) == (verdict == "INCONCLUSIVE")
+    assert "learning_rate" not in text if verdict != "LOSES" else "lower the `learning_rate`" in text
+    assert "starts (" not in results.conclusion(result | {"start_from": "none", "rows": 6_000})
+    assert "teach" not in results.conclusion(result | {"rows": 5_000})

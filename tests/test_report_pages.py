@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from test_report import copy_run, edit_json, no_pdf, quick, read_page  # noqa: F401
 
+from prefcls_lib.evaluation import metrics
 from prefcls_lib.report import build, page
+from prefcls_lib.runtime.files import read_json
+from report.studies import curve
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -97,7 +100,7 @@ def test_pictures_and_tables_stay_with_their_captions(pages):
     assert len(found) > 12
     for figure, places in found.items():
         number, first = places[0]
-        if "long" not in figure.get("class"):
+        if "long" not in (figure.get("class") or ""):
             assert len(places) == 1, f"{figure.get('id')} is on pages {[number for number, _ in places]}"
         assert figure.find("figcaption") in first.elements("figcaption"), figure.get("id")
         rows = set(figure.iter("tr")) & set(first.elements("tr"))
@@ -120,6 +123,29 @@ def test_built_twice_the_bytes_are_the_same(committed, tmp_path):
     names = sorted(path.name for path in committed.iterdir())
     assert names == sorted(path.name for path in tmp_path.iterdir()) and "report.html" in names
     assert [name for name in names if (committed / name).read_bytes() != (tmp_path / name).read_bytes()] == []
+
+
+def test_the_learning_curve_in_the_report_is_the_measured_one(tmp_path):
+    """The committed table and numbers are what the study's program makes of the committed points."""
+    shutil.copyfile(curve.FOLDER / "learning_curve.json", tmp_path / "learning_curve.json")
+    curve.main(tmp_path)
+    assert read_json(tmp_path / "curve.json") == read_json(curve.FOLDER / "curve.json")
+    assert (tmp_path / "learning_curve.svg").stat().st_size > 10_000
+
+
+def test_a_learning_curve_of_several_seeds_by_hand(tmp_path):
+    """Two seeds of 500 rows: means, the range of the differences, and verdicts corrected for both points."""
+    names = ("prior", "structure_logistic", "baseline", "network")
+    points = [
+        {"rows": 500, "seed": seed, "log_loss": dict.fromkeys(names, loss),
+         "comparison": metrics.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
+        for seed, loss, d, p in ((42, 1.0, -0.02, 0.02), (43, 0.9, -0.01, 0.04))
+    ]  # fmt: skip
+    (line,) = curve.summarise([{"source": "s", "title": "votes", "backbone": "b", "eval_rows": 1400, "points": points}])
+    assert (line["difference"], line["low"], line["high"]) == pytest.approx((-0.015, -0.02, -0.01))
+    assert line["log_loss"]["network"] == pytest.approx(0.95)
+    assert [c.verdict for c in line["found"]] == ["BEATS", "BEATS"] and [c.p for c in line["found"]] == [0.04, 0.04]
+    assert "| 500 | 2 | 0.9500 |" in curve.make_table([line]) and curve.make_table([line]).endswith("| 2 / 0 |")
 
 
 def sentences(document: str) -> set[str]:

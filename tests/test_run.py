@@ -115,6 +115,7 @@ def test_result_holds_what_is_promised(result, home):
     assert result["seconds"] > 0
     assert result["best_epoch"] == 1
     assert {"torch", "transformers", "python"} <= set(result["versions"])
+    assert len(result["load_average"]) == 2 and all(load >= 0 for load in result["load_average"])
 
 
 def test_reported_numbers_can_be_recomputed(result, oof):

@@ -1,7 +1,5 @@
 """Figures: each function takes data and returns a matplotlib Figure; none saves it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -107,56 +105,6 @@ def plot_results(lines: pd.DataFrame) -> Figure:
     axes.set(xlabel="log loss, unsmoothed, with 95 % interval (left is better)", ylim=(place + 0.9, 0.7))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return finish(figure)
-
-
-def plot_learning_curve(curves: list[dict], published: dict) -> Figure:
-    """Against the number of training rows: log loss, the network minus its baseline, and what others published.
-
-    Args:
-        curves: source, title, backbone, and points (rows, seed, log_loss by name, comparison). Each source has a row of
-            panels, each of its curves a mark; lines are means over seeds.
-        published: title, and points (rows, log_loss, sd).
-    """
-    sources = list(dict.fromkeys(curve["source"] for curve in curves))
-    figure = Figure(figsize=(7.5, 2.9 * len(sources)), layout="constrained")
-    panels = figure.subplots(len(sources), 3, squeeze=False)
-    for (left, middle, _), source in zip(panels, sources, strict=True):
-        here = [curve for curve in curves if curve["source"] == source]
-        for place, (curve, color, mark) in enumerate(zip(here, (BLUE, GREEN, PINK, GREY), "s^vD", strict=False)):
-            table = pd.DataFrame([{**one["log_loss"], **one["comparison"], "rows": one["rows"]}
-                                  for one in curve["points"]])  # fmt: skip
-            means = table.select_dtypes("number").groupby("rows").mean()
-            if place == 0:
-                band = means[[name for name in ("structure_logistic", "structure_tfidf", "baseline") if name in means]]
-                left.plot(means["prior"], color="black", lw=1, ls=":", label="class shares")
-                left.fill_between(means.index, band.min(axis=1), band.max(axis=1), color=ORANGE, alpha=0.4, lw=0,
-                                  label="baselines")  # fmt: skip
-                left.plot(band.min(axis=1), color=ORANGE, lw=1, ls="--")
-            left.plot(means["network"], mark, ls="-", color=color, ms=4, label=curve["backbone"])
-            at = table["rows"] * (1 + 0.04 * (table.groupby("rows").cumcount() + 3.5 * place))  # side by side
-            errors = np.maximum(0, [table["difference"] - table["low"], table["high"] - table["difference"]])
-            middle.errorbar(at, table["difference"], errors, fmt=mark, color=color, ms=4, lw=1)
-        middle.axhline(0, color="black", lw=1, ls=":")
-        left.set(title=here[0]["title"], ylabel="log loss, unsmoothed")
-        middle.set(title="network minus its baseline")
-        left.legend(frameon=False, fontsize=7)
-        _scale_rows((left, middle), {point["rows"] for curve in here for point in curve["points"]})
-    table = pd.DataFrame(published["points"])
-    panels[0, 2].errorbar(table["rows"], table["log_loss"], table["sd"], fmt="D--", color=PINK, mfc="white", capsize=3)
-    panels[0, 2].set(title=published["title"])
-    _scale_rows(panels[0, 2:], set(table["rows"]))
-    for axes in panels[1:, 2]:
-        axes.set_axis_off()
-    return finish(figure)
-
-
-def _scale_rows(panels: Sequence, rows: set[int]) -> None:
-    for axes in panels:
-        axes.set_xscale("log")
-        axes.set_xticks(sorted(rows), [f"{tick:,}" for tick in sorted(rows)], fontsize=7.5)
-        axes.set_xticks([], minor=True)
-        axes.tick_params(axis="y", labelsize=8)
-        axes.set_xlabel("training rows", fontsize=8.5)
 
 
 def plot_slices(table: pd.DataFrame) -> Figure:

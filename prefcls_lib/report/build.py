@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prefcls_lib.data import loading
 from prefcls_lib.ensemble.finished import Found, read_runs
-from prefcls_lib.evaluation import metrics, plots
-from prefcls_lib.report.groups import ComparedRuns, make_groups
+from prefcls_lib.evaluation import calibration, metrics, plots
+from prefcls_lib.report.groups import ComparedRuns, describe_run, make_groups
 from prefcls_lib.report.page import (
     draw_svg,
     embed_figure,
@@ -19,20 +19,7 @@ from prefcls_lib.report.page import (
     signed,
     write_pdf,
 )
-from prefcls_lib.report.tables import (
-    backbone_lines,
-    backbone_of,
-    bias_table,
-    calibration_table,
-    curve_lines,
-    curve_table,
-    floor_table,
-    format_difference,
-    mistakes_of,
-    prediction_table,
-    slices_of,
-    speed_table,
-)
+from prefcls_lib.report.tables import backbone_of, format_difference, mistakes_of, slices_of
 from prefcls_lib.runtime.files import UserError, read_json, write_text
 
 SOURCES = Path(__file__).resolve().parents[2] / "report"  # template, style, published numbers: in the repository only
@@ -52,13 +39,16 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     found = read_runs(places)
     groups = make_groups(found)
     networks = [run for group in groups for run in group.networks]
-    values = {"found": found, "groups": groups, **_published_values(found), **_study_values(), **_row_values(groups)}
+    values = {"found": found, "groups": groups, **_published_values(), **_study_values(), **_row_values(groups)}
+    described = values["described"]
     values |= {
-        "names": {run.name for run in found.runs},
+        "names": {run.name for run in found.runs}, "networks": networks,
         "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
-        "bias": bias_table(networks), "calibration": calibration_table(found.runs), "speed": speed_table(networks),
+        "trained": [(name, run) for run in found.runs if (name := backbone_of(run, described))],
+        "describe": describe_run, "signed": signed,
+        "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
         "compared": lambda values: signed(metrics.Comparison.from_dict(values).describe()),
-        "difference": format_difference, "escape": escape_text, "uniform": plots.UNIFORM,
+        "titled": embed_table, "difference": format_difference, "escape": escape_text, "uniform": plots.UNIFORM,
         "picture": lambda path, *words: embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
     style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
@@ -75,46 +65,27 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
 def _study_values() -> dict:
     """What the studies measured; the learning curve only where its file is there."""
     floors = {path.stem.split("_")[2]: read_json(path) for path in sorted(STUDIES.glob("known_floor_*_rows.json"))}
-    path = STUDIES / "learning_curve.json"
-    published = read_json(SOURCES / "published.json")["learning_curve"]
-    curves = read_json(path)["curves"] if path.exists() else []
-    curves = [{**curve, "title": published["sources"].get(curve["source"], curve["source"])} for curve in curves]
-    lines = curve_lines(curves)
+    path = STUDIES / "curve.json"
     return {
         **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding")},
         "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
         "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
         "floor": {line["variant"]: line for line in floors["24000"]},
-        "floor_table": floor_table(floors),
-        "curves": lines,
-        "curve_figure": curves and embed_figure(
-            draw_svg(plots.plot_learning_curve(curves, published)), "curve",
-            "Log loss against training rows; the network minus its baseline, with 95 % intervals; and, published by "
-            "others, means and standard deviations of three seeds."),
-        "curve_table": curves and curve_table(lines),
+        "floors": floors,
+        "curve": read_json(path) if path.exists() else None,
     }  # fmt: skip
 
 
-def _published_values(found: Found) -> dict:
-    published = read_json(SOURCES / "published.json")
-    study = published["study"]
-    specification = read_json(STUDIES / "specification.json")
-    described = specification["backbones"]
-    titles = ["", *(one["title"] for one in described.values())]
-    header = ("", "smoothed", "log loss", "95 % interval", "accuracy", "best epoch")
+def _published_values() -> dict:
+    published, specification = read_json(SOURCES / "published.json"), read_json(STUDIES / "specification.json")
+    titles = ["", *(one["title"] for one in specification["backbones"].values())]
     return {
-        "published": published, "study": study, "described": described,
-        "arithmetic_loss": -math.log(study["arithmetic"]["prob"]),
-        "others": "; ".join(f"{escape_text(line['what'])} {line['log_loss']:.3f}"
-                            for line in published["others"]["results"]),
+        "published": published, "study": published["study"], "described": specification["backbones"],
+        "arithmetic_loss": -math.log(published["study"]["arithmetic"]["prob"]),
         "specification": embed_table("specification", "The three backbones, from their configurations.",
                                      markdown_table(titles, specification["lines"], range(4))),
         "errors": specification["errors"],
-        "trained": [run for run in found.runs if backbone_of(run, described)],
-        "backbones": embed_table("backbones", "The three backbones: as published, and as trained here.",
-                                 markdown_table(header, backbone_lines(found, described, study))),
-        "predictions": prediction_table(found, described, study),
     }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def make_page(markdown: str, style: str, script: str = "") -> str:
         contents.append(f'<li><a href="#{anchor}">{title}</a></li>')
         return f'<h2 id="{anchor}">{title}</h2>'
 
-    body = re.sub(r"<h2>(.*?)</h2>", mark, body)
+    body = re.sub(r"(\d) %", "\\1\u00a0%", re.sub(r"<h2>(.*?)</h2>", mark, body))
     for kind in ("figure", "table"):
         for number, name in enumerate(re.findall(rf'<figure id="{kind}-([\w-]+)"', body), 1):
             label = f"{kind.capitalize()} {number}"
@@ -105,13 +105,8 @@ def write_pdf(document: str, path: Path) -> str | None:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], texts: Sequence[int] = (0,)) -> str:
-    """A Markdown table; columns other than those of `texts` are set flush right, and numbers in them never broken."""
-
-    def hold(cell: str) -> str:
-        return cell.replace(" ", "\u00a0") if any(map(str.isdigit, cell)) else cell
-
+    """A Markdown table; columns other than those of `texts` are set flush right."""
     marks = ["---" if place in texts else "---:" for place in range(len(header))]
-    lines = [[cell if i in texts else hold(cell) for i, cell in enumerate(line)] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, marks, *lines))
 
 
