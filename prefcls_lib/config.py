@@ -34,7 +34,7 @@ class RunConfig:
     backbone: str = "microsoft/deberta-v3-xsmall"  # folder, attached Kaggle input, or hub name
     train: str = "competition"  # CSV path, "sample", or "competition" (the attached Kaggle input)
     test: str = "competition"  # the same
-    extra_train: str | None = None  # CSV of more rows, for training alone; none that shares a validation prompt is used
+    extra_train: str | None = None  # CSV of more rows, for training alone; several: a list, or with commas between them
     out: str = "auto"  # run folder; auto: /kaggle/working on Kaggle, else runs/<backbone>
     # rows and folds
     max_train_rows: Annotated[int, Range(0)] = 0  # rows of the training file to use, chosen by content; 0: all
@@ -79,6 +79,8 @@ class RunConfig:
     resume_from: str | None = None  # an earlier run's folder, only read: it is copied, and that run is resumed
 
     def __post_init__(self):
+        if isinstance(self.extra_train, (list, tuple)):
+            object.__setattr__(self, "extra_train", ",".join(map(str, self.extra_train)))
         for name, annotation in get_type_hints(type(self), include_extras=True).items():
             object.__setattr__(self, name, _read_value(name, getattr(self, name), annotation))
         if self.fold_seed is None:

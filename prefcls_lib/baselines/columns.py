@@ -20,7 +20,7 @@ from prefcls_lib.data.features import (
     empty_answers,
     identical_answers,
 )
-from prefcls_lib.data.schema import MARGIN, NUM_CLASSES, PROMPT, RESPONSES, SWAP
+from prefcls_lib.data.schema import MARGIN, NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP, WITHOUT_TIES
 
 TEXT_BASELINES = ("tfidf_difference", "structure_tfidf")
 REWARD_BASELINE = "structure_reward"
@@ -31,6 +31,7 @@ HASHED_COLUMNS = 2**18  # for words, and again for characters
 MIN_TEXTS = 3  # a text column is kept if so many training answers have it
 TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of STRENGTHS
 MARGIN_SCALE = 8.0  # root mean square of a reward model's margins, so that the penalty hardly changes their temperature
+NO_TIE_SHIFT = -1e4  # of a tie's log-odds: the loss of the row is that of A against B, and its tie has no gradient
 ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
 SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 
@@ -43,21 +44,27 @@ class BaselineInputs:
     kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
     counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, 2 * HASHED_COLUMNS) of sides A, B
     margins: np.ndarray | None = None  # (N,) a reward model's score of A minus that of B
+    sources: np.ndarray | None = None  # (N,) `schema.SOURCE` of training rows; None: all of the training file
+
+    def __post_init__(self):
+        if self.sources is None:
+            object.__setattr__(self, "sources", np.zeros(len(self.kinds), dtype=np.int64))
 
     def take(self, index: np.ndarray) -> "BaselineInputs":
         """The rows at `index` (positions)."""
         counts = None if self.counts is None else tuple(side[index] for side in self.counts)
         margins = None if self.margins is None else self.margins[index]
-        return BaselineInputs(self.structure[index], self.kinds[index], counts, margins)
+        return BaselineInputs(self.structure[index], self.kinds[index], counts, margins, self.sources[index])
 
     def joined(self, other: "BaselineInputs") -> "BaselineInputs":
         """These rows, then those of `other`, read for the same baselines."""
         counts = None
         if self.counts is not None:
             counts = tuple(sparse.vstack(sides, format="csr") for sides in zip(self.counts, other.counts, strict=True))
-        structure = np.concatenate([self.structure, other.structure])
         margins = None if self.margins is None else np.concatenate([self.margins, other.margins])
-        return BaselineInputs(structure, np.concatenate([self.kinds, other.kinds]), counts, margins)
+        names = ("structure", "kinds", "sources")
+        structure, kinds, sources = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in names)
+        return BaselineInputs(structure, kinds, counts, margins, sources)
 
 
 def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray | None = None) -> BaselineInputs:
@@ -72,7 +79,9 @@ def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray 
         prompts = ["\n".join(turns) for turns in rows[PROMPT]]
         counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
     margins = rows[MARGIN].to_numpy() if MARGIN in rows else None
-    return BaselineInputs(compute_features(rows) if structure is None else structure, kinds, counts, margins)
+    sources = rows[SOURCE].to_numpy() if SOURCE in rows else None
+    structure = compute_features(rows) if structure is None else structure
+    return BaselineInputs(structure, kinds, counts, margins, sources)
 
 
 def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
@@ -131,10 +140,39 @@ def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> spar
     return weighted
 
 
-def count_kinds(kinds: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(5, 3) labels seen with each kind of row; each row also counts as its swapped copy."""
+def tie_shifts(sources: np.ndarray, of_files: np.ndarray) -> np.ndarray:
+    """(N,) what is added to the log-odds of a tie in the loss of rows: 0, that of the extra file, or NO_TIE_SHIFT."""
+    return np.where(sources == WITHOUT_TIES, NO_TIE_SHIFT, np.append(0.0, of_files)[np.maximum(sources, 0)])
+
+
+def tie_shares_shift(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """(K,) log-odds of a tie in each extra file minus those in the training file."""
+    known = sources != WITHOUT_TIES
+    ties, rows = np.bincount(sources[known], labels[known] == NUM_CLASSES - 1), np.bincount(sources[known])
+    log_odds = np.log((ties + 0.5) / (rows - ties + 0.5))
+    return log_odds[1:] - log_odds[0]
+
+
+def tie_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
+    """(N,) weights that give each extra file the training file's share of ties; None without extra rows.
+
+    For models that have no tie logit of a row: tables and trees. Rows without ties, or of a file without, weigh 0.
+    """
+    if not sources.any():
+        return None
+    is_tie, weights = labels == NUM_CLASSES - 1, np.where(sources == WITHOUT_TIES, 0.0, 1.0)
+    share = is_tie[sources == 0].mean()
+    for source in range(1, sources.max() + 1):
+        here = sources == source
+        own = is_tie[here].mean() if here.any() else 0.0
+        weights[here] = np.where(is_tie[here], share / own, (1 - share) / (1 - own)) if 0 < own < 1 else 0.0
+    return weights
+
+
+def count_kinds(kinds: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(5, 3) labels seen with each kind of row, of `weights` (N,); each row also counts as its swapped copy."""
     counts = np.zeros((5, NUM_CLASSES))
-    np.add.at(counts, (kinds, labels), 1.0)
+    np.add.at(counts, (kinds, labels), 1.0 if weights is None else weights)
     mirrored = counts[[ORDINARY, EMPTY_B, EMPTY_A, EMPTY_BOTH, IDENTICAL]][:, list(SWAP)]
     counts = counts + mirrored
     counts[[EMPTY_BOTH, IDENTICAL]] /= 2

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import Baseline, fit_baseline
 from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.evaluation.calibration import cross_fit_parts, geometric_mean
 from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, row_losses
 from prefcls_lib.runtime.files import UserError
@@ -34,6 +35,7 @@ def cross_validate(
     seed: int,
     structure: np.ndarray | None = None,
     progress: bool = True,
+    extra: pd.DataFrame | None = None,
 ) -> dict[str, OutOfSample]:
     """Fit each baseline once for each fold of `run_folds`, on all other folds, and predict that fold.
 
@@ -43,6 +45,7 @@ def cross_validate(
         run_folds: folds to predict; the others only train.
         structure: raw structure features (N, F) of the rows, where they are computed already.
         progress: show a bar.
+        extra: more rows to fit on, with their `source`; none that shares a prompt with the predicted fold is used.
 
     Raises:
         UserError: a prompt group in two folds, a fold without rows or with one class only.
@@ -56,8 +59,13 @@ def cross_validate(
     with bar, threadpool_limits(limits=1):  # the fits are small: more threads are slower
         bar.set_postfix_str("reading the answers")
         inputs = read_inputs(rows, names, structure)
+        if extra is not None:
+            inputs = inputs.joined(read_inputs(extra, names))
+            labels, groups = (np.append(rows[name], extra[name]) for name in ("label", "group"))
         for fold in run_folds:
             train, valid = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            if extra is not None:
+                train = np.append(train, len(rows) + without_shared_prompts(extra, rows, folds, fold))
             train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)
             for name in names:
                 bar.set_postfix_str(f"fold {fold}, {name}")

@@ -15,6 +15,11 @@ symmetric itself: antisymmetric columns (A minus B) only move A against B, symme
 solves for these weights alone, on the rows as they are: the same model (a test compares it with scikit-learn's on
 doubled rows) in half the memory.
 
+Each extra file has a share of ties of its own, and predictions have that of the training file. A logistic model has
+one more intercept of the tie for each extra file. Tables and trees give the rows of a file weights, by which its share
+of ties is that of the training file. A row of a set without ties adds to a logistic model's loss that of A against B
+alone, and nothing to tables and trees.
+
 A fitted baseline is a name and a few arrays, trees included, so it is saved without pickle.
 """
 
@@ -38,6 +43,8 @@ from prefcls_lib.baselines.columns import (
     fit_columns,
     read_inputs,
     shrink_kinds,
+    tie_shifts,
+    tie_weights,
 )
 from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
@@ -82,17 +89,18 @@ def fit_baseline(
     """
     if name not in KNOWN_BASELINES:
         raise UserError(f"ladder: no baseline {name!r}. Baselines are: {', '.join(KNOWN_BASELINES)}.")
-    shares = class_shares(labels)
+    weights = tie_weights(labels, inputs.sources)
+    shares = class_shares(labels, weights)
     if not shares.all():
         raise UserError("ladder: a class has no training row. Give more rows or set num_folds lower.")
     if name == "prior":
         return Baseline(name, {"prior": _symmetrise(shares)})
     if name == "length_bins":
-        state = {"bins": _fit_length_bins(inputs.structure, labels)}
+        state = {"bins": _fit_length_bins(inputs.structure, labels, weights)}
     else:
         strength = choose_strength(name, inputs, labels, groups, seed) if strength is None else strength
         state = _fit_base(name, inputs, labels, strength)
-    return Baseline(name, {**state, "kind_counts": count_kinds(inputs.kinds, labels)})
+    return Baseline(name, {**state, "kind_counts": count_kinds(inputs.kinds, labels, weights)})
 
 
 def predict_rows(baselines: Sequence[Baseline], rows: pd.DataFrame) -> np.ndarray:
@@ -142,11 +150,13 @@ def _symmetrise(table: np.ndarray) -> np.ndarray:
 def choose_strength(name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """The C (or the number of trees) with the lowest log loss on inner folds of at most TUNING_ROWS rows.
 
-    Inner folds never share a prompt group. With too few rows for them: the strongest regularisation.
+    Inner folds never share a prompt group, and extra rows are not scored. With too few rows for them: the strongest
+    regularisation.
     """
     choices = TREE_COUNTS if name == "structure_boosting" else STRENGTHS
     totals = np.zeros(len(choices))
     for train, valid in _inner_splits(labels, groups, seed):
+        valid = valid[inputs.sources[valid] == 0]
         fit_inputs, score_inputs = inputs.take(train), inputs.take(valid)
         for number, base in enumerate(_predict_path(name, choices, fit_inputs, labels[train], score_inputs)):
             totals[number] += row_losses(labels[valid], base).sum()
@@ -170,22 +180,22 @@ def _predict_path(
 ) -> Iterator[np.ndarray]:
     """Probabilities of `score_inputs` for each strength; what does not depend on it is fitted once."""
     if name == "structure_boosting":
-        trees = fit_trees(inputs.structure, labels, max(choices))
+        trees = fit_trees(inputs.structure, labels, max(choices), tie_weights(labels, inputs.sources))
         for count in choices:
             yield _predict_base(name, first_trees(trees, count), score_inputs)
         return
     state = fit_columns(name, inputs)
     columns, score_columns = build_columns(name, state, inputs), build_columns(name, state, score_inputs)
     for strength in choices:
-        weights = _fit_logistic(*columns, labels, strength)
+        weights = _fit_logistic(*columns, labels, strength, inputs.sources)
         yield _predict_logistic(weights, *score_columns)
 
 
 def _fit_base(name: str, inputs: BaselineInputs, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:
     if name == "structure_boosting":
-        return fit_trees(inputs.structure, labels, int(strength))
+        return fit_trees(inputs.structure, labels, int(strength), tie_weights(labels, inputs.sources))
     state = fit_columns(name, inputs)
-    return {**state, **_fit_logistic(*build_columns(name, state, inputs), labels, strength)}
+    return {**state, **_fit_logistic(*build_columns(name, state, inputs), labels, strength, inputs.sources)}
 
 
 def _predict_base(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> np.ndarray:
@@ -197,15 +207,16 @@ def _predict_base(name: str, state: dict[str, np.ndarray], inputs: BaselineInput
     return _predict_logistic(state, *build_columns(name, state, inputs))
 
 
-def _fit_length_bins(structure: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _fit_length_bins(structure: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """(bins, 3) probabilities that the longer answer wins, the shorter, tie; smoothed towards the prior."""
     gap = structure[:, FEATURE_NAMES.index("diff_log_chars")]
     outcome = np.eye(NUM_CLASSES)[labels]
     outcome = np.where((gap < 0)[:, None], outcome[:, list(SWAP)], outcome)
     outcome[gap == 0] = _symmetrise(outcome[gap == 0])
+    outcome = outcome if weights is None else outcome * weights[:, None]
     counts = np.zeros((len(LENGTH_EDGES) + 1, NUM_CLASSES))
     np.add.at(counts, np.digitize(np.abs(gap), LENGTH_EDGES), outcome)
-    prior = _symmetrise(class_shares(labels))
+    prior = _symmetrise(class_shares(labels, weights))
     return (counts + SHRINKAGE_ROWS * prior) / (counts.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)
 
 
@@ -216,34 +227,40 @@ def _predict_length_bins(bins: np.ndarray, structure: np.ndarray) -> np.ndarray:
     return np.where((gap == 0)[:, None], _symmetrise(probs), probs)
 
 
-def _fit_logistic(anti, sym, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:
-    """Weights of logits (anti @ w, -anti @ w, sym @ v + b) with the lowest penalised loss.
+def _fit_logistic(
+    anti, sym, labels: np.ndarray, strength: float, sources: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Weights of logits (anti @ w, -anti @ w, sym @ v + b + shift of the row's source) with the lowest penalised loss.
 
     Equal to scikit-learn's LogisticRegression(C=strength) on [anti, sym] with every row's swapped copy
     [-anti, sym] added. Its weights of A, B, tie are w, -w, 0 for `anti` and -v/3, -v/3, 2v/3 for `sym`, so
-    that its penalty |W|^2 / 2 is |w|^2 + |v|^2 / 3.
+    that its penalty |W|^2 / 2 is |w|^2 + |v|^2 / 3. The shifts, one for each extra file, are free as b is.
     """
-    width, dtype = anti.shape[1], anti.dtype
+    width, end, dtype = anti.shape[1], anti.shape[1] + sym.shape[1], anti.dtype
+    sources = np.zeros(len(labels), dtype=np.int64) if sources is None else sources
+    files = sources.max()
     one_hot = np.eye(NUM_CLASSES)[labels]
     scale = 1 / (2 * strength * len(labels))
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        w, v, b = parameters[:width], parameters[width:-1], parameters[-1]
+        w, v, b, shifts = parameters[:width], parameters[width:end], parameters[end], parameters[end + 1 :]
         state = {"w": w.astype(dtype), "v": v.astype(dtype), "b": b}
-        probs = _predict_logistic(state, anti, sym)
+        probs = _predict_logistic(state, anti, sym, tie_shifts(sources, shifts))
         error = (probs - one_hot) / len(labels)
         loss = row_losses(labels, probs).mean() + scale * (w @ w + v @ v / 3)
         down_w = anti.T @ (error[:, 0] - error[:, 1]).astype(dtype)
         down_v = sym.T @ error[:, 2].astype(dtype)
-        return loss, np.concatenate([down_w + 2 * scale * w, down_v + 2 / 3 * scale * v, [error[:, 2].sum()]])
+        down = [down_w + 2 * scale * w, down_v + 2 / 3 * scale * v, [error[:, 2].sum()]]
+        return loss, np.concatenate([*down, np.bincount(np.maximum(sources, 0), error[:, 2], files + 1)[1:]])
 
-    start = np.zeros(width + sym.shape[1] + 1)
+    start = np.zeros(end + 1 + files)
     options = {"maxiter": 300, "gtol": 1e-6, "ftol": 1e-9}
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
-    return {"w": found[:width].astype(dtype), "v": found[width:-1].astype(dtype), "b": found[-1:]}
+    weights = {"w": found[:width].astype(dtype), "v": found[width:end].astype(dtype), "b": found[end : end + 1]}
+    return weights | ({"tie_shifts": found[end + 1 :]} if files else {})
 
 
-def _predict_logistic(state: dict[str, np.ndarray], anti, sym) -> np.ndarray:
+def _predict_logistic(state: dict[str, np.ndarray], anti, sym, shift: np.ndarray | float = 0.0) -> np.ndarray:
     verdict = (anti @ state["w"]).astype(np.float64)
-    tie = (sym @ state["v"]).astype(np.float64) + state["b"]
+    tie = (sym @ state["v"]).astype(np.float64) + state["b"] + shift
     return softmax(np.column_stack([verdict, -verdict, tie]), axis=1)

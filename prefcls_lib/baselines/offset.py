@@ -127,7 +127,8 @@ def _fit_inner(
 ) -> tuple[Baseline, np.ndarray]:
     """One inner model, fitted without the rows `held_out` (N,) bool, and its offsets of these rows."""
     train = np.flatnonzero(~held_out)
-    fitted = name if len(np.unique(labels[train])) == NUM_CLASSES else "prior"
+    own = train[inputs.sources[train] == 0]
+    fitted = name if len(np.unique(labels[own])) == NUM_CLASSES else "prior"
     if fitted == "prior":
         train = np.arange(len(labels))  # the shares of all rows: what the untrained network predicts, too
     with threadpool_limits(limits=1):

@@ -11,14 +11,20 @@ LEARNING_RATE = 0.05
 DECIMALS = 6  # of a feature: the logarithm's last bits depend on the processor, and decide between splits of equal gain
 
 
-def fit_trees(structure: np.ndarray, labels: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
-    """Boosting on rows and swapped copies; its trees as arrays (T, nodes), a leaf being its own child."""
+def fit_trees(
+    structure: np.ndarray, labels: np.ndarray, num_steps: int, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Boosting on weighted rows and swapped copies; its trees as arrays (T, nodes), a leaf being its own child."""
     structure = np.round(structure, DECIMALS)
+    if weights is not None:
+        used = weights > 0
+        structure, labels, weights = structure[used], labels[used], np.tile(weights[used], 2)
     model = HistGradientBoostingClassifier(
         learning_rate=LEARNING_RATE, max_iter=num_steps, max_leaf_nodes=8, min_samples_leaf=40,
         l2_regularization=10.0, max_features=0.3, early_stopping=False, random_state=0,
     )  # fmt: skip
-    model.fit(np.concatenate([structure, structure * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]]))
+    doubled = np.concatenate([structure, structure * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]])
+    model.fit(*doubled, weights)
     trees = [tree.nodes for step in model._predictors for tree in step]
     shape = (len(trees), max(len(nodes) for nodes in trees))
     state = {name: np.zeros(shape, dtype=np.int32) for name in ("feature", "left", "right")}

@@ -38,6 +38,8 @@ class Examples:
         targets: (N, 3) float32 probabilities to train on in place of the labels, or None.
         weights: (N,) float32, of the rows in the training loss, or None: all the same.
         offsets: (N, 3) float32 log-odds of the baseline that the network starts from, or None.
+        tie_shifts: (N,) float32, added to the logit of a tie in the training loss: 0 for rows of the training file, see
+            `baselines.columns.tie_shifts`; or None.
     """
 
     token_ids: Sequence[np.ndarray]
@@ -47,9 +49,15 @@ class Examples:
     targets: np.ndarray | None = None
     weights: np.ndarray | None = None
     offsets: np.ndarray | None = None
+    tie_shifts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sides)
+
+    @property
+    def own(self) -> np.ndarray:
+        """Positions of the rows whose share of ties is that of the training file."""
+        return np.arange(len(self)) if self.tie_shifts is None else np.flatnonzero(self.tie_shifts == 0)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -76,6 +84,7 @@ class Examples:
             "labels": lambda labels: np.array(SWAP)[labels],
             "targets": lambda targets: targets[:, SWAP],
             "weights": lambda weights: weights,
+            "tie_shifts": lambda shifts: shifts,
         }
         return replace(self, **{name: swap[name](column) for name, column in self._columns().items()})
 
@@ -91,7 +100,7 @@ class Examples:
 
     def _columns(self) -> dict[str, np.ndarray]:
         """What has a line a row, where it is known."""
-        names = ("sides", "features", "offsets", "labels", "targets", "weights")
+        names = ("sides", "features", "offsets", "labels", "targets", "weights", "tie_shifts")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

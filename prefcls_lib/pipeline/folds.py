@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
-from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, WEIGHT, class_shares
+from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, SOURCE, WEIGHT, class_shares
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.evaluation.calibration import fit_calibration_on
@@ -67,7 +68,10 @@ def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Exa
         if process_state().is_main_process:
             print(f"fold{fold}: {len(rows):,} extra rows; {left_out:,} share a prompt with validation rows", flush=True)
         features = scaler and scaler.transform(compute_features(rows))
-        train = train.joined(_make_examples(job, rows, job.encode(rows), features))
+        own, train = len(train), train.joined(_make_examples(job, rows, job.encode(rows), features))
+        sources = np.append(np.zeros(own, dtype=np.int64), rows[SOURCE])
+        of_files = (start.file_shifts if start else tie_shares_shift)(train.labels, sources)
+        train = replace(train, tie_shifts=tie_shifts(sources, of_files).astype(np.float32))
     if start is not None:
         train = replace(train, offsets=start.train.astype(np.float32))
         valid = replace(valid, offsets=start.valid.astype(np.float32))
@@ -97,9 +101,9 @@ def new_model(job: Job, train: Examples, accelerator: Accelerator) -> Preference
     and the tie bias that suit the training rows best.
     """
     model = build_model(job.backbone.path, job.config).to(accelerator.device)
-    model.head.start_at_prior(tuple(class_shares(train.labels)))
+    model.head.start_at_prior(tuple(class_shares(train.labels[train.own])))
     if model.head.skip is not None:
-        chosen = np.random.default_rng(job.config.seed).permutation(len(train))[:REWARD_ROWS]
+        chosen = np.random.default_rng(job.config.seed).permutation(train.own)[:REWARD_ROWS]
         start_at_scores(model, train.take(np.sort(chosen)), accelerator, job.backbone.tokenizer.pad_id)
     return model
 

@@ -12,14 +12,14 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import locate_csv, read_rows
-from prefcls_lib.data.schema import ID, class_shares
+from prefcls_lib.data.schema import ID, NO_TIE, SOFT_COLUMNS, SOURCE, WEIGHT, WITHOUT_TIES, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.runtime.devices import load_average
-from prefcls_lib.runtime.files import sha256
+from prefcls_lib.runtime.files import UserError, sha256
 from prefcls_lib.runtime.kaggle import default_out
 
 
@@ -31,7 +31,7 @@ class Job:
         config: with the backbone's recipe filled in.
         folder: where everything goes.
         rows, test_rows: from `loading.read_rows`.
-        extra_rows: more rows to train on, never validated on; None: none.
+        extra_rows: more rows to train on, never validated on, with their `source`; None: none.
         folds: (N,) the fold in which each training row is validated.
         data_sha256: of the train and the test file, and of the extra rows' where there are any.
         backbone: found, its tokenizer checked; None for the ladder.
@@ -81,14 +81,31 @@ def read_job(config: RunConfig) -> Job:
     paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
-    extra_rows = None
-    if config.extra_train is not None:
-        paths["extra_train"] = Path(config.extra_train)
-        extra_rows = read_rows(paths["extra_train"], labelled=True)
+    if NO_TIE in rows and rows[NO_TIE].any():
+        raise UserError(f"{paths['train']}: column {NO_TIE!r}: only extra rows may be without ties. Set extra_train.")
+    extra = [Path(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
+    extra_rows = read_extra_rows(extra) if extra else None
     folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
     folder = RunFolder(default_out(config.backbone) if config.out == "auto" else config.out)
     hashes = {kind: sha256(path) for kind, path in paths.items()}
+    if extra:
+        hashes["extra_train"] = ",".join(map(sha256, extra))
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)
+
+
+def read_extra_rows(paths: list[Path]) -> pd.DataFrame:
+    """The rows of all extra files with their `source`; weight 1 and the vote, where only another file has more.
+
+    Raises:
+        UserError: see `loading.read_rows`.
+    """
+    tables = []
+    for number, path in enumerate(paths, 1):
+        rows = read_rows(path, labelled=True)
+        tables.append(rows.assign(**{SOURCE: np.where(rows.get(NO_TIE, 0) > 0, WITHOUT_TIES, number)}))
+    rows = pd.concat(tables, ignore_index=True)
+    votes = {name: (rows["label"] == label).astype(float) for label, name in enumerate(SOFT_COLUMNS)} | {WEIGHT: 1.0}
+    return rows.fillna({name: value for name, value in votes.items() if name in rows})
 
 
 def open_folder(job: Job, recipe: Mapping[str, object] | None = None) -> Job:

@@ -32,8 +32,8 @@ from prefcls_lib.runtime.files import write_json, write_whole
 def run_ladder_job(config: RunConfig) -> RunFolder:
     """Fit every baseline on the folds of `config`, write the run folder; on a complete one, only say so.
 
-    Of the settings only those of rows and folds matter (max_train_rows, num_folds, folds, fold_seed), and with a reward
-    model init_from and those of its texts.
+    Of the settings only those of rows and folds matter (max_train_rows, num_folds, folds, fold_seed, extra_train), and
+    with a reward model init_from and those of its texts.
 
     Raises:
         UserError: see `job.read_job` and `job.open_folder`.
@@ -52,7 +52,8 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
             None if table is None else scorer.add_margins(table, "reward model") for table in (job.rows, job.extra_rows)
         )
         job = replace(job, rows=rows, extra_rows=extra)
-    results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.fold_seed)
+    plan = (job.folds, job.config.folds, job.config.fold_seed)
+    results = cross_validate(names, job.rows, *plan, extra=job.extra_rows)
     pair, cross_fitted, naive = choose_pair(results, labels, groups, job.folds)
     for fold, *baselines in zip(job.config.folds, *(results[name].baselines for name in pair), strict=True):
         write_whole(folder.model_folder(FoldModel(fold)), BaselineMean(tuple(baselines)).save)

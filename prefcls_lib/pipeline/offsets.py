@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.columns import BaselineInputs, read_inputs, tie_shares_shift
 from prefcls_lib.baselines.cross_validation import OutOfSample
 from prefcls_lib.baselines.offset import BaselineMean, fit_offset
 from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import process_state
 from prefcls_lib.runtime.files import UserError, write_whole
@@ -32,6 +33,13 @@ class FoldOffset:
     train: np.ndarray
     valid: np.ndarray
     seconds: float
+
+    def file_shifts(self, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+        """(K,) the baseline's tie shift of each extra file; where it has none, that of the files' shares of ties."""
+        shifts = tie_shares_shift(labels, sources)
+        fitted = [model.state["tie_shifts"] for model in self.baseline.models if "tie_shifts" in model.state]
+        fitted = [values for values in fitted if len(values) == len(shifts)]
+        return np.mean(fitted, axis=0) if fitted else shifts
 
 
 def fold_offset(job: Job, fold: int) -> FoldOffset | None:
@@ -72,7 +80,7 @@ def extra_rows(job: Job, fold: int) -> pd.DataFrame | None:
     """The extra rows that a fold trains on: those that share no prompt with its validation rows; None without any."""
     if job.extra_rows is None:
         return None
-    return job.extra_rows[~job.extra_rows["group"].isin(job.rows["group"][job.folds == fold])]
+    return job.extra_rows.iloc[without_shared_prompts(job.extra_rows, job.rows, job.folds, fold)]
 
 
 def _folder(job: Job, fold: int) -> Path:

@@ -59,7 +59,8 @@ def run_ladder(job: Job) -> dict[str, OutOfSample]:
     Where the run folder holds only the prior's submission, that of the two best baselines takes its place.
     """
     names = [name for name in (*FAST_BASELINES, "structure_tfidf") if name != job.config.start_from]
-    results = cross_validate(names, job.rows, job.folds, job.config.folds, job.config.fold_seed, job.features)
+    seed, extra = job.config.fold_seed, job.extra_rows
+    results = cross_validate(names, job.rows, job.folds, job.config.folds, seed, job.features, extra=extra)
     if job.config.start_from != "none":
         results[job.config.start_from] = read_out_of_sample_baseline(job)
     if job.wrote_prior:

@@ -24,7 +24,7 @@ class Collapsed(Exception):
 
 def reference_log_losses(train: Examples, valid: Examples) -> tuple[float, float | None]:
     """On the validation rows: of the class shares in training, and of the baseline that the network starts from."""
-    prior = metrics.log_loss(valid.labels, np.tile(class_shares(train.labels), (len(valid), 1)))
+    prior = metrics.log_loss(valid.labels, np.tile(class_shares(train.labels[train.own]), (len(valid), 1)))
     if valid.offsets is None:
         return prior, None
     return prior, metrics.log_loss(valid.labels, softmax(valid.offsets.astype(float), axis=1))
