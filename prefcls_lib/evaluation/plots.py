@@ -77,7 +77,7 @@ def plot_reliability(table: pd.DataFrame, ece: float) -> Figure:
     for x, y, count in zip(table["confidence"], centre + half, n, strict=True):
         axes.annotate(f"{count}", (x, y), (0, 4), textcoords="offset points", ha="center", fontsize=7, color=GREY)
     axes.set(title=f"expected calibration error {ece:.3f}", xlabel="confidence in the verdict",
-             ylabel="share that was right", xlim=(0.3, 1.03), ylim=(0, 1.09))  # fmt: skip
+             ylabel="share that was right", xlim=(0.3, 1.03), ylim=(-0.04, 1.09))  # fmt: skip
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return finish(figure)
 

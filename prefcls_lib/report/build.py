@@ -79,7 +79,7 @@ def _study_values() -> dict:
 
 def _published_values() -> dict:
     published, specification = read_json(SOURCES / "published.json"), read_json(STUDIES / "specification.json")
-    titles = ["", *(one["title"] for one in specification["backbones"].values())]
+    titles = ["property", *(one["title"] for one in specification["backbones"].values())]
     return {
         "published": published, "study": published["study"], "described": specification["backbones"],
         "arithmetic_loss": -math.log(published["study"]["arithmetic"]["prob"]),

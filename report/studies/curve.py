@@ -42,7 +42,7 @@ def make_table(lines: Sequence[dict]) -> str:
     cells = []
     for line in lines:
         verdicts = [c.verdict for c in line["found"]]
-        who = f"{line['title']}, {escape_text(line['backbone'])}".replace(" ", "\u00a0")
+        who = f"{line['title']}, {escape_text(line['backbone'])}".replace(" ", "\u00a0").replace("-", "\u2011")
         cells.append([who, f"{line['rows']:,}", str(len(verdicts)),
                       *(f"{line['log_loss'][name]:.4f}" for name in names), signed(f"{line['difference']:+.4f}"),
                       signed(f"{line['low']:+.4f} to {line['high']:+.4f}"),
