@@ -1,5 +1,5 @@
-"""Run folders to a report: `build` puts what was found into the `page`: `groups` of runs on the same rows, `tables` of
-the backbones, the studies and single runs, figures.
+"""Run folders to a report: `build` fills the template, with `groups` of runs on the same rows and `tables` of what is
+said of single runs, and makes the `page`.
 
 Open `build` first.
 """
