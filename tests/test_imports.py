@@ -32,7 +32,7 @@ MOST_LINES = {"runtime": 575, "config": 375, "data": 1325, "evaluation": 790, "b
               "doctor": 577, "report": 560, "cli": 380}  # fmt: skip
 CORE = ("data", "models", "training", "evaluation.metrics", "pipeline.steps")
 MOST_CORE_LINES = 3_656
-MOST_LIBRARY_LINES = 8_620
+MOST_LIBRARY_LINES = 8_640
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 60
 STILL_LONG = {"cli._parser"}
