@@ -8,6 +8,7 @@ model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and A
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -88,11 +89,21 @@ class SavedNetwork:
         self.tokens += tokens
         return probs
 
+    def with_layout(self, layout: str) -> "SavedNetwork":
+        """The same model reading sides in another layout, one of `tokenization.LAYOUTS`."""
+        return replace(self, backbone=self.backbone.with_layout(layout))
+
     def add_margins(self, rows: pd.DataFrame, label: str = "") -> pd.DataFrame:
-        """`rows` with a reward model's margins, see `load_scorer`; each different side is scored once."""
-        accelerator, examples = make_accelerator(self.mixed_precision), self.read_inputs(rows).examples
-        model = self.model.to(accelerator.device)
-        margins, tokens = score_margins(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
+        """`rows` with a reward model's margins, see `load_scorer`; each different side is scored once.
+
+        In this process alone, also where there are others.
+        """
+        every, examples = make_accelerator(self.mixed_precision), self.read_inputs(rows).examples
+        alone = SimpleNamespace(
+            device=every.device, autocast=every.autocast, process_index=0, num_processes=1, is_main_process=True
+        )
+        model = self.model.to(every.device)
+        margins, tokens = score_margins(model, examples, alone, self.backbone.tokenizer.pad_id, label)
         self.tokens += tokens
         return rows.assign(**{MARGIN: margins})
 
@@ -205,6 +216,8 @@ def save_model(
     }
     if model.pooler is not None and model.pooler.separator is not None:
         state["reward_separator"] = model.pooler.separator
+    if backbone.tokenizer.layout != "pair":
+        state["layout"] = backbone.tokenizer.layout
     write_json(folder / "preference.json", state)
 
 
@@ -215,7 +228,7 @@ def _load_network(folder: Path) -> SavedNetwork:
         UserError: a file is missing or broken.
     """
     state = read_json(folder / "preference.json")
-    backbone = load_backbone(str(folder), state["max_length"])
+    backbone = load_backbone(str(folder), state["max_length"]).with_layout(state.get("layout", "pair"))
     start_from = state.get("start_from", "none")  # a run that is older than the setting had no baseline
     offset = None if start_from == "none" else BaselineMean.load(folder / "baseline")
     try:

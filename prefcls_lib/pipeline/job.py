@@ -67,6 +67,11 @@ class Job:
         return None if hours is None else self.started + 3600 * hours
 
     @property
+    def probe_rows(self) -> pd.DataFrame:
+        """Training rows for a choice that all models share: not validated ones, unless every row is validated."""
+        return self.rows if self.validated.all() else self.rows[~self.validated]
+
+    @property
     def validated(self) -> np.ndarray:
         """(N,) bool: rows that some model of this run is validated on."""
         return np.isin(self.folds, self.config.folds)
