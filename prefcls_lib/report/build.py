@@ -67,7 +67,7 @@ def _study_values() -> dict:
     floors = {path.stem.split("_")[2]: read_json(path) for path in sorted(STUDIES.glob("known_floor_*_rows.json"))}
     path = STUDIES / "curve.json"
     return {
-        **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding")},
+        **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding", "more_rows")},
         "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
         "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],

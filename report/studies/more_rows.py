@@ -51,7 +51,7 @@ def probs_of(table: pd.DataFrame, model: str) -> np.ndarray:
 
 
 def describe(plain: pd.DataFrame, more: pd.DataFrame) -> dict:
-    """Log losses of both networks and baselines on the rows that all predicted, and what each step adds."""
+    """Log losses of networks and baselines on the rows that all predicted; what each step adds, p corrected for all."""
     plain = plain.loc[more.index]
     labels, groups = more["label"].to_numpy(), more["group"].to_numpy().astype(str)
     tables, models = {"plain": plain, "more": more}, ("baseline", "network")
@@ -59,14 +59,12 @@ def describe(plain: pd.DataFrame, more: pd.DataFrame) -> dict:
     pairs = {"encoder_plain": ("network_plain", "baseline_plain"), "encoder_more": ("network_more", "baseline_more"),
              "rows_baseline": ("baseline_more", "baseline_plain"), "rows_network": ("network_more", "network_plain"),
              "both": ("network_more", "baseline_plain")}  # fmt: skip
+    found = [metrics.compare(labels, probs[one], probs[other], groups) for one, other in pairs.values()]
     return {
         "rows": len(labels),
         "log_loss": {name: metrics.log_loss(labels, values) for name, values in probs.items()},
         "accuracy": {name: metrics.accuracy(labels, values) for name, values in probs.items()},
-        "comparisons": {
-            name: metrics.compare(labels, probs[one], probs[other], groups).to_dict()
-            for name, (one, other) in pairs.items()
-        },
+        "comparisons": {name: c.to_dict() for name, c in zip(pairs, metrics.holm_correction(found), strict=True)},
     }
 
 
@@ -79,7 +77,7 @@ def main() -> None:
     result = describe(read_predictions(arguments.plain), read_predictions(arguments.more))
     write_json(OUT, result)
     for name, comparison in result["comparisons"].items():
-        print(f"{name:14} {comparison['difference']:+.4f} [{comparison['low']:+.4f}, {comparison['high']:+.4f}]")
+        print(f"{name:14} {metrics.Comparison.from_dict(comparison).describe()}")
     print(result["log_loss"], OUT)
 
 
