@@ -48,7 +48,7 @@ def plot_token_lengths(lengths: np.ndarray, max_length: int) -> Figure:
 
 
 def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
-    """Unsmoothed log loss over the epochs of every fold, with the uniform guess and the best baseline."""
+    """Unsmoothed log loss over the epochs of every fold, with the uniform guess and the best baselines."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for number, (_, fold) in enumerate(history.groupby("fold")):
@@ -56,7 +56,7 @@ def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
         axes.plot(fold["epoch"], fold["train_log_loss"], "o--", color=GREY, label=names[0])
         axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=names[1])
     axes.axhline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
-    axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baseline, chosen on other rows")
+    axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baselines, chosen on other rows")
     axes.set(title="Log loss while training", xlabel="epoch", ylabel="log loss (unsmoothed)", xlim=(0, None))
     axes.legend(frameon=False)
     return finish(figure)

@@ -51,6 +51,11 @@ class FoldModel:
             raise UserError(f"{name!r}: no name of a fold. Expected fold0, or fold0-seed1.") from None
 
 
+def name_ladder(result: dict) -> str:
+    """What a run is compared with: the ladder's entry, which was a single baseline in an earlier version."""
+    return "the mean of the two best baselines" if "ladder_pair" in result else "the best baseline"
+
+
 def fold_models(config: RunConfig) -> list[FoldModel]:
     """All models of a run, fold by fold."""
     return [FoldModel(fold, seed_index) for fold in config.folds for seed_index in range(config.num_seeds)]

@@ -12,7 +12,7 @@ from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import blend_out_of_fold
-from prefcls_lib.pipeline.folder import fold_models, read_table
+from prefcls_lib.pipeline.folder import fold_models, name_ladder, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import load_average, versions
 from prefcls_lib.runtime.files import UserError
@@ -142,10 +142,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(result: dict) -> str:
-    """The network against the best baseline, and what the encoder changes in the baseline that it starts from."""
+    """The network against the ladder's entry, and what the encoder changes in the baseline that it starts from."""
     c = metrics.Comparison.from_dict(result["comparison"])
     lines = [
-        f"network {c.against('the best baseline, chosen on other rows')} ({result['ladder_log_loss']:.4f}): log loss "
+        f"network {c.against(name_ladder(result))}, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
         f"{c.describe()} on {c.rows} validation rows; a difference of {c.smallest_detectable:.4f} would be found in "
         "80 % of such samples"
     ]
@@ -161,7 +161,7 @@ def verdict(result: dict) -> str:
 def conclusion(result: dict) -> str:
     """What a run showed and what to try next, as Markdown, computed from its result.json."""
     c = metrics.Comparison.from_dict(result["comparison"])
-    compared = [("the best baseline", result["ladder_log_loss"], c)]
+    compared = [(name_ladder(result), result["ladder_log_loss"], c)]
     if result["start_from"] != "none":
         share = metrics.Comparison.from_dict(result["encoder_share"])
         compared.append((f"{result['start_from']}, from which it starts", result["baseline_log_loss"], share))
