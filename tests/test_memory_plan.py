@@ -212,7 +212,7 @@ def test_measured_pace_replaces_the_projection(tmp_path):
         write_json(tmp_path / name / "config.json", {"settings": {"max_length": 512}})
     assert t4_plan.measured_paces(tmp_path) == {("electra-large-discriminator", 512): (8_621.5, "2 x Tesla T4")}
     plan = t4_plan.make_plan(np.array([300]), tmp_path)
-    assert plan.count("measured on") == 1
+    assert plan.count("measured on 2 x") == 1
     (line,) = (line for line in plan.splitlines() if line.startswith("| electra"))
     assert "| 1.0, measured on 2 x Tesla T4 |" in line.replace("\u00a0", " ")
 

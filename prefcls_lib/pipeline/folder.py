@@ -86,7 +86,7 @@ class RunFolder:
         if not isinstance(found, dict) or set(found) != set(wanted):
             raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
         earlier = fill_earlier(drop_removed(found["settings"], str(self / "config.json")))
-        for name in earlier.keys() | wanted["settings"].keys():
+        for name in sorted(earlier.keys() | wanted["settings"].keys(), reverse=True):  # seed before fold_seed
             before, now = earlier.get(name), wanted["settings"].get(name)
             if name not in FREE_SETTINGS and before != now:
                 raise UserError(
