@@ -73,6 +73,7 @@ def _study_values() -> dict:
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
         "floor": {line["variant"]: line for line in floors["24000"]},
         "floors": floors,
+        "floor_again": {line["variant"]: line for line in read_json(STUDIES / "known_floor_24000_rows_seed43.json")},
         "curve": read_json(path) if path.exists() else None,
     }  # fmt: skip
 
