@@ -108,7 +108,7 @@ def choose_pair(
     choices = np.stack([result.probs[done] for result in results.values()])
     losses = np.stack([row_losses(labels[done], probs) for probs in choices])
 
-    def two_best(chosen_on: np.ndarray) -> np.ndarray:
+    def two_best(chosen_on: np.ndarray | slice) -> np.ndarray:
         return np.argsort(losses[:, chosen_on].mean(axis=1), kind="stable")[:2]
 
     cross_fitted, naive = (np.full((len(labels), NUM_CLASSES), np.nan) for _ in range(2))
@@ -116,7 +116,7 @@ def choose_pair(
     for part in np.unique(parts):
         here = parts == part
         cross_fitted[np.flatnonzero(done)[here]] = geometric_mean(choices[two_best(~here)][:, here])
-    best = two_best(parts == parts)
+    best = two_best(slice(None))
     naive[done] = geometric_mean(choices[best])
     return [list(results)[number] for number in best], cross_fitted, naive
 

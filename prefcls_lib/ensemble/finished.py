@@ -114,8 +114,9 @@ def read_run(path: Path) -> Run:
     if not {"fold", "label"} <= set(oof) or "group" not in valid or set(oof.index) != set(valid.get(ID, ())):
         raise UserError(f"{path / 'oof.csv'}: does not match valid.csv. Copy the run folder again.")
     oof = oof.assign(group=valid.set_index(ID)["group"])
-    scored = (oof[name].to_numpy() for name in ("label", COLUMNS, "group", "fold"))
-    result = metrics.score_predictions(*scored) | result  # an earlier version did not write all of them
+    if not {"log_loss_fold_sd", "expected_calibration_error_if_calibrated"} <= set(result):  # of an earlier version
+        scored = (oof[name].to_numpy() for name in ("label", COLUMNS, "group", "fold"))
+        result = metrics.score_predictions(*scored) | result
     return Run(path.resolve().name, path, known, result, oof, history, submission)
 
 

@@ -225,13 +225,14 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = dict(text.split("=", 1) for text in arguments.set)
     count = arguments.rows or ROWS[arguments.size]
-    wanted = [(seed, name) for seed in arguments.seeds for name in REMEDIES if arguments.remedies]
-    wanted = wanted or [(seed, name) for seed in arguments.seeds for name in arguments.variants]
+    places = {s: arguments.out / f"seed{s}" if len(arguments.seeds) > 1 else arguments.out for s in arguments.seeds}
+    for seed, out in places.items():  # the same bytes each time, so that a run folder of other rows is refused
+        prepare(out, arguments.size, arguments.layers, count, seed)
+    names = REMEDIES if arguments.remedies else arguments.variants
+    wanted = [(seed, name) for seed in arguments.seeds for name in names]
     results, started, trained = [], time.perf_counter(), 0
     for number, (seed, name) in enumerate(wanted, 1):
-        out = arguments.out if len(arguments.seeds) == 1 else arguments.out / f"seed{seed}"
-        if not (out / "backbone").exists():
-            prepare(out, arguments.size, arguments.layers, count, seed)
+        out = places[seed]
         trained += not (place_of(out, name) / "result.json").exists()
         results.append(run_variant(name, out, arguments.size, seed, settings))
         write_json(arguments.out / "known_floor.json", results)
