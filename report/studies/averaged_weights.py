@@ -1,6 +1,6 @@
 """Does the mean of the weights of the last steps of an epoch predict better than the last weights?
 
-    python report/studies/averaged_weights.py FILE.csv --out runs/averaged --set max_length=256 --set folds=[0,1,2,3,4]
+    python report/studies/averaged_weights.py FILE.csv --out runs/averaged --set num_folds=5 --set folds=[0,1,2,3,4]
     python report/studies/averaged_weights.py --out runs/averaged --compare
 
 `prefcls run` trains on FILE as always. On the way the weights of the last LAST of PARTS even parts of the training are
