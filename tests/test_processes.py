@@ -63,19 +63,22 @@ def test_two_processes_give_the_losses_of_one(home, tmp_path, precision, toleran
     assert tokens[0] == tokens[1]
 
 
-def test_two_nodes_on_loopback_give_the_same(home, tmp_path):
-    """torchrun on two nodes of one process each, on the entry point `prefcls run` itself."""
-    assert cli.main(run_arguments(home, tmp_path / "one", *ONE_MODEL)) == 0
+def test_two_nodes_on_loopback_give_the_same(home, reward_folders, tmp_path):
+    """torchrun on two nodes of one process each, on `prefcls run` itself, from a reward model: its layouts are
+    compared by one process, and the other takes the result."""
+    settings = (*ONE_MODEL, f"init_from={reward_folders['bert']}", "mixed_precision=no")
+    assert cli.main(run_arguments(home, tmp_path / "one", *settings)) == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     rendezvous = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-backend=c10d"]
     command = ["-m", "torch.distributed.run", *rendezvous, "-m", "prefcls_lib"]
-    nodes = [launch([*command, *run_arguments(home, tmp_path / "nodes", *ONE_MODEL)]) for _ in range(2)]
+    nodes = [launch([*command, *run_arguments(home, tmp_path / "nodes", *settings)]) for _ in range(2)]
     outputs = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     np.testing.assert_allclose(history_of(tmp_path / "nodes"), history_of(tmp_path / "one"), atol=1e-5, rtol=0)
     assert sum("fold0: 2 processes share each step" in output for output in outputs) == 1
+    assert sum(output.count("reward model: pairs ranked as voted") for output in outputs) == 1
 
 
 def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, capsys):

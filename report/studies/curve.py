@@ -17,10 +17,14 @@ from prefcls_lib.runtime.files import read_json, write_json
 FOLDER = Path(__file__).parent
 
 
-def summarise(curves: Sequence[dict]) -> list[dict]:
-    """For each curve and number of rows, means and ranges over the seeds; verdicts corrected for all points."""
-    points = [(curve, point) for curve in curves for point in curve["points"]]
-    corrected = metrics.holm_correction([metrics.Comparison.from_dict(point["comparison"]) for _, point in points])
+def summarise(curves: Sequence[dict], against: str = "comparison") -> list[dict]:
+    """For each curve and number of rows, means and ranges over the seeds; verdicts corrected for all points.
+
+    `against`: the comparison of a point that counts, "comparison" (the network with its baseline) or
+    "comparison_default" (other settings with the default's network); points without it are left out.
+    """
+    points = [(curve, point) for curve in curves for point in curve["points"] if point[against]]
+    corrected = metrics.holm_correction([metrics.Comparison.from_dict(point[against]) for _, point in points])
     lines: dict[tuple, dict] = {}
     for (curve, point), c in zip(points, corrected, strict=True):
         key = curve["source"], curve["backbone"], point["rows"]
@@ -49,6 +53,20 @@ def make_table(lines: Sequence[dict]) -> str:
                       f"{verdicts.count('BEATS')} / {verdicts.count('LOSES')}"])  # fmt: skip
     header = ("votes, network", "rows", "seeds", "class shares", "structure logistic", "its baseline", "network",
               "difference", "range", "BEATS / LOSES")  # fmt: skip
+    return markdown_table(header, cells)
+
+
+def make_recipe_table(lines: Sequence[dict]) -> str:
+    """`summarise(recipes, "comparison_default")` as a Markdown table, the best settings first."""
+    cells = []
+    for line in sorted(lines, key=lambda line: line["difference"]):
+        verdicts = [c.verdict for c in line["found"]]
+        backbone, _, settings = line["backbone"].partition("+")
+        cells.append([escape_text(settings.replace("+", ", ")), escape_text(backbone), f"{line['rows']:,}",
+                      str(len(verdicts)), f"{line['log_loss']['network']:.4f}", signed(f"{line['difference']:+.4f}"),
+                      signed(f"{line['low']:+.4f} to {line['high']:+.4f}"),
+                      f"{verdicts.count('BEATS')} / {verdicts.count('LOSES')}"])  # fmt: skip
+    header = ("changed", "network", "rows", "seeds", "log loss", "difference", "range", "BEATS / LOSES")
     return markdown_table(header, cells)
 
 
@@ -109,13 +127,16 @@ def _scale_rows(panels: Sequence, rows: set[int]) -> None:
 def main(folder: Path = FOLDER) -> None:
     """Read, draw, write."""
     published = read_json(FOLDER.parent / "published.json")["learning_curve"]
-    curves = [{**curve, "title": published["sources"].get(curve["source"], curve["source"])}
-              for curve in read_json(folder / "learning_curve.json")["curves"]]  # fmt: skip
+    content = read_json(folder / "learning_curve.json")
+    for curve in content["curves"] + content["recipes"]:
+        curve["title"] = published["sources"].get(curve["source"], curve["source"])
+    curves, recipes = content["curves"], summarise(content["recipes"], "comparison_default")
     lines = summarise(curves)
     (folder / "learning_curve.svg").write_bytes(draw_svg(plot_learning_curve(curves, published)))
     names = ("source", "title", "backbone", "rows", "eval_rows", "difference", "low", "high")
-    content = {"lines": [{name: line[name] for name in names} for line in lines], "table": make_table(lines)}
-    write_json(folder / "curve.json", content)
+    short = [{name: line[name] for name in names} for line in lines]
+    recipe_table = make_recipe_table(recipes) if recipes else None
+    write_json(folder / "curve.json", {"lines": short, "table": make_table(lines), "recipes": recipe_table})
 
 
 if __name__ == "__main__":
