@@ -278,7 +278,7 @@ def test_recipe_is_complete_and_fits_a_t4(name):
 
 def test_wider_encoders_have_their_own_recipes():
     """Base takes half of xsmall's rate, large also decays by layer; whatever is as wide, or of a width between, is
-    trained alike. The large ModernBERTs take a lower rate than the base ones."""
+    trained alike. The large ModernBERTs take a lower rate than the base ones, and BERT-base than MiniLM."""
     xsmall, small, base, large, many = (
         choose_recipe(read_config(name))
         for name in ("deberta-v3-xsmall", "deberta-v3-small", "deberta-v3-base", "deberta-v3-large", "mdeberta-v3-base")
@@ -291,6 +291,8 @@ def test_wider_encoders_have_their_own_recipes():
     assert modern["modernbert-base"] == modern["ettin-encoder-150m"]
     assert modern["modernbert-large"] == modern["ettin-encoder-400m"]
     assert modern["modernbert-large"]["learning_rate"] < modern["modernbert-base"]["learning_rate"]
+    rates = [choose_recipe(AutoConfig.for_model("bert", hidden_size=w))["learning_rate"] for w in (384, 767, 768, 1024)]
+    assert rates == [1e-4, 1e-4, 3e-5, 3e-5]
 
 
 @pytest.mark.parametrize(
