@@ -78,6 +78,18 @@ def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, prec
         shutil.rmtree(tmp_path / "state")
 
 
+def test_time_left_of_a_resumed_training_counts_its_own_steps(tiny, tmp_path, monkeypatch):
+    """The bar starts at the step of the checkpoint, so that its pace is that of the steps of this session."""
+    bars, config = [], make_config(structure_features=False)
+    make = loop.progress_bar
+    monkeypatch.setattr(loop, "progress_bar", lambda *given: bars.append(make(*given)) or bars[-1])
+    with pytest.raises(Stopped):
+        fit(make_model(tiny, config), config, Session(tmp_path / "state", stop=StopAt(3)))
+    fit(make_model(tiny, config), config, Session(tmp_path / "state"))
+    assert [bar.initial for bar in bars] == [0, 3]
+    assert [bar.n for bar in bars] == [3, bars[1].total]
+
+
 def test_best_weights_survive_a_stop(tiny, tmp_path, monkeypatch):
     """The best step lies before the stop; its weights are in the checkpoint."""
     monkeypatch.setattr(loop, "MIN_ROWS_TO_SELECT", 1)

@@ -44,8 +44,7 @@ RECIPES = {
     # a token takes twice RoBERTa's memory
     "mpnet": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 1, "validations_per_epoch": 2},
 }  # fmt: skip
-# Settings from this width on that differ from those of the model type's narrowest: MiniLM, DeBERTa-v3-xsmall and
-# ModernBERT-base.
+# From this width on, what differs from the model type's narrowest: MiniLM, DeBERTa-v3-xsmall, ModernBERT-base.
 WIDE_RECIPES = {
     # within the range of its authors, 2e-5 to 5e-5 (Devlin et al. 2019, https://arxiv.org/abs/1810.04805)
     "bert": {768: {"learning_rate": 3e-5}},

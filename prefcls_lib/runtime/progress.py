@@ -8,8 +8,8 @@ from tqdm import tqdm
 SECONDS_IN_LOG = 60
 
 
-def progress_bar(total: int, label: str, unit: str, shown: bool = True) -> tqdm:
-    """A tqdm bar with pace and time left.
+def progress_bar(total: int, label: str, unit: str, shown: bool = True, done: int = 0) -> tqdm:
+    """A tqdm bar with pace and time left; `done` of `total` were done earlier and do not count for the pace.
 
     In a notebook the line is one updated display, so that an executed and exported notebook keeps its last state only.
     Where stderr is a file or a pipe, a bar that is redrawn would fill it: there a line comes at most once a minute.
@@ -19,6 +19,7 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True) -> tqdm:
     file = _Lines(_notebook_line() if in_notebook else _log_line) if shown and (in_notebook or in_log) else sys.stderr
     return tqdm(
         total=total,
+        initial=done,
         desc=label,
         unit=unit,
         disable=not shown,

@@ -116,8 +116,8 @@ class Trainer:
         self.skipped_in_a_row, self.stopping, self.pace = 0, False, Pace()
         self.swapped_probs = self.valid_tokens = None
         self.references = reference_log_losses(self.train, self.valid)
-        self.progress = progress_bar(self.state.total_steps, self.label, "step", accelerator.is_main_process)
-        self.progress.update(self.state.step)
+        shown, done = accelerator.is_main_process, self.state.step
+        self.progress = progress_bar(self.state.total_steps, self.label, "step", shown, done)
         if not is_new:
             self.log(f"resumed at step {self.state.step}")
         if accelerator.num_processes > 1:
