@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,11 +30,13 @@ from prefcls_lib.runtime.files import UserError, read_json, sha256, write_json, 
 RUN_FILES = ("config.json", "result.json", "submission.csv", "oof.csv", "valid.csv", "history.csv")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")  # Kaggle mangles others
 EPOCH = "946684800"  # SOURCE_DATE_EPOCH of the wheel: 2000-01-01
-LICENCES = {layout.LIBRARY: "apache-2.0", layout.BACKBONES: "other", layout.RUNS: "other"}
+LICENCES = {layout.LIBRARY: "apache-2.0", layout.BACKBONES: "other", layout.RUNS: "other",
+            layout.EXTRA: "other"}  # fmt: skip
 ABOUT = {
     layout.LIBRARY: "The library of the prefcls notebooks, as source and as a wheel",
     layout.BACKBONES: "Encoders and tokenizers that the prefcls notebooks start from",
     layout.RUNS: "Trained prefcls runs and their blend, for the submit notebook",
+    layout.EXTRA: "Rows for training beside the competition's, for extra_train",
 }
 
 
@@ -76,6 +78,7 @@ def build_bundle(
     wheels: list[str],
     out: Path,
     notebooks: tuple[str, ...] = layout.NOTEBOOKS,
+    extra: Sequence[Path] = (),
 ) -> Path:
     """Build everything into `out`, whole or not at all.
 
@@ -86,6 +89,7 @@ def build_bundle(
         wheels: requirements NAME==VERSION that Kaggle's image lacks.
         out: the bundle's folder; an older bundle there is replaced.
         notebooks: which of the training notebooks get a kernel; with none of them no backbone is needed.
+        extra: CSV files of rows for training alone.
 
     Raises:
         UserError: whatever is wrong with the inputs; what was in `out` stays.
@@ -96,6 +100,7 @@ def build_bundle(
     commit = layout.library_commit()
     run_folders, blend = collect_runs(runs)
     sources = dict(_named(*backbone.source_of(name)) for name in backbones)
+    extra = [_named(path.name, path)[1] for path in extra]
 
     def write(folder: Path) -> None:
         bundle = Bundle(folder, out)
@@ -109,6 +114,7 @@ def build_bundle(
                 lambda target, name=name, source=source: backbone.prepare_backbone(name, source, target),
             )
         add_runs(bundle, run_folders, blend)
+        add_extra(bundle, extra)
         for data_set in sorted(path.name for path in datasets.iterdir()):
             describe_data_set(datasets / data_set, owner)
         write_kernels(folder / "kernels", owner, list(sources), notebooks, bool(run_folders))
@@ -194,6 +200,20 @@ def add_runs(bundle: Bundle, run_folders: dict[str, Path], blend: dict | None) -
         bundle.add_part(f"datasets/{layout.RUNS}/{name}", {f: sha256(folder / f) for f in files}, build)
     if blend is not None:
         write_json(bundle.folder / "datasets" / layout.RUNS / "blend.json", blend)
+
+
+def add_extra(bundle: Bundle, files: Sequence[Path]) -> None:
+    """The data set of extra rows: each file under its name, unpacked, since Kaggle would unpack it."""
+
+    def build(target: Path) -> None:
+        target.mkdir(parents=True)
+        for path in files:
+            content = path.read_bytes()
+            packed = path.suffix == ".gz"
+            (target / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(content) if packed else content)
+
+    if files:
+        bundle.add_part(f"datasets/{layout.EXTRA}", {path.name: sha256(path) for path in files}, build)
 
 
 def write_kernels(folder: Path, owner: str, backbones: list[str], notebooks: tuple[str, ...], has_runs: bool) -> None:

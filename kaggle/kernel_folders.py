@@ -37,7 +37,7 @@ def write_training(
 ) -> None:
     """Write a training kernel's folder; `kernel_sources` are kernels whose output it gets as an input."""
     text = (layout.ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
-    data_sets = (layout.LIBRARY, layout.BACKBONES)
+    data_sets = (layout.LIBRARY, layout.BACKBONES, *((layout.EXTRA,) if parameters.get("extra_train") else ()))
     _write_kernel(
         folder, owner, put_parameters(nbformat.reads(text, as_version=4), parameters), data_sets, kernel_sources
     )

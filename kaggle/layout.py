@@ -5,6 +5,7 @@ dist/kaggle/
   datasets/prefcls-lib/       the library: folder to browse, wheel
   datasets/prefcls-backbones/ one folder a backbone
   datasets/prefcls-runs/      finished runs and their blend.json, if any were given
+  datasets/prefcls-extra/     files of extra rows, if a training has any
   kernels/01-deberta-v3-xsmall/  02-.. 03-..   train
   kernels/submit/             predicts with all attached runs
 """
@@ -19,7 +20,7 @@ from prefcls_lib.runtime.files import UserError, sha256, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist" / "kaggle"
-LIBRARY, BACKBONES, RUNS = "prefcls-lib", "prefcls-backbones", "prefcls-runs"  # data sets
+LIBRARY, BACKBONES, RUNS, EXTRA = "prefcls-lib", "prefcls-backbones", "prefcls-runs", "prefcls-extra"  # data sets
 NOTEBOOKS = ("01_deberta_v3_xsmall", "02_roberta_base", "03_electra_large")
 OWN_BACKBONE = dict(zip(NOTEBOOKS, ("deberta-v3-xsmall", "roberta-base", "electra-large"), strict=True))
 SUBMIT = "submit"

@@ -29,7 +29,7 @@ from prefcls_lib.runtime.files import UserError, read_json
 
 PRESETS = layout.ROOT / "notebooks" / "params"
 PRESET_NOTEBOOK = "01-deberta-v3-xsmall"  # runs a preset where no notebook is named
-BACKBONE_SETTINGS = ("init_from", "backbone")  # of a preset: what must be among the uploaded backbones
+BACKBONE_SETTINGS = ("init_from", "backbone")  # what must be among the uploaded backbones
 WHAT_TO_SAY = "make kaggle-{} OWNER={} NOTEBOOK={}"
 
 
@@ -57,13 +57,11 @@ def read_preset(name: str) -> dict:
     return read_settings(PRESETS / f"{name.removesuffix('.yaml')}.yaml") if name else {}
 
 
-def read_parameters(notebook: str, backbones: list[str], settings: list[str], preset: dict | None = None) -> dict:
-    """The parameters that a kernel gets: the bundle's, over them the preset's, over these SET; of their right types.
-
-    `backbones`: folder names in the data set of backbones; the first takes the place of the one that the preset names.
+def read_given(preset: str, settings: list[str]) -> dict:
+    """The settings that a command names: those of the preset, over them SET.
 
     Raises:
-        UserError: SET names no setting (with the nearest right one), or a value out of range.
+        UserError: no such preset, or a text of SET that is no setting.
     """
     given = {}
     for text in settings:
@@ -73,10 +71,43 @@ def read_parameters(notebook: str, backbones: list[str], settings: list[str], pr
         given[name.strip()] = value
     if "out" in given:
         raise UserError("SET: out cannot be set; the run lies at the top of the kernel's output. Leave it out.")
-    preset = {**(preset or {}), **{name: backbones[0] for name in BACKBONE_SETTINGS if name in (preset or {})}}
-    parameters = {**kernel_folders.default_parameters(notebook, backbones)[0], **preset, **given}
+    return {**read_preset(preset), **given}
+
+
+def read_parameters(notebook: str, backbones: list[str], given: dict, extra: list[Path]) -> dict:
+    """The parameters that a kernel gets: the bundle's, over them what is `given`; of their right types.
+
+    Args:
+        notebook: of layout.NOTEBOOKS.
+        backbones: folder names in the data set of backbones; the first takes the place of the one that is given.
+        given: of `read_given`.
+        extra: files of extra rows; on Kaggle they have the names that they have in their data set.
+
+    Raises:
+        UserError: a name is no setting (with the nearest right one), or a value out of range.
+    """
+    there = {name: backbones[0] for name in BACKBONE_SETTINGS if name in given}
+    if extra:
+        there["extra_train"] = ",".join(path.name.removesuffix(".gz") for path in extra)
+    parameters = {**kernel_folders.default_parameters(notebook, backbones)[0], **given, **there}
     values = RunConfig.from_mapping(parameters, source="SET").to_dict()
     return {name: values[name] for name in parameters}
+
+
+def find_extra(given: dict) -> list[Path]:
+    """The files of extra rows that are uploaded.
+
+    Raises:
+        UserError: one is not there, or two have one name.
+    """
+    names = RunConfig.from_mapping({"extra_train": given.get("extra_train")}, source="SET").extra_train or ""
+    files = [Path(name.strip()) for name in names.split(",") if name.strip()]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"extra_train={path}: no such file. `prefcls convert` makes one of the public arena sets.")
+    if len({path.name.removesuffix(".gz") for path in files}) < len(files):
+        raise UserError(f"extra_train={names}: two files have one name. Rename one.")
+    return files
 
 
 def holds_run(names: Collection[str]) -> bool:
@@ -138,7 +169,7 @@ class Training:
         files = dict(self.kaggle.output_files(self.kernel))
         return self._find_here(files) if "result.json" in files else None
 
-    def start(self, parameters: dict, backbones: list[str], out: Path) -> None:
+    def start(self, parameters: dict, backbones: list[str], extra: list[Path], out: Path) -> None:
         """Quota, bundle, data sets, kernel.
 
         Raises:
@@ -153,7 +184,7 @@ class Training:
                 "new quota."
             )
         print(f"quota: {'unknown' if left is None else f'{left:.1f}'} GPU hours left, {hours:g} asked for", flush=True)
-        bundle.build_bundle(self.owner, backbones, [], [], out, notebooks=(self.notebook,))
+        bundle.build_bundle(self.owner, backbones, [], [], out, notebooks=(self.notebook,), extra=extra)
         push.push_data_sets(self.kaggle, out, push.read_bundle(out, self.owner))
         sources = []
         if resumed:
@@ -216,15 +247,16 @@ def main(argv: list[str] | None = None) -> int:
 
     def command(kaggle: Kaggle) -> int:
         layout.check_owner(arguments.owner)
-        preset = read_preset(arguments.preset)
+        given = read_given(arguments.preset, arguments.set)
         notebook = find_notebook(arguments.notebook)
-        named = [preset[name] for name in BACKBONE_SETTINGS if name in preset]
+        named = [given[name] for name in BACKBONE_SETTINGS if name in given]
         backbones = arguments.backbones or [*named, layout.OWN_BACKBONE[notebook]][:1]
-        parameters = read_parameters(notebook, [Path(name).name for name in backbones], arguments.set, preset)
+        extra = find_extra(given)
+        parameters = read_parameters(notebook, [Path(name).name for name in backbones], given, extra)
         kaggle.sign_in(arguments.owner)
         training = Training(kaggle, arguments.owner, notebook, arguments.runs)
         if not arguments.watch:
-            training.start(parameters, backbones, arguments.bundle)
+            training.start(parameters, backbones, extra, arguments.bundle)
         elif kaggle.kernel_status(training.kernel) is None:
             raise UserError(f"{training.kernel}: nothing was started yet. Start it: {training.say('train')}")
         return training.follow()

@@ -151,6 +151,19 @@ def files(home, tmp_path):
     return {name: str(home / f"{name}.csv") for name in ("train", "test")}, tmp_path
 
 
+def test_a_file_of_an_attached_data_set_goes_by_its_name(files, monkeypatch):
+    """As `make kaggle-train` sets it; without the data set the message names the file."""
+    places, folder = files
+    config = RunConfig(**places, extra_train="two.csv", out=str(folder / "run"), num_folds=3)
+    monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(folder / "input"))
+    with pytest.raises(UserError, match=r"two\.csv"):
+        read_job(config)
+    place = folder / "input" / "datasets" / "me" / "prefcls-extra"
+    place.mkdir(parents=True)
+    (folder / "two.csv").rename(place / "two.csv")
+    assert read_job(config).extra_rows[SOURCE].tolist() == [WITHOUT_TIES] * 4
+
+
 def test_several_files_are_read_with_their_source(files):
     """As a list or with commas; a weight that one file lacks is 1; one hash for each file."""
     places, folder = files

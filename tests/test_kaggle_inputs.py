@@ -12,7 +12,9 @@ import jupytext
 import pytest
 
 import prefcls_lib
+from prefcls_lib.config import RunConfig
 from prefcls_lib.models.backbones import find_backbone
+from prefcls_lib.pipeline.job import read_job
 from prefcls_lib.runtime import devices, kaggle
 from prefcls_lib.runtime.files import UserError
 
@@ -110,6 +112,14 @@ def test_attached_runs_are_found_and_counted_once(root, finished_run):
     put(root / "datasets/me/other-runs/blend.json", "another")
     with pytest.raises(UserError, match="more than once"):
         kaggle.find_blend()
+
+
+def test_run_folder_without_a_name_is_that_of_what_is_trained(home, monkeypatch):
+    """The backbone's, and with `init_from` the reward model's: two presets do not share a folder."""
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    files = {name: str(home / f"{name}.csv") for name in ("train", "test")}
+    for changes, name in (({"backbone": "a/encoder"}, "encoder"), ({"init_from": "b/scorer"}, "scorer")):
+        assert read_job(RunConfig(**files, **changes, num_folds=3)).folder.path == Path("runs") / name
 
 
 def first_cell() -> str:

@@ -1,6 +1,7 @@
 """`make kaggle-train`, `kaggle-watch`: the real client against a scripted server, from an empty dist/ to a report."""
 
 import errno
+import gzip
 import json
 import re
 import shutil
@@ -315,10 +316,51 @@ def test_output_cannot_leave_its_folder(place, server, run, finished_run):
     assert not (place / "outside.txt").exists()
 
 
+def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run, home):
+    """Two files, one of them packed: a data set of its own with both unpacked, attached to the kernel."""
+    text = (home / "train.csv").read_bytes()
+    (place / "votes.csv").write_bytes(text)
+    (place / "more.csv.gz").write_bytes(gzip.compress(text))
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    code, _, errors = run("--set", f"extra_train={place / 'votes.csv'},{place / 'more.csv.gz'}")
+    assert code == 1, errors  # there is no output
+    assert injected(server)["extra_train"] == "votes.csv,more.csv"
+    (kernel,) = server.sent("SaveKernel")
+    sets = [f"{OWNER}/prefcls-{name}" for name in ("lib", "backbones", "extra")]
+    assert kernel["datasetDataSources"] == sets
+    folder = place / "dist" / "kaggle" / "datasets" / "prefcls-extra"
+    assert (folder / "votes.csv").read_bytes() == (folder / "more.csv").read_bytes() == text
+    assert {path.name for path in folder.iterdir()} == {"votes.csv", "more.csv", "README.md", "dataset-metadata.json"}
+
+
+def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeypatch):
+    """SET names it, without a preset and over one; `BACKBONES` is what is uploaded in its place."""
+    started = []
+    monkeypatch.setattr(
+        train.Training, "start", lambda self, parameters, names, *_: started.append((parameters, names))
+    )
+    monkeypatch.setattr(train.Training, "follow", lambda self: 0)
+    for settings, names in (
+        (["init_from=a/scorer"], ["a/scorer"]),
+        (["backbone=b/encoder"], ["b/encoder"]),
+        (["init_from=a/scorer", "--preset", "strong"], ["a/scorer"]),
+        (["--preset", "strong"], ["OpenAssistant/reward-model-deberta-v3-large-v2"]),
+        ([], ["roberta-base"]),
+    ):
+        assert train.main([OWNER, "02-roberta-base", "--set", *settings]) == 0
+        parameters, uploaded = started[-1]
+        assert uploaded == names
+        assert Path(names[0]).name in (parameters.get("init_from"), parameters["backbone"])
+    assert run("--set", "init_from=a/scorer")[0] == 0
+    assert started[-1][0]["init_from"] == "backbone" and Path(started[-1][1][0]).name == "backbone"
+
+
 @pytest.mark.parametrize(
     ("owner", "notebook", "settings", "words"),
     [
         ("", "02-roberta-base", [], ["no OWNER"]),
+        (OWNER, "02-roberta-base", ["extra_train=no.csv"], ["extra_train=no.csv: no such file", "prefcls convert"]),
+        (OWNER, "02-roberta-base", [f"extra_train={__file__},{__file__}"], ["two files have one name"]),
         (OWNER, "", [], ["no NOTEBOOK", "01-deberta-v3-xsmall"]),
         (OWNER, "02-robrta", [], ["NOTEBOOK=02-robrta", "Did you mean 02-roberta-base?"]),
         (OWNER, "02_roberta_base", ["num_epoch=1"], ["'num_epoch'", "Did you mean 'num_epochs'?"]),

@@ -39,7 +39,7 @@ def is_competition_rerun() -> bool:
 
 
 def default_out(backbone: str) -> Path:
-    """The run folder for `out="auto"`: /kaggle/working on Kaggle, else runs/<backbone>."""
+    """The run folder for `out="auto"`: /kaggle/working on Kaggle, else runs/ and the last part of a backbone's name."""
     return Path("/kaggle/working") if on_kaggle() else Path("runs") / Path(backbone).name
 
 
@@ -124,6 +124,14 @@ def find_attached_run(name: str | Path) -> Path:
         mounts = [mount.format(name) for mount in (*NOTEBOOK_MOUNTS, *DATASET_MOUNTS)]
         for config in glob_inputs(f"{mount}/config.json" for mount in mounts):
             return config.parent
+    return Path(name)
+
+
+def find_attached_csv(name: str) -> Path:
+    """A CSV file: the one that is named, or that of this name in an attached data set."""
+    if "/" not in name and not Path(name).exists():
+        for path in glob_inputs(f"{mount.format('*')}/{name}" for mount in DATASET_MOUNTS):
+            return path
     return Path(name)
 
 
