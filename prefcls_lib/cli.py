@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", _run, "train, validate, predict: from CSV to a checked submission")
-    ladder = add("ladder", _ladder, "the CPU baselines, with the same files")
+    ladder = add("ladder", _ladder, "all baselines, with the same files; with init_from also one of a reward model")
     for command in (run, ladder):
         command.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
         command.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = add("convert", _convert, "public arena files (33k, 55k, 100k, 140k, WSDM) to a CSV for extra_train")
     convert.formatter_class, convert.epilog = argparse.RawDescriptionHelpFormatter, LICENCES
     convert.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Parquet or CSV, as published")
-    convert.add_argument("--out", required=True, type=Path, help="CSV to write; one for each set, if ties differ")
+    convert.add_argument("--out", required=True, type=Path, help="CSV; for sets with other shares of ties, call again")
     convert.add_argument("--against", type=Path, metavar="train.csv", help="training file, whose rows are left out")
 
     report = add("report", _report, "run folders to report.html and report.pdf")
@@ -87,7 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, ladder, doctor):
         command.add_argument("--out", help="run folder")
         command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="a setting of config.py; repeatable",
+        )
     _add_worker_commands(add)
     return parser
 

@@ -71,8 +71,8 @@ class RunConfig:
     label_smoothing: Annotated[float | None, Range(0, 0.5)] = None  # of the training loss, never of a reported number
     soft_label_share: Annotated[float, Range(0, 1)] = 0.5  # of the loss, on rows with soft labels; the rest: the vote's
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    on_collapse: Literal["warn", "stop", "restart"] = "restart"  # new seed, half the rate, twice the warm-up; twice
-    # the session
+    on_collapse: Literal["warn", "stop", "restart"] = "restart"  # new seed, half the rate, twice the warm-up;
+    # at most two restarts
     num_processes: Annotated[int | None, Range(1, 1024)] = None  # None: one a GPU, for folds and seeds or for one model
     time_budget_hours: Annotated[float | None, Range(0.001, 1000)] = None  # for the whole command; None: no limit
     save_every_minutes: Annotated[float, Range(0)] = 20.0  # a checkpoint at least this often, and at every validation
