@@ -87,13 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, ladder, doctor):
         command.add_argument("--out", help="run folder")
         command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="a setting of config.py; repeatable",
-        )
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
     _add_worker_commands(add)
     return parser
 
