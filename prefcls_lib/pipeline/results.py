@@ -17,7 +17,7 @@ from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import load_average, versions
 from prefcls_lib.runtime.files import UserError
 
-TRY_NEXT = "To make an encoder contribute, train on more rows; then try num_epochs=2, or twice the learning_rate."
+TRY_NEXT = "To make an encoder contribute, train on more rows; extra_train adds those of other sets."
 
 
 def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, np.ndarray]:
