@@ -210,7 +210,7 @@ def add_extra(bundle: Bundle, files: Sequence[Path]) -> None:
         for path in files:
             content = path.read_bytes()
             packed = path.suffix == ".gz"
-            (target / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(content) if packed else content)
+            (target / layout.extra_name(path)).write_bytes(gzip.decompress(content) if packed else content)
 
     if files:
         bundle.add_part(f"datasets/{layout.EXTRA}", {path.name: sha256(path) for path in files}, build)

@@ -44,6 +44,11 @@ def check_owner(owner: str) -> str:
     return owner
 
 
+def extra_name(path: Path) -> str:
+    """The name of a file of extra rows in its data set, where it lies unpacked."""
+    return path.name.removesuffix(".gz")
+
+
 def kernel_slug(kernel: str) -> str:
     """A kernel's name on Kaggle: "prefcls-" and the name of its folder."""
     return f"prefcls-{kernel}"

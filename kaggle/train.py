@@ -88,7 +88,7 @@ def read_parameters(notebook: str, backbones: list[str], given: dict, extra: lis
     """
     there = {name: backbones[0] for name in BACKBONE_SETTINGS if name in given}
     if extra:
-        there["extra_train"] = ",".join(path.name.removesuffix(".gz") for path in extra)
+        there["extra_train"] = ",".join(map(layout.extra_name, extra))
     parameters = {**kernel_folders.default_parameters(notebook, backbones)[0], **given, **there}
     values = RunConfig.from_mapping(parameters, source="SET").to_dict()
     return {name: values[name] for name in parameters}
@@ -105,7 +105,7 @@ def find_extra(given: dict) -> list[Path]:
     for path in files:
         if not path.is_file():
             raise UserError(f"extra_train={path}: no such file. `prefcls convert` makes one of the public arena sets.")
-    if len({path.name.removesuffix(".gz") for path in files}) < len(files):
+    if len(set(map(layout.extra_name, files))) < len(files):
         raise UserError(f"extra_train={names}: two files have one name. Rename one.")
     return files
 

@@ -1,5 +1,6 @@
 """Extra training rows: a tie bias for each file, rows of sets without ties, and no prompt of a validation row."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -162,6 +163,11 @@ def test_a_file_of_an_attached_data_set_goes_by_its_name(files, monkeypatch):
     place.mkdir(parents=True)
     (folder / "two.csv").rename(place / "two.csv")
     assert read_job(config).extra_rows[SOURCE].tolist() == [WITHOUT_TIES] * 4
+    other = place.with_name("another")
+    other.mkdir()
+    shutil.copy(folder / "one.csv", other / "two.csv")
+    with pytest.raises(UserError, match="more than once"):
+        read_job(config)
 
 
 def test_several_files_are_read_with_their_source(files):

@@ -216,7 +216,7 @@ def check_tokenizer(backbone: Backbone) -> Check:
 
 def check_disk(backbone: Backbone, config: RunConfig) -> Check:
     """Space for the saved models and for the checkpoints of those that are trained at the same time."""
-    out = kaggle.default_out(config.init_from or config.backbone) if config.out == "auto" else Path(config.out)
+    out = kaggle.run_folder(config.out, config.init_from or config.backbone)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     kept = [path.stat() for name in ("checkpoint", "model") for path in (out / name).rglob("*")]  # of an earlier start
     free = shutil.disk_usage(place).free + sum({stat.st_ino: stat.st_size for stat in kept}.values())

@@ -20,7 +20,7 @@ from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.runtime.devices import load_average
 from prefcls_lib.runtime.files import UserError, sha256
-from prefcls_lib.runtime.kaggle import default_out, find_attached_csv
+from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_job(config: RunConfig) -> Job:
     extra = [find_attached_csv(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
     extra_rows = read_extra_rows(extra) if extra else None
     folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
-    folder = RunFolder(default_out(config.init_from or config.backbone) if config.out == "auto" else config.out)
+    folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))

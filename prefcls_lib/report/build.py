@@ -64,15 +64,13 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
 
 def _study_values() -> dict:
     """What the studies measured; the learning curve only where its file is there."""
-    floors = {path.stem.split("_")[2]: {line["variant"]: line for line in read_json(path)}
-              for path in sorted(STUDIES.glob("known_floor_*_rows.json"))}  # fmt: skip
     path, remedies = STUDIES / "curve.json", read_json(STUDIES / "known_floor_remedies.json")
     return {
         **{name: read_json(STUDIES / f"{name}.json") for name in ("orders", "sorting", "encoding", "more_rows")},
         "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
         "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
-        "floors": floors,
+        "fewer_rows": {line["variant"]: line for line in read_json(STUDIES / "known_floor_12000_rows.json")},
         "remedies": {name: [line for line in remedies if line["variant"] == name]
                      for name in dict.fromkeys(line["variant"] for line in remedies)},
         "curve": read_json(path) if path.exists() else None,

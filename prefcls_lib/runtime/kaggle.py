@@ -38,9 +38,10 @@ def is_competition_rerun() -> bool:
     return "KAGGLE_IS_COMPETITION_RERUN" in os.environ
 
 
-def default_out(backbone: str) -> Path:
-    """The run folder for `out="auto"`: /kaggle/working on Kaggle, else runs/ and the last part of a backbone's name."""
-    return Path("/kaggle/working") if on_kaggle() else Path("runs") / Path(backbone).name
+def run_folder(out: str, trained: str) -> Path:
+    """The folder `out`; "auto": /kaggle/working on Kaggle, else runs/ and the last part of the name `trained`."""
+    auto = Path("/kaggle/working") if on_kaggle() else Path("runs") / Path(trained).name
+    return auto if out == "auto" else Path(out)
 
 
 def find_competition_file(name: str) -> Path:
@@ -128,11 +129,10 @@ def find_attached_run(name: str | Path) -> Path:
 
 
 def find_attached_csv(name: str) -> Path:
-    """A CSV file: the one that is named, or that of this name in an attached data set."""
-    if "/" not in name and not Path(name).exists():
-        for path in glob_inputs(f"{mount.format('*')}/{name}" for mount in DATASET_MOUNTS):
-            return path
-    return Path(name)
+    """A CSV file: the one that is named, or that of this name in an attached data set; see `find_first`."""
+    if "/" in name or Path(name).exists():
+        return Path(name)
+    return find_first([[f"{mount.format('*')}/{name}" for mount in DATASET_MOUNTS]], name) or Path(name)
 
 
 def find_blend() -> Path | None:
