@@ -52,7 +52,8 @@ class RunConfig:
     pooling: Literal["mean", "first"] = "mean"  # a reward model brings its own
     head: Literal["symmetric", "concat"] = "symmetric"  # concat: the original study's
     structure_features: bool = True
-    start_from: Literal["structure_tfidf", "structure_logistic", "none"] | None = None  # the baseline to improve on
+    # the baseline to improve on
+    start_from: Literal["structure_ensemble", "structure_tfidf", "structure_logistic", "none"] | None = None
     dropout: Annotated[float | None, Range(0, 0.9)] = None  # in encoder and head
     # training
     recipe: Literal["default", "original"] = "default"  # original: the study's, kept to show what it does

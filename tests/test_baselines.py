@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from prefcls_lib.baselines import columns, cross_validation, estimators, trees
+from prefcls_lib.baselines import columns, cross_validation, estimators, logistic, trees
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import RESPONSES, SWAP
@@ -103,12 +103,12 @@ def test_the_logistic_model_is_that_of_scikit_learn_on_rows_and_swapped_copies()
     doubled = np.vstack([np.hstack([anti, sym]), np.hstack([-anti, sym])])
     model = LogisticRegression(C=0.02, solver="newton-cg", tol=1e-10)
     model.fit(doubled, np.concatenate([labels, np.array(SWAP)[labels]]))
-    weights = estimators._fit_logistic(anti, sym, labels, strength=0.02)
-    ours = estimators._predict_logistic(weights, anti, sym)
+    weights = logistic.fit_logistic(anti, sym, labels, strength=0.02)
+    ours = logistic.predict_logistic(weights, anti, sym)
     np.testing.assert_allclose(ours, model.predict_proba(doubled[:200]), atol=2e-4)
     thin = (sparse.csr_matrix(anti.astype(np.float32)), sparse.csr_matrix(sym.astype(np.float32)))
     np.testing.assert_allclose(
-        estimators._predict_logistic(estimators._fit_logistic(*thin, labels, 0.02), *thin), ours, atol=1e-3
+        logistic.predict_logistic(logistic.fit_logistic(*thin, labels, 0.02), *thin), ours, atol=1e-3
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import approx_fprime
 from scipy.special import log_softmax, softmax
 
-from prefcls_lib.baselines import columns, cross_validation, estimators
+from prefcls_lib.baselines import columns, cross_validation, estimators, logistic
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.batching import Examples
@@ -66,7 +66,7 @@ def test_logistic_model_with_extra_rows_is_the_optimum_of_its_loss():
     anti, sym, labels = random.normal(size=(150, 3)), random.normal(size=(150, 2)), random.integers(0, 3, 150)
     sources = np.repeat([0, 2, WITHOUT_TIES], 50)
     labels[100:] %= 2
-    found = estimators._fit_logistic(anti, sym, labels, 0.02, sources)
+    found = logistic.fit_logistic(anti, sym, labels, 0.02, sources)
 
     def loss(p: np.ndarray) -> float:
         tie = sym @ p[3:5] + p[5] + np.where(sources == 2, p[7], 0.0)

@@ -22,7 +22,7 @@ from prefcls_lib.data.features import (
 )
 from prefcls_lib.data.schema import MARGIN, NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP, WITHOUT_TIES
 
-TEXT_BASELINES = ("tfidf_difference", "structure_tfidf")
+TEXT_BASELINES = ("tfidf_difference", "structure_tfidf", "structure_ensemble")
 REWARD_BASELINE = "structure_reward"
 
 LENGTH_COLUMNS = ("diff_log_chars", "diff_log_words", "diff_log_last_chars", "mean_log_chars",

@@ -9,7 +9,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import Baseline, fit_baseline
+from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, Baseline, fit_baseline, join_members
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.evaluation.calibration import cross_fit_parts, geometric_mean
@@ -39,6 +39,8 @@ def cross_validate(
 ) -> dict[str, OutOfSample]:
     """Fit each baseline once for each fold of `run_folds`, on all other folds, and predict that fold.
 
+    The ensemble's members are not fitted again where they come before it in `names`.
+
     Args:
         rows: labelled rows of `loading.read_rows`.
         folds: (N,) from `splits.assign_folds`.
@@ -67,12 +69,16 @@ def cross_validate(
             if extra is not None:
                 train = np.append(train, len(rows) + without_shared_prompts(extra, rows, folds, fold))
             train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)
+            fitted: dict[str, Baseline] = {}
             for name in names:
                 bar.set_postfix_str(f"fold {fold}, {name}")
                 start = time.perf_counter()
-                baseline = fit_baseline(name, train_inputs, labels[train], groups[train], seed)
-                probs[name][valid] = baseline.predict_proba(valid_inputs)
-                baselines[name].append(baseline)
+                if name == ENSEMBLE and fitted.keys() >= set(MEMBERS):
+                    fitted[name] = join_members([fitted[member] for member in MEMBERS])
+                else:
+                    fitted[name] = fit_baseline(name, train_inputs, labels[train], groups[train], seed)
+                probs[name][valid] = fitted[name].predict_proba(valid_inputs)
+                baselines[name].append(fitted[name])
                 seconds[name] += time.perf_counter() - start
                 bar.update()
     return {name: OutOfSample(probs[name], tuple(baselines[name]), seconds[name]) for name in names}

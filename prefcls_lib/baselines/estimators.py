@@ -7,13 +7,11 @@
     structure_boosting  gradient boosted trees on the same features
     tfidf_difference    words and characters of (prompt, answer): X_a - X_b and |X_a - X_b|
     structure_tfidf     both of the above logistic models' columns
+    structure_ensemble  the geometric mean of structure_tfidf and structure_boosting: the networks start from it
     structure_reward    structure features and a reward model's score of A minus that of B, where there is one
 
 Swapping A and B must swap the probabilities. The trees are trained on every row and its swapped copy, and average the
-predictions of both orders. For a logistic model with an L2 penalty the optimum on such doubled rows is unique and hence
-symmetric itself: antisymmetric columns (A minus B) only move A against B, symmetric ones only the tie. `_fit_logistic`
-solves for these weights alone, on the rows as they are: the same model (a test compares it with scikit-learn's on
-doubled rows) in half the memory.
+predictions of both orders; a logistic model is symmetric by the kinds of its columns (`logistic.py`).
 
 Each extra file has a share of ties of its own, and predictions have that of the training file. A logistic model has
 one more intercept of the tie for each extra file. Tables and trees give the rows of a file weights, by which its share
@@ -31,8 +29,6 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.optimize import minimize
-from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import (
     REWARD_BASELINE,
@@ -43,17 +39,20 @@ from prefcls_lib.baselines.columns import (
     fit_columns,
     read_inputs,
     shrink_kinds,
-    tie_shifts,
     tie_weights,
 )
+from prefcls_lib.baselines.logistic import fit_logistic, predict_logistic
 from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
+from prefcls_lib.evaluation.calibration import geometric_mean
 from prefcls_lib.evaluation.metrics import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
 FAST_BASELINES = ("prior", "length_bins", "length_logistic", "structure_logistic")
-BASELINES = (*FAST_BASELINES, "structure_boosting", "tfidf_difference", "structure_tfidf")
+ENSEMBLE = "structure_ensemble"
+MEMBERS = ("structure_tfidf", "structure_boosting")  # of the ensemble
+BASELINES = (*FAST_BASELINES, "structure_boosting", "tfidf_difference", "structure_tfidf", ENSEMBLE)
 KNOWN_BASELINES = (*BASELINES, REWARD_BASELINE)
 
 STRENGTHS = (0.001, 0.003, 0.01)  # C of scikit-learn's LogisticRegression on rows and swapped copies
@@ -74,11 +73,34 @@ class Baseline:
         """Probabilities (N, 3); with A and B exchanged in the rows, the same with A and B exchanged."""
         if self.name == "prior":
             return np.tile(self.state["prior"], (len(inputs.kinds), 1))
+        if self.name == ENSEMBLE:
+            return geometric_mean(np.stack([member.predict_proba(inputs) for member in self.members]))
         return shrink_kinds(self.state["kind_counts"], inputs.kinds, _predict_base(self.name, self.state, inputs))
+
+    @property
+    def members(self) -> tuple["Baseline", ...]:
+        """The models of an ensemble; of any other baseline, the baseline alone."""
+        if self.name != ENSEMBLE:
+            return (self,)
+        states = {name: {} for name in MEMBERS}
+        for key, value in self.state.items():
+            name, _, key = key.partition("/")
+            states[name][key] = value
+        return tuple(Baseline(name, state) for name, state in states.items())
+
+
+def join_members(members: Sequence[Baseline]) -> Baseline:
+    """The ensemble of its fitted members."""
+    return Baseline(ENSEMBLE, {f"{one.name}/{key}": value for one in members for key, value in one.state.items()})
 
 
 def fit_baseline(
-    name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int, strength: float | None = None
+    name: str,
+    inputs: BaselineInputs,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    strength: float | tuple[float, ...] | None = None,
 ) -> Baseline:
     """Fit one baseline on training rows with labels (N,).
 
@@ -89,6 +111,10 @@ def fit_baseline(
     """
     if name not in KNOWN_BASELINES:
         raise UserError(f"ladder: no baseline {name!r}. Baselines are: {', '.join(KNOWN_BASELINES)}.")
+    if name == ENSEMBLE:
+        strengths = (None, None) if strength is None else strength
+        fits = zip(MEMBERS, strengths, strict=True)
+        return join_members([fit_baseline(one, inputs, labels, groups, seed, value) for one, value in fits])
     weights = tie_weights(labels, inputs.sources)
     shares = class_shares(labels, weights)
     if not shares.all():
@@ -147,12 +173,16 @@ def _symmetrise(table: np.ndarray) -> np.ndarray:
     return (table + table[..., list(SWAP)]) / 2
 
 
-def choose_strength(name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
+def choose_strength(
+    name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int
+) -> float | tuple[float, ...]:
     """The C (or the number of trees) with the lowest log loss on inner folds of at most TUNING_ROWS rows.
 
     Inner folds never share a prompt group, and extra rows are not scored. With too few rows for them: the strongest
-    regularisation.
+    regularisation. For the ensemble: that of each member.
     """
+    if name == ENSEMBLE:
+        return tuple(choose_strength(one, inputs, labels, groups, seed) for one in MEMBERS)
     choices = TREE_COUNTS if name == "structure_boosting" else STRENGTHS
     totals = np.zeros(len(choices))
     for train, valid in _inner_splits(labels, groups, seed):
@@ -187,15 +217,15 @@ def _predict_path(
     state = fit_columns(name, inputs)
     columns, score_columns = build_columns(name, state, inputs), build_columns(name, state, score_inputs)
     for strength in choices:
-        weights = _fit_logistic(*columns, labels, strength, inputs.sources)
-        yield _predict_logistic(weights, *score_columns)
+        weights = fit_logistic(*columns, labels, strength, inputs.sources)
+        yield predict_logistic(weights, *score_columns)
 
 
 def _fit_base(name: str, inputs: BaselineInputs, labels: np.ndarray, strength: float) -> dict[str, np.ndarray]:
     if name == "structure_boosting":
         return fit_trees(inputs.structure, labels, int(strength), tie_weights(labels, inputs.sources))
     state = fit_columns(name, inputs)
-    return {**state, **_fit_logistic(*build_columns(name, state, inputs), labels, strength, inputs.sources)}
+    return {**state, **fit_logistic(*build_columns(name, state, inputs), labels, strength, inputs.sources)}
 
 
 def _predict_base(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> np.ndarray:
@@ -204,7 +234,7 @@ def _predict_base(name: str, state: dict[str, np.ndarray], inputs: BaselineInput
     if name == "structure_boosting":
         swapped = predict_trees(state, inputs.structure * SIGNS)[:, list(SWAP)]
         return (predict_trees(state, inputs.structure) + swapped) / 2
-    return _predict_logistic(state, *build_columns(name, state, inputs))
+    return predict_logistic(state, *build_columns(name, state, inputs))
 
 
 def _fit_length_bins(structure: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -225,42 +255,3 @@ def _predict_length_bins(bins: np.ndarray, structure: np.ndarray) -> np.ndarray:
     probs = bins[np.digitize(np.abs(gap), LENGTH_EDGES)]
     probs = np.where((gap < 0)[:, None], probs[:, list(SWAP)], probs)
     return np.where((gap == 0)[:, None], _symmetrise(probs), probs)
-
-
-def _fit_logistic(
-    anti, sym, labels: np.ndarray, strength: float, sources: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Weights of logits (anti @ w, -anti @ w, sym @ v + b + shift of the row's source) with the lowest penalised loss.
-
-    Equal to scikit-learn's LogisticRegression(C=strength) on [anti, sym] with every row's swapped copy
-    [-anti, sym] added. Its weights of A, B, tie are w, -w, 0 for `anti` and -v/3, -v/3, 2v/3 for `sym`, so
-    that its penalty |W|^2 / 2 is |w|^2 + |v|^2 / 3. The shifts, one for each extra file, are free as b is.
-    """
-    width, end, dtype = anti.shape[1], anti.shape[1] + sym.shape[1], anti.dtype
-    sources = np.zeros(len(labels), dtype=np.int64) if sources is None else sources
-    files = sources.max()
-    one_hot = np.eye(NUM_CLASSES)[labels]
-    scale = 1 / (2 * strength * len(labels))
-
-    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        w, v, b, shifts = parameters[:width], parameters[width:end], parameters[end], parameters[end + 1 :]
-        state = {"w": w.astype(dtype), "v": v.astype(dtype), "b": b}
-        probs = _predict_logistic(state, anti, sym, tie_shifts(sources, shifts))
-        error = (probs - one_hot) / len(labels)
-        loss = row_losses(labels, probs).mean() + scale * (w @ w + v @ v / 3)
-        down_w = anti.T @ (error[:, 0] - error[:, 1]).astype(dtype)
-        down_v = sym.T @ error[:, 2].astype(dtype)
-        down = [down_w + 2 * scale * w, down_v + 2 / 3 * scale * v, [error[:, 2].sum()]]
-        return loss, np.concatenate([*down, np.bincount(np.maximum(sources, 0), error[:, 2], files + 1)[1:]])
-
-    start = np.zeros(end + 1 + files)
-    options = {"maxiter": 300, "gtol": 1e-6, "ftol": 1e-9}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
-    weights = {"w": found[:width].astype(dtype), "v": found[width:end].astype(dtype), "b": found[end : end + 1]}
-    return weights | ({"tie_shifts": found[end + 1 :]} if files else {})
-
-
-def _predict_logistic(state: dict[str, np.ndarray], anti, sym, shift: np.ndarray | float = 0.0) -> np.ndarray:
-    verdict = (anti @ state["w"]).astype(np.float64)
-    tie = (sym @ state["v"]).astype(np.float64) + state["b"] + shift
-    return softmax(np.column_stack([verdict, -verdict, tie]), axis=1)

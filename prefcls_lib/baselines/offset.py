@@ -44,6 +44,11 @@ class BaselineMean:
         """What `columns.read_inputs` must read for them."""
         return {model.name for model in self.models}
 
+    def member(self, name: str) -> "BaselineMean":
+        """The same for one member of an ensemble; where there is none of this name, all of it."""
+        models = [[one for one in model.members if one.name == name] or [model] for model in self.models]
+        return BaselineMean(tuple(one for found in models for one in found))
+
     def predict(self, inputs: BaselineInputs) -> np.ndarray:
         """Offsets (N, 3) of rows that the baseline was not trained on."""
         starts = range(0, len(inputs.kinds), ROWS_AT_ONCE)
@@ -83,7 +88,7 @@ def fit_offset(
     The baseline's strength is chosen once, on all of these rows.
 
     Args:
-        name: "structure_tfidf" or "structure_logistic".
+        name: one of `estimators.BASELINES`.
         inputs, labels (N,), prompt groups (N,): of the training rows; nothing of the outer fold's validation rows.
         seed: fixes the inner folds.
         label: shows a progress bar with this name; "" shows none.
@@ -123,7 +128,7 @@ def _fit_inner(
     groups: np.ndarray,
     held_out: np.ndarray,
     seed: int,
-    strength: float,
+    strength: float | tuple[float, ...],
 ) -> tuple[Baseline, np.ndarray]:
     """One inner model, fitted without the rows `held_out` (N,) bool, and its offsets of these rows."""
     train = np.flatnonzero(~held_out)

@@ -23,7 +23,7 @@ HUB_NAMES = {
 # max_tokens_per_micro_step: tokens held for one backward pass; it bounds memory and changes no result.
 _COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.05, "layer_decay": 1.0, "head_only_rows": 0,
            "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192,
-           "start_from": "structure_tfidf"}  # fmt: skip
+           "start_from": "structure_ensemble"}  # fmt: skip
 RECIPES = {
     # DeBERTa-v3-xsmall is small, and its validation loss stays at the prior for about 10,000 rows: the highest rate
     "deberta-v2": {**_COMMON, "learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4},

@@ -2,7 +2,7 @@
 
 checkpoint/baseline-fold0/   inner0/ ... inner4/   the inner models; the network's folder gets a copy of them
                              offsets.npz           offsets of the fold's training rows (extra rows last) and of its
-                                                   validation rows, seconds of the fit
+                                                   validation rows, an ensemble's members' of the latter; seconds
 """
 
 import time
@@ -15,6 +15,7 @@ from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs, tie_shares_shift
 from prefcls_lib.baselines.cross_validation import OutOfSample
+from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS
 from prefcls_lib.baselines.offset import BaselineMean, fit_offset
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
@@ -32,14 +33,15 @@ class FoldOffset:
     baseline: BaselineMean
     train: np.ndarray
     valid: np.ndarray
+    members: dict[str, np.ndarray]  # offsets of the validation rows by each member of an ensemble
     seconds: float
 
     def file_shifts(self, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
-        """(K,) the baseline's tie shift of each extra file; where it has none, that of the files' shares of ties."""
+        """(K,) the baseline's tie shift of each extra file; of a model without, that of the files' shares of ties."""
         shifts = tie_shares_shift(labels, sources)
-        fitted = [model.state["tie_shifts"] for model in self.baseline.models if "tie_shifts" in model.state]
-        fitted = [values for values in fitted if len(values) == len(shifts)]
-        return np.mean(fitted, axis=0) if fitted else shifts
+        states = [member.state for model in self.baseline.models for member in model.members]
+        fitted = [state.get("tie_shifts", shifts) for state in states]
+        return np.mean([values if len(values) == len(shifts) else shifts for values in fitted], axis=0)
 
 
 def fold_offset(job: Job, fold: int) -> FoldOffset | None:
@@ -60,20 +62,27 @@ def fold_offset(job: Job, fold: int) -> FoldOffset | None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     try:
         with np.load(folder / "offsets.npz", allow_pickle=False) as arrays:
-            return FoldOffset(BaselineMean.load(folder), arrays["train"], arrays["valid"], float(arrays["seconds"]))
+            members = {name: arrays[name] for name in MEMBERS if name in arrays}
+            baseline, seconds = BaselineMean.load(folder), float(arrays["seconds"])
+            return FoldOffset(baseline, arrays["train"], arrays["valid"], members, seconds)
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{folder}: cannot be read ({error}). Delete it, and the baseline is fitted again.") from error
 
 
-def read_out_of_sample_baseline(job: Job) -> OutOfSample:
-    """The starting baseline on the rows of its folds, as `cross_validation.cross_validate` gives the others."""
-    probs, models, seconds = np.full((len(job.rows), NUM_CLASSES), np.nan), [], 0.0
-    for fold in job.config.folds:
-        start = fold_offset(job, fold)
-        probs[job.folds == fold] = softmax(start.valid, axis=1)
-        models += start.baseline.models
-        seconds += start.seconds
-    return OutOfSample(probs, tuple(models), seconds)
+def read_out_of_sample_baselines(job: Job) -> dict[str, OutOfSample]:
+    """The starting baseline on the rows of its folds, as `cross_validation.cross_validate` gives the others.
+
+    Of an ensemble its members, too; `seconds` is that of the ensemble.
+    """
+    starts = {fold: fold_offset(job, fold) for fold in job.config.folds}
+    seconds, found = sum(start.seconds for start in starts.values()), {}
+    for name in (*next(iter(starts.values())).members, job.config.start_from):
+        probs, models = np.full((len(job.rows), NUM_CLASSES), np.nan), []
+        for fold, start in starts.items():
+            probs[job.folds == fold] = softmax(start.members.get(name, start.valid), axis=1)
+            models += start.baseline.member(name).models
+        found[name] = OutOfSample(probs, tuple(models), seconds)
+    return found
 
 
 def extra_rows(job: Job, fold: int) -> pd.DataFrame | None:
@@ -95,11 +104,13 @@ def _fit(job: Job, inputs: BaselineInputs, fold: int) -> None:
         rows, train = pd.concat([rows, more]), train.joined(read_inputs(more, (name,)))
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     baseline, offsets = fit_offset(name, train, labels, groups, job.config.fold_seed, f"fold{fold}: {name}")
-    valid = baseline.predict(inputs.take(np.flatnonzero(~is_train)))
+    valid_inputs = inputs.take(np.flatnonzero(~is_train))
+    valid = {"valid": baseline.predict(valid_inputs)}
+    valid |= {one: baseline.member(one).predict(valid_inputs) for one in MEMBERS if name == ENSEMBLE}
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
         baseline.save(temporary)
-        np.savez(temporary / "offsets.npz", train=offsets, valid=valid, seconds=time.perf_counter() - started)
+        np.savez(temporary / "offsets.npz", train=offsets, **valid, seconds=time.perf_counter() - started)
 
     write_whole(_folder(job, fold), write)

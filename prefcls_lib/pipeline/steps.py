@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from prefcls_lib.baselines.cross_validation import OutOfSample, choose_pair, cross_validate
-from prefcls_lib.baselines.estimators import FAST_BASELINES, predict_rows
+from prefcls_lib.baselines.estimators import ENSEMBLE, FAST_BASELINES, MEMBERS, predict_rows
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
@@ -26,7 +26,7 @@ from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
-from prefcls_lib.pipeline.offsets import read_out_of_sample_baseline
+from prefcls_lib.pipeline.offsets import read_out_of_sample_baselines
 from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.pipeline.results import describe_run
 from prefcls_lib.runtime.devices import make_accelerator, process_state
@@ -65,11 +65,10 @@ def run_ladder(job: Job) -> dict[str, OutOfSample]:
 
     Where the run folder holds only the prior's submission, that of the two best baselines takes its place.
     """
-    names = [name for name in (*FAST_BASELINES, "structure_tfidf") if name != job.config.start_from]
+    start = {} if job.config.start_from == "none" else read_out_of_sample_baselines(job)
+    names = [name for name in (*FAST_BASELINES, *MEMBERS, ENSEMBLE) if name not in start]
     seed, extra = job.config.fold_seed, job.extra_rows
-    results = cross_validate(names, job.rows, job.folds, job.config.folds, seed, job.features, extra=extra)
-    if job.config.start_from != "none":
-        results[job.config.start_from] = read_out_of_sample_baseline(job)
+    results = cross_validate(names, job.rows, job.folds, job.config.folds, seed, job.features, extra=extra) | start
     if job.wrote_prior:
         pair, *_ = choose_pair(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds)
         probs = geometric_mean([predict_rows(results[name].baselines, job.test_rows) for name in pair])
