@@ -150,11 +150,12 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 # %% [markdown]
 # ## 6. The baselines, and where the network starts
 #
-# Five models that need no GPU are fitted on the training folds and scored on the validation rows that the network is
+# Seven models that need no GPU are fitted on the training folds and scored on the validation rows that the network is
 # scored on: the class shares (`prior`), a table of length differences, a logistic model of a few lengths, one of
-# structure features (lists, code, refusals, overlap; `data/features.py`), and one of words and structure features
-# (`structure_tfidf`). On this data, published networks have lost to such models. `low` and `high` are the limits of a
-# 95 % interval, from a bootstrap over prompts.
+# structure features (lists, code, refusals, overlap; `data/features.py`), one of words and structure features
+# (`structure_tfidf`), boosted trees on structure features (`structure_boosting`), and the geometric mean of these two
+# (`structure_ensemble`). On this data, published networks have lost to such models. `low` and `high` are the limits of
+# a 95 % interval, from a bootstrap over prompts.
 #
 # The network starts from one of them (`start_from`). With its probabilities p, the log-odds
 #
@@ -163,8 +164,8 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 # are added to the network's logits as a fixed **offset** (m, −m, t). A baseline fits its own training rows better
 # than new ones, and the network must not learn to rely on that. Therefore each training row gets its offset from a
 # model that was fitted without its prompt (five inner folds); validation and test rows get the mean of the five. The
-# table below has this mean as `structure_tfidf`; `prefcls ladder` fits it once on all training rows, so that its
-# value there is a little different.
+# table below has this mean; `prefcls ladder` fits a baseline once on all training rows, so that its value there is a
+# little different.
 
 # %%
 ladder = steps.run_ladder(job)

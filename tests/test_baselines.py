@@ -65,6 +65,28 @@ def test_training_on_swapped_rows_learns_the_same_baseline(name, rows, swapped_r
     np.testing.assert_allclose(other.predict_proba(inputs), one.predict_proba(inputs), rtol=0, atol=2e-3)
 
 
+def test_the_ensemble_is_the_geometric_mean_of_its_members(rows, results):
+    """p proportional to the root of the product, for the fits of the ladder and for a fit of the ensemble alone."""
+    product = results["structure_tfidf"].probs * results["structure_boosting"].probs
+    expected = np.sqrt(product) / np.sqrt(product).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(results[estimators.ENSEMBLE].probs, expected, rtol=0, atol=1e-12)
+    assert [one.name for one in results[estimators.ENSEMBLE].baselines[0].members] == list(estimators.MEMBERS)
+    assert results["prior"].baselines[0].members == (results["prior"].baselines[0],)
+    folds = splits.assign_folds(rows, 3, seed=1)
+    alone = cross_validation.cross_validate([estimators.ENSEMBLE], rows, folds, (0, 2), seed=1, progress=False)
+    assert alone[estimators.ENSEMBLE].probs.tobytes() == results[estimators.ENSEMBLE].probs.tobytes()
+
+
+def test_the_ladder_fits_the_members_of_the_ensemble_once(rows, monkeypatch):
+    """Where they are baselines of the same ladder, the ensemble takes their fits."""
+    fitted = []
+    fit = cross_validation.fit_baseline
+    monkeypatch.setattr(cross_validation, "fit_baseline", lambda name, *rest: fitted.append(name) or fit(name, *rest))
+    names, folds = (*estimators.MEMBERS, estimators.ENSEMBLE), splits.assign_folds(rows, 3, seed=1)
+    cross_validation.cross_validate(names, rows, folds, (0,), seed=1, progress=False)
+    assert fitted == list(estimators.MEMBERS)
+
+
 @pytest.mark.parametrize("name", estimators.BASELINES)
 def test_a_saved_baseline_predicts_the_same_bytes(name, rows, results, tmp_path):
     """What is on disk is the model, bit for bit, and overwrites an older one."""

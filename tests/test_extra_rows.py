@@ -182,9 +182,12 @@ def test_several_files_are_read_with_their_source(files):
     assert len(job.data_sha256["extra_train"].split(",")) == 2
 
 
-@pytest.mark.parametrize("start_from", ["none", "structure_logistic"])
+@pytest.mark.parametrize("start_from", ["none", "structure_logistic", "structure_ensemble"])
 def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
-    """That of the shares, or on a baseline the mean of its models' own; and no gradient for a tie without ties."""
+    """That of the shares, or on a baseline the mean of its models' own; and no gradient for a tie without ties.
+
+    Trees have none of their own: they count with that of the shares.
+    """
     places, folder = files
     config = RunConfig(**places, extra_train=f"{folder / 'one.csv'},{folder / 'two.csv'}", out=str(folder / "run"),
                        backbone=str(home / "backbone"), num_folds=3, max_length=32, start_from=start_from)  # fmt: skip
@@ -194,8 +197,11 @@ def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
     ties = int((train.labels[:own] == 2).sum())
     shift = np.log(2.5 / 4.5) - np.log((ties + 0.5) / (own - ties + 0.5))
     if start_from != "none":
-        models = folds.fold_offset(job, 0).baseline.models
-        shift = np.mean([model.state["tie_shifts"] for model in models])
+        models = [member for model in folds.fold_offset(job, 0).baseline.models for member in model.members]
+        assert len(models) == (10 if start_from == "structure_ensemble" else 5)
+        shift = np.mean(
+            [shift if model.name == "structure_boosting" else float(model.state["tie_shifts"][0]) for model in models]
+        )
     expected = [0] * own + [shift] * 6 + [columns.NO_TIE_SHIFT] * 4
     assert train.tie_shifts == pytest.approx(expected, abs=1e-5) and valid.tie_shifts is None
 

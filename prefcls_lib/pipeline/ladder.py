@@ -1,7 +1,7 @@
 """`prefcls ladder`: all baselines as a run of its own, with the files of any other run.
 
 It predicts the geometric mean of two baselines. oof.csv holds each row's probabilities from the two that were best on
-the other folds, so `log_loss` is not flattered by the choice of two in seven. model/ and submission.csv are the two
+the other folds, so `log_loss` is not flattered by the choice of two in eight. model/ and submission.csv are the two
 that are best on all rows. oof_baselines.csv has the out-of-sample probabilities of every baseline.
 
 With a reward model (`init_from`) its score is one baseline more, structure_reward; no other command fits that, since it

@@ -61,7 +61,7 @@ class ComparedRuns:
 
     @property
     def baselines(self) -> list[dict]:
-        """The ladder's baselines: of its own run (seven), else those that a network's run fitted."""
+        """The ladder's baselines: of its own run (eight), else those that a network's run fitted."""
         return (self.ladder or self.runs[0]).result.get("ladder", [])
 
     @property

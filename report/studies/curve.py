@@ -21,7 +21,7 @@ def summarise(curves: Sequence[dict], against: str = "comparison") -> list[dict]
     """For each curve and number of rows, means and ranges over the seeds; verdicts corrected for all points.
 
     `against`: the comparison of a point that counts, "comparison" (the network with its baseline) or
-    "comparison_default" (other settings with the default's network); points without it are left out.
+    "comparison_default" (with the network without the last changed setting); points without it are left out.
     """
     points = [(curve, point) for curve in curves for point in curve["points"] if point[against]]
     corrected = metrics.holm_correction([metrics.Comparison.from_dict(point[against]) for _, point in points])
@@ -61,8 +61,8 @@ def make_recipe_table(lines: Sequence[dict]) -> str:
     cells = []
     for line in sorted(lines, key=lambda line: line["difference"]):
         verdicts = [c.verdict for c in line["found"]]
-        backbone, _, settings = line["backbone"].partition("+")
-        cells.append([escape_text(settings.replace("+", ", ")), escape_text(backbone), f"{line['rows']:,}",
+        network, _, changed = line["backbone"].rpartition("+")
+        cells.append([escape_text(changed), escape_text(network.replace("+", ", ")), f"{line['rows']:,}",
                       str(len(verdicts)), f"{line['log_loss']['network']:.4f}", signed(f"{line['difference']:+.4f}"),
                       signed(f"{line['low']:+.4f} to {line['high']:+.4f}"),
                       f"{verdicts.count('BEATS')} / {verdicts.count('LOSES')}"])  # fmt: skip

@@ -8,7 +8,7 @@
 A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in
 an order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it
 on the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands
-for one draw of rows and one training. A network with other settings (--set) is compared with the one without them.
+for one draw of rows and one training. A network with other settings (--set) is compared with the one without the last.
 What is done is kept in --out and not done again; what was stopped is resumed.
 --collect writes learning_curve.json beside this file, from everything in --out.
 """
@@ -98,7 +98,7 @@ def read_point(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarr
 def describe_point(folder: Path, default: Path) -> dict:
     """What the report needs of a point: log losses on the scored rows, and the network against its baseline.
 
-    `default`: the same point with the default settings, with which that of other settings is compared.
+    `default`: the same point without the last of its other settings, with which it is compared.
     """
     labels, groups, probs = read_point(folder)
     losses = {name: metrics.log_loss(labels, values) for name, values in probs.items()}
@@ -126,7 +126,7 @@ def collect(out: Path) -> dict:
     curves, recipes = [], []
     for place in sorted({path.parents[1] for path in out.glob("*/*/point.npz")}):
         source, _, name = place.name.partition("--")
-        default = place.with_name(place.name.partition("+")[0])
+        default = place.with_name(place.name.rpartition("+")[0] or place.name)
         points = [describe_point(path.parent, default / path.parent.name) for path in place.glob("*/point.npz")]
         points.sort(key=lambda point: (point["rows"], point["seed"]))
         curve = {"source": source, "backbone": name, "eval_rows": points[0]["eval_rows"], "points": points}
@@ -135,7 +135,7 @@ def collect(out: Path) -> dict:
 
 
 def print_points(content: dict) -> None:
-    """One line a point; the difference is to the network's baseline, with other settings to the default's network."""
+    """One line a point; the difference is to the network's baseline, or to the network without the last --set."""
     lines = []
     for curve in content["curves"] + content["recipes"]:
         for point in curve["points"]:
