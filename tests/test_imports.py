@@ -31,7 +31,7 @@ MOST_LINES = {"runtime": 431, "config": 245, "data": 1340, "evaluation": 720, "b
               "training": 955, "pipeline": 1547, "ensemble": 460, "doctor": 425, "report": 561, "cli": 240}  # fmt: skip
 CORE = ("data", "models", "training", "evaluation.metrics", "pipeline.steps")
 MOST_CORE_LINES = 3_740
-MOST_LIBRARY_LINES = 8_806
+MOST_LIBRARY_LINES = 8_807
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 60
 STILL_LONG = {"cli._parser"}

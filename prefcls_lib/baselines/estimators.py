@@ -6,7 +6,7 @@
     structure_logistic  `features.compute_features`
     structure_boosting  gradient boosted trees on the same features
     tfidf_difference    words and characters of (prompt, answer): X_a - X_b and |X_a - X_b|
-    structure_tfidf     both of the above logistic models' columns
+    structure_tfidf     the columns of structure_logistic and tfidf_difference
     structure_ensemble  the geometric mean of structure_tfidf and structure_boosting: the networks start from it
     structure_reward    structure features and a reward model's score of A minus that of B, where there is one
 

@@ -47,8 +47,8 @@ def plot_token_lengths(lengths: np.ndarray, max_length: int) -> Figure:
     return finish(figure)
 
 
-def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
-    """Unsmoothed log loss over the epochs of every fold, with the uniform guess and the best baselines."""
+def plot_history(history: pd.DataFrame, ladder_log_loss: float, baseline_log_loss: float) -> Figure:
+    """Unsmoothed log loss over the epochs of every fold, with what it is compared with: baselines, a uniform guess."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for number, (_, fold) in enumerate(history.groupby("fold")):
@@ -57,6 +57,7 @@ def plot_history(history: pd.DataFrame, ladder_log_loss: float) -> Figure:
         axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=names[1])
     axes.axhline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
     axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baselines, chosen on other rows")
+    axes.axhline(baseline_log_loss, color=GREEN, lw=1.5, ls="--", label="the baseline that it starts from")
     axes.set(title="Log loss while training", xlabel="epoch", ylabel="log loss (unsmoothed)", xlim=(0, None))
     axes.legend(frameon=False)
     return finish(figure)
