@@ -21,7 +21,7 @@ ARCHIVE = Path(__file__).with_name("earlier_run.tar.xz")
 
 
 # what the recipe of this encoder had then and has not now: without it, the command is refused and the setting is named
-OLD_RECIPE = "learning_rate=3e-5"
+OLD_RECIPE = ("learning_rate=3e-5", "label_smoothing=0.05")
 
 
 @pytest.fixture
@@ -60,14 +60,14 @@ def test_blend_predicts_and_is_fitted_again(earlier):
 
 def test_checkpoint_resumes_and_ends(earlier, capsys):
     """At the step where it was stopped, with the submission that the earlier version made of it."""
-    assert cli.main(run_arguments(Path(), Path("stopped"), "folds=[0]", "num_epochs=2", OLD_RECIPE)) == 0
+    assert cli.main(run_arguments(Path(), Path("stopped"), "folds=[0]", "num_epochs=2", *OLD_RECIPE)) == 0
     assert "fold0: resumed at step 4" in capsys.readouterr().out
     assert_same_submission(Path("stopped/submission.csv"), earlier / "stopped-then-resumed.csv")
 
 
 def test_complete_run_is_recognised(earlier, capsys):
-    """The same command on a finished run of then changes nothing, with the rate of then; without it, it says so."""
+    """The same command on a finished run of then changes nothing, with the recipe of then; without it, it says so."""
     assert cli.main(run_arguments(Path(), Path("network"), "folds=[0]")) == 2
     assert "learning_rate" in capsys.readouterr().err
-    assert cli.main(run_arguments(Path(), Path("network"), "folds=[0]", OLD_RECIPE)) == 0
+    assert cli.main(run_arguments(Path(), Path("network"), "folds=[0]", *OLD_RECIPE)) == 0
     assert "this run is complete" in capsys.readouterr().out
