@@ -62,7 +62,9 @@ def make_recipe_table(lines: Sequence[dict]) -> str:
     for line in sorted(lines, key=lambda line: line["difference"]):
         verdicts = [c.verdict for c in line["found"]]
         network, _, changed = line["backbone"].rpartition("+")
-        cells.append([escape_text(changed), escape_text(network.replace("+", ", ")), f"{line['rows']:,}",
+        name, *others = escape_text(network).split("+")
+        note = f"<br><small>with {', '.join(others)}</small>" if others else ""
+        cells.append([escape_text(changed) + note, name, f"{line['rows']:,}",
                       str(len(verdicts)), f"{line['log_loss']['network']:.4f}", signed(f"{line['difference']:+.4f}"),
                       signed(f"{line['low']:+.4f} to {line['high']:+.4f}"),
                       f"{verdicts.count('BEATS')} / {verdicts.count('LOSES')}"])  # fmt: skip
