@@ -164,7 +164,7 @@ def test_other_settings_are_compared_by_hand():
     table = curve.make_recipe_table(curve.summarise([recipe], "comparison_default"))
     (line,) = table.splitlines()[2:]
     numbers = "0.8700 | +0.0300 | +0.0100 to +0.0500 | 0 / 1 |"
-    assert line == f"| num&#95;epochs=2<br><small>with seed=1</small> | mini | 2,000 | 1 | {numbers}"
+    assert line == f"| num&#95;epochs=2<br><small>with\u00a0seed=1</small> | mini | 2,000 | 1 | {numbers}"
 
 
 def sentences(document: str) -> set[str]:

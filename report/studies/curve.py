@@ -57,13 +57,17 @@ def make_table(lines: Sequence[dict]) -> str:
 
 
 def make_recipe_table(lines: Sequence[dict]) -> str:
-    """`summarise(recipes, "comparison_default")` as a Markdown table, the best settings first."""
-    cells = []
-    for line in sorted(lines, key=lambda line: line["difference"]):
+    """`summarise(recipes, "comparison_default")` as a Markdown table, the best settings first.
+
+    It has the number of rows with which most settings were compared.
+    """
+    cells, rows = [], pd.Series([line["rows"] for line in lines]).mode()[0]
+    for line in sorted((line for line in lines if line["rows"] == rows), key=lambda line: line["difference"]):
         verdicts = [c.verdict for c in line["found"]]
         network, _, changed = line["backbone"].rpartition("+")
         name, *others = escape_text(network).split("+")
-        note = f"<br><small>with {', '.join(others)}</small>" if others else ""
+        beside = f"with {', '.join(others)}".replace(" ", "\u00a0")
+        note = f"<br><small>{beside}</small>" if others else ""
         cells.append([escape_text(changed) + note, name, f"{line['rows']:,}",
                       str(len(verdicts)), f"{line['log_loss']['network']:.4f}", signed(f"{line['difference']:+.4f}"),
                       signed(f"{line['low']:+.4f} to {line['high']:+.4f}"),
