@@ -110,7 +110,7 @@ checks.first_look(config)
 #
 # `steps.start` reads both CSV files, plans the folds, finds the backbone and checks its tokenizer, so that a wrong
 # input stops the run before time is spent. Then it writes a valid submission with the class shares into the run
-# folder. That of the two best baselines replaces it later, and the network's at the end, so a submission exists even
+# folder. That of the best baselines replaces it later, and the network's at the end, so a submission exists even
 # if the session is cut off. The list shows the settings that were set for this run, then those that the backbone's
 # recipe fills in; the rest is folded away.
 
@@ -274,14 +274,15 @@ plots.plot_history(history, result["ladder_log_loss"], result["baseline_log_loss
 # %% [markdown]
 # ## 12. The result, beside the baselines
 #
-# Two questions. Does the network predict better than the two best baselines together? The verdict is BEATS or LOSES
+# Two questions. Does the network predict better than the best baselines? The verdict is BEATS or LOSES
 # only if the whole 95 % interval of the difference lies on one side of zero (p at most .05), else INCONCLUSIVE: the
 # interval says which differences are still possible. And how does the log loss change with the encoder, on the same
 # rows, against the baseline that the network started from? With few validation rows most verdicts are INCONCLUSIVE;
 # the first sentence ends with the size that a difference needs to be found in 80 % of samples like this one.
 #
-# With one fold, each half of the validation rows chooses the two baselines for the other half. On few rows such a choice
-# is often bad, and the two can be worse than most baselines of the table. Then the second comparison counts.
+# The best baselines are `structure_ensemble`, or the two with the lowest log loss if their mean is better than it by more
+# than one standard error. They are chosen on other rows: on the other folds or, with one fold, for each half of the
+# validation rows on the other half. On few rows such a choice can be bad; then the second comparison counts.
 
 # %%
 print(results.verdict(result))

@@ -144,12 +144,12 @@ def _ladder(arguments: argparse.Namespace) -> None:
     result = read_json(folder / "result.json")
     table = runs.read_table(folder / "history.csv").rename(columns={"rung": "model"}).set_index("model")
     print(table.to_string(float_format="{:.4f}".format))
-    pair = result.get("ladder_pair", [result["ladder_best"]])  # an earlier version kept one baseline
     print(
-        f"best baselines: {' and '.join(pair)}; log loss of the two best, chosen on other rows: "
-        f"{result['log_loss']:.4f}, calibrated {result['calibrated_log_loss']:.4f}, on {result['valid_rows']} rows"
+        f"{runs.LADDER_ENTRY}, chosen on other rows: log loss {result['log_loss']:.4f}, calibrated "
+        f"{result['calibrated_log_loss']:.4f}, on {result['valid_rows']} rows"
     )
-    print(f"submission: {folder / 'submission.csv'}")
+    used = " and ".join(result.get("ladder_entry", [runs.LADDER_ENTRY]))  # an earlier version's has no names
+    print(f"submission of {used}: {folder / 'submission.csv'}")
 
 
 def _blend(arguments: argparse.Namespace) -> None:

@@ -100,14 +100,13 @@ def test_a_saved_baseline_predicts_the_same_bytes(name, rows, results, tmp_path)
 
 
 def test_loading_runs_no_code_and_refuses_what_is_not_a_baseline(tmp_path, results):
-    """Pickled objects in the arrays, other features and missing files stop with one message."""
+    """A file that is cut off, other features and missing files stop with one message."""
     estimators.save_baseline(results["prior"].baselines[0], tmp_path / "rung")
     (tmp_path / "rung" / "arrays.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"arrays\.safetensors: cannot be read"):
         estimators.load_baseline(tmp_path / "rung")
     (tmp_path / "rung" / "arrays.safetensors").unlink()
-    np.savez(tmp_path / "rung" / "arrays.npz", prior=np.array([print], dtype=object))
-    with pytest.raises(UserError, match=r"arrays\.npz: cannot be read"):
+    with pytest.raises(UserError, match=r"arrays\.safetensors: cannot be read"):
         estimators.load_baseline(tmp_path / "rung")
     (tmp_path / "rung" / "rung.json").write_text(json.dumps({"rung": "prior", "features": ["other"]}))
     with pytest.raises(UserError, match="not a baseline of this version"):
@@ -290,17 +289,17 @@ def test_every_baseline_learns_that_the_longer_answer_wins():
     table = cross_validation.ladder_table(results, labels, groups).set_index("rung")
     assert (table.loc[list(estimators.BASELINES[1:]), "log_loss"] < table.loc["prior", "log_loss"] - 0.2).all()
     assert list(table.columns) == ["log_loss", "low", "high", "accuracy", "seconds"]
-    assert cross_validation.choose_pair(results, labels, groups, folds)[0] == list(table["log_loss"].nsmallest(2).index)
 
 
 def test_the_pair_of_a_fold_is_chosen_on_other_folds_by_hand():
-    """Four baselines on two folds of two rows, all labels A: on fold 0 the best are w and x, on fold 1 y and z. So fold
+    """Five baselines on two folds of two rows, all labels A: on fold 0 the best are w and x, on fold 1 y and z. So fold
     0 is predicted by the geometric mean of y and z, fold 1 by that of w and x; with other labels in it, still."""
     p = {"w": (0.8, 0.3), "x": (0.7, 0.2), "y": (0.4, 0.9), "z": (0.3, 0.6)}  # of class A, on fold 0 and fold 1
+    p[estimators.ENSEMBLE] = (0.35, 0.5)  # two rows of a fold lose the same, so that the standard error is 0
     folds, groups = np.array([0, 0, 1, 1]), np.array(list("abcd"))
     probs = {name: np.array([[v[f], (1 - v[f]) / 2, (1 - v[f]) / 2] for f in folds]) for name, v in p.items()}
     results = {name: cross_validation.OutOfSample(value, (), 0.0) for name, value in probs.items()}
-    names, cross_fitted, naive = cross_validation.choose_pair(results, np.zeros(4, dtype=int), groups, folds)
+    names, cross_fitted, naive = cross_validation.choose_entry(results, np.zeros(4, dtype=int), groups, folds)
 
     def mean(one: float, other: float) -> float:
         rest = np.sqrt((1 - one) * (1 - other)) / 2
@@ -308,21 +307,46 @@ def test_the_pair_of_a_fold_is_chosen_on_other_folds_by_hand():
 
     assert cross_fitted[:, 0] == pytest.approx([mean(0.4, 0.3)] * 2 + [mean(0.3, 0.2)] * 2)
     assert names == ["y", "w"] and naive[:, 0] == pytest.approx([mean(0.4, 0.8)] * 2 + [mean(0.9, 0.3)] * 2)
-    changed = cross_validation.choose_pair(results, np.array([1, 1, 0, 0]), groups, folds)[1]
+    changed = cross_validation.choose_entry(results, np.array([1, 1, 0, 0]), groups, folds)[1]
     assert (changed[:2] == cross_fitted[:2]).all() and (changed[2:] != cross_fitted[2:]).all()
+
+
+@pytest.mark.parametrize(("second", "expected"), [(0.6, "pair"), (0.3, "ensemble")])
+def test_two_baselines_need_one_standard_error_more_than_the_ensemble(second, expected):
+    """On two rows of two prompts the pair gives class A .9 and .6, the ensemble .5: gains of log 1.8 and log 1.2, whose
+    mean .385 is above their standard error .143. With .3 in place of .6 they are log 1.8 and log .6: .038 and .389."""
+    of_a = {"w": [0.9, second, 0.7, 0.7], "x": [0.9, second, 0.7, 0.7], estimators.ENSEMBLE: [0.5, 0.5, 0.4, 0.4]}
+    folds, groups = np.array([0, 0, 1, 1]), np.array(list("abcd"))
+    probs = {name: np.array([[p, (1 - p) / 2, (1 - p) / 2] for p in values]) for name, values in of_a.items()}
+    results = {name: cross_validation.OutOfSample(value, (), 0.0) for name, value in probs.items()}
+    entry = cross_validation.choose_entry(results, np.zeros(4, dtype=int), groups, folds)[1]
+    assert entry[2:, 0] == pytest.approx([0.7, 0.7] if expected == "pair" else [0.4, 0.4])
+    assert entry[:2, 0] == pytest.approx([0.9, second])  # on the other fold the pair is better on both rows
+
+
+def test_standard_error_counts_prompts_not_rows():
+    """Values 1, 3, 2, 2 with mean 2: deviations -1, 1, 0, 0, so sqrt(2) / 4; if the first two share a prompt, they sum
+    to 0; if the first and the third do, nothing changes, and two copies of each row say no more than one."""
+    values = np.array([1.0, 3.0, 2.0, 2.0])
+    assert metrics.standard_error(values, np.arange(4)) == pytest.approx(np.sqrt(2) / 4)
+    assert metrics.standard_error(values, np.array([0, 0, 1, 2])) == 0
+    assert metrics.standard_error(values, np.array([0, 1, 0, 2])) == pytest.approx(np.sqrt(2) / 4)
+    twice = metrics.standard_error(np.repeat(values, 2), np.repeat(np.arange(4), 2))
+    assert twice == pytest.approx(np.sqrt(2) / 4)
 
 
 def test_one_fold_is_predicted_by_pairs_that_other_prompts_chose():
     """Other labels in one half of the prompts leave its predictions as they were and change the other half's."""
     generator = np.random.default_rng(7)
     groups, labels = np.arange(60).astype(str), generator.integers(0, 3, 60)
-    results = {name: cross_validation.OutOfSample(generator.dirichlet((1, 1, 1), 60), (), 0.0) for name in "wxyz"}
+    results = {name: cross_validation.OutOfSample(generator.dirichlet((1, 1, 1), 60), (), 0.0)
+               for name in ("w", "x", "y", estimators.ENSEMBLE)}  # fmt: skip
     half, folds = metrics.split_halves(groups, "ladder"), np.zeros(60, dtype=int)
-    before = cross_validation.choose_pair(results, labels, groups, folds)[1]
+    before = cross_validation.choose_entry(results, labels, groups, folds)[1]
     worst = results["w"].probs.argmin(axis=1)
     best = np.stack([result.probs for result in results.values()])[:2].prod(axis=0).argmax(axis=1)
     for new in (worst, best):
-        after = cross_validation.choose_pair(results, np.where(half, new, labels), groups, folds)[1]
+        after = cross_validation.choose_entry(results, np.where(half, new, labels), groups, folds)[1]
         assert (after[half] == before[half]).all()
     assert (after[~half] != before[~half]).any()
     assert (half != metrics.split_halves(groups, "calibration")).any() and half.sum() == 30

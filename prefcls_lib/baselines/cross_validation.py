@@ -13,7 +13,7 @@ from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, Baseline, fit_ba
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.evaluation.calibration import cross_fit_parts, geometric_mean
-from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, row_losses
+from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, row_losses, standard_error
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
 
@@ -75,9 +75,10 @@ def cross_validate(
                 start = time.perf_counter()
                 if name == ENSEMBLE and fitted.keys() >= set(MEMBERS):
                     fitted[name] = join_members([fitted[member] for member in MEMBERS])
+                    probs[name][valid] = geometric_mean(np.stack([probs[member][valid] for member in MEMBERS]))
                 else:
                     fitted[name] = fit_baseline(name, train_inputs, labels[train], groups[train], seed)
-                probs[name][valid] = fitted[name].predict_proba(valid_inputs)
+                    probs[name][valid] = fitted[name].predict_proba(valid_inputs)
                 baselines[name].append(fitted[name])
                 seconds[name] += time.perf_counter() - start
                 bar.update()
@@ -96,35 +97,42 @@ def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np
     return pd.DataFrame(lines)
 
 
-def choose_pair(
+def choose_entry(
     results: dict[str, OutOfSample], labels: np.ndarray, groups: np.ndarray, folds: np.ndarray
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The ladder's entry: the geometric mean of the two baselines with the lowest log loss.
+    """The ladder's entry: the ensemble, or the geometric mean of the two baselines with the lowest log loss.
+
+    On few rows noise decides which two those are. So they are taken only if they are better than the ensemble by more
+    than one standard error of the difference (the rule of Breiman, Friedman, Olshen and Stone 1984, Classification and
+    Regression Trees, section 3.4.3).
 
     Returns:
-        names: of the two that are best on all predicted rows, the best first.
-        cross_fitted: (N, 3), each fold predicted by the two that are best on the other folds (a single fold: each half
-            of its prompt groups by those best on the other half); NaN on rows that were not predicted.
-        naive: (N, 3) of the pair `names`, which was chosen on these rows.
+        names: the choice on all predicted rows; of two, the best first.
+        cross_fitted: (N, 3), each fold predicted by what is chosen on the other folds (a single fold: each half of its
+            prompt groups by what is chosen on the other half); NaN on rows that were not predicted.
+        naive: (N, 3) of the choice `names`, which was made on these rows.
 
     Raises:
         UserError: all predicted rows share one prompt.
     """
-    done = np.isfinite(next(iter(results.values())).probs[:, 0])
+    done = np.isfinite(results[ENSEMBLE].probs[:, 0])
     choices = np.stack([result.probs[done] for result in results.values()])
     losses = np.stack([row_losses(labels[done], probs) for probs in choices])
+    ensemble = list(results).index(ENSEMBLE)
 
-    def two_best(chosen_on: np.ndarray | slice) -> np.ndarray:
-        return np.argsort(losses[:, chosen_on].mean(axis=1), kind="stable")[:2]
+    def choose(rows: np.ndarray | slice) -> list[int]:
+        best = np.argsort(losses[:, rows].mean(axis=1), kind="stable")[:2]
+        gain = losses[ensemble, rows] - row_losses(labels[done][rows], geometric_mean(choices[best][:, rows]))
+        return list(best) if gain.mean() > standard_error(gain, groups[done][rows]) else [ensemble]
 
     cross_fitted, naive = (np.full((len(labels), NUM_CLASSES), np.nan) for _ in range(2))
     parts = cross_fit_parts(folds[done], groups[done], "ladder")
     for part in np.unique(parts):
         here = parts == part
-        cross_fitted[np.flatnonzero(done)[here]] = geometric_mean(choices[two_best(~here)][:, here])
-    best = two_best(slice(None))
-    naive[done] = geometric_mean(choices[best])
-    return [list(results)[number] for number in best], cross_fitted, naive
+        cross_fitted[np.flatnonzero(done)[here]] = geometric_mean(choices[choose(~here)][:, here])
+    chosen = choose(slice(None))
+    naive[done] = geometric_mean(choices[chosen])
+    return [list(results)[number] for number in chosen], cross_fitted, naive
 
 
 def _check_folds(labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, run_folds: Sequence[int]) -> None:

@@ -35,7 +35,7 @@ def log_odds(probs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BaselineMean:
-    """Baselines whose log-odds are averaged: the inner models of one, or the two of the ladder's entry."""
+    """Baselines whose log-odds are averaged: the inner models of one, or those of the ladder's entry."""
 
     models: tuple[Baseline, ...]
 

@@ -137,6 +137,12 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, f
     return _interval_and_p(means)[0] if len(means) else (np.nan, np.nan)
 
 
+def standard_error(values: np.ndarray, groups: np.ndarray) -> float:
+    """Cluster-robust standard error of the mean of `values` (N,): rows of one prompt group may depend on each other."""
+    _, index = np.unique(groups, return_inverse=True)
+    return float(np.linalg.norm(np.bincount(index, weights=values - values.mean())) / len(values))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two predictions of the same rows: `difference` is this one's log loss minus the other's."""

@@ -24,6 +24,7 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.runtime.kaggle import find_attached_run
 
+LADDER_ENTRY = "the best baselines"  # `cross_validation.choose_entry` in messages and tables
 FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
 FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
@@ -49,11 +50,6 @@ class FoldModel:
             return cls(int(fold), int(seed_index or 0))
         except ValueError:
             raise UserError(f"{name!r}: no name of a fold. Expected fold0, or fold0-seed1.") from None
-
-
-def name_ladder(result: dict) -> str:
-    """What a run is compared with: the ladder's entry, which was a single baseline in an earlier version."""
-    return "the mean of the two best baselines" if "ladder_pair" in result else "the best baseline"
 
 
 def fold_models(config: RunConfig) -> list[FoldModel]:

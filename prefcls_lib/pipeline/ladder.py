@@ -1,11 +1,11 @@
 """`prefcls ladder`: all baselines as a run of its own, with the files of any other run.
 
-It predicts the geometric mean of two baselines. oof.csv holds each row's probabilities from the two that were best on
-the other folds, so `log_loss` is not flattered by the choice of two in eight. model/ and submission.csv are the two
-that are best on all rows. oof_baselines.csv has the out-of-sample probabilities of every baseline.
+It predicts structure_ensemble, or the geometric mean of two others that are clearly better. oof.csv holds each row's
+probabilities from what is chosen on the other folds, so `log_loss` is not flattered by the choice. model/ and
+submission.csv are of what is chosen on all rows. oof_baselines.csv has every baseline's out-of-sample probabilities.
 
 With a reward model (`init_from`) its score is one baseline more, structure_reward; no other command fits that, since it
-takes a pass over all rows. If it is one of the two, the reward model is saved beside the folds, as model/reward.
+takes a pass over all rows. If it is chosen, the reward model is saved beside the folds, as model/reward.
 """
 
 import time
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.baselines.columns import REWARD_BASELINE
-from prefcls_lib.baselines.cross_validation import choose_pair, cross_validate, ladder_table
+from prefcls_lib.baselines.cross_validation import choose_entry, cross_validate, ladder_table
 from prefcls_lib.baselines.estimators import BASELINES, KNOWN_BASELINES
 from prefcls_lib.baselines.offset import BaselineMean
 from prefcls_lib.config import RunConfig
@@ -56,10 +56,10 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
         job = replace(job, rows=rows, extra_rows=extra)
     plan = (job.folds, job.config.folds, job.config.fold_seed)
     results = cross_validate(names, job.rows, *plan, extra=job.extra_rows)
-    pair, cross_fitted, naive = choose_pair(results, labels, groups, job.folds)
-    for fold, *baselines in zip(job.config.folds, *(results[name].baselines for name in pair), strict=True):
+    entry, cross_fitted, naive = choose_entry(results, labels, groups, job.folds)
+    for fold, *baselines in zip(job.config.folds, *(results[name].baselines for name in entry), strict=True):
         write_whole(folder.model_folder(FoldModel(fold)), BaselineMean(tuple(baselines)).save)
-    if REWARD_BASELINE in pair:
+    if REWARD_BASELINE in entry:
         write_whole(
             folder / "model" / "reward",
             lambda temporary: save_model(temporary, scorer.model, scorer.backbone, None, config),
@@ -80,8 +80,7 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     result = {
         **scores,
         "ladder_log_loss": scores["log_loss"],
-        "ladder_best": pair[0],
-        "ladder_pair": pair,
+        "ladder_entry": entry,
         "ladder": table.to_dict(orient="records"),
         "seconds": time.perf_counter() - job.started,
     }

@@ -105,12 +105,13 @@ def _fit(job: Job, inputs: BaselineInputs, fold: int) -> None:
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     baseline, offsets = fit_offset(name, train, labels, groups, job.config.fold_seed, f"fold{fold}: {name}")
     valid_inputs = inputs.take(np.flatnonzero(~is_train))
-    valid = {"valid": baseline.predict(valid_inputs)}
-    valid |= {one: baseline.member(one).predict(valid_inputs) for one in MEMBERS if name == ENSEMBLE}
+    members = {one: baseline.member(one).predict(valid_inputs) for one in MEMBERS if name == ENSEMBLE}
+    valid = np.mean(list(members.values()), axis=0) if members else baseline.predict(valid_inputs)
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
         baseline.save(temporary)
-        np.savez(temporary / "offsets.npz", train=offsets, **valid, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        np.savez(temporary / "offsets.npz", train=offsets, valid=valid, **members, seconds=seconds)
 
     write_whole(_folder(job, fold), write)

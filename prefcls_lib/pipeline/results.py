@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_pair, ladder_table
+from prefcls_lib.baselines.cross_validation import OutOfSample, choose_entry, ladder_table
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import blend_out_of_fold
-from prefcls_lib.pipeline.folder import fold_models, name_ladder, read_table
+from prefcls_lib.pipeline.folder import LADDER_ENTRY, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import load_average, versions
 from prefcls_lib.runtime.files import UserError
@@ -76,9 +76,9 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
     rows, probs = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    pair, pair_probs, _ = choose_pair(ladder, *everything, job.folds)
-    pair_probs, table = pair_probs[job.validated], ladder_table(ladder, *everything)
-    start_probs = pair_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
+    entry, entry_probs, _ = choose_entry(ladder, *everything, job.folds)
+    entry_probs, table = entry_probs[job.validated], ladder_table(ladder, *everything)
+    start_probs = entry_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
     tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
     predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
     named = [(model.name, record) for model, record in zip(fold_models(job.config), records, strict=True)]
@@ -89,11 +89,10 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
     return {
         **score_job(job),
         "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 and np.isfinite(of_seeds).all() else None,
-        "ladder_log_loss": metrics.log_loss(labels, pair_probs),
-        "ladder_best": pair[0],
-        "ladder_pair": pair,
+        "ladder_log_loss": metrics.log_loss(labels, entry_probs),
+        "ladder_entry": entry,
         "ladder": table.to_dict(orient="records"),
-        "comparison": metrics.compare(labels, probs, pair_probs, groups).to_dict(),
+        "comparison": metrics.compare(labels, probs, entry_probs, groups).to_dict(),
         "start_from": job.config.start_from,
         "encoder_share": metrics.compare(labels, probs, start_probs, groups).to_dict(),
         "baseline_log_loss": metrics.log_loss(labels, start_probs),
@@ -145,7 +144,7 @@ def verdict(result: dict) -> str:
     """The network against the ladder's entry, and what the encoder changes in the baseline that it starts from."""
     c = metrics.Comparison.from_dict(result["comparison"])
     lines = [
-        f"network {c.against(name_ladder(result))}, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
+        f"network {c.against(LADDER_ENTRY)}, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
         f"{c.describe()} on {c.rows} validation rows; a difference of {c.smallest_detectable:.4f} would be found in "
         "80 % of such samples"
     ]
@@ -161,7 +160,7 @@ def verdict(result: dict) -> str:
 def conclusion(result: dict) -> str:
     """What a run showed and what to try next, as Markdown, computed from its result.json."""
     c = metrics.Comparison.from_dict(result["comparison"])
-    compared = [(name_ladder(result), result["ladder_log_loss"], c)]
+    compared = [(LADDER_ENTRY, result["ladder_log_loss"], c)]
     if result["start_from"] != "none":
         share = metrics.Comparison.from_dict(result["encoder_share"])
         compared.append((f"{result['start_from']}, from which it starts", result["baseline_log_loss"], share))

@@ -11,7 +11,7 @@ import shutil
 import time
 from dataclasses import replace
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_pair, cross_validate
+from prefcls_lib.baselines.cross_validation import OutOfSample, choose_entry, cross_validate
 from prefcls_lib.baselines.estimators import ENSEMBLE, FAST_BASELINES, MEMBERS, predict_rows
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
@@ -63,15 +63,15 @@ def encode(job: Job) -> EncodedRows:
 def run_ladder(job: Job) -> dict[str, OutOfSample]:
     """The plain baselines, fitted and scored on the folds of this run; one of them is what the networks start from.
 
-    Where the run folder holds only the prior's submission, that of the two best baselines takes its place.
+    Where the run folder holds only the prior's submission, that of the best baselines takes its place.
     """
     start = {} if job.config.start_from == "none" else read_out_of_sample_baselines(job)
     names = [name for name in (*FAST_BASELINES, *MEMBERS, ENSEMBLE) if name not in start]
     seed, extra = job.config.fold_seed, job.extra_rows
     results = cross_validate(names, job.rows, job.folds, job.config.folds, seed, job.features, extra=extra) | start
     if job.wrote_prior:
-        pair, *_ = choose_pair(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds)
-        probs = geometric_mean([predict_rows(results[name].baselines, job.test_rows) for name in pair])
+        entry, *_ = choose_entry(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds)
+        probs = geometric_mean([predict_rows(results[name].baselines, job.test_rows) for name in entry])
         write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     return results
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from prefcls_lib.data import loading
 from prefcls_lib.ensemble.finished import Found, Run, compare_runs, format_verdicts
 from prefcls_lib.evaluation import metrics, plots
-from prefcls_lib.pipeline.folder import FREE_SETTINGS, name_ladder
+from prefcls_lib.pipeline.folder import FREE_SETTINGS, LADDER_ENTRY
 from prefcls_lib.report.page import draw_svg, embed_figure, embed_table, escape_text, markdown_table, signed
 from prefcls_lib.runtime.files import sha256
 
@@ -29,7 +29,7 @@ def comparison_lines(lines: Sequence[list[str]], comparisons: Sequence[metrics.C
 def describe_run(run: Run) -> str:
     """A run's name, with the settings of a network that readers ask for first."""
     if run.is_ladder:
-        return f"{escape_text(run.name)}: {name_ladder(run.result)}, chosen on other rows"
+        return f"{escape_text(run.name)}: {LADDER_ENTRY}, chosen on other rows"
     s = run.settings
     parts = [
         ("reward model " if s["init_from"] else "backbone ")
@@ -84,7 +84,7 @@ class ComparedRuns:
             if self.ladder is not None and (c := compare_runs(run, self.ladder)):
                 compared[run.path] = c, escape_text(self.ladder.name)
             elif isinstance(known := run.result.get("comparison"), dict):
-                compared[run.path] = metrics.Comparison.from_dict(known), name_ladder(run.result)
+                compared[run.path] = metrics.Comparison.from_dict(known), LADDER_ENTRY
         for name, content, parts in self.blends:
             best = escape_text(parts[content["best_run"]].name)
             compared[name] = metrics.Comparison.from_dict(content["comparison"]), best
