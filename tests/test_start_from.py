@@ -76,7 +76,7 @@ def test_result_in_words():
     result = {"comparison": better | counts, "ladder_log_loss": 1.08, "start_from": "structure_tfidf",
               "encoder_share": unclear | counts, "baseline_log_loss": 1.0729, "encoder_warnings": {}}  # fmt: skip
     lines = [
-        "network BEATS the best baseline, chosen on other rows (1.0800): log loss 0.0164 lower (95 % CI -0.0255 to "
+        "network BEATS the best baselines, chosen on other rows (1.0800): log loss 0.0164 lower (95 % CI -0.0255 to "
         "-0.0072, p<0.001) on 154 validation rows; a difference of 0.0130 would be found in 80 % of such samples",
         "with the encoder, the log loss is 0.0003 higher (95 % CI -0.0010 to +0.0016, p=0.672) than with "
         "structure_tfidf alone (1.0729)",
@@ -87,7 +87,7 @@ def test_result_in_words():
     assert warned[2:] == [*(f"fold{n}: the encoder does not contribute: why" for n in (0, 1)), results.TRY_NEXT]
     earlier = {"comparison": {**unclear, **counts, "verdict": "TIES"}, "ladder_log_loss": 1.08}
     del earlier["comparison"]["p"]
-    assert results.verdict(earlier).startswith("network INCONCLUSIVE against the best baseline")
+    assert results.verdict(earlier).startswith("network INCONCLUSIVE against the best baselines")
 
 
 def test_saved_network_swaps_exactly(run, home):
