@@ -100,13 +100,14 @@ def test_a_saved_baseline_predicts_the_same_bytes(name, rows, results, tmp_path)
 
 
 def test_loading_runs_no_code_and_refuses_what_is_not_a_baseline(tmp_path, results):
-    """A file that is cut off, other features and missing files stop with one message."""
+    """Pickled objects in the arrays, other features and missing files stop with one message."""
     estimators.save_baseline(results["prior"].baselines[0], tmp_path / "rung")
     (tmp_path / "rung" / "arrays.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"arrays\.safetensors: cannot be read"):
         estimators.load_baseline(tmp_path / "rung")
     (tmp_path / "rung" / "arrays.safetensors").unlink()
-    with pytest.raises(UserError, match=r"arrays\.safetensors: cannot be read"):
+    np.savez(tmp_path / "rung" / "arrays.npz", prior=np.array([print], dtype=object))
+    with pytest.raises(UserError, match=r"arrays\.npz: cannot be read"):
         estimators.load_baseline(tmp_path / "rung")
     (tmp_path / "rung" / "rung.json").write_text(json.dumps({"rung": "prior", "features": ["other"]}))
     with pytest.raises(UserError, match="not a baseline of this version"):

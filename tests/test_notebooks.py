@@ -179,7 +179,7 @@ def test_the_conclusion_is_computed_from_the_result(verdict, said):
     }  # fmt: skip
     text = results.conclusion(result)
     assert (
-        f"On 154 rows, the network has a log loss of 1.073. It {said} the best baseline (1.093): its log loss" in text
+        f"On 154 rows, the network has a log loss of 1.073. It {said} the best baselines (1.093): its log loss" in text
     )
     assert c.describe() in text and "In 1 of 2 models the encoder adds nothing." in text
     assert (

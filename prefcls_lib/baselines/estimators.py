@@ -159,8 +159,12 @@ def load_baseline(folder: str | Path) -> Baseline:
         raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run the ladder again.")
     path = folder / "arrays.safetensors"
     try:
-        return Baseline(saved["rung"], load_file(path))
-    except (OSError, SafetensorError) as error:
+        if path.exists():
+            return Baseline(saved["rung"], load_file(path))
+        path = folder / "arrays.npz"  # of an earlier version
+        with np.load(path, allow_pickle=False) as arrays:
+            return Baseline(saved["rung"], dict(arrays))
+    except (OSError, ValueError, EOFError, KeyError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Run the ladder again.") from error
 
 
