@@ -161,8 +161,8 @@ class Comparison:
         return "INCONCLUSIVE" if self.p > LEVEL else "BEATS" if self.difference < 0 else "LOSES"
 
     def against(self, other: str) -> str:
-        """The verdict with the name of the other: BEATS x, or INCONCLUSIVE against x."""
-        return f"{self.verdict} {'against ' if self.verdict == 'INCONCLUSIVE' else ''}{other}"
+        """The verdict with the name of the other: BEATS x, LOSES to x, or INCONCLUSIVE against x."""
+        return {"BEATS": "BEATS ", "LOSES": "LOSES to "}.get(self.verdict, "INCONCLUSIVE against ") + other
 
     def describe(self) -> str:
         """The difference in words: 0.0123 lower (95 % CI -0.0200 to -0.0046, p=0.012)."""

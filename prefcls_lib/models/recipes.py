@@ -41,7 +41,7 @@ RECIPES = {
     # RoBERTa-base's architecture and rate; the multilingual vocabulary only enlarges the embedding
     "xlm-roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
     # RoBERTa-base's size, and one epoch as for MiniLM, the other sentence encoder; this rate was better than 2e-5 on
-    # 2,000 rows (report/log.md). Its attention is not fused: a token takes twice RoBERTa's memory
+    # 2,000 rows, two seeds (report/log.md). Its attention is not fused: a token takes twice RoBERTa's memory
     "mpnet": {**_COMMON, "learning_rate": 6e-5, "num_epochs": 1, "validations_per_epoch": 2},
 }  # fmt: skip
 # From this width on, what differs from the model type's narrowest: MiniLM, DeBERTa-v3-xsmall, ModernBERT-base.
