@@ -282,7 +282,8 @@ plots.plot_history(history, result["ladder_log_loss"], result["baseline_log_loss
 #
 # The best baselines are `structure_ensemble`, or the two with the lowest log loss if their mean is better than it by more
 # than one standard error. They are chosen on other rows: on the other folds or, with one fold, for each half of the
-# validation rows on the other half. On few rows such a choice can be bad; then the second comparison counts.
+# validation rows on the other half. On few rows such a choice can be bad; then the second comparison counts. If
+# `structure_ensemble` is chosen everywhere and the network starts from it, both comparisons are the same.
 
 # %%
 print(results.verdict(result))

@@ -145,11 +145,12 @@ def _ladder(arguments: argparse.Namespace) -> None:
     table = runs.read_table(folder / "history.csv").rename(columns={"rung": "model"}).set_index("model")
     print(table.to_string(float_format="{:.4f}".format))
     print(
-        f"{runs.LADDER_ENTRY}, chosen on other rows: log loss {result['log_loss']:.4f}, calibrated "
-        f"{result['calibrated_log_loss']:.4f}, on {result['valid_rows']} rows"
+        f"{runs.LADDER_ENTRY}, chosen for each fold on other rows (of a single fold, for each half on the other half): "
+        f"log loss {result['log_loss']:.4f}, calibrated {result['calibrated_log_loss']:.4f}, "
+        f"on {result['valid_rows']} rows"
     )
     used = " and ".join(result.get("ladder_entry", [runs.LADDER_ENTRY]))  # an earlier version's has no names
-    print(f"submission of {used}: {folder / 'submission.csv'}")
+    print(f"submission of {used}, chosen on all rows: {folder / 'submission.csv'}")
 
 
 def _blend(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ class OutOfSample:
 
     probs: np.ndarray  # (N, 3); NaN where the row's fold is not in run_folds
     baselines: tuple[Baseline, ...]  # one for each of run_folds, in that order
-    seconds: float  # fitting and predicting, all folds; without `read_inputs`, which the baselines share
+    seconds: float  # fitting and predicting, all folds; without `read_inputs` and without members fitted before
 
 
 def cross_validate(
@@ -86,7 +86,7 @@ def cross_validate(
 
 
 def ladder_table(results: dict[str, OutOfSample], labels: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
-    """One line a baseline, on the rows it predicted: log_loss, low, high (95 % interval), accuracy, seconds."""
+    """One line a baseline, on the rows it predicted: rung, log_loss, low, high (95 % interval), accuracy, seconds."""
     lines = []
     for name, result in results.items():
         done = np.isfinite(result.probs[:, 0])
@@ -103,8 +103,12 @@ def choose_entry(
     """The ladder's entry: the ensemble, or the geometric mean of the two baselines with the lowest log loss.
 
     On few rows noise decides which two those are. So they are taken only if they are better than the ensemble by more
-    than one standard error of the difference (the rule of Breiman, Friedman, Olshen and Stone 1984, Classification and
-    Regression Trees, section 3.4.3).
+    than one standard error of the difference, after the rule of Breiman, Friedman, Olshen and Stone 1984,
+    Classification and Regression Trees, who take the standard error of the best one's loss.
+
+    Args:
+        results: of baselines on the same rows, the ensemble and at least two others.
+        folds: (N,) as for `cross_validate`.
 
     Returns:
         names: the choice on all predicted rows; of two, the best first.
@@ -116,22 +120,22 @@ def choose_entry(
         UserError: all predicted rows share one prompt.
     """
     done = np.isfinite(results[ENSEMBLE].probs[:, 0])
-    choices = np.stack([result.probs[done] for result in results.values()])
-    losses = np.stack([row_losses(labels[done], probs) for probs in choices])
+    predictions = np.stack([result.probs[done] for result in results.values()])
+    losses = np.stack([row_losses(labels[done], probs) for probs in predictions])
     ensemble = list(results).index(ENSEMBLE)
 
     def choose(rows: np.ndarray | slice) -> list[int]:
         best = np.argsort(losses[:, rows].mean(axis=1), kind="stable")[:2]
-        gain = losses[ensemble, rows] - row_losses(labels[done][rows], geometric_mean(choices[best][:, rows]))
+        gain = losses[ensemble, rows] - row_losses(labels[done][rows], geometric_mean(predictions[best][:, rows]))
         return list(best) if gain.mean() > standard_error(gain, groups[done][rows]) else [ensemble]
 
     cross_fitted, naive = (np.full((len(labels), NUM_CLASSES), np.nan) for _ in range(2))
     parts = cross_fit_parts(folds[done], groups[done], "ladder")
     for part in np.unique(parts):
         here = parts == part
-        cross_fitted[np.flatnonzero(done)[here]] = geometric_mean(choices[choose(~here)][:, here])
+        cross_fitted[np.flatnonzero(done)[here]] = geometric_mean(predictions[choose(~here)][:, here])
     chosen = choose(slice(None))
-    naive[done] = geometric_mean(choices[chosen])
+    naive[done] = geometric_mean(predictions[chosen])
     return [list(results)[number] for number in chosen], cross_fitted, naive
 
 

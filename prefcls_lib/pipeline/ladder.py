@@ -1,8 +1,8 @@
 """`prefcls ladder`: all baselines as a run of its own, with the files of any other run.
 
-It predicts structure_ensemble, or the geometric mean of two others that are clearly better. oof.csv holds each row's
-probabilities from what is chosen on the other folds, so `log_loss` is not flattered by the choice. model/ and
-submission.csv are of what is chosen on all rows. oof_baselines.csv has every baseline's out-of-sample probabilities.
+It predicts what `cross_validation.choose_entry` chooses. oof.csv holds each row's probabilities from what is chosen on
+the other folds, so `log_loss` is not flattered by the choice. model/ and submission.csv are of what is chosen on all
+rows. oof_baselines.csv has every baseline's out-of-sample probabilities.
 
 With a reward model (`init_from`) its score is one baseline more, structure_reward; no other command fits that, since it
 takes a pass over all rows. If it is chosen, the reward model is saved beside the folds, as model/reward.

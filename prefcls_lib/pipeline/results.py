@@ -160,11 +160,12 @@ def verdict(result: dict) -> str:
 def conclusion(result: dict) -> str:
     """What a run showed and what to try next, as Markdown, computed from its result.json."""
     c = metrics.Comparison.from_dict(result["comparison"])
-    compared = [(LADDER_ENTRY, result["ladder_log_loss"], c)]
-    if result["start_from"] != "none":
-        share = metrics.Comparison.from_dict(result["encoder_share"])
-        compared.append((f"{result['start_from']}, from which it starts", result["baseline_log_loss"], share))
-    said = {"BEATS": "is better than", "LOSES": "is worse than", "INCONCLUSIVE": "cannot be told from"}
+    compared, start = [(LADDER_ENTRY, result["ladder_log_loss"], c)], f"{result['start_from']}, from which it starts"
+    if result["start_from"] != "none" and math.isclose(result["baseline_log_loss"], result["ladder_log_loss"]):
+        compared = [(f"the best of the baselines, {start}", result["baseline_log_loss"], c)]
+    elif result["start_from"] != "none":
+        compared.append((start, result["baseline_log_loss"], metrics.Comparison.from_dict(result["encoder_share"])))
+    said = {"BEATS": "is better than", "LOSES": "is worse than", "INCONCLUSIVE": "is not shown to differ from"}
     found = [f"On {c.rows:,} rows, the network has a log loss of {result['log_loss']:.3f}."]
     found += [f"It {said[one.verdict]} {other} ({loss:.3f}): its log loss is {one.describe()}."
               for other, loss, one in compared]  # fmt: skip
