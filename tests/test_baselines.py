@@ -11,7 +11,7 @@ from prefcls_lib.baselines import columns, cross_validation, estimators, logisti
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import RESPONSES, SWAP
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.runtime.files import UserError
 
 SWAPPED = list(SWAP)
@@ -50,7 +50,7 @@ def test_swapping_the_answers_swaps_the_probabilities(name, rows, swapped_rows, 
     probs = baseline.predict_proba(columns.read_inputs(rows, [name]))
     swapped = baseline.predict_proba(columns.read_inputs(swapped_rows, [name]))
     np.testing.assert_allclose(swapped[:, SWAPPED], probs, rtol=0, atol=1e-12)
-    metrics.check_probs(probs, name)
+    scores.check_probs(probs, name)
 
 
 @pytest.mark.parametrize("name", estimators.BASELINES)
@@ -329,10 +329,10 @@ def test_standard_error_counts_prompts_not_rows():
     """Values 1, 3, 2, 2 with mean 2: deviations -1, 1, 0, 0, so sqrt(2) / 4; if the first two share a prompt, they sum
     to 0; if the first and the third do, nothing changes, and two copies of each row say no more than one."""
     values = np.array([1.0, 3.0, 2.0, 2.0])
-    assert metrics.standard_error(values, np.arange(4)) == pytest.approx(np.sqrt(2) / 4)
-    assert metrics.standard_error(values, np.array([0, 0, 1, 2])) == 0
-    assert metrics.standard_error(values, np.array([0, 1, 0, 2])) == pytest.approx(np.sqrt(2) / 4)
-    twice = metrics.standard_error(np.repeat(values, 2), np.repeat(np.arange(4), 2))
+    assert compare.standard_error(values, np.arange(4)) == pytest.approx(np.sqrt(2) / 4)
+    assert compare.standard_error(values, np.array([0, 0, 1, 2])) == 0
+    assert compare.standard_error(values, np.array([0, 1, 0, 2])) == pytest.approx(np.sqrt(2) / 4)
+    twice = compare.standard_error(np.repeat(values, 2), np.repeat(np.arange(4), 2))
     assert twice == pytest.approx(np.sqrt(2) / 4)
 
 
@@ -342,7 +342,7 @@ def test_one_fold_is_predicted_by_pairs_that_other_prompts_chose():
     groups, labels = np.arange(60).astype(str), generator.integers(0, 3, 60)
     results = {name: cross_validation.OutOfSample(generator.dirichlet((1, 1, 1), 60), (), 0.0)
                for name in ("w", "x", "y", estimators.ENSEMBLE)}  # fmt: skip
-    half, folds = metrics.split_halves(groups, "ladder"), np.zeros(60, dtype=int)
+    half, folds = compare.split_halves(groups, "ladder"), np.zeros(60, dtype=int)
     before = cross_validation.choose_entry(results, labels, groups, folds)[1]
     worst = results["w"].probs.argmin(axis=1)
     best = np.stack([result.probs for result in results.values()])[:2].prod(axis=0).argmax(axis=1)
@@ -350,7 +350,7 @@ def test_one_fold_is_predicted_by_pairs_that_other_prompts_chose():
         after = cross_validation.choose_entry(results, np.where(half, new, labels), groups, folds)[1]
         assert (after[half] == before[half]).all()
     assert (after[~half] != before[~half]).any()
-    assert (half != metrics.split_halves(groups, "calibration")).any() and half.sum() == 30
+    assert (half != compare.split_halves(groups, "calibration")).any() and half.sum() == 30
 
 
 def test_predictions_of_fold_models_are_averaged(rows, results):

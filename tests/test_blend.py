@@ -16,7 +16,7 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission
 from prefcls_lib.evaluation.calibration import Blend, fit_blend
-from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline.folder import read_table, write_table
 
 

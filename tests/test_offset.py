@@ -15,7 +15,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import RESPONSES, SWAP
-from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.models.network import PreferenceHead
 from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model

@@ -13,7 +13,8 @@ from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, Baseline, fit_ba
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.evaluation.calibration import cross_fit_parts, geometric_mean
-from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, row_losses, standard_error
+from prefcls_lib.evaluation.compare import bootstrap_interval, standard_error
+from prefcls_lib.evaluation.scores import accuracy, row_losses
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
 
@@ -115,9 +116,6 @@ def choose_entry(
         cross_fitted: (N, 3), each fold predicted by what is chosen on the other folds (a single fold: each half of its
             prompt groups by what is chosen on the other half); NaN on rows that were not predicted.
         naive: (N, 3) of the choice `names`, which was made on these rows.
-
-    Raises:
-        UserError: all predicted rows share one prompt.
     """
     done = np.isfinite(results[ENSEMBLE].probs[:, 0])
     predictions = np.stack([result.probs[done] for result in results.values()])

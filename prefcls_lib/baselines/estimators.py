@@ -46,7 +46,7 @@ from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
 from prefcls_lib.evaluation.calibration import geometric_mean
-from prefcls_lib.evaluation.metrics import row_losses
+from prefcls_lib.evaluation.scores import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
 FAST_BASELINES = ("prior", "length_bins", "length_logistic", "structure_logistic")
