@@ -94,7 +94,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # plain progre
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from prefcls_lib.baselines import cross_validation
+from prefcls_lib.pipeline import cross_validation
 from prefcls_lib.data import loading, submission, tokenization
 from prefcls_lib.doctor import checks
 from prefcls_lib.evaluation import metrics, plots, slices

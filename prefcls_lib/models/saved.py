@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefcls_lib.baselines.columns import REWARD_BASELINE, BaselineInputs, read_inputs
-from prefcls_lib.baselines.estimators import load_baseline
-from prefcls_lib.baselines.offset import BaselineMean
+from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
 from prefcls_lib.data.features import FeatureScaler, compute_features
@@ -66,7 +65,7 @@ class SavedNetwork:
         """Token ids and raw structure features of rows from `data.read_rows`: the same for a run's models."""
         encoded = encode_rows(rows, self.backbone.tokenizer, self.max_length, self.text_cleaning, self.architecture)
         features = compute_features(rows) if self.scaler or self.offset else None
-        baseline = self.offset and read_inputs(rows, self.offset.names, features)
+        baseline = self.offset and read_inputs(rows, features, self.offset.reads_text)
         return NetworkInputs(Examples(encoded.token_ids, encoded.sides, self.scaler and features), baseline)
 
     def predict_proba(self, rows: pd.DataFrame, inputs: NetworkInputs | None = None, label: str = "") -> np.ndarray:
@@ -110,18 +109,14 @@ class SavedNetwork:
 
 @dataclass(frozen=True)
 class SavedBaseline:
-    """The ladder's entry read back from its folder, with the methods of `SavedNetwork`.
-
-    `scorer`: the reward model whose margins it reads, if it does.
-    """
+    """The ladder's entry read back from its folder, with the methods of `SavedNetwork`."""
 
     baseline: BaselineMean
-    scorer: SavedNetwork | None = None
     tokens: TokenCount = field(default_factory=TokenCount)
 
     def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
         """What the baselines read of rows from `loading.read_rows`: the same for a run's models."""
-        return read_inputs(self.scorer.add_margins(rows, "scores") if self.scorer else rows, self.baseline.names)
+        return read_inputs(rows, with_text=self.baseline.reads_text)
 
     def predict_proba(self, rows: pd.DataFrame, inputs: BaselineInputs | None = None, label: str = "") -> np.ndarray:
         """Probabilities (N, 3) of rows, see `SavedNetwork.predict_proba`."""
@@ -134,14 +129,9 @@ def load_fold_model(folder: Path) -> SavedNetwork | SavedBaseline:
     Raises:
         UserError: a file is missing or broken.
     """
-    if (folder / "rung.json").exists():  # of an earlier version, whose ladder kept one baseline
-        return SavedBaseline(BaselineMean((load_baseline(folder),)))
     if not (folder / "baseline.json").exists():
         return _load_network(folder)
-    baseline = BaselineMean.load(folder)
-    return SavedBaseline(
-        baseline, _load_network(folder.parent / "reward") if REWARD_BASELINE in baseline.names else None
-    )
+    return SavedBaseline(BaselineMean.load(folder))
 
 
 def load_scorer(config: RunConfig) -> SavedNetwork:

@@ -12,7 +12,7 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import locate_csv, read_rows
-from prefcls_lib.data.schema import ID, NO_TIE, SOFT_COLUMNS, SOURCE, WEIGHT, WITHOUT_TIES, class_shares
+from prefcls_lib.data.schema import ID, NO_TIE, SOFT_COLUMNS, SOURCE, WEIGHT, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
@@ -107,7 +107,7 @@ def read_extra_rows(paths: list[Path]) -> pd.DataFrame:
     tables = []
     for number, path in enumerate(paths, 1):
         rows = read_rows(path, labelled=True)
-        tables.append(rows.assign(**{SOURCE: np.where(rows.get(NO_TIE, 0) > 0, WITHOUT_TIES, number)}))
+        tables.append(rows.assign(**{SOURCE: number}))
     rows = pd.concat(tables, ignore_index=True)
     votes = {name: (rows["label"] == label).astype(float) for label, name in enumerate(SOFT_COLUMNS)} | {WEIGHT: 1.0}
     return rows.fillna({name: value for name, value in votes.items() if name in rows})

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from prefcls_lib.baselines.columns import BaselineInputs, read_inputs, tie_shares_shift
-from prefcls_lib.baselines.cross_validation import OutOfSample
+from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS
-from prefcls_lib.baselines.offset import BaselineMean, fit_offset
+from prefcls_lib.baselines.out_of_fold import BaselineMean, fit_out_of_fold
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
+from prefcls_lib.pipeline.cross_validation import OutOfSample
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import process_state
 from prefcls_lib.runtime.files import UserError, write_whole
@@ -37,11 +37,8 @@ class FoldOffset:
     seconds: float
 
     def file_shifts(self, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
-        """(K,) the baseline's tie shift of each extra file; of a model without, that of the files' shares of ties."""
-        shifts = tie_shares_shift(labels, sources)
-        states = [member.state for model in self.baseline.models for member in model.members]
-        fitted = [state.get("tie_shifts", shifts) for state in states]
-        return np.mean([values if len(values) == len(shifts) else shifts for values in fitted], axis=0)
+        """(K,) the baseline's tie shift of each extra file."""
+        return self.baseline.file_shifts(labels, sources)
 
 
 def fold_offset(job: Job, fold: int) -> FoldOffset | None:
@@ -55,7 +52,7 @@ def fold_offset(job: Job, fold: int) -> FoldOffset | None:
     folder = _folder(job, fold)
     if process_state().is_main_process:  # for all folds of the run at once, so that their rows are read once
         left = [one for one in {*job.config.folds, fold} if not _folder(job, one).is_dir()]
-        inputs = left and read_inputs(job.rows, (job.config.start_from,), job.features)
+        inputs = left and read_inputs(job.rows, job.features)
         for one in left:
             _fit(job, inputs, one)
     while not folder.is_dir():  # minutes at the competition's size: a collective would run into its time limit
@@ -70,7 +67,7 @@ def fold_offset(job: Job, fold: int) -> FoldOffset | None:
 
 
 def read_out_of_sample_baselines(job: Job) -> dict[str, OutOfSample]:
-    """The starting baseline on the rows of its folds, as `cross_validation.cross_validate` gives the others.
+    """The starting baseline on the rows of its folds, as `cross_validate` gives the others.
 
     Of an ensemble its members, too; `seconds` is that of the ensemble.
     """
@@ -80,7 +77,7 @@ def read_out_of_sample_baselines(job: Job) -> dict[str, OutOfSample]:
         probs, models = np.full((len(job.rows), NUM_CLASSES), np.nan), []
         for fold, start in starts.items():
             probs[job.folds == fold] = softmax(start.members.get(name, start.valid), axis=1)
-            models += start.baseline.member(name).models
+            models.append(start.baseline.member(name) if name in start.members else start.baseline)
         found[name] = OutOfSample(probs, tuple(models), seconds)
     return found
 
@@ -101,9 +98,9 @@ def _fit(job: Job, inputs: BaselineInputs, fold: int) -> None:
     is_train, more = job.folds != fold, extra_rows(job, fold)
     rows, train = job.rows[is_train], inputs.take(np.flatnonzero(is_train))
     if more is not None:
-        rows, train = pd.concat([rows, more]), train.joined(read_inputs(more, (name,)))
+        rows, train = pd.concat([rows, more]), train.joined(read_inputs(more))
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    baseline, offsets = fit_offset(name, train, labels, groups, job.config.fold_seed, f"fold{fold}: {name}")
+    baseline, offsets = fit_out_of_fold(name, train, labels, groups, job.config.fold_seed, f"fold{fold}: {name}")
     valid_inputs = inputs.take(np.flatnonzero(~is_train))
     members = {one: baseline.member(one).predict(valid_inputs) for one in MEMBERS if name == ENSEMBLE}
     valid = np.mean(list(members.values()), axis=0) if members else baseline.predict(valid_inputs)

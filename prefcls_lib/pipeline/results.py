@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_entry, ladder_table
+from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import metrics
 from prefcls_lib.evaluation.calibration import blend_out_of_fold
+from prefcls_lib.pipeline.cross_validation import OutOfSample, ladder_table
 from prefcls_lib.pipeline.folder import LADDER_ENTRY, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import load_average, versions
@@ -76,8 +77,8 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
     rows, probs = read_out_of_sample(job)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    entry, entry_probs, _ = choose_entry(ladder, *everything, job.folds)
-    entry_probs, table = entry_probs[job.validated], ladder_table(ladder, *everything)
+    entry, table = [ENSEMBLE], ladder_table(ladder, *everything)
+    entry_probs = ladder[ENSEMBLE].probs[job.validated]
     start_probs = entry_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
     tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
     predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)

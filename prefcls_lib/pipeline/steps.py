@@ -11,8 +11,8 @@ import shutil
 import time
 from dataclasses import replace
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_entry, cross_validate
-from prefcls_lib.baselines.estimators import ENSEMBLE, FAST_BASELINES, MEMBERS, predict_rows
+from prefcls_lib.baselines.columns import read_inputs
+from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
@@ -22,6 +22,7 @@ from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointi
 from prefcls_lib.models.probe import probe_layouts
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model, load_scorer
+from prefcls_lib.pipeline.cross_validation import OutOfSample, cross_validate
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
@@ -66,12 +67,11 @@ def run_ladder(job: Job) -> dict[str, OutOfSample]:
     Where the run folder holds only the prior's submission, that of the best baselines takes its place.
     """
     start = {} if job.config.start_from == "none" else read_out_of_sample_baselines(job)
-    names = [name for name in (*FAST_BASELINES, *MEMBERS, ENSEMBLE) if name not in start]
     seed, extra = job.config.fold_seed, job.extra_rows
-    results = cross_validate(names, job.rows, job.folds, job.config.folds, seed, job.features, extra=extra) | start
+    results = cross_validate(job.rows, job.folds, job.config.folds, seed, job.features, extra, list(start)) | start
     if job.wrote_prior:
-        entry, *_ = choose_entry(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds)
-        probs = geometric_mean([predict_rows(results[name].baselines, job.test_rows) for name in entry])
+        inputs = read_inputs(job.test_rows)
+        probs = geometric_mean([one.predict_proba(inputs) for one in results[ENSEMBLE].baselines])
         write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     return results
 

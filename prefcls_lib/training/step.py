@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.baselines.columns import NO_TIE_SHIFT
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, split_batch, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
@@ -99,16 +98,13 @@ def training_loss(
     On a baseline that of the auxiliary logits is added. Where the offset is good it leaves little gradient; the
     auxiliary output has to predict without it, so the encoder learns as much as a network without a baseline.
 
-    Extra rows have their file's share of ties: a shift is added to the logit of a tie. Without ties, A and B alone
-    share the smoothing.
+    Extra rows have their file's share of ties: a shift is added to the logit of a tie.
     """
     wanted = train.labels if train.targets is None else train.targets
     wanted = to_device(wanted[rows], outputs[0].device)
     if train.tie_shifts is not None:
         shift = torch.nn.functional.pad(to_device(train.tie_shifts[rows], wanted.device)[:, None], (NUM_CLASSES - 1, 0))
-        possible = (shift > NO_TIE_SHIFT).float()
-        wanted = (1 - label_smoothing) * wanted + label_smoothing * possible / possible.sum(dim=1, keepdim=True)
-        outputs, label_smoothing = tuple(logits + shift for logits in outputs), 0.0
+        outputs = tuple(logits + shift for logits in outputs)
     logits, auxiliary = outputs
     entropy = partial(torch.nn.functional.cross_entropy, label_smoothing=label_smoothing, reduction="none")
     losses = entropy(logits, wanted) if train.offsets is None else entropy(logits, wanted) + entropy(auxiliary, wanted)
