@@ -20,7 +20,7 @@ from prefcls_lib.data.features import (
     empty_answers,
     identical_answers,
 )
-from prefcls_lib.data.schema import MARGIN, NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP, WITHOUT_TIES
+from prefcls_lib.data.schema import MARGIN, NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP
 
 TEXT_BASELINES = ("tfidf_difference", "structure_tfidf", "structure_ensemble")
 REWARD_BASELINE = "structure_reward"
@@ -141,14 +141,13 @@ def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> spar
 
 
 def tie_shifts(sources: np.ndarray, of_files: np.ndarray) -> np.ndarray:
-    """(N,) what is added to the log-odds of a tie in the loss of rows: 0, that of the extra file, or NO_TIE_SHIFT."""
-    return np.where(sources == WITHOUT_TIES, NO_TIE_SHIFT, np.append(0.0, of_files)[np.maximum(sources, 0)])
+    """(N,) what is added to the log-odds of a tie in the loss of rows: 0, or that of the extra file."""
+    return np.append(0.0, of_files)[sources]
 
 
 def tie_shares_shift(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """(K,) log-odds of a tie in each extra file minus those in the training file."""
-    known = sources != WITHOUT_TIES
-    ties, rows = np.bincount(sources[known], labels[known] == NUM_CLASSES - 1), np.bincount(sources[known])
+    ties, rows = np.bincount(sources, labels == NUM_CLASSES - 1), np.bincount(sources)
     log_odds = np.log((ties + 0.5) / (rows - ties + 0.5))
     return log_odds[1:] - log_odds[0]
 
@@ -156,11 +155,11 @@ def tie_shares_shift(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
 def tie_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
     """(N,) weights that give each extra file the training file's share of ties; None without extra rows.
 
-    For models that have no tie logit of a row: tables and trees. Rows without ties, or of a file without, weigh 0.
+    For models that have no tie logit of a row: tables and trees. Rows of a file without ties weigh 0.
     """
     if not sources.any():
         return None
-    is_tie, weights = labels == NUM_CLASSES - 1, np.where(sources == WITHOUT_TIES, 0.0, 1.0)
+    is_tie, weights = labels == NUM_CLASSES - 1, np.ones(len(labels))
     share = is_tie[sources == 0].mean()
     for source in range(1, sources.max() + 1):
         here = sources == source

@@ -21,7 +21,6 @@ from prefcls_lib.baselines.offset import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
-from prefcls_lib.models.probe import probe_layouts
 from prefcls_lib.models.saved import load_scorer, save_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, write_table
 from prefcls_lib.pipeline.job import open_folder, read_job
@@ -49,7 +48,6 @@ def run_ladder_job(config: RunConfig) -> RunFolder:
     labels, groups = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
     names = BASELINES if scorer is None else KNOWN_BASELINES
     if scorer is not None:
-        scorer = scorer.with_layout(probe_layouts(scorer, job.probe_rows)["layout"])
         rows, extra = (
             None if table is None else scorer.add_margins(table, "reward model") for table in (job.rows, job.extra_rows)
         )
