@@ -1,4 +1,4 @@
-"""Extra training rows: a tie bias for each file, also for one without ties, and no prompt of a validation row."""
+"""Extra training rows: a tie bias for each file, and no prompt of a validation row."""
 
 import shutil
 from dataclasses import replace
@@ -16,7 +16,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
-from prefcls_lib.data.schema import NO_TIE, SOURCE, SWAP, WEIGHT
+from prefcls_lib.data.schema import SOURCE, SWAP
 from prefcls_lib.pipeline import cross_validation, folds, steps
 from prefcls_lib.pipeline.job import read_job
 from prefcls_lib.runtime.files import UserError
@@ -121,12 +121,12 @@ def test_extra_rows_with_a_validation_prompt_are_left_out():
 
 
 def test_training_loss_by_hand():
-    """A row of the training file and one of a file with a tie shift of 1."""
+    """A row of the training file, one of a file with a tie shift of 1."""
     logits = np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
     targets, shifts = np.eye(3, dtype=np.float32)[[0, 2]], np.array([0, 1], dtype=np.float32)
     examples = Examples([], np.zeros((2, 2), int), None, np.array([0, 2]), targets, tie_shifts=shifts)
     first, second = log_softmax(logits[0]), log_softmax(logits[1] + [0, 0, 1])
-    expected = -0.8 * (first[0] + second[2]) - 0.2 * (first.mean() + second.mean())
+    expected = -(0.8 * first[0] + 0.8 * second[2]) - 0.2 * (first.mean() + second.mean())
     found = training_loss((torch.tensor(logits, requires_grad=True),) * 2, examples, np.arange(2), 0.2)
     assert float(found.detach()) == pytest.approx(expected, abs=1e-5)
     assert examples.own.tolist() == [0]
@@ -134,12 +134,12 @@ def test_training_loss_by_hand():
 
 @pytest.fixture
 def files(home, tmp_path):
-    """Two extra files with prompts of their own: of six rows two ties; four rows without ties, of weight 2."""
+    """Two extra files with prompts of their own: of six rows two ties; four rows without ties."""
     rows = pd.read_csv(home / "train.csv", dtype=str, keep_default_na=False).head(6)
     rows = rows.assign(id="x" + rows["id"], prompt=[f'["new {number}"]' for number in range(6)])
     winners = np.eye(3, dtype=int)[[0, 1, 2, 0, 1, 2]]
     one = rows.assign(**dict(zip(["winner_model_a", "winner_model_b", "winner_tie"], winners.T, strict=True)))
-    two = one[one["winner_tie"] == 0].assign(**{"prompt": '["newer"]', NO_TIE: 1, WEIGHT: 2})
+    two = one[one["winner_tie"] == 0].assign(prompt=[f'["newer {number}"]' for number in range(4)])
     for name, table in (("one", one), ("two", two)):
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     return {name: str(home / f"{name}.csv") for name in ("train", "test")}, tmp_path
@@ -164,14 +164,13 @@ def test_a_file_of_an_attached_data_set_goes_by_its_name(files, monkeypatch):
 
 
 def test_several_files_are_read_with_their_source(files):
-    """As a list or with commas; a weight that one file lacks is 1; one hash for each file."""
+    """As a list or with commas; one hash for each file."""
     places, folder = files
     names = [str(folder / "one.csv"), str(folder / "two.csv")]
     config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)
     assert config == RunConfig(**places, extra_train=", ".join(names).replace(" ", ""), out=config.out, num_folds=3)
     job = read_job(config)
     assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [2] * 4
-    assert job.extra_rows[WEIGHT].tolist() == [1] * 6 + [2] * 4
     assert len(job.data_sha256["extra_train"].split(",")) == 2
 
 
@@ -195,15 +194,3 @@ def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
         shifts = np.mean([values if len(values) == 2 else shifts for values in found], axis=0)
     expected = [0] * own + [shifts[0]] * 6 + [shifts[1]] * 4
     assert train.tie_shifts == pytest.approx(expected, abs=1e-5) and valid.tie_shifts is None
-
-
-def test_ties_of_sets_without_ties_are_refused(files):
-    """In an extra file the row is named; in the training file no row may be without ties."""
-    places, folder = files
-    rows = pd.read_csv(folder / "two.csv", dtype=str, keep_default_na=False)
-    rows.loc[2, ["winner_model_a", "winner_model_b", "winner_tie"]] = "0", "0", "1"
-    rows.to_csv(folder / "wrong.csv", index=False)
-    with pytest.raises(UserError, match=r"wrong\.csv: row 3, column 'no_tie': the row is a tie"):
-        read_job(RunConfig(**places, extra_train=str(folder / "wrong.csv")))
-    with pytest.raises(UserError, match=r"two\.csv: column 'no_tie': only extra rows may be without ties"):
-        read_job(RunConfig(train=str(folder / "two.csv"), test=places["test"]))

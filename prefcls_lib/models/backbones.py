@@ -7,7 +7,7 @@ Weights are loaded as fp32 master weights, from safetensors where the checkpoint
 import difflib
 import importlib.util
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,10 +49,6 @@ class Backbone:
     def recipe(self, name: str) -> dict[str, object]:
         """The training settings for this model type: name "default", or "original" (the study's)."""
         return ORIGINAL_RECIPE if name == "original" else choose_recipe(self.config)
-
-    def with_layout(self, layout: str) -> "Backbone":
-        """The same with another layout of a side, one of `tokenization.LAYOUTS`."""
-        return replace(self, tokenizer=self.tokenizer.with_layout(layout))
 
     @property
     def max_length(self) -> int | None:

@@ -2,7 +2,7 @@
 
 model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and AutoTokenizer load these
               head.safetensors                                   the head's weights, and a reward model's pooler
-              preference.json                                    layout, text settings, feature scaler
+              preference.json                                    text settings, feature scaler
               baseline/                                          the baseline whose log-odds its correction is added to
 """
 
@@ -87,10 +87,6 @@ class SavedNetwork:
         probs, tokens = predict_proba(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
         self.tokens += tokens
         return probs
-
-    def with_layout(self, layout: str) -> "SavedNetwork":
-        """The same model reading sides in another layout, one of `tokenization.LAYOUTS`."""
-        return replace(self, backbone=self.backbone.with_layout(layout))
 
     def add_margins(self, rows: pd.DataFrame, label: str = "") -> pd.DataFrame:
         """`rows` with a reward model's margins, see `load_scorer`; each different side is scored once.
@@ -206,8 +202,6 @@ def save_model(
     }
     if model.pooler is not None and model.pooler.separator is not None:
         state["reward_separator"] = model.pooler.separator
-    if backbone.tokenizer.layout != "pair":
-        state["layout"] = backbone.tokenizer.layout
     write_json(folder / "preference.json", state)
 
 
@@ -218,7 +212,7 @@ def _load_network(folder: Path) -> SavedNetwork:
         UserError: a file is missing or broken.
     """
     state = read_json(folder / "preference.json")
-    backbone = load_backbone(str(folder), state["max_length"]).with_layout(state.get("layout", "pair"))
+    backbone = load_backbone(str(folder), state["max_length"])
     start_from = state.get("start_from", "none")  # a run that is older than the setting had no baseline
     offset = None if start_from == "none" else BaselineMean.load(folder / "baseline")
     try:

@@ -15,7 +15,7 @@ from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
-from prefcls_lib.data.schema import NUM_CLASSES, SOFT_COLUMNS, SOURCE, WEIGHT, class_shares
+from prefcls_lib.data.schema import NUM_CLASSES, SOURCE, class_shares
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation import metrics, slices
 from prefcls_lib.evaluation.calibration import fit_calibration_on
@@ -79,19 +79,13 @@ def split_rows(job: Job, encoded: EncodedRows, fold: int) -> tuple[Examples, Exa
 
 
 def _make_examples(job: Job, rows: pd.DataFrame, encoded: EncodedRows, features: np.ndarray | None) -> Examples:
-    """Rows as the model sees them; with targets and weights where any row of the job may have its own."""
+    """Rows as the model sees them; with targets where extra rows shift the tie."""
     labels = rows["label"].to_numpy()
     features = None if features is None else features.astype(np.float32)
     examples = Examples(encoded.token_ids, encoded.sides, features, labels)
-    if job.extra_rows is None and not {SOFT_COLUMNS[0], WEIGHT} & set(rows):
+    if job.extra_rows is None:
         return examples
-    targets, weights = np.eye(NUM_CLASSES)[labels], np.ones(len(rows))
-    if SOFT_COLUMNS[0] in rows:
-        share = job.config.soft_label_share
-        targets = (1 - share) * targets + share * rows[list(SOFT_COLUMNS)].to_numpy()
-    if WEIGHT in rows:
-        weights = rows[WEIGHT].to_numpy()
-    return replace(examples, targets=targets.astype(np.float32), weights=weights.astype(np.float32))
+    return replace(examples, targets=np.eye(NUM_CLASSES, dtype=np.float32)[labels])
 
 
 def new_model(job: Job, train: Examples, accelerator: Accelerator) -> PreferenceModel:

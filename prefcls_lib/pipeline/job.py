@@ -12,14 +12,14 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import locate_csv, read_rows
-from prefcls_lib.data.schema import ID, NO_TIE, SOFT_COLUMNS, SOURCE, WEIGHT, class_shares
+from prefcls_lib.data.schema import ID, SOURCE, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.runtime.devices import load_average
-from prefcls_lib.runtime.files import UserError, sha256
+from prefcls_lib.runtime.files import sha256
 from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 
@@ -67,11 +67,6 @@ class Job:
         return None if hours is None else self.started + 3600 * hours
 
     @property
-    def probe_rows(self) -> pd.DataFrame:
-        """Training rows for a choice that all models share: not validated ones, unless every row is validated."""
-        return self.rows if self.validated.all() else self.rows[~self.validated]
-
-    @property
     def validated(self) -> np.ndarray:
         """(N,) bool: rows that some model of this run is validated on."""
         return np.isin(self.folds, self.config.folds)
@@ -86,8 +81,6 @@ def read_job(config: RunConfig) -> Job:
     paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
-    if NO_TIE in rows and rows[NO_TIE].any():
-        raise UserError(f"{paths['train']}: column {NO_TIE!r}: only extra rows may be without ties. Set extra_train.")
     extra = [find_attached_csv(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
     extra_rows = read_extra_rows(extra) if extra else None
     folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
@@ -99,18 +92,13 @@ def read_job(config: RunConfig) -> Job:
 
 
 def read_extra_rows(paths: list[Path]) -> pd.DataFrame:
-    """The rows of all extra files with their `source`; weight 1 and the vote, where only another file has more.
+    """The rows of all extra files with their `source`.
 
     Raises:
         UserError: see `loading.read_rows`.
     """
-    tables = []
-    for number, path in enumerate(paths, 1):
-        rows = read_rows(path, labelled=True)
-        tables.append(rows.assign(**{SOURCE: number}))
-    rows = pd.concat(tables, ignore_index=True)
-    votes = {name: (rows["label"] == label).astype(float) for label, name in enumerate(SOFT_COLUMNS)} | {WEIGHT: 1.0}
-    return rows.fillna({name: value for name, value in votes.items() if name in rows})
+    tables = [read_rows(path, labelled=True).assign(**{SOURCE: number}) for number, path in enumerate(paths, 1)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def open_folder(job: Job, recipe: Mapping[str, object] | None = None) -> Job:

@@ -19,9 +19,8 @@ from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows
 from prefcls_lib.evaluation.calibration import geometric_mean
 from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
-from prefcls_lib.models.probe import probe_layouts
 from prefcls_lib.models.reward import check_reward_model
-from prefcls_lib.models.saved import build_model, load_scorer
+from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline.cross_validation import OutOfSample, cross_validate
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import fit_here
@@ -47,13 +46,7 @@ def start(config: RunConfig) -> Job:
     make_accelerator(config.mixed_precision)
     if not (job.folder / "config.json").exists():  # else the weights were loaded when the folder was opened first
         set_gradient_checkpointing(build_model(backbone.path, config).encoder, config.gradient_checkpointing)
-    job = open_folder(replace(job, backbone=backbone), backbone.recipe(config.recipe))
-    if config.init_from is None or job.folder.complete:
-        return job
-    path = job.folder / "checkpoint" / "layout.json"
-    if not path.parent.exists():  # it is there, and perhaps no probe, where an earlier version started the run
-        write_json(path, probe_layouts(load_scorer(config), job.probe_rows))
-    return replace(job, backbone=backbone.with_layout(read_json(path)["layout"] if path.exists() else "pair"))
+    return open_folder(replace(job, backbone=backbone), backbone.recipe(config.recipe))
 
 
 def encode(job: Job) -> EncodedRows:
