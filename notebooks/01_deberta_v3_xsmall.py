@@ -98,7 +98,7 @@ from IPython.display import HTML, Markdown, display
 from prefcls_lib.pipeline import cross_validation
 from prefcls_lib.data import loading, submission, tokenization
 from prefcls_lib.doctor import checks
-from prefcls_lib.evaluation import metrics, plots, slices
+from prefcls_lib.evaluation import plots, scores, slices
 from prefcls_lib.models import network
 from prefcls_lib.pipeline import folder, preview, results, steps
 
@@ -308,10 +308,10 @@ plots.plot_results(table)
 # %%
 rows, probs = results.read_out_of_sample(job)
 labels = rows["label"].to_numpy()
-ece = metrics.expected_calibration_error(labels, probs)
+ece = scores.expected_calibration_error(labels, probs)
 for name in ("log_loss", "calibrated_log_loss", "flip_rate"):
     print(f"{name:20} {result[name]:.3f}")
-plots.plot_reliability(metrics.reliability_table(labels, probs), ece)
+plots.plot_reliability(scores.reliability_table(labels, probs), ece)
 
 # %% [markdown]
 # ## 14. Slices

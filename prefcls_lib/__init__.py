@@ -12,7 +12,7 @@
 
 All of these use `runtime` (files, devices, Kaggle's folders) and `config` (every setting); `doctor` checks whether a
 machine can do the job. Packages import in the order runtime, config, data, evaluation, baselines, models, training,
-pipeline, ensemble, doctor, report, cli; a student reads data, models, training, evaluation.metrics, pipeline.steps.
+pipeline, ensemble, doctor, report, cli; a student reads data, models, training, evaluation.scores, pipeline.steps.
 """
 
 __version__ = "0.1.0"

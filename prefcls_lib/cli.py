@@ -155,7 +155,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 def _blend(arguments: argparse.Namespace) -> None:
     from prefcls_lib.ensemble import blend
-    from prefcls_lib.evaluation.metrics import Comparison
+    from prefcls_lib.evaluation.compare import Comparison
 
     result = blend.fit_runs(arguments.runs, arguments.out)
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))

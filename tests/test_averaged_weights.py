@@ -7,7 +7,7 @@ import torch
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import scores
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import UserError
@@ -60,8 +60,8 @@ def test_the_run_is_as_always_and_its_last_copy_is_its_prediction(
     oof = read_table(run / "oof.csv").sort_values("fold", kind="stable")
     assert np.allclose(probs["1"], oof[["winner_model_a", "winner_model_b", "winner_tie"]], atol=1e-6)
     assert np.abs(probs["4"] - probs["1"]).max() > 1e-6
-    table = averaged_weights.compare(tmp_path)
-    assert table["mean"].tolist() == [metrics.log_loss(labels, probs[name]) for name in ("2", "3", "4")]
+    table = averaged_weights.compare_weights(tmp_path)
+    assert table["mean"].tolist() == [scores.log_loss(labels, probs[name]) for name in ("2", "3", "4")]
     assert "last weights" in capsys.readouterr().out
 
     def stopped_before(trainer):

@@ -17,7 +17,7 @@ from prefcls_lib.baselines.out_of_fold import INNER_FOLDS, BaselineMean, fit_out
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import RESPONSES, SWAP
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import scores
 from prefcls_lib.runtime.files import UserError
 
 NAME = "structure_logistic"
@@ -68,7 +68,7 @@ def test_swapping_the_answers_swaps_the_probabilities(name, known, swapped, fitt
     """Every baseline is order-equivariant to the last bits, odd rows included, and gives real probabilities."""
     probs = fitted[name][0].predict_proba(known[0])
     np.testing.assert_allclose(fitted[name][0].predict_proba(swapped)[:, SWAPPED], probs, rtol=0, atol=1e-12)
-    metrics.check_probs(probs, name)
+    scores.check_probs(probs, name)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -231,7 +231,7 @@ def test_every_baseline_learns_that_the_longer_answer_wins():
     held_out, fitted = inputs.take(np.arange(160, 240)), fit_simple(inputs.take(train), labels[train])
     for name in BASELINES[2:]:
         fitted[name], _ = fit_out_of_fold(name, inputs.take(train), labels[train], train.astype(str), seed=0)
-    losses = {name: metrics.log_loss(labels[160:], one.predict_proba(held_out)) for name, one in fitted.items()}
+    losses = {name: scores.log_loss(labels[160:], one.predict_proba(held_out)) for name, one in fitted.items()}
     assert set(losses) == set(BASELINES)
     assert max(loss for name, loss in losses.items() if name != "prior") < losses["prior"] - 0.2
 
@@ -260,8 +260,8 @@ def test_labels_without_meaning_give_no_gain(known, fixed_strength):
     shares = np.tile(np.bincount(labels, minlength=3) / len(labels), (len(labels), 1))
     _, offsets = fit_out_of_fold(NAME, inputs, labels, groups, seed=1)
     leaking = MODELS[NAME].fit(inputs, labels, 0.01).predict_proba(inputs)
-    assert metrics.log_loss(labels, softmax(offsets, axis=1)) > metrics.log_loss(labels, shares)
-    assert metrics.log_loss(labels, leaking) < metrics.log_loss(labels, shares) - 0.01
+    assert scores.log_loss(labels, softmax(offsets, axis=1)) > scores.log_loss(labels, shares)
+    assert scores.log_loss(labels, leaking) < scores.log_loss(labels, shares) - 0.01
 
 
 def test_new_rows_get_the_geometric_mean_of_the_inner_models(known, fitted, monkeypatch):

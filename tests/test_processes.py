@@ -20,7 +20,7 @@ from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, job, predict, results, steps
 from prefcls_lib.pipeline import launch as processes
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table

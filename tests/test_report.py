@@ -14,7 +14,7 @@ import pytest
 from prefcls_lib import cli
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble import finished
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare
 from prefcls_lib.report import build, groups, page, tables
 from prefcls_lib.report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
 from prefcls_lib.runtime.files import UserError, read_json
@@ -126,7 +126,7 @@ def test_a_number_changed_in_the_folder_changes_in_the_report(quick, runs, tmp_p
 
 
 def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_path):
-    """Two runs that differ in one setting: the table says which, and what `metrics.compare` says of their rows."""
+    """Two runs that differ in one setting: the table says which, and what `compare.compare` says of their rows."""
     better = copy_run(finished_run, runs / "better")
     settings = json.loads((better / "config.json").read_text(encoding="utf-8"))["settings"]
     edit_json(better / "config.json", settings={**settings, "head": "concat", "out": "elsewhere"})
@@ -138,7 +138,7 @@ def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_
     table.to_csv(better / "oof.csv", index=False)
     groups = pd.read_csv(better / "valid.csv", dtype=str).set_index("id")["group"][table["id"]]
     ids = table["id"].sort_values().index  # the order in which both are read
-    c = metrics.compare(table["label"].to_numpy()[ids], table[NAMES].to_numpy()[ids], old[ids], groups.to_numpy()[ids])
+    c = compare.compare(table["label"].to_numpy()[ids], table[NAMES].to_numpy()[ids], old[ids], groups.to_numpy()[ids])
     page = read_page(runs, tmp_path / "out")
     assert "head: concat against symmetric<br><small>better, tiny</small>" in page
     assert c.verdict == "BEATS"
@@ -185,8 +185,8 @@ def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path
 
 def test_verdicts_of_a_table_are_corrected_for_all_of_them():
     """p .03 of a single comparison BEATS; beside another it is .06, and its own interval is shown."""
-    one = metrics.Comparison(-0.03, -0.058, -0.002, 0.04, 500, 400, 0.03)
-    other = metrics.Comparison(0.01, -0.02, 0.04, 0.0425, 500, 400, 0.4)
+    one = compare.Comparison(-0.03, -0.058, -0.002, 0.04, 500, 400, 0.03)
+    other = compare.Comparison(0.01, -0.02, 0.04, 0.0425, 500, 400, 0.4)
     numbers = "0.0300 lower (95 % CI −0.0580 to −0.0020, p=0.030), MDE 0.0400"
     assert finished.format_verdicts([(one, "x-y")]) == [f"BEATS x-y: {numbers}"]
     assert finished.format_verdicts([(one, "x-y"), (other, "z")]) == [

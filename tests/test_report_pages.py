@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_report import copy_run, edit_json, no_pdf, quick, read_page  # noqa: F401
 
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare
 from prefcls_lib.report import build, page
 from prefcls_lib.runtime.files import read_json
 from report.studies import curve
@@ -138,7 +138,7 @@ def test_a_learning_curve_of_several_seeds_by_hand(tmp_path):
     names = ("prior", "structure_logistic", "baseline", "network")
     points = [
         {"rows": 500, "seed": seed, "log_loss": dict.fromkeys(names, loss),
-         "comparison": metrics.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
+         "comparison": compare.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
         for seed, loss, d, p in ((42, 1.0, -0.02, 0.02), (43, 0.9, -0.01, 0.04))
     ]  # fmt: skip
     (line,) = curve.summarise([{"source": "s", "title": "votes", "backbone": "b", "eval_rows": 1400, "points": points}])
@@ -150,8 +150,8 @@ def test_a_learning_curve_of_several_seeds_by_hand(tmp_path):
 
 def test_other_settings_are_compared_by_hand():
     """The difference is that to the network without the last setting; a point without that beside it is left out."""
-    default = metrics.Comparison(0.03, 0.01, 0.05, 0.01, 1400, 157, 0.001).to_dict()
-    baseline = metrics.Comparison(-0.5, -0.6, -0.4, 0.01, 1400, 157, 0.001).to_dict()
+    default = compare.Comparison(0.03, 0.01, 0.05, 0.01, 1400, 157, 0.001).to_dict()
+    baseline = compare.Comparison(-0.5, -0.6, -0.4, 0.01, 1400, 157, 0.001).to_dict()
     points = [{"rows": rows, "seed": 42, "log_loss": {"network": 0.87}, "comparison": baseline,
                "comparison_default": found} for rows, found in ((500, None), (2000, default))]  # fmt: skip
     recipe = {

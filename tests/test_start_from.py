@@ -19,7 +19,7 @@ from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.data.splits import assign_folds
 from prefcls_lib.data.tokenization import encode_rows
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.backbones import load_backbone
 from prefcls_lib.models.recipes import RECIPES
@@ -107,7 +107,7 @@ def test_untrained_network_has_the_log_loss_of_its_baseline(home, tmp_path):
     job = steps.start(RunConfig(**settings, **places))
     start = offsets.fold_offset(job, 0)
     labels = job.rows["label"].to_numpy()[job.folds == 0]
-    expected = metrics.log_loss(labels, softmax(start.valid, axis=1))
+    expected = scores.log_loss(labels, softmax(start.valid, axis=1))
     assert preview.untrained_log_loss(job, steps.encode(job), len(labels)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_scores_are_calibrated_on_top_of_the_offset():
     assert (found.temperature, found.tie_bias) == (pytest.approx(2, abs=0.1), pytest.approx(0.5, abs=0.05))
 
 
-def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, leak: bool) -> metrics.Comparison:
+def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, leak: bool) -> compare.Comparison:
     """Network against baseline on rows whose labels are drawn from a baseline; `leak`: a feature gives them away."""
     groups = rows["group"].to_numpy()
     truth = MODELS["structure_logistic"].fit(inputs, rows["label"].to_numpy(), 1.0).predict_proba(inputs)
@@ -204,7 +204,7 @@ def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, l
     model = build_model(tiny, config)
     model.head.start_at_prior((0.35, 0.35, 0.3))
     fitted = fit(model, examples.take(train), examples.take(valid), config, make_accelerator("no"), 0)
-    return metrics.compare(labels[valid], fitted.valid_probs[-1], softmax(offset[valid], axis=1), groups[valid])
+    return compare.compare(labels[valid], fitted.valid_probs[-1], softmax(offset[valid], axis=1), groups[valid])
 
 
 @pytest.mark.parametrize("leak", [False, True])

@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import tie_shifts
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.evaluation.metrics import row_losses
+from prefcls_lib.evaluation.scores import row_losses
 
 
 def fit_logistic(anti, sym, labels: np.ndarray, strength: float, sources: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from prefcls_lib.baselines.columns import BaselineInputs, tie_shares_shift
 from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior
 from prefcls_lib.data.features import FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.evaluation.metrics import row_losses
+from prefcls_lib.evaluation.scores import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
 INNER_FOLDS = 5  # of the models that are kept

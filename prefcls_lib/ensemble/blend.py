@@ -11,7 +11,7 @@ import pandas as pd
 
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble.finished import MIN_SHARED_ROWS, Run, read_run, shared_ids
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.pipeline.predict import predict_run
@@ -37,18 +37,18 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
     predictions = [run.probs(ids) for run in runs]
     nested = blend_out_of_fold(labels, predictions, folds, groups)
     blend = fit_blend(labels, predictions)
-    single = [metrics.log_loss(labels, probs) for probs in predictions]
+    single = [scores.log_loss(labels, probs) for probs in predictions]
     best = int(np.argmin(single))
     place = Path(out).resolve().parent
     result = {
         "runs": [Path(os.path.relpath(folder.resolve(), place)).as_posix() for folder in folders],
         **blend.to_dict(),
         "rows": len(labels),
-        **metrics.score_predictions(labels, nested, groups, folds),
-        "log_loss_fitted_rows": metrics.log_loss(labels, blend.apply(predictions)),
+        **compare.score_predictions(labels, nested, groups, folds),
+        "log_loss_fitted_rows": scores.log_loss(labels, blend.apply(predictions)),
         "run_log_loss": single,
         "best_run": best,
-        "comparison": metrics.compare(labels, nested, predictions[best], groups).to_dict(),
+        "comparison": compare.compare(labels, nested, predictions[best], groups).to_dict(),
     }
     write_json(out, result)
     return result

@@ -12,7 +12,7 @@ import pandas as pd
 
 from prefcls_lib.config import RunConfig, fill_earlier
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import UserError, read_json
 
@@ -116,7 +116,7 @@ def read_run(path: Path) -> Run:
     oof = oof.assign(group=valid.set_index(ID)["group"])
     if not {"log_loss_fold_sd", "expected_calibration_error_if_calibrated"} <= set(result):  # of an earlier version
         scored = (oof[name].to_numpy() for name in ("label", COLUMNS, "group", "fold"))
-        result = metrics.score_predictions(*scored) | result
+        result = compare.score_predictions(*scored) | result
     return Run(path.resolve().name, path, known, result, oof, history, submission)
 
 
@@ -125,18 +125,18 @@ def shared_ids(runs: Sequence[Run]) -> list[str]:
     return sorted(set.intersection(*(set(run.oof.index) for run in runs)))
 
 
-def compare_runs(one: Run, other: Run) -> metrics.Comparison | None:
+def compare_runs(one: Run, other: Run) -> compare.Comparison | None:
     """Paired comparison on the rows that both predicted out of sample; None where they share too few."""
     ids = shared_ids((one, other))
     rows = one.oof.loc[ids]
     if one.group != other.group or len(ids) < MIN_SHARED_ROWS or rows["group"].nunique() < 2:
         return None
-    return metrics.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
+    return compare.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
 
 
-def format_verdicts(comparisons: Sequence[tuple[metrics.Comparison, str]]) -> list[str]:
+def format_verdicts(comparisons: Sequence[tuple[compare.Comparison, str]]) -> list[str]:
     """The verdicts of a table, one for each (comparison, name of the other), p corrected for all of them."""
-    corrected = metrics.holm_correction([c for c, _ in comparisons])
+    corrected = compare.holm_correction([c for c, _ in comparisons])
     numbers = [f"{c.describe()}, MDE {c.smallest_detectable:.4f}".replace("-", "−") for c in corrected]
     return [f"{c.against(other)}: {text}" for c, (_, other), text in zip(corrected, comparisons, numbers, strict=True)]
 
@@ -150,7 +150,7 @@ def _read_predictions(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if missing := {ID, *COLUMNS} - set(table.columns):
         raise UserError(f"{path}: the columns {', '.join(sorted(missing))} are missing. Copy the run folder again.")
-    metrics.check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
+    scores.check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
     return table.set_index(ID)
 
 

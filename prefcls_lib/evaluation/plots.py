@@ -64,7 +64,7 @@ def plot_history(history: pd.DataFrame, ladder_log_loss: float, baseline_log_los
 
 
 def plot_reliability(table: pd.DataFrame, ece: float) -> Figure:
-    """`metrics.reliability_table`: accuracy against confidence, with 95 % intervals (Wilson) and the number of rows."""
+    """`scores.reliability_table`: accuracy against confidence, with 95 % intervals (Wilson) and the number of rows."""
     figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.subplots()
     axes.plot([1 / 3, 1], [1 / 3, 1], color="black", lw=1, ls=":", label="perfectly calibrated")

@@ -12,7 +12,8 @@ from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, MEMBERS
 from prefcls_lib.baselines.out_of_fold import BaselineMean, fit_out_of_fold, fit_simple
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
-from prefcls_lib.evaluation.metrics import accuracy, bootstrap_interval, row_losses
+from prefcls_lib.evaluation.compare import bootstrap_interval
+from prefcls_lib.evaluation.scores import accuracy, row_losses
 
 
 @dataclass(frozen=True)

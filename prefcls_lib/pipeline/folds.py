@@ -17,7 +17,7 @@ from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import NUM_CLASSES, SOURCE, class_shares
 from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.evaluation import metrics, slices
+from prefcls_lib.evaluation import compare, scores, slices
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import score_margins
@@ -128,12 +128,12 @@ def _fit_model(job: Job, encoded: EncodedRows, fold_model: FoldModel, session: S
     rows, start = job.rows[job.folds == fold], fold_offset(job, fold)
     saved = cross_fitted = fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:
-        cross_fitted, _ = metrics.choose_cross_fitted(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
+        cross_fitted, _ = compare.choose_cross_fitted(fitted.valid_probs, valid.labels, rows["group"].to_numpy())
     record = {
         "fold": fold,
         "seed": attempt.seed,
         "valid_rows": len(rows),
-        "log_loss": metrics.log_loss(valid.labels, cross_fitted),
+        "log_loss": scores.log_loss(valid.labels, cross_fitted),
         "train_rows": len(train),
         "flip_rate": slices.flip_rate(saved, fitted.swapped_probs),
         "best_epoch": float(fitted.history["epoch"][fitted.chosen]),

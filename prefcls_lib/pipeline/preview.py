@@ -6,7 +6,7 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import make_padded_batches, plan_epoch, split_batch
 from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import scores
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.pipeline.folds import new_model, split_rows
 from prefcls_lib.pipeline.job import Job
@@ -55,4 +55,4 @@ def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> fl
     accelerator = make_accelerator(job.config.mixed_precision)
     model = new_model(job, train, accelerator)
     probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
-    return metrics.log_loss(valid.labels, probs)
+    return scores.log_loss(valid.labels, probs)

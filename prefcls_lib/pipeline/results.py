@@ -10,7 +10,7 @@ import pandas as pd
 from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import blend_out_of_fold
 from prefcls_lib.pipeline.cross_validation import OutOfSample, ladder_table
 from prefcls_lib.pipeline.folder import LADDER_ENTRY, fold_models, read_table
@@ -49,11 +49,11 @@ def score_job(job: Job) -> dict:
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     calibrated = blend_out_of_fold(labels, [probs], job.folds[job.validated], groups)
     return {
-        **metrics.score_predictions(labels, probs, groups, job.folds[job.validated]),
-        "log_loss_naive": metrics.log_loss(labels, naive),
-        "reliability": metrics.reliability_table(labels, probs).to_dict(orient="records"),
-        "calibrated_log_loss": metrics.log_loss(labels, calibrated),
-        "calibrated_expected_calibration_error": metrics.expected_calibration_error(labels, calibrated),
+        **compare.score_predictions(labels, probs, groups, job.folds[job.validated]),
+        "log_loss_naive": scores.log_loss(labels, naive),
+        "reliability": scores.reliability_table(labels, probs).to_dict(orient="records"),
+        "calibrated_log_loss": scores.log_loss(labels, calibrated),
+        "calibrated_expected_calibration_error": scores.expected_calibration_error(labels, calibrated),
         "rows": len(job.rows),
         "valid_rows": len(rows),
         "test_rows": len(job.test_rows),
@@ -90,13 +90,13 @@ def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], 
     return {
         **score_job(job),
         "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 and np.isfinite(of_seeds).all() else None,
-        "ladder_log_loss": metrics.log_loss(labels, entry_probs),
+        "ladder_log_loss": scores.log_loss(labels, entry_probs),
         "ladder_entry": entry,
         "ladder": table.to_dict(orient="records"),
-        "comparison": metrics.compare(labels, probs, entry_probs, groups).to_dict(),
+        "comparison": compare.compare(labels, probs, entry_probs, groups).to_dict(),
         "start_from": job.config.start_from,
-        "encoder_share": metrics.compare(labels, probs, start_probs, groups).to_dict(),
-        "baseline_log_loss": metrics.log_loss(labels, start_probs),
+        "encoder_share": compare.compare(labels, probs, start_probs, groups).to_dict(),
+        "baseline_log_loss": scores.log_loss(labels, start_probs),
         "encoder_only_log_loss": None if None in alone else float(np.average(alone, weights=sizes)),
         "encoder_warnings": {
             name: record["encoder_warning"] for name, record in named if record.get("encoder_warning")
@@ -136,21 +136,21 @@ def result_table(result: dict) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A table of scores as text with the digits that they deserve on few rows: 1.084, 212 s."""
-    scores = [name for name in ("log_loss", "low", "high", "accuracy") if name in table]
-    shown = table.assign(**{name: table[name].map("{:.3f}".format) for name in scores})
+    columns = [name for name in ("log_loss", "low", "high", "accuracy") if name in table]
+    shown = table.assign(**{name: table[name].map("{:.3f}".format) for name in columns})
     return shown.assign(seconds=table["seconds"].map(lambda s: f"{s:,.0f} s" if s >= 1 else "below 1 s"))
 
 
 def verdict(result: dict) -> str:
     """The network against the ladder's entry, and what the encoder changes in the baseline that it starts from."""
-    c = metrics.Comparison.from_dict(result["comparison"])
+    c = compare.Comparison.from_dict(result["comparison"])
     lines = [
         f"network {c.against(LADDER_ENTRY)}, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
         f"{c.describe()} on {c.rows} validation rows; a difference of {c.smallest_detectable:.4f} would be found in "
         "80 % of such samples"
     ]
     if result.get("start_from", "none") != "none":
-        share = metrics.Comparison.from_dict(result["encoder_share"]).describe()
+        share = compare.Comparison.from_dict(result["encoder_share"]).describe()
         start = f"{result['start_from']} alone ({result['baseline_log_loss']:.4f})"
         lines.append(f"with the encoder, the log loss is {share} than with {start}")
     warnings = result.get("encoder_warnings", {}).items()  # none in an earlier version's
@@ -160,12 +160,12 @@ def verdict(result: dict) -> str:
 
 def conclusion(result: dict) -> str:
     """What a run showed and what to try next, as Markdown, computed from its result.json."""
-    c = metrics.Comparison.from_dict(result["comparison"])
+    c = compare.Comparison.from_dict(result["comparison"])
     compared, start = [(LADDER_ENTRY, result["ladder_log_loss"], c)], f"{result['start_from']}, from which it starts"
     if result["start_from"] != "none" and math.isclose(result["baseline_log_loss"], result["ladder_log_loss"]):
         compared = [(f"the best of the baselines, {start}", result["baseline_log_loss"], c)]
     elif result["start_from"] != "none":
-        compared.append((start, result["baseline_log_loss"], metrics.Comparison.from_dict(result["encoder_share"])))
+        compared.append((start, result["baseline_log_loss"], compare.Comparison.from_dict(result["encoder_share"])))
     said = {"BEATS": "is better than", "LOSES": "is worse than", "INCONCLUSIVE": "is not shown to differ from"}
     found = [f"On {c.rows:,} rows, the network has a log loss of {result['log_loss']:.3f}."]
     found += [f"It {said[one.verdict]} {other} ({loss:.3f}): its log loss is {one.describe()}."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefcls_lib.data import loading
 from prefcls_lib.ensemble.finished import Found, read_runs
-from prefcls_lib.evaluation import calibration, metrics, plots
+from prefcls_lib.evaluation import calibration, compare, plots, scores
 from prefcls_lib.report.groups import ComparedRuns, describe_run, make_groups
 from prefcls_lib.report.page import (
     draw_svg,
@@ -47,7 +47,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "trained": [(name, run) for run in found.runs if (name := backbone_of(run, described))],
         "describe": describe_run, "signed": signed,
         "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
-        "compared": lambda values: signed(metrics.Comparison.from_dict(values).describe()),
+        "compared": lambda values: signed(compare.Comparison.from_dict(values).describe()),
         "titled": embed_table, "difference": format_difference, "escape": escape_text, "uniform": plots.UNIFORM,
         "picture": lambda path, *words: embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
@@ -106,7 +106,7 @@ def _row_values(groups: Sequence[ComparedRuns]) -> dict:
     name = escape_text(run.name)
     labels, probs = run.oof["label"].to_numpy(), run.probs(run.oof.index)
     reliability = plots.plot_reliability(
-        metrics.reliability_table(labels, probs), run.result["expected_calibration_error"]
+        scores.reliability_table(labels, probs), run.result["expected_calibration_error"]
     )
     values |= {
         "main": run,

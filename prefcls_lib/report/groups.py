@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from prefcls_lib.data import loading
 from prefcls_lib.ensemble.finished import Found, Run, compare_runs, format_verdicts
-from prefcls_lib.evaluation import metrics, plots
+from prefcls_lib.evaluation import compare, plots
 from prefcls_lib.pipeline.folder import FREE_SETTINGS, LADDER_ENTRY
 from prefcls_lib.report.page import draw_svg, embed_figure, embed_table, escape_text, markdown_table, signed
 from prefcls_lib.runtime.files import sha256
@@ -17,12 +17,12 @@ from prefcls_lib.runtime.files import sha256
 COMPARED = ("difference", "95 % interval", "p", "MDE", "verdict")
 
 
-def comparison_lines(lines: Sequence[list[str]], comparisons: Sequence[metrics.Comparison]) -> list[list[str]]:
+def comparison_lines(lines: Sequence[list[str]], comparisons: Sequence[compare.Comparison]) -> list[list[str]]:
     """Lines of a table, each with its comparison in the columns of `COMPARED`; p is corrected for all of them."""
     return [
         [*line, signed(f"{c.difference:+.4f}"), signed(f"{c.low:+.4f} to {c.high:+.4f}"),
          "<0.001" if c.p < 0.001 else f"{c.p:.3f}", f"{c.smallest_detectable:.4f}", c.verdict]
-        for line, c in zip(lines, metrics.holm_correction(comparisons), strict=True)
+        for line, c in zip(lines, compare.holm_correction(comparisons), strict=True)
     ]  # fmt: skip
 
 
@@ -70,24 +70,24 @@ class ComparedRuns:
         return next((baseline["log_loss"] for baseline in self.baselines if baseline["rung"] == "prior"), None)
 
     @cached_property
-    def shares(self) -> dict[str, metrics.Comparison]:
+    def shares(self) -> dict[str, compare.Comparison]:
         """By name, each network that starts from a baseline: its log loss with the encoder, against that without."""
-        found = {run.name: metrics.Comparison.from_dict(run.result["encoder_share"]) for run in self.networks
+        found = {run.name: compare.Comparison.from_dict(run.result["encoder_share"]) for run in self.networks
                  if run.settings["start_from"] != "none" and "encoder_share" in run.result}  # fmt: skip
-        return dict(zip(found, metrics.holm_correction(list(found.values())), strict=True))
+        return dict(zip(found, compare.holm_correction(list(found.values())), strict=True))
 
     @cached_property
-    def compared(self) -> dict[Path | str, tuple[metrics.Comparison, str]]:
+    def compared(self) -> dict[Path | str, tuple[compare.Comparison, str]]:
         """Networks (by path) against the ladder, blends (by name) against their best run; the name of the other."""
         compared = {}
         for run in self.networks:
             if self.ladder is not None and (c := compare_runs(run, self.ladder)):
                 compared[run.path] = c, escape_text(self.ladder.name)
             elif isinstance(known := run.result.get("comparison"), dict):
-                compared[run.path] = metrics.Comparison.from_dict(known), LADDER_ENTRY
+                compared[run.path] = compare.Comparison.from_dict(known), LADDER_ENTRY
         for name, content, parts in self.blends:
             best = escape_text(parts[content["best_run"]].name)
-            compared[name] = metrics.Comparison.from_dict(content["comparison"]), best
+            compared[name] = compare.Comparison.from_dict(content["comparison"]), best
         return compared
 
     def readme_table(self) -> str:
@@ -170,7 +170,7 @@ class ComparedRuns:
             r, alone = run.result, run.result["encoder_only_log_loss"]
             lines.append([escape_text(run.name), run.settings["start_from"], f"{r['baseline_log_loss']:.4f}",
                           f"{r['log_loss']:.4f}", "" if alone is None else f"{alone:.4f}"])  # fmt: skip
-        given = [metrics.Comparison.from_dict(run.result["encoder_share"]) for run in runs]
+        given = [compare.Comparison.from_dict(run.result["encoder_share"]) for run in runs]
         header = ("network", "starts from", "its log loss", "network", "encoder only", *COMPARED)
         table = markdown_table(header, comparison_lines(lines, given), (0, 1, 9))
         caption = f"What the encoder adds: {self.title}."

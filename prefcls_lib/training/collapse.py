@@ -7,7 +7,7 @@ from scipy.special import softmax
 
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.schema import class_shares
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import scores
 
 COLLAPSED_SPREAD = 0.01  # a healthy encoder's predictions differ by more than this from row to row
 COLLAPSE_AFTER_ROWS = 10_000  # training rows before an encoder may count as collapsed: DeBERTa-v3 needs them to move
@@ -24,10 +24,10 @@ class Collapsed(Exception):
 
 def reference_log_losses(train: Examples, valid: Examples) -> tuple[float, float | None]:
     """On the validation rows: of the class shares in training, and of the baseline that the network starts from."""
-    prior = metrics.log_loss(valid.labels, np.tile(class_shares(train.labels[train.own]), (len(valid), 1)))
+    prior = scores.log_loss(valid.labels, np.tile(class_shares(train.labels[train.own]), (len(valid), 1)))
     if valid.offsets is None:
         return prior, None
-    return prior, metrics.log_loss(valid.labels, softmax(valid.offsets.astype(float), axis=1))
+    return prior, scores.log_loss(valid.labels, softmax(valid.offsets.astype(float), axis=1))
 
 
 def why_collapsed(record: dict, prior_log_loss: float, baseline_log_loss: float | None) -> str:

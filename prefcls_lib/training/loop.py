@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, plan_epoch
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import scores
 from prefcls_lib.models.backbones import set_gradient_checkpointing
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.runtime.files import UserError
@@ -236,9 +236,9 @@ class Trainer:
         record = {
             "step": state.step,
             "train_log_loss": state.train_log_loss if state.loss_rows else None,  # None: no step had a finite gradient
-            "valid_log_loss": metrics.log_loss(valid.labels, probs),
-            "valid_accuracy": metrics.accuracy(valid.labels, probs),
-            "encoder_log_loss": metrics.log_loss(valid.labels, encoder_probs),
+            "valid_log_loss": scores.log_loss(valid.labels, probs),
+            "valid_accuracy": scores.accuracy(valid.labels, probs),
+            "encoder_log_loss": scores.log_loss(valid.labels, encoder_probs),
             "encoder_spread": float(encoder_probs.std(axis=0).mean()),
             "tokens_per_second": state.tokens_per_second,
             "skipped_steps": state.skipped_steps,

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import UserError, write_whole
@@ -91,17 +91,17 @@ def read_probs(run: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]
     return np.concatenate(labels), np.concatenate(groups), {n: np.concatenate(parts) for n, parts in probs.items()}
 
 
-def compare(out: Path) -> pd.DataFrame:
+def compare_weights(out: Path) -> pd.DataFrame:
     """One line a run and mean: its log loss, and the difference to the last weights; p corrected for all lines."""
     lines, found = [], []
     for run in sorted(path.parent for path in out.glob("*/averaged")):
         labels, groups, probs = read_probs(run)
         for count in list(probs)[1:]:
-            found.append(metrics.compare(labels, probs[count], probs["1"], groups))
+            found.append(compare.compare(labels, probs[count], probs["1"], groups))
             losses = {"last weights": probs["1"], "mean": probs[count]}
             lines.append({"run": run.name, "rows": len(labels), "copies": count}
-                         | {name: metrics.log_loss(labels, values) for name, values in losses.items()})  # fmt: skip
-    return pd.DataFrame(lines).assign(difference=[c.describe() for c in metrics.holm_correction(found)])
+                         | {name: scores.log_loss(labels, values) for name, values in losses.items()})  # fmt: skip
+    return pd.DataFrame(lines).assign(difference=[c.describe() for c in compare.holm_correction(found)])
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def main() -> None:
         keep_copies(run / "averaged")
         where = {"train": str(arguments.file), "test": "sample", "out": str(run), "backbone": "minilm"}
         steps.run(RunConfig.from_mapping({**where, **settings}, "--set"))
-    print(compare(arguments.out).to_string(index=False, float_format="{:.4f}".format))
+    print(compare_weights(arguments.out).to_string(index=False, float_format="{:.4f}".format))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.loading import read_rows, sample_path
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import assign_folds
-from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.runtime.files import write_json
 
 NAME = "structure_logistic"

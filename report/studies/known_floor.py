@@ -30,7 +30,7 @@ from transformers import ElectraConfig, ElectraModel, PreTrainedTokenizerFast, s
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
-from prefcls_lib.evaluation import metrics, plots
+from prefcls_lib.evaluation import plots, scores
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.report.page import draw_svg
@@ -180,8 +180,8 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
     return {
         "variant": name,
         "seed": seed,
-        "log_loss": metrics.log_loss(labels, probs),
-        "floor": metrics.log_loss(labels, known),
+        "log_loss": scores.log_loss(labels, probs),
+        "floor": scores.log_loss(labels, known),
         "expected_floor": float(-(known * np.log(known)).sum(axis=1).mean()),
         "prior": baselines["prior"],
         "structure_logistic": baselines["structure_logistic"],

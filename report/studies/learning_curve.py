@@ -28,7 +28,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.splits import assign_folds, take_rows
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.models.saved import load_fold_model
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.job import read_job
@@ -104,20 +104,20 @@ def describe_point(folder: Path, default: Path) -> dict:
     `default`: the same point without the last of its other settings, with which it is compared.
     """
     labels, groups, probs = read_point(folder)
-    losses = {name: metrics.log_loss(labels, values) for name, values in probs.items()}
+    losses = {name: scores.log_loss(labels, values) for name, values in probs.items()}
     best = min(BASELINES, key=losses.get)
     against = None
     if default != folder and (default / "point.npz").exists():
-        against = metrics.compare(labels, probs["network"], read_point(default)[2]["network"], groups)
+        against = compare.compare(labels, probs["network"], read_point(default)[2]["network"], groups)
     result, settings = read_json(folder / "run" / "result.json"), read_json(folder / "run" / "config.json")["settings"]
     return {
         "rows": result["rows"],
         "seed": settings["seed"],
         "log_loss": losses,
-        "accuracy": metrics.accuracy(labels, probs["network"]),
+        "accuracy": scores.accuracy(labels, probs["network"]),
         "best_baseline": best,
-        "comparison": metrics.compare(labels, probs["network"], probs.get("baseline", probs[best]), groups).to_dict(),
-        "comparison_best": metrics.compare(labels, probs["network"], probs[best], groups).to_dict(),
+        "comparison": compare.compare(labels, probs["network"], probs.get("baseline", probs[best]), groups).to_dict(),
+        "comparison_best": compare.compare(labels, probs["network"], probs[best], groups).to_dict(),
         "seconds": result["seconds"],
         "eval_rows": len(labels),
         "comparison_default": None if against is None else against.to_dict(),

@@ -13,7 +13,7 @@ import torch
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import SWAP
-from prefcls_lib.evaluation import metrics, slices
+from prefcls_lib.evaluation import compare, scores, slices
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.models.saved import load_fold_model
 from prefcls_lib.pipeline import steps
@@ -53,9 +53,9 @@ def compare_orders(folder: Path) -> dict:
     return {
         "run": folder.name,
         "rows": len(labels),
-        "log_loss": {name: metrics.log_loss(labels, all_of[name]) for name in ("first", "second", "both")},
+        "log_loss": {name: scores.log_loss(labels, all_of[name]) for name in ("first", "second", "both")},
         "flip_rate_of_one_order": slices.flip_rate(all_of["first"], all_of["second"][:, SWAP]),
-        "both_against_first": metrics.compare(labels, all_of["both"], all_of["first"], all_of["groups"]).to_dict(),
+        "both_against_first": compare.compare(labels, all_of["both"], all_of["first"], all_of["groups"]).to_dict(),
         "tokens_to_predict": tokens,
     }
 

@@ -19,7 +19,7 @@ from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.data.splits import assign_folds
 from prefcls_lib.ensemble.finished import read_run
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_calibration
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.pipeline.predict import predict_run
@@ -58,7 +58,7 @@ def describe(out: Path, rows: pd.DataFrame, probs: dict[str, np.ndarray]) -> dic
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy().astype(str)
     blend = read_json(out / "blend.json")
     scored = {**probs, "blend": Blend.from_dict(blend).apply(list(probs.values()))}
-    losses = {name: metrics.log_loss(labels, values) for name, values in scored.items()}
+    losses = {name: scores.log_loss(labels, values) for name, values in scored.items()}
     best = min(MEMBERS, key=losses.get)
     pairs = {"network against ladder": (scored["network"], scored["ladder"]),
              f"blend against its better member, the {best}": (scored["blend"], scored[best])}  # fmt: skip
@@ -69,11 +69,11 @@ def describe(out: Path, rows: pd.DataFrame, probs: dict[str, np.ndarray]) -> dic
         nested = blend_out_of_fold(labels, [values], np.zeros(len(labels)), groups)
         suited, applied = fit_calibration(labels, values), fitted.apply(values)
         calibrations[name] = {"of_single_models": fitted.to_dict(), "of_means": suited.to_dict(),
-                              "log_loss": metrics.log_loss(labels, applied),
-                              "log_loss_of_means_nested": metrics.log_loss(labels, nested)}  # fmt: skip
+                              "log_loss": scores.log_loss(labels, applied),
+                              "log_loss_of_means_nested": scores.log_loss(labels, nested)}  # fmt: skip
         pairs[f"{name}, calibrated as single models, against none"] = (applied, values)
         pairs[f"{name}, calibrated as single models, against as means"] = (applied, nested)
-    found = [metrics.compare(labels, one, other, groups) for one, other in pairs.values()]
+    found = [compare.compare(labels, one, other, groups) for one, other in pairs.values()]
     return {
         "train_rows": read_json(out / "ladder" / "result.json")["rows"],
         "unseen_rows": len(rows),
@@ -82,7 +82,7 @@ def describe(out: Path, rows: pd.DataFrame, probs: dict[str, np.ndarray]) -> dic
         "out_of_fold_log_loss": {n: read_json(out / n / "result.json")["log_loss"] for n in MEMBERS}
         | {"blend": blend["log_loss"]},
         "calibrations": calibrations,
-        "comparisons": {name: c.to_dict() for name, c in zip(pairs, metrics.holm_correction(found), strict=True)},
+        "comparisons": {name: c.to_dict() for name, c in zip(pairs, compare.holm_correction(found), strict=True)},
     }
 
 
@@ -119,7 +119,7 @@ def main() -> None:
     for name, content in result["calibrations"].items():
         print(name, content)
     for name, comparison in result["comparisons"].items():
-        print(f"{name}: {metrics.Comparison.from_dict(comparison).describe()}")
+        print(f"{name}: {compare.Comparison.from_dict(comparison).describe()}")
 
 
 if __name__ == "__main__":
