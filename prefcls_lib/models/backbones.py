@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.utils import logging
 
 from prefcls_lib.data.tokenization import SideTokenizer
-from prefcls_lib.models.recipes import HUB_NAMES, ORIGINAL_RECIPE, RECIPES, choose_recipe
+from prefcls_lib.models.recipes import HUB_NAMES, RECIPES, choose_recipe
 from prefcls_lib.runtime.files import UserError, sha256
 from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
 
@@ -46,9 +46,10 @@ class Backbone:
     config: PretrainedConfig
     tokenizer: SideTokenizer
 
-    def recipe(self, name: str) -> dict[str, object]:
-        """The training settings for this model type: name "default", or "original" (the study's)."""
-        return ORIGINAL_RECIPE if name == "original" else choose_recipe(self.config)
+    @property
+    def recipe(self) -> dict[str, object]:
+        """The training settings for this model type and width."""
+        return choose_recipe(self.config)
 
     @property
     def max_length(self) -> int | None:
