@@ -72,14 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--out", required=True, type=Path, help="CSV; for sets with other shares of ties, call again")
     convert.add_argument("--against", type=Path, metavar="train.csv", help="training file, whose rows are left out")
 
-    report = add("report", _report, "run folders to report.html and report.pdf")
-    report.add_argument(
-        "--runs", nargs="+", type=Path, metavar="DIR", default=[Path("report/runs")],
-        help="run folders, or folders of them (report/runs)",
-    )  # fmt: skip
-    report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write into (report)")
-    report.add_argument("--readme", type=Path, metavar="FILE", help="also put the results between this file's marks")
-
     doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no")
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
     doctor.add_argument("--max-length", type=int, metavar="TOKENS", help="of one side, for the memory (default: 512)")
@@ -192,17 +184,6 @@ def _check_submission(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     print("\n".join(convert_files(arguments.files, arguments.out, arguments.against)))
     print(f"extra rows: {arguments.out}")
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.report import build
-
-    found, problems = build.build_report(arguments.runs, arguments.out, arguments.readme)
-    for name, why in found.left_out:
-        print(f"left out: {name}: {why}", file=sys.stderr)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"report of {len(found.runs)} runs and {len(found.blends)} blends: {arguments.out / 'report.html'}")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

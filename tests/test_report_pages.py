@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import copy_run, edit_json, no_pdf, quick, read_page  # noqa: F401
+from test_report import edit_json, no_pdf, quick, read_page, write_run  # noqa: F401
 
 from prefcls_lib.evaluation import compare
-from prefcls_lib.report import build, page
 from prefcls_lib.runtime.files import read_json
+from report import build, page
 from report.studies import curve
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ def test_every_reference_has_its_number(committed):
 
 def test_built_twice_the_bytes_are_the_same(committed, tmp_path):
     """In another process, with other hashes of texts."""
-    command = [sys.executable, "-m", "prefcls_lib", "report", "--runs", "report/runs", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "report.build", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
     names = sorted(path.name for path in committed.iterdir())
     assert names == sorted(path.name for path in tmp_path.iterdir()) and "report.html" in names
@@ -176,12 +176,12 @@ def sentences(document: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, finished_run, tmp_path):
+def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, tmp_path):
     """Runs of somebody else beside the committed ones, on the same rows and on others; by name they come first."""
     own, foreign = ROOT / "report" / "runs", tmp_path / "foreign"
-    same_rows = copy_run(own / "minilm", foreign / "a-foreign-run")
-    edit_json(same_rows / "result.json", log_loss=0.9, flip_rate=0.2)
-    copy_run(finished_run, foreign / "a-foreign-run-on-other-rows")
+    shutil.copytree(own / "minilm", foreign / "a-foreign-run")
+    edit_json(foreign / "a-foreign-run" / "result.json", log_loss=0.9, flip_rate=0.2)
+    write_run(foreign / "a-foreign-run-on-other-rows")
     build.build_report([own, foreign], tmp_path / "with")
     without, both = (
         sentences((folder / "report.html").read_text(encoding="utf-8")) for folder in (committed, tmp_path / "with")
@@ -191,9 +191,9 @@ def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, finis
 
 
 @pytest.mark.usefixtures("quick")
-def test_text_about_runs_needs_these_runs(finished_run, tmp_path):
+def test_text_about_runs_needs_these_runs(tmp_path):
     """Of somebody else's run alone: no committed run is named."""
-    text = read_page(copy_run(finished_run, tmp_path / "tiny").parent, tmp_path / "out")
+    text = read_page(write_run(tmp_path / "runs" / "tiny").parent, tmp_path / "out")
     words = " ".join(sentences(text))
     assert "minilm-cross" not in words and "770 shipped rows" not in words and "Slices" not in words
 

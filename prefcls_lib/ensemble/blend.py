@@ -4,18 +4,21 @@ blend.json   runs (folders, relative to the file where they can be), weights, te
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.ensemble.finished import MIN_SHARED_ROWS, Run, read_run, shared_ids
+from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.runtime.files import UserError, read_json, write_json
+
+MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 
 
 def fit_runs(folders: list[Path], out: Path) -> dict:
@@ -26,9 +29,6 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
 
     Returns:
         The content of blend.json.
-
-    Raises:
-        UserError: a run is not finished or broken, or the runs share too few rows or disagree about them.
     """
     runs = [read_run(folder) for folder in folders]
     ids = shared_ids(runs)
@@ -55,11 +55,7 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
 
 
 def predict_blend(path: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Probabilities (N, 3) of new rows by the saved models of every run in a blend.json.
-
-    Raises:
-        UserError: blend.json is broken, or a run folder is gone.
-    """
+    """Probabilities (N, 3) of new rows by the saved models of every run in a blend.json."""
     state = read_json(path)
     blend = Blend.from_dict(state)
     runs = state.get("runs")
@@ -82,6 +78,11 @@ def blend_table(result: dict) -> pd.DataFrame:
     ]
     lines.append({"run": "blend (nested)", "weight": sum(result["weights"]), "log_loss": result["log_loss"]})
     return pd.DataFrame(lines).set_index("run")
+
+
+def shared_ids(runs: Sequence[Run]) -> list[str]:
+    """The ids of the rows that all runs predicted out of sample, sorted."""
+    return sorted(set.intersection(*(set(run.oof.index) for run in runs)))
 
 
 def _check_shared_rows(runs: list[Run], ids: list[str]) -> None:

@@ -121,7 +121,7 @@ def plot_slices(table: pd.DataFrame) -> Figure:
     axes.set_yticks(places, names, fontsize=8)
     axes.set(
         ylim=(-0.7, len(table) - 0.3),
-        xlabel="network minus ladder, log loss (left: the network is better)",
+        xlabel="network minus baseline, log loss (left: the network is better)",
     )
     return finish(figure)
 

@@ -1,6 +1,6 @@
 """The learning curve for the report: a picture, a table and the numbers of the text, from learning_curve.json.
 
-python report/studies/curve.py          writes learning_curve.svg and curve.json beside it; `make report` calls it
+python -m report.studies.curve          writes learning_curve.svg and curve.json beside it; `make report` calls it
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prefcls_lib.evaluation import compare, plots
-from prefcls_lib.report.page import draw_svg, escape_text, markdown_table, signed
 from prefcls_lib.runtime.files import read_json, write_json
+from report.page import draw_svg, escape_text, markdown_table, signed
 
 FOLDER = Path(__file__).parent
 

@@ -1,6 +1,6 @@
 """How much of a log loss is the fold plan's? structure_logistic on the shipped rows, five folds, 60 other plans.
 
-    python report/studies/fold_plans.py             20 seconds; writes report/studies/fold_plans.json
+    python -m report.studies.fold_plans             20 seconds; writes report/studies/fold_plans.json
 
 Only the plan changes: rows, baseline and the seed of its inner folds stay.
 """

@@ -1,9 +1,9 @@
 """At how many rows does the encoder pay? Network and baselines trained on N rows and scored on the same other rows.
 
-    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 500 1000 2000 4000 --seeds 42 43 44
-    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
-    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --seeds 42 43 --set num_epochs=2
-    python report/studies/learning_curve.py --out runs/curve --collect
+    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 500 1000 2000 4000 --seeds 42 43 44
+    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
+    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 1000 --seeds 42 43 --set num_epochs=2
+    python -m report.studies.learning_curve --out runs/curve --collect
 
 A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in
 an order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it

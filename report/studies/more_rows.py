@@ -3,7 +3,7 @@
     prefcls run --train competition.csv --test sample --out runs/plain --set folds=[0,1,2,3,4] ...
     prefcls run --train competition.csv --test sample --out runs/more  --set folds=[0,1,2,3,4] ... \
                 --set extra_train=arena.csv
-    python report/studies/more_rows.py --plain runs/plain --more runs/more
+    python -m report.studies.more_rows --plain runs/plain --more runs/more
 
 Several runs with --more, each on folds of its own, count as one. Of each fold's network the baseline that it starts
 from is predicted again. Writes more_rows.json beside this file: log losses and differences paired by row, and no rows.
