@@ -68,6 +68,7 @@ class RunConfig:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     num_processes: Annotated[int | None, Range(1, 1024)] = None  # None: one a GPU, for folds and seeds or for one model
     time_budget_hours: Annotated[float | None, Range(0.001, 1000)] = None  # for the whole command; None: no limit
+    report_to: str = "none"  # trackers: tensorboard, wandb, mlflow, trackio, ... with commas between them; or all
     resume_from: str | None = None  # an earlier run's folder, only read: it is copied, and that run is resumed
 
     def __post_init__(self):

@@ -23,6 +23,7 @@ from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.fold_baseline import FoldBaseline, load_fold_baseline
 from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_table
 from prefcls_lib.pipeline.prepared import PreparedRows, TrainingData
+from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, seed_everything
 from prefcls_lib.runtime.files import write_json, write_whole
 from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
@@ -115,7 +116,11 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     config = replace(data.config, seed=data.config.seed + fold_model.seed_index)
     train, valid, test, scaler = split_rows(data, fold)
     seed_everything(config.seed + fold)
-    accelerator, pad_id = make_accelerator(config.mixed_precision), data.backbone.tokenizer.pad_id
+    accelerator = make_accelerator(
+        config.mixed_precision, trackers.find_trackers(config.report_to), data.folder / "logs"
+    )
+    trackers.begin(accelerator, config.to_dict(), f"{data.folder.path.name}-{fold_model.name}")
+    pad_id = data.backbone.tokenizer.pad_id
     model = new_model(data, train, accelerator)
     before_training = time.time() - data.started_at
     fitted = fit(model, train, valid, config, accelerator, pad_id, fold_model.name, session)
@@ -123,6 +128,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     if state.is_main_process:
         times = {"seconds_before_training": before_training, "seconds": time.perf_counter() - started}
         record = _describe_model(data, config, fold_model, fitted, test_tokens, times)
+        trackers.log(accelerator, {f"result/{name}": value for name, value in record.items()})
         on_baseline = config.start_from != "none"
         baseline = load_fold_baseline(data.folder, fold).baseline if on_baseline else None
 
@@ -132,6 +138,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
 
         write_whole(data.folder.model_folder(fold_model), write)
         shutil.rmtree(session.folder, ignore_errors=True)
+    trackers.end(accelerator)
     state.wait_for_everyone()
 
 

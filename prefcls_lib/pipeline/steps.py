@@ -19,6 +19,7 @@ from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointi
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import fold_baseline
+from prefcls_lib.pipeline.card import write_cards
 from prefcls_lib.pipeline.folder import LADDER, FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
@@ -27,6 +28,7 @@ from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prep
 from prefcls_lib.pipeline.results import describe_run
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import write_json
+from prefcls_lib.runtime.trackers import begin, end, find_trackers, log
 
 
 def start(config: RunConfig) -> Job:
@@ -39,7 +41,7 @@ def start(config: RunConfig) -> Job:
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
-    make_accelerator(config.mixed_precision)
+    make_accelerator(config.mixed_precision, find_trackers(config.report_to))
     if not (job.folder / "config.json").exists():  # else the weights were loaded when the folder was opened first
         set_gradient_checkpointing(build_model(backbone.path, config).encoder, config.gradient_checkpointing)
     return open_folder(replace(job, backbone=backbone), backbone.recipe)
@@ -99,9 +101,19 @@ def finish(job: Job) -> dict:
     probs = job.folder.test_predictions(models)
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     result = describe_run(job, records)
+    write_cards(job.folder.path, job.config, result, job.folder.model_folders())
+    _report(job, result)
     write_json(job.folder / "result.json", result)
     shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
     return result
+
+
+def _report(job: Job, result: dict) -> None:
+    """The numbers of the whole run to the trackers, if any are set."""
+    accelerator = make_accelerator("no", find_trackers(job.config.report_to), job.folder / "logs")
+    begin(accelerator, job.config.to_dict(), job.folder.path.name)
+    log(accelerator, result)
+    end(accelerator)
 
 
 def run(config: RunConfig) -> RunFolder:
