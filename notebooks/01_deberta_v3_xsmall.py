@@ -101,7 +101,6 @@ from prefcls_lib.evaluation import plots, scores, slices
 from prefcls_lib.models import network
 from prefcls_lib.pipeline import folder, preview, results, steps
 
-print(folder.describe_progress(config.resume_from))
 checks.first_look(config)
 
 # %% [markdown]
@@ -312,7 +311,7 @@ plots.plot_reliability(scores.reliability_table(labels, probs), ece)
 # get none. Look at count and interval before you believe a difference.
 
 # %%
-cut = encoded.cut[job.validated].any(axis=1)
+cut = encoded.cut[: len(job.rows)][job.validated].any(axis=1)
 slices.slice_table(rows, labels, probs, cut=cut).round(3)
 
 # %% [markdown]

@@ -50,9 +50,16 @@ class Job:
     started_at: float = field(default_factory=time.time)
 
     @cached_property
+    def all_rows(self) -> pd.DataFrame:
+        """All rows to train on: the training rows, then the extra rows."""
+        if self.extra_rows is None:
+            return self.rows
+        return pd.concat([self.rows.assign(**{SOURCE: 0}), self.extra_rows], ignore_index=True)
+
+    @cached_property
     def features(self) -> np.ndarray:
-        """(N, F) raw structure features of the training rows."""
-        return compute_features(self.rows)
+        """(N, F) raw structure features of `all_rows`."""
+        return compute_features(self.all_rows)
 
     @cached_property
     def test_features(self) -> np.ndarray:

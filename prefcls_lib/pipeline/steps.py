@@ -87,7 +87,7 @@ def fit_folds(data: TrainingData) -> None:
 
 def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
     """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
-    train_models(load_training_data(folder, started_at=started_at), [FoldModel.parse(name) for name in names])
+    train_models(load_training_data(folder, started_at), [FoldModel.parse(name) for name in names])
 
 
 def finish(job: Job) -> dict:
