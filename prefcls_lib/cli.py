@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", _run, "train, validate, predict: from CSV to a checked submission")
-    ladder = add("ladder", _ladder, "all baselines, with the same files; with init_from also one of a reward model")
+    ladder = add("ladder", _ladder, "a run without a network: its baseline, with the same files")
     for command in (run, ladder):
         command.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
         command.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
@@ -89,9 +89,8 @@ def _add_worker_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
-    fit.add_argument("--side-by-side", type=int, default=1, metavar="N", help="processes that train at the same time")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
-    share = add("predict-share", _predict_share, "predict some rows with some models: a process of `predict`")
+    share = add("predict-models", _predict_models, "predict rows with some models: a process of the submit notebook")
     share.add_argument("--rows", required=True, type=Path, metavar="CSV")
     share.add_argument("--out", required=True, type=Path, metavar="DIR")
     share.add_argument("--deadline", type=float, default=math.inf, help="seconds since 1970")
@@ -108,12 +107,21 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    from prefcls_lib.pipeline import results, steps  # torch is loaded only where it is needed
-    from prefcls_lib.runtime.devices import process_state
+    from prefcls_lib.pipeline import steps  # torch is loaded only where it is needed
 
-    folder = steps.run(config)
-    if not process_state().is_main_process:
-        return
+    _print_result(steps.run(config))
+
+
+def _ladder(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    from prefcls_lib.pipeline import steps
+
+    _print_result(steps.run_without_network(config))
+
+
+def _print_result(folder: "RunFolder") -> None:  # noqa: F821
+    from prefcls_lib.pipeline import results
+
     result = read_json(folder / "result.json")
     print(results.result_table(result).to_string(float_format="{:.4f}".format))
     print(results.verdict(result))
@@ -124,25 +132,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     from prefcls_lib.pipeline import steps
     from prefcls_lib.pipeline.folder import RunFolder
 
-    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at, arguments.side_by_side)
-
-
-def _ladder(arguments: argparse.Namespace) -> None:
-    config = _config(arguments)
-    from prefcls_lib.pipeline import folder as runs
-    from prefcls_lib.pipeline import ladder
-
-    folder = ladder.run_ladder_job(config)
-    result = read_json(folder / "result.json")
-    table = runs.read_table(folder / "history.csv").rename(columns={"rung": "model"}).set_index("model")
-    print(table.to_string(float_format="{:.4f}".format))
-    print(
-        f"{runs.LADDER_ENTRY}, chosen for each fold on other rows (of a single fold, for each half on the other half): "
-        f"log loss {result['log_loss']:.4f}, calibrated {result['calibrated_log_loss']:.4f}, "
-        f"on {result['valid_rows']} rows"
-    )
-    used = " and ".join(result.get("ladder_entry", [runs.LADDER_ENTRY]))  # an earlier version's has no names
-    print(f"submission of {used}, chosen on all rows: {folder / 'submission.csv'}")
+    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at)
 
 
 def _blend(arguments: argparse.Namespace) -> None:
@@ -172,15 +162,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
     else:
-        probs, _ = predict_run(RunFolder(arguments.run), rows)
+        probs = predict_run(RunFolder(arguments.run), rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 
 
-def _predict_share(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline.predict import predict_share
+def _predict_models(arguments: argparse.Namespace) -> None:
+    from prefcls_lib.pipeline.predict import predict_to_files
 
-    predict_share(arguments.models, arguments.rows, arguments.out, arguments.deadline)
+    predict_to_files(arguments.models, arguments.rows, arguments.out, arguments.deadline)
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:

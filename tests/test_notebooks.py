@@ -126,10 +126,9 @@ def test_runs_through_papermill(name, kind, preset, backbone_folders, reward_fol
 
 @pytest.mark.parametrize("setting", ["architecture", "init_from"])
 def test_other_ways_run_through_the_same_cells(setting, tiny, reward_folders, write_csv, tmp_path):
-    """The cross-encoder, and a start from a reward model, with soft labels on extra rows: parameters, nothing else."""
+    """The cross-encoder, and a start from a reward model, with extra rows: parameters, nothing else."""
     out, value = tmp_path / "run", {"architecture": "cross", "init_from": reward_folders["deberta-v2"]}[setting]
-    soft = {"soft_model_a": 0.5, "soft_model_b": 0.2, "soft_tie": 0.3, "weight": 0.5}
-    extra = write_csv("extra.csv", [make_row(number, 0, **soft) for number in range(3)])
+    extra = write_csv("extra.csv", [make_row(number, 0) for number in range(3)])
     parameters = ["-p", "backbone", tiny, "-p", "out", out, "-p", "max_length", "32", "-p", setting, value]
     parameters += ["-p", "extra_train", extra]
     done = run_papermill(NAMES[0], tmp_path, *parameters, "-p", "max_train_rows", "120", "-p", "folds", "[0]")

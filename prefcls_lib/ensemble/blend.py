@@ -67,7 +67,7 @@ def predict_blend(path: Path, rows: pd.DataFrame) -> np.ndarray:
             raise UserError(f"{path}: its run folder {folder.path} is gone. Put it back, or fit the blend again.")
     used = [folder if weight > 0 else None for folder, weight in zip(folders, blend.weights, strict=True)]
     uniform = np.full((len(rows), len(LABEL_COLUMNS)), 1 / len(LABEL_COLUMNS))  # of a run with weight 0
-    return blend.apply([uniform if folder is None else predict_run(folder, rows)[0] for folder in used])
+    return blend.apply([uniform if folder is None else predict_run(folder, rows) for folder in used])
 
 
 def blend_table(result: dict) -> pd.DataFrame:

@@ -22,7 +22,8 @@ import pandas as pd
 from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import BASELINES, fit_baseline
+from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, MEMBERS
+from prefcls_lib.baselines.out_of_fold import fit_out_of_fold, fit_simple
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import ID
@@ -71,10 +72,12 @@ def run_point(
     job = read_job(config)
     train = job.rows[job.folds != 0].reset_index(drop=True)
     labels, groups = train["label"].to_numpy(), train["group"].to_numpy()
-    fit_inputs, inputs = read_inputs(train, BASELINES), read_inputs(scored, BASELINES)
-    probs = {}
-    for name in BASELINES:
-        probs[name] = fit_baseline(name, fit_inputs, labels, groups, config.seed).predict_proba(inputs)
+    fit_inputs, inputs = read_inputs(train), read_inputs(scored)
+    fitted = fit_simple(fit_inputs, labels)
+    for name in ("structure_logistic", ENSEMBLE):
+        fitted[name], _ = fit_out_of_fold(name, fit_inputs, labels, groups, config.seed)
+    fitted |= {name: fitted[ENSEMBLE].member(name) for name in MEMBERS}
+    probs = {name: fitted[name].predict_proba(inputs) for name in BASELINES}
     network = load_fold_model(folder / "run" / "model" / "fold0")
     if network.offset is not None:
         probs["baseline"] = softmax(network.offset.predict(network.read_inputs(scored).baseline), axis=1)
