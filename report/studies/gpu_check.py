@@ -31,8 +31,8 @@ from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import write_json, write_text
-from prefcls_lib.training.loop import fit
-from prefcls_lib.training.state import FitResult, Session, Stopped
+from prefcls_lib.training.checkpoint import Session, Stopped
+from prefcls_lib.training.loop import FitResult, fit
 from report.page import markdown_table
 from report.studies.benchmark import timed
 from report.studies.t4_plan import read_config
@@ -72,7 +72,7 @@ class Job:
         devices.seed_everything(0)
         has_pooler = self.config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
-        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, True, 0.0), "mean")
+        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, True, 0.0))
 
     def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> FitResult:
         """`fit` for so many steps."""
