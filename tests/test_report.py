@@ -27,7 +27,7 @@ NAMES = list(LABEL_COLUMNS)
 @pytest.fixture(scope="module")
 def described():
     names = read_json(ROOT / "report" / "published.json")["study"]["specification"]
-    return specification.describe_backbones(ROOT / "report" / "backbones", names)
+    return specification.describe_backbones(names)
 
 
 @pytest.fixture
