@@ -26,6 +26,13 @@ TEXTS = [
     ("max_length", "256", 256),
     ("batch_size", "1e1", 10),
     ("backbone", "FacebookAI/roberta-base", "FacebookAI/roberta-base"),
+    ("max_length", "0256", 256),
+    ("seed", "010", 10),
+    ("folds", "0,1", (0, 1)),
+    ("out", 2024, "2024"),
+    ("mixed_precision", False, "no"),
+    ("mixed_precision", "No", "no"),
+    ("structure_features", "off", False),
 ]
 
 # setting, wrong value, words that the message must have
@@ -35,7 +42,12 @@ WRONG = [
     ("learning_rate", "2026-13-45", "expected a number"),
     ("learning_rate", float("nan"), "expected a number from 0 to 1"),
     ("learning_rate", "nan", "expected a number from 0 to 1"),
-    ("learning_rate", ".nan", "expected a number from 0 to 1"),
+    ("learning_rate", ".nan", "expected a number like 0.5"),
+    ("time_budget_hours", "8:30", "expected a number like 0.5"),
+    ("extra_train", [["a.csv"]], "expected text"),
+    ("backbone", True, "expected text"),
+    ("backbone", "a\0b", "expected text"),
+    ("seed", 2**32 - 1, "expected a number from 0 to 4e+09"),
     ("learning_rate", -1e-5, "expected a number from 0 to 1"),
     ("learning_rate", 2, "expected a number from 0 to 1"),
     ("save_every_minutes", math.inf, "a finite number, 0 or more"),
@@ -51,7 +63,6 @@ WRONG = [
     ("structure_features", "maybe", "expected true or false"),
     ("structure_features", 1, "expected true or false"),
     ("backbone", "", "expected text"),
-    ("backbone", 5, "expected text"),
     ("head", "siamese", "choose one of symmetric, concat"),
     ("mixed_precision", "fp8", "choose one of auto, no, bf16, fp16"),
     ("folds", "all", "expected a whole number"),
@@ -151,14 +162,16 @@ def test_empty_yaml_file_and_no_file_are_the_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"seed: [1", "cannot be read as YAML"),
-        (b"seed: \xff\xfe", "cannot be read as YAML"),
-        (b"seed: 2026-13-45", "cannot be read as YAML"),
+        (b"seed: [1", "cannot be read (ParserError: "),
+        (b"seed: \xff\xfe", "cannot be read (UnicodeDecodeError: "),
+        (b"seed: 2026-13-45", "setting seed='2026-13-45'"),
+        (b"folds: " + b"[" * 9999, "cannot be read (RecursionError"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\nseed: [*b, *b]", "unknown setting 'a'"),
         (b"- seed\n- 3\n", "found a list"),
         (b"seed 3", "found a str"),
         (b"sed: 3", "unknown setting 'sed'. Did you mean 'seed'"),
-        (b"on: 3", "unknown setting True"),
-        (b"seed: .nan", "setting seed=nan"),
+        (b"on: 3", "unknown setting 'on'"),
+        (b"seed: .nan", "setting seed='.nan'"),
     ],
 )
 def test_bad_yaml_file_is_refused_with_its_name(tmp_path, content, words):
@@ -173,7 +186,10 @@ def test_bad_yaml_file_is_refused_with_its_name(tmp_path, content, words):
 
 def test_missing_yaml_file_is_refused(tmp_path):
     """As a folder is, each in its own words."""
-    for path, words in ((tmp_path, "cannot be read as YAML"), (tmp_path / "none.yaml", "no such file of settings")):
+    for path, words in (
+        (tmp_path, "cannot be read .Is a directory"),
+        (tmp_path / "none.yaml", "no such file. Write one"),
+    ):
         with pytest.raises(UserError, match=words):
             RunConfig.from_yaml(path, {})
 
