@@ -27,7 +27,7 @@ LIGHT = (
 )  # fmt: skip
 
 # Most lines of each package, of what a student reads (CORE), and of the whole library: more needs a reason.
-MOST_LINES = {"runtime": 431, "config": 245, "data": 1340, "evaluation": 723, "baselines": 862, "models": 1030,
+MOST_LINES = {"runtime": 491, "config": 245, "data": 1325, "evaluation": 723, "baselines": 862, "models": 1030,
               "training": 955, "pipeline": 1542, "ensemble": 460, "doctor": 425, "report": 561, "cli": 240}  # fmt: skip
 CORE = ("data", "models", "training", "evaluation.metrics", "pipeline.steps")
 MOST_CORE_LINES = 3_744

@@ -14,15 +14,10 @@ from pathlib import Path
 import psutil
 
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # all but the line break
-_short = reprlib.Repr()
-_short.maxlevel, _short.maxstring, _short.maxother = 2, 76, 76
 
 
 class UserError(Exception):
-    """Something the user can put right. The message says what, where, and what to do next.
-
-    The command line prints it without a traceback and exits with code 2. Control characters are escaped.
-    """
+    """Something the user can put right: what, where, what to do next. A command prints it and exits with code 2."""
 
     def __str__(self) -> str:
         return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), super().__str__())
@@ -30,7 +25,7 @@ class UserError(Exception):
 
 def shown(value: object) -> str:
     """A value as messages show it: its `repr`, of 80 characters at most."""
-    text = _short.repr(value)
+    text = repr(value[:80]) if isinstance(value, (str, bytes)) else reprlib.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -54,11 +49,8 @@ def reading(path: str | Path, remedy: str = "Download the file again.", missing:
 
 
 def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename it over `path`.
-
-    Until the rename an older good file (or folder) stays; after a failure nothing half-written is left behind, and
-    what a killed process left of this file is removed.
-    """
+    """Call `write` with a temporary path beside `path`, then rename it over `path`: an older file or folder stays until
+    then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -73,10 +65,8 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
     except UserError:
         raise
     except Exception as error:  # on a full disk each library raises its own
-        raise UserError(
-            f"{path}: cannot be written ({reason(error)}). "
-            "Free some space or name another place with --out; what was there before is untouched."
-        ) from error
+        remedy = "Free some space or name another place with --out; what was there before is untouched."
+        raise UserError(f"{path}: cannot be written ({reason(error)}). {remedy}") from error
     finally:
         _remove(temporary)
 
