@@ -27,7 +27,7 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.calls: list[tuple[str, dict]] = []
         self.uploads: dict[str, bytes] = {}
-        self.data_sets: set[str] = set()
+        self.data_sets: dict[str, int] = {}  # owner/slug -> version
         self.script: dict[str, list] = {}
         self.output: dict[str, bytes] = {}
         self.broken: dict[str, int] = {}
@@ -43,13 +43,15 @@ class StandIn(ThreadingHTTPServer):
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             return answer if isinstance(answer, tuple) else (200, answer)
         ok = {"status": "ok", "url": "https://www.kaggle.com/x", "error": "", "ref": "x"}
+        name = f"{body.get('ownerSlug')}/{body.get('datasetSlug', body.get('slug'))}"
         if method == "GetDatasetStatus":
-            name = f"{body['ownerSlug']}/{body['datasetSlug']}"
             return (200, {"status": "READY"}) if name in self.data_sets else NOT_FOUND
+        if method == "GetDataset":
+            return 200, {"currentVersionNumber": self.data_sets.get(name, 0)}
         if method == "StartBlobUpload":
             return 200, {"token": f"token-{body['name']}", "createUrl": f"{self.address}/upload/{body['name']}"}
-        if method == "CreateDataset":
-            self.data_sets.add(f"{body['ownerSlug']}/{body['slug']}")
+        if method in ("CreateDataset", "CreateDatasetVersion"):
+            self.data_sets[name] = self.data_sets.get(name, 0) + 1
         if method == "SaveKernel":
             return 200, {"url": "https://www.kaggle.com/x", "versionNumber": 7}
         if method == "GetKernelSessionStatus":
