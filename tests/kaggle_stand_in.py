@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 from kaggle_parts import OWNER
 
 KEY = "0123456789abcdef0123456789abcdef"
+TOKEN = "KGAT_fedcba9876543210"
 NOT_FOUND = (404, {"message": "not found"})
 
 
@@ -48,6 +49,9 @@ class StandIn(ThreadingHTTPServer):
             return (200, {"status": "READY"}) if name in self.data_sets else NOT_FOUND
         if method == "GetDataset":
             return 200, {"currentVersionNumber": self.data_sets.get(name, 0)}
+        if method == "IntrospectToken":
+            good = body["token"] == TOKEN
+            return (200, {"active": True, "username": OWNER}) if good else (400, {"message": "no such token"})
         if method == "StartBlobUpload":
             return 200, {"token": f"token-{body['name']}", "createUrl": f"{self.address}/upload/{body['name']}"}
         if method in ("CreateDataset", "CreateDatasetVersion"):
@@ -129,9 +133,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def quota(hours: float, used: float = 0.0) -> dict:
+def quota(hours: float, used: float = 0.0, reserved: float = 0.0) -> dict:
     """An answer on the GPU quota."""
-    return {"gpuQuota": {"totalTimeAllowed": f"{hours * 3600:.0f}s", "timeUsed": f"{used * 3600:.0f}s"}}
+    values = {"totalTimeAllowed": hours, "timeUsed": used, "timeReserved": reserved}
+    return {"gpuQuota": {name: f"{value * 3600:.0f}s" for name, value in values.items()}}
 
 
 def start_stand_in(monkeypatch, folder: Path) -> StandIn:
@@ -141,11 +146,11 @@ def start_stand_in(monkeypatch, folder: Path) -> StandIn:
     variables = {
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": stand_in.address, "no_proxy": "127.0.0.1",
         "KAGGLE_USERNAME": OWNER, "KAGGLE_KEY": KEY, "HOME": str(folder / "home"), "TMPDIR": str(folder),
-        "KAGGLE_CONFIG_DIR": str(folder / "home"),
+        "KAGGLE_CONFIG_DIR": str(folder / "home" / ".kaggle"),
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    (folder / "home").mkdir()
+    (folder / "home" / ".kaggle").mkdir(parents=True)
     from kaggle.api.kaggle_api_extended import KaggleApi
 
     monkeypatch.setattr(KaggleApi, "args", ["--local"])

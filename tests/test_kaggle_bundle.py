@@ -95,6 +95,24 @@ def test_library_is_a_folder_and_a_wheel_with_equal_bytes(tmp_path):
     assert inside["prefcls_lib/commit.txt"] == b"0123abcd\n"
 
 
+def test_first_cell_stops_where_another_version_is_attached(built, tmp_path, monkeypatch, capsys):
+    """Each data set that was sent, in both mounts; another one, two of them, and none stop the notebook."""
+    (path,) = (built / "kernels" / "02-roberta-base").glob("*.ipynb")
+    cell = nbformat.read(path, as_version=4).cells[0].source
+    monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(tmp_path / "input"))
+    for name, place in (("prefcls-lib", "prefcls-lib"), ("prefcls-backbone", "datasets/me/prefcls-backbone")):
+        with pytest.raises(RuntimeError, match=f"another version of {name} is attached: none, sent was"):
+            exec(cell, {})
+        shutil.copytree(built / "datasets" / name, tmp_path / "input" / place)
+    namespace: dict = {}
+    exec(cell, namespace)
+    assert "prefcls-backbone: as sent" in capsys.readouterr().out
+    assert not [name for name in namespace if not name.startswith("_") and name not in ("os", "Path")]  # no setting
+    (tmp_path / "input" / "prefcls-lib" / "content.txt").write_text("89ef 0123\n")
+    with pytest.raises(RuntimeError, match=r"another version of prefcls-lib is attached: \{'89ef 0123'\}, sent was"):
+        exec(cell, {})
+
+
 def test_equal_inputs_give_equal_marks(build, built, tmp_path):
     """Another build: the same files; a changed file: another mark of its data set alone."""
     before, library = read_tree(built), layout.read_mark(built / "datasets" / "prefcls-lib")
