@@ -5,12 +5,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prefcls_lib.models.backbones import find_backbone, load_backbone, load_encoder, load_pretrained
 from prefcls_lib.models.reward import is_reward_model
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.files import UserError, read_json, write_json
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIN_LENGTH = 16  # tokens: any backbone takes as many; its real limit is checked when it is used
@@ -47,7 +48,11 @@ def prepare_backbone(name: str, source: Path, target: Path) -> None:
         model = load_encoder(source, dropout=0.0)
     target.mkdir(parents=True)
     weights = [p for p in sorted(source.iterdir()) if p.name.startswith("model") and ".safetensors" in p.name]
-    for file in (source / "config.json", *weights):
+    # without a version transformers 5.0 takes a vocabulary of this size for Mistral's, and warns of its regex
+    write_json(
+        target / "config.json", {"transformers_version": transformers.__version__, **read_json(source / "config.json")}
+    )
+    for file in weights:
         shutil.copyfile(file, target / file.name)
     if not weights:
         state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
