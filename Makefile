@@ -76,17 +76,17 @@ figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
 
 benchmark: install ## speed beside what one would use instead: table and figure in report/studies/benchmark/ (ARGS=... for more)
-	$(BIN)/python report/studies/benchmark.py $(ARGS)
+	$(BIN)/python -m report.studies.benchmark $(ARGS)
 
 gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, a resume, each with a verdict (ARGS=)
-	@$(BIN)/python report/studies/gpu_check.py $(ARGS)
+	@$(BIN)/python -m report.studies.gpu_check $(ARGS)
 
 report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
-	@$(BIN)/python report/studies/curve.py
-	@$(BIN)/prefcls report --runs report/runs $(RUNS) --readme README.md
+	@$(BIN)/python -m report.studies.curve
+	@$(BIN)/python -m report.build --runs report/runs $(RUNS) --readme README.md
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
-	@$(BIN)/python report/studies/study.py
+	@$(BIN)/python -m report.studies.study
 
 kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
 	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN)

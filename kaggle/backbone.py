@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefcls_lib.models.backbones import find_backbone, load_backbone, load_encoder, load_pretrained
+from prefcls_lib.models.backbones import find_backbone, load_backbone, load_encoder, load_pretrained, read_pretrained
 from prefcls_lib.models.reward import is_reward_model
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
@@ -68,7 +68,7 @@ def prepare_backbone(name: str, source: Path, target: Path) -> None:
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(Path(folder) / file, target / file)
     again = load_backbone(str(target), MIN_LENGTH).tokenizer.tokenizer
-    fresh = AutoTokenizer.from_pretrained(source)
+    fresh = read_pretrained(AutoTokenizer, source)
     for text in PROBES:
         before, after = (t(text, truncation=False, padding=False)["input_ids"] for t in (fresh, again))
         if before != after:

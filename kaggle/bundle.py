@@ -18,7 +18,7 @@ import layout
 
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
-RUN_FILES = ("config.json", "result.json", "submission.csv", "oof.csv", "valid.csv", "history.csv")
+RUN_FILES = ("config.json", "result.json", "submission.csv", "oof.csv", "history.csv")
 EPOCH = "946684800"  # SOURCE_DATE_EPOCH of the wheel: 2000-01-01
 ABOUT = {
     layout.LIBRARY: ("apache-2.0", "The library of the prefcls notebooks, as source and as a wheel"),

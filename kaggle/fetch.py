@@ -1,5 +1,7 @@
 """Bring a kernel's output back: into a run folder of its own in runs/, whole; then the result table and the report."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,7 +10,6 @@ import requests
 from client import Kaggle, Kernel
 from follow import StatusLine
 
-from prefcls_lib import cli
 from prefcls_lib.ensemble.finished import read_run
 from prefcls_lib.pipeline.results import result_table, verdict
 from prefcls_lib.runtime.files import UserError, read_json, write_whole
@@ -85,4 +86,11 @@ def report_run(folder: Path, runs: Path) -> None:
     print(result_table(result).to_string(float_format="{:.4f}".format))
     print(verdict(result))
     print(f"run: {folder}; submission: {folder / 'submission.csv'}", flush=True)
-    cli.main(["report", "--runs", str(runs), "--out", str(runs)])
+    build_report(runs)
+
+
+def build_report(runs: Path) -> None:
+    """The report of all runs in `runs`, beside them."""
+    place = str(runs.resolve())
+    command = [sys.executable, "-m", "report.build", "--runs", place, "--out", place]
+    subprocess.run(command, cwd=layout.ROOT, check=False)

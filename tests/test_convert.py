@@ -51,7 +51,6 @@ def test_conversations_of_several_turns(write_csv, tmp_path, capsys):
     one = found.iloc[0]
     assert (one["prompt"], one["response_a"], one["response_b"]) == (["p1", "p2\né"], ["a1", "a2"], ["b1", ""])
     assert set(found["model_a"]) == {"m"}
-    assert set(pd.read_csv(tmp_path / "extra.csv")["no_tie"]) == {0}
 
 
 def test_typed_parts(write_csv, tmp_path, capsys):
@@ -67,8 +66,8 @@ def test_typed_parts(write_csv, tmp_path, capsys):
     assert found["response_a"].tolist() == [["a\nb"]]
 
 
-def test_plain_texts_without_ties(write_csv, tmp_path, capsys):
-    """WSDM: one turn each, marked by no_tie = 1, beside rows of another form in the same file."""
+def test_plain_texts(write_csv, tmp_path, capsys):
+    """WSDM: one turn each, beside rows of another form in the same file."""
     plain = {"prompt": '["not JSON"', "response_a": "yes", "response_b": "", "language": "English"}
     wsdm = write_csv("wsdm.csv", [{"id": "w1", **plain, "winner": "model_b", "model_a": "m", "model_b": "n"}])
     other = as_csv(write_csv, "arena.csv", [arena_row(1, "tie", "p", "a", "b")])
@@ -76,7 +75,6 @@ def test_plain_texts_without_ties(write_csv, tmp_path, capsys):
     found = read_rows(tmp_path / "extra.csv", labelled=True)
     assert found[["prompt", "response_a", "response_b"]].iloc[0].tolist() == [['["not JSON"'], ["yes"], [""]]
     assert found["label"].tolist() == [1, 2]
-    assert pd.read_csv(tmp_path / "extra.csv")["no_tie"].tolist() == [1, 0]
 
 
 def test_rows_that_are_known_are_left_out(write_csv, tmp_path, capsys):

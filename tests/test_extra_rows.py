@@ -1,4 +1,4 @@
-"""Extra training rows: a tie bias for each file, rows of sets without ties, and no prompt of a validation row."""
+"""Extra training rows: a tie bias for each file, and no prompt of a validation row."""
 
 import shutil
 from dataclasses import replace
@@ -10,18 +10,22 @@ import torch
 from scipy.optimize import approx_fprime
 from scipy.special import log_softmax, softmax
 
-from prefcls_lib.baselines import columns, cross_validation, estimators, logistic
+from prefcls_lib.baselines import columns, logistic
+from prefcls_lib.baselines.estimators import MODELS, Baseline
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
-from prefcls_lib.data.schema import NO_TIE, SOURCE, SWAP, WEIGHT, WITHOUT_TIES
-from prefcls_lib.pipeline import folds, steps
+from prefcls_lib.data.schema import SOURCE, SWAP
+from prefcls_lib.pipeline import cross_validation, folds, steps
 from prefcls_lib.pipeline.job import read_job
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.step import training_loss
 
-WITHOUT_TEXT = ("prior", "length_bins", "length_logistic", "structure_logistic", "structure_boosting")
+WITHOUT_TEXT = ("prior", "length_bins", "structure_logistic", "structure_boosting")
+
+
+FITTED = ("structure_tfidf", "structure_boosting", "structure_ensemble")  # not asked for
 
 
 def draw(count: int, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,9 +44,8 @@ def join(*parts: tuple[np.ndarray, np.ndarray, int]) -> tuple[columns.BaselineIn
     return columns.BaselineInputs(structure, np.zeros(len(labels), dtype=int), None, sources=sources), labels
 
 
-def fit(name: str, inputs: columns.BaselineInputs, labels: np.ndarray) -> estimators.Baseline:
-    strength = 25 if name == "structure_boosting" else 0.01
-    return estimators.fit_baseline(name, inputs, labels, np.arange(len(labels)).astype(str), 0, strength)
+def fit(name: str, inputs: columns.BaselineInputs, labels: np.ndarray) -> Baseline:
+    return MODELS[name].fit(inputs, labels, 25 if name == "structure_boosting" else 0.01)
 
 
 @pytest.mark.parametrize("kind", ["more ties", "no ties"])
@@ -52,7 +55,7 @@ def test_another_share_of_ties_shifts_no_prediction(name, kind):
     they would not if the rows were taken for its own."""
     own, (structure, labels) = draw(1200, 0.0, 0), draw(2400, np.log(4), 1)
     kept = labels < 2 if kind == "no ties" else labels >= 0
-    inputs, labels = join((*own, 0), (structure[kept], labels[kept], WITHOUT_TIES if kind == "no ties" else 1))
+    inputs, labels = join((*own, 0), (structure[kept], labels[kept], 1))
     asked, _ = join((*draw(1200, 0.0, 2), 0))
     share = (own[1] == 2).mean()
     assert fit(name, inputs, labels).predict_proba(asked)[:, 2].mean() == pytest.approx(share, abs=0.025)
@@ -61,19 +64,16 @@ def test_another_share_of_ties_shifts_no_prediction(name, kind):
 
 
 def test_logistic_model_with_extra_rows_is_the_optimum_of_its_loss():
-    """The gradient of the loss vanishes, written out: a tie shift in the second file, A against B without ties."""
+    """The gradient of the loss vanishes, written out: a tie shift in the second file."""
     random = np.random.default_rng(3)
     anti, sym, labels = random.normal(size=(150, 3)), random.normal(size=(150, 2)), random.integers(0, 3, 150)
-    sources = np.repeat([0, 2, WITHOUT_TIES], 50)
-    labels[100:] %= 2
+    sources = np.repeat([0, 2], 75)
     found = logistic.fit_logistic(anti, sym, labels, 0.02, sources)
 
     def loss(p: np.ndarray) -> float:
         tie = sym @ p[3:5] + p[5] + np.where(sources == 2, p[7], 0.0)
         logits = log_softmax(np.column_stack([anti @ p[:3], -anti @ p[:3], tie]), axis=1)
-        pair = log_softmax(np.column_stack([anti @ p[:3], -anti @ p[:3]]), axis=1)
-        rows = np.where(sources < 0, pair[np.arange(150), labels % 2], logits[np.arange(150), labels])
-        return -rows.mean() + (p[:3] @ p[:3] + p[3:5] @ p[3:5] / 3) / (2 * 0.02 * 150)
+        return -logits[np.arange(150), labels].mean() + (p[:3] @ p[:3] + p[3:5] @ p[3:5] / 3) / (2 * 0.02 * 150)
 
     at = np.concatenate([found["w"], found["v"], found["b"], found["tie_shifts"]])
     assert at[6] == 0 and abs(at[7]) > 0.01  # no row is of the first file
@@ -85,7 +85,7 @@ def test_swapped_rows_teach_the_same(name):
     """With extra rows of both kinds a baseline is order-equivariant, and learns it of rows in either order."""
     parts = [(*draw(300, 0.0, 4), 0), (*draw(300, 1.0, 5), 1)]
     structure, labels = draw(300, -9.0, 6)
-    inputs, labels = join(*parts, (structure, labels % 2, WITHOUT_TIES))
+    inputs, labels = join(*parts, (structure, labels % 2, 2))
     swapped = replace(inputs, structure=inputs.structure * SIGNS)
     one, other = fit(name, inputs, labels), fit(name, swapped, np.array(SWAP)[labels])
     probs = one.predict_proba(inputs)
@@ -95,17 +95,14 @@ def test_swapped_rows_teach_the_same(name):
 
 def test_weights_and_shifts_by_hand():
     """A quarter of ties in the training file, a half in the first: its ties weigh 1/2 and the others 3/2. The second is
-    all ties and the last rows are without: they weigh nothing."""
-    labels, sources = (
-        np.array([0, 1, 0, 2, 2, 1, 2, 2, 0, 1]),
-        np.array([0] * 4 + [1] * 2 + [2] * 2 + [WITHOUT_TIES] * 2),
-    )
+    all ties and the third without: they weigh nothing."""
+    labels, sources = np.array([0, 1, 0, 2, 2, 1, 2, 2, 0, 1]), np.array([0] * 4 + [1] * 2 + [2] * 2 + [3] * 2)
     assert columns.tie_weights(labels, sources).tolist() == [1] * 4 + [0.5, 1.5] + [0] * 4
     assert columns.tie_weights(labels, np.zeros(10, dtype=int)) is None
     shifts = columns.tie_shares_shift(labels, sources)
-    assert shifts == pytest.approx(np.log([1.5 / 1.5, 2.5 / 0.5]) - np.log(1.5 / 3.5))
+    assert shifts == pytest.approx(np.log([1.5 / 1.5, 2.5 / 0.5, 0.5 / 2.5]) - np.log(1.5 / 3.5))
     added = columns.tie_shifts(sources, shifts)
-    assert added.tolist() == [0] * 4 + [shifts[0]] * 2 + [shifts[1]] * 2 + [columns.NO_TIE_SHIFT] * 2
+    assert added.tolist() == [0] * 4 + [shifts[0]] * 2 + [shifts[1]] * 2 + [shifts[2]] * 2
 
 
 def test_extra_rows_with_a_validation_prompt_are_left_out():
@@ -115,38 +112,34 @@ def test_extra_rows_with_a_validation_prompt_are_left_out():
     leak = rows[plan == 0].assign(**{SOURCE: 1})
     probs = []
     for labels in (leak["label"], (leak["label"] + 1) % 3):
-        results = cross_validation.cross_validate(
-            estimators.FAST_BASELINES, rows, plan, (0, 1), 0, progress=False, extra=leak.assign(label=labels)
-        )
+        results = cross_validation.cross_validate(rows, plan, (0, 1), 0, extra=leak.assign(label=labels), fitted=FITTED)
         probs.append(results["structure_logistic"].probs)
-    alone = cross_validation.cross_validate(estimators.FAST_BASELINES, rows, plan, (0,), 0, progress=False)
+    alone = cross_validation.cross_validate(rows, plan, (0,), 0, fitted=FITTED)
     assert (probs[0][plan == 0] == alone["structure_logistic"].probs[plan == 0]).all()
     assert (probs[1][plan == 0] == probs[0][plan == 0]).all()
     assert (probs[1][plan == 1] != probs[0][plan == 1]).any()
 
 
 def test_training_loss_by_hand():
-    """A row of the training file, one of a file with a tie shift of 1, one without ties, whose smoothing is of two."""
-    logits = np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0], [0.5, -0.5, 3.0]])
-    targets, shifts = np.eye(3, dtype=np.float32)[[0, 2, 1]], np.array([0, 1, columns.NO_TIE_SHIFT], dtype=np.float32)
-    examples = Examples([], np.zeros((3, 2), int), None, np.array([0, 2, 1]), targets, tie_shifts=shifts)
+    """A row of the training file, one of a file with a tie shift of 1."""
+    logits = np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
+    targets, shifts = np.eye(3, dtype=np.float32)[[0, 2]], np.array([0, 1], dtype=np.float32)
+    examples = Examples([], np.zeros((2, 2), int), None, np.array([0, 2]), targets, tie_shifts=shifts)
     first, second = log_softmax(logits[0]), log_softmax(logits[1] + [0, 0, 1])
-    third = log_softmax(logits[2, :2])
-    expected = -(0.8 * first[0] + 0.2 * second[2] * 4 + 0.8 * third[1])
-    expected -= 0.2 * (first.mean() + second.mean() + third.mean())
-    found = training_loss((torch.tensor(logits, requires_grad=True),) * 2, examples, np.arange(3), 0.2)
+    expected = -(0.8 * first[0] + 0.8 * second[2]) - 0.2 * (first.mean() + second.mean())
+    found = training_loss((torch.tensor(logits, requires_grad=True),) * 2, examples, np.arange(2), 0.2)
     assert float(found.detach()) == pytest.approx(expected, abs=1e-5)
     assert examples.own.tolist() == [0]
 
 
 @pytest.fixture
 def files(home, tmp_path):
-    """Two extra files with prompts of their own: of six rows two ties; four rows without ties, of weight 2."""
+    """Two extra files with prompts of their own: of six rows two ties; four rows without ties."""
     rows = pd.read_csv(home / "train.csv", dtype=str, keep_default_na=False).head(6)
     rows = rows.assign(id="x" + rows["id"], prompt=[f'["new {number}"]' for number in range(6)])
     winners = np.eye(3, dtype=int)[[0, 1, 2, 0, 1, 2]]
     one = rows.assign(**dict(zip(["winner_model_a", "winner_model_b", "winner_tie"], winners.T, strict=True)))
-    two = one[one["winner_tie"] == 0].assign(**{"prompt": '["newer"]', NO_TIE: 1, WEIGHT: 2})
+    two = one[one["winner_tie"] == 0].assign(prompt=[f'["newer {number}"]' for number in range(4)])
     for name, table in (("one", one), ("two", two)):
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     return {name: str(home / f"{name}.csv") for name in ("train", "test")}, tmp_path
@@ -162,7 +155,7 @@ def test_a_file_of_an_attached_data_set_goes_by_its_name(files, monkeypatch):
     place = folder / "input" / "datasets" / "me" / "prefcls-extra"
     place.mkdir(parents=True)
     (folder / "two.csv").rename(place / "two.csv")
-    assert read_job(config).extra_rows[SOURCE].tolist() == [WITHOUT_TIES] * 4
+    assert read_job(config).extra_rows[SOURCE].tolist() == [1] * 4
     other = place.with_name("another")
     other.mkdir()
     shutil.copy(folder / "one.csv", other / "two.csv")
@@ -171,20 +164,19 @@ def test_a_file_of_an_attached_data_set_goes_by_its_name(files, monkeypatch):
 
 
 def test_several_files_are_read_with_their_source(files):
-    """As a list or with commas; a weight that one file lacks is 1; one hash for each file."""
+    """As a list or with commas; one hash for each file."""
     places, folder = files
     names = [str(folder / "one.csv"), str(folder / "two.csv")]
     config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)
     assert config == RunConfig(**places, extra_train=", ".join(names).replace(" ", ""), out=config.out, num_folds=3)
     job = read_job(config)
-    assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [WITHOUT_TIES] * 4
-    assert job.extra_rows[WEIGHT].tolist() == [1] * 6 + [2] * 4
+    assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [2] * 4
     assert len(job.data_sha256["extra_train"].split(",")) == 2
 
 
 @pytest.mark.parametrize("start_from", ["none", "structure_logistic", "structure_ensemble"])
 def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
-    """That of the shares, or on a baseline the mean of its models' own; and no gradient for a tie without ties.
+    """That of the shares, or on a baseline the mean of its models' own.
 
     Trees have none of their own: they count with that of the shares.
     """
@@ -195,24 +187,10 @@ def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
     train, valid, _ = folds.split_rows(job, steps.encode(job), 0)
     own = int((job.folds != 0).sum())
     ties = int((train.labels[:own] == 2).sum())
-    shift = np.log(2.5 / 4.5) - np.log((ties + 0.5) / (own - ties + 0.5))
+    shifts = np.log([2.5 / 4.5, 0.5 / 4.5]) - np.log((ties + 0.5) / (own - ties + 0.5))
     if start_from != "none":
-        models = [member for model in folds.fold_offset(job, 0).baseline.models for member in model.members]
-        assert len(models) == (10 if start_from == "structure_ensemble" else 5)
-        shift = np.mean(
-            [shift if model.name == "structure_boosting" else float(model.state["tie_shifts"][0]) for model in models]
-        )
-    expected = [0] * own + [shift] * 6 + [columns.NO_TIE_SHIFT] * 4
+        models = folds.fold_offset(job, 0).baseline.models
+        found = [model.state.get("tie_shifts", shifts) for model in models]
+        shifts = np.mean([values if len(values) == 2 else shifts for values in found], axis=0)
+    expected = [0] * own + [shifts[0]] * 6 + [shifts[1]] * 4
     assert train.tie_shifts == pytest.approx(expected, abs=1e-5) and valid.tie_shifts is None
-
-
-def test_ties_of_sets_without_ties_are_refused(files):
-    """In an extra file the row is named; in the training file no row may be without ties."""
-    places, folder = files
-    rows = pd.read_csv(folder / "two.csv", dtype=str, keep_default_na=False)
-    rows.loc[2, ["winner_model_a", "winner_model_b", "winner_tie"]] = "0", "0", "1"
-    rows.to_csv(folder / "wrong.csv", index=False)
-    with pytest.raises(UserError, match=r"wrong\.csv: row 3, column 'no_tie': the row is a tie"):
-        read_job(RunConfig(**places, extra_train=str(folder / "wrong.csv")))
-    with pytest.raises(UserError, match=r"two\.csv: column 'no_tie': only extra rows may be without ties"):
-        read_job(RunConfig(train=str(folder / "two.csv"), test=places["test"]))

@@ -44,7 +44,7 @@ def run(place, capfd):
 @pytest.fixture
 def no_report(monkeypatch) -> None:
     """The report is left out."""
-    monkeypatch.setattr(fetch.cli, "main", lambda arguments: 0)
+    monkeypatch.setattr(fetch, "build_report", lambda runs: None)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from conftest import KINDS, make_row
 
 from prefcls_lib.config import RunConfig, read_settings
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare
 from prefcls_lib.pipeline import preview, results
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -126,10 +126,9 @@ def test_runs_through_papermill(name, kind, preset, backbone_folders, reward_fol
 
 @pytest.mark.parametrize("setting", ["architecture", "init_from"])
 def test_other_ways_run_through_the_same_cells(setting, tiny, reward_folders, write_csv, tmp_path):
-    """The cross-encoder, and a start from a reward model, with soft labels on extra rows: parameters, nothing else."""
+    """The cross-encoder, and a start from a reward model, with extra rows: parameters, nothing else."""
     out, value = tmp_path / "run", {"architecture": "cross", "init_from": reward_folders["deberta-v2"]}[setting]
-    soft = {"soft_model_a": 0.5, "soft_model_b": 0.2, "soft_tie": 0.3, "weight": 0.5}
-    extra = write_csv("extra.csv", [make_row(number, 0, **soft) for number in range(3)])
+    extra = write_csv("extra.csv", [make_row(number, 0) for number in range(3)])
     parameters = ["-p", "backbone", tiny, "-p", "out", out, "-p", "max_length", "32", "-p", setting, value]
     parameters += ["-p", "extra_train", extra]
     done = run_papermill(NAMES[0], tmp_path, *parameters, "-p", "max_train_rows", "120", "-p", "folds", "[0]")
@@ -170,8 +169,8 @@ def test_scores_are_shown_with_the_digits_that_they_deserve():
 def test_the_conclusion_is_computed_from_the_result(verdict, said):
     """The verdict in words with its numbers, the warnings, and what to try next."""
     p, difference = {"BEATS": (0.01, -0.02), "LOSES": (0.01, 0.02), "INCONCLUSIVE": (0.4, -0.02)}[verdict]
-    c = metrics.Comparison(difference, difference - 0.01, difference + 0.01, 0.014, 154, 150, p)
-    share = metrics.Comparison(0.0003, -0.001, 0.002, 0.004, 154, 150, 0.7)
+    c = compare.Comparison(difference, difference - 0.01, difference + 0.01, 0.014, 154, 150, p)
+    share = compare.Comparison(0.0003, -0.001, 0.002, 0.004, 154, 150, 0.7)
     result = {
         "comparison": c.to_dict(), "encoder_share": share.to_dict(), "start_from": "structure_tfidf", "rows": 770,
         "baseline_log_loss": 1.0729, "ladder_log_loss": 1.0931, "log_loss": 1.0731, "calibrated_log_loss": 1.08,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from prefcls_lib.data.loading import read_csv, read_rows, write_rows
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, NO_TIE, PROMPT, TEXT_COLUMNS
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, PROMPT, TEXT_COLUMNS
 from prefcls_lib.runtime.files import UserError
 
 CONVERSATIONS = ("conversation_a", "conversation_b")  # lists of {role, content}; content: a text, or a list of parts
@@ -39,7 +39,7 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
 
     Args:
         paths: files in one of FORMS, Parquet or CSV.
-        out: id (the file's name before it), models, texts, winner columns, `no_tie`.
+        out: id (the file's name before it), models, texts, winner columns.
         against: the training file, whose rows are left out.
 
     Returns:
@@ -65,7 +65,7 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
 
 
 def _read_arena_rows(path: Path) -> pd.DataFrame:
-    """The rows of one file as `loading.read_rows` gives them, `no_tie` with them."""
+    """The rows of one file as `loading.read_rows` gives them."""
     table = _read_table(path)
     form = next((form for form, needed in FORMS.items() if set(needed) <= table.keys()), None)
     if form is None:
@@ -85,7 +85,6 @@ def _read_arena_rows(path: Path) -> pd.DataFrame:
             cell = table[WINNER][number]
             raise UserError(f"{path}: row {number + 1}, column {WINNER!r}: {cell!r} is none of {', '.join(WINNERS)}.")
     rows[ID] = [f"{path.stem}-{row_id}" for row_id in rows[ID]]
-    rows[NO_TIE] = int(form == "WSDM")
     return rows[rows[PROMPT].notna()]
 
 

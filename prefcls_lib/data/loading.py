@@ -15,7 +15,6 @@ import gzip
 import hashlib
 import io
 import json
-import math
 import re
 import sys
 from contextlib import ExitStack
@@ -29,13 +28,10 @@ from prefcls_lib.data.schema import (
     ID,
     LABEL_COLUMNS,
     MODEL_COLUMNS,
-    NO_TIE,
     NUM_CLASSES,
     PROMPT,
     RESPONSES,
-    SOFT_COLUMNS,
     TEXT_COLUMNS,
-    WEIGHT,
     class_shares,
 )
 from prefcls_lib.runtime.files import UserError, write_whole
@@ -73,8 +69,7 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
     Returns:
         One row a comparison: `id` (str, exactly as in the file), `prompt`, `response_a`, `response_b` (lists
         of str, one a turn, of equal length), `group` (str, the prompt group); where labelled also `label`
-        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them; `soft_model_a`,
-        `soft_model_b`, `soft_tie` (float, sum 1), `weight` (float), `no_tie` (float, 0 or 1), where the file has them.
+        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them.
 
     Raises:
         UserError: anything wrong with the file, naming file, row (1 = first row under the header), column.
@@ -103,9 +98,6 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
         for name in MODEL_COLUMNS:
             if header.count(name) == 1:
                 rows[name] = table[name]
-        _add_soft_labels(path, table, rows)
-        if NO_TIE in rows:
-            _check_no_tie(path, rows)
     rows["group"] = [prompt_group(turns[0]) for turns in rows[PROMPT]]
     return rows
 
@@ -116,7 +108,6 @@ def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
     table |= {name: [json.dumps(turns) for turns in rows[name]] for name in TEXT_COLUMNS}
     if "label" in rows:
         table |= {name: (rows["label"] == label).astype(int) for label, name in enumerate(LABEL_COLUMNS)}
-    table |= {name: rows[name] for name in (NO_TIE,) if name in rows}
     write_whole(path, lambda temporary: pd.DataFrame(table).to_csv(temporary, index=False))
 
 
@@ -255,43 +246,3 @@ def _parse_labels(path: Path, table: dict[str, list[str]]) -> np.ndarray:
             f"are 1; exactly one must be ({len(wrong)} such rows)."
         )
     return winners.argmax(axis=1)
-
-
-def _add_soft_labels(path: Path, table: dict[str, list[str]], rows: pd.DataFrame) -> None:
-    """Put soft labels, weights and `no_tie` into `rows`, where the file has them."""
-    found = [name for name in SOFT_COLUMNS if name in table]
-    if found and len(found) < NUM_CLASSES:
-        missing = next(name for name in SOFT_COLUMNS if name not in table)
-        raise UserError(f"{path}: column {found[0]!r} without {missing!r}. Soft labels are {', '.join(SOFT_COLUMNS)}.")
-    for name in (*found, *(name for name in (WEIGHT, NO_TIE) if name in table)):
-        rows[name] = [_parse_amount(path, number, name, cell) for number, cell in enumerate(table[name], 1)]
-    if found:
-        sums = rows[found].sum(axis=1).to_numpy()
-        wrong = np.flatnonzero(abs(sums - 1) > 1e-3)
-        if len(wrong):
-            raise UserError(
-                f"{path}: row {wrong[0] + 1}: {', '.join(SOFT_COLUMNS)} sum to {sums[wrong[0]]:g}, not to 1 "
-                f"({len(wrong)} such rows)."
-            )
-        rows[found] = rows[found].div(sums, axis=0)
-
-
-def _check_no_tie(path: Path, rows: pd.DataFrame) -> None:
-    ties = (rows["label"] == NUM_CLASSES - 1) | (rows.get(SOFT_COLUMNS[-1], 0.0 * rows[NO_TIE]) > 0)
-    wrong = np.flatnonzero((rows[NO_TIE] > 0) & ties)
-    if len(wrong):
-        raise UserError(
-            f"{path}: row {wrong[0] + 1}, column {NO_TIE!r}: the row is a tie ({len(wrong)} such rows). {NO_TIE}=1 "
-            f"marks rows of a set without ties: remove the row, or set {NO_TIE}=0 where the set has ties."
-        )
-
-
-def _parse_amount(path: Path, number: int, column: str, cell: str) -> float:
-    """One cell of a soft label or weight."""
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise UserError(f"{path}: row {number}, column {column!r}: {cell!r} is not a number of 0 or more.")
-    return value

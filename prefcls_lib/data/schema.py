@@ -8,12 +8,7 @@ RESPONSES = ("response_a", "response_b")  # in side order: side 0 = A, side 1 = 
 TEXT_COLUMNS = (PROMPT, *RESPONSES)
 MODEL_COLUMNS = ("model_a", "model_b")
 LABEL_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1, 2
-SOFT_COLUMNS = ("soft_model_a", "soft_model_b", "soft_tie")  # of training rows, if they carry soft labels
-WEIGHT = "weight"  # of a training row in the loss, 1 where the column is missing
-NO_TIE = "no_tie"  # of an extra row, 1 where its set had no ties to vote for: it tells A from B only
-SOURCE = "source"  # of a training row: 0 of the training file, k of the k-th extra file, WITHOUT_TIES
-WITHOUT_TIES = -1  # the source of a row with no_tie=1
-MARGIN = "reward_margin"  # of a row that a reward model has scored: its score of A minus its score of B
+SOURCE = "source"  # of a training row: 0 of the training file, k of the k-th extra file
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
 

@@ -17,7 +17,6 @@ Only this layout writes special tokens. Text that spells one ("</s>", "[SEP]", "
 tokenised, and the ids are checked afterwards.
 """
 
-import copy
 import hashlib
 import re
 from dataclasses import dataclass
@@ -32,32 +31,37 @@ PROMPT_SHARE = 0.25  # of a turn's budget, if the answers need the rest
 MIN_TURN_TOKENS = 16  # an earlier turn with a smaller budget is left out entirely
 _CUT_MARKERS = ("…", "...")  # the first that the vocabulary has
 _NEWLINE_MARKERS = ("¶", "|", ";")  # stands for line breaks where a tokenizer drops them
-_NEWLINES = re.compile(r"[^\S\n]*\n\s*")
 _BATCH_TEXTS = 1000
-# Other layouts that reward models read: what is before the first prompt, an answer, a later prompt; pair: see above.
-LAYOUTS = {"pair": None, "plain": ("", "\n", "\n"), "markers": ("Question: ", "\n\nAnswer: ", "\n\nQuestion: ")}
 
 Ids = np.ndarray  # (T,) int32 token ids of a text or of a side
 
 
 def clean_text(text: str, text_cleaning: str) -> str:
-    """Clean one turn: "none"; "whitespace" collapses white space; "ascii" also removes what is not ASCII.
+    """Clean one turn: "none" touches nothing; "ascii" removes what is not ASCII and collapses white space.
 
     "ascii" is the original study's step, applied to the parsed text (in the raw CSV cell every character is ASCII).
     """
-    if text_cleaning == "none":
+    return text if text_cleaning == "none" else " ".join(text.encode("ascii", "ignore").decode("ascii").split())
+
+
+def mark_newlines(text: str, marker: str) -> str:
+    """`text` with each run of white space that holds a line break replaced by the marker between spaces.
+
+    In time linear in the text; a regular expression would try every space of a long run.
+    """
+    first, *others = text.split("\n")
+    if not others:
         return text
-    if text_cleaning == "ascii":
-        text = text.encode("ascii", "ignore").decode("ascii")
-    return " ".join(text.split())
+    *middle, last = others
+    kept = [line for line in map(str.strip, middle) if line]
+    return f" {marker} ".join([first.rstrip(), *kept, last.lstrip()])
 
 
 class SideTokenizer:
     """A backbone's tokenizer with what the layout needs: its special tokens, checked, and two markers.
 
     Attributes:
-        layout: one of LAYOUTS.
-        prefix, between, between_turns, suffix: ids before the first text, an answer, a later prompt; after the last.
+        prefix, between, suffix: ids before the first text, between two texts, after the last.
         cut_marker: ids that mark where the middle of a text was cut out.
         newline_marker: the text that stands for line breaks, or None where the tokenizer keeps them.
         special_ids: ids that no text may ever produce.
@@ -81,15 +85,6 @@ class SideTokenizer:
         self.newline_marker = self._choose_newline_marker()
         known = [m for m in _CUT_MARKERS if tokenizer.unk_token_id not in self._ids(m)]
         self.cut_marker = np.array(self._ids((known or [" "])[0]), dtype=np.int32)
-
-    def with_layout(self, layout: str) -> "SideTokenizer":
-        """The same tokenizer with another layout of a side, one of LAYOUTS."""
-        changed = copy.copy(self)
-        changed.layout = layout
-        if LAYOUTS[layout] is not None:
-            start, changed.between, changed.between_turns = (np.array(self._ids(t), np.int32) for t in LAYOUTS[layout])
-            changed.prefix = np.concatenate([self.prefix, start])
-        return changed
 
     def encode_texts(self, texts: list[str]) -> list[Ids]:
         """Token ids of each text, without special tokens; one call of the tokenizer for every 1,000 texts."""
@@ -116,13 +111,13 @@ class SideTokenizer:
         pieces: list[Ids] = []  # last piece first
         answer_tokens = 0
         for prompt, *answers in reversed(turns):
-            budget = left - len(self.between) * len(answers) - len(self.between_turns) * bool(pieces)
+            budget = left - len(self.between) * (len(answers) + bool(pieces))
             wanted = [len(answer) for answer in answers]
             if pieces and budget < min(MIN_TURN_TOKENS, len(prompt) + sum(wanted)):
                 break
             kept_prompt, _ = self._cut(prompt, max(int(PROMPT_SHARE * budget), budget - sum(wanted)))
             left = budget - len(kept_prompt)
-            pieces += [self.between_turns] if pieces else []
+            pieces += [self.between] if pieces else []
             for answer, share in reversed(list(zip(answers, share_budget(left, wanted), strict=True))):
                 kept, seen = self._cut(answer, share)
                 pieces += [kept, self.between]
@@ -138,7 +133,7 @@ class SideTokenizer:
     def _prepare(self, text: str) -> str:
         text = self._spelled.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
         if self.newline_marker is not None:
-            text = _NEWLINES.sub(f" {self.newline_marker} ", text)
+            text = mark_newlines(text, self.newline_marker)
         return text
 
     def _call(self, texts: list[str]) -> list[list[int]]:
@@ -178,7 +173,6 @@ class SideTokenizer:
                 f"{_TOKENIZER_ADVICE}"
             )
         self.prefix, self.between, self.suffix = (np.array(p, dtype=np.int32) for p in (prefix, between, suffix))
-        self.layout, self.between_turns = "pair", self.between
 
     def _cut(self, ids: Ids, budget: int) -> tuple[Ids, int]:
         """Head and tail of `ids` with the cut marker in between, within `budget` tokens; how many of `ids` were kept.
@@ -278,8 +272,7 @@ def encode_rows(
             ids, seen = tokenizer.lay_out(turns, max_length)
             answer_tokens = sum(len(answer) for _, *both in turns for answer in both)
             whole = len(tokenizer.prefix) + len(tokenizer.suffix) + answer_tokens + sum(len(turn[0]) for turn in turns)
-            num_answers = sum(map(len, turns)) - len(turns)
-            whole += len(tokenizer.between) * num_answers + len(tokenizer.between_turns) * (len(turns) - 1)
+            whole += len(tokenizer.between) * (sum(map(len, turns)) - 1)
             cut[row, side] = whole > max_length
             answer_seen[row, side] = seen / answer_tokens if answer_tokens else 1.0
             key = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()

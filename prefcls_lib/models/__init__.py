@@ -1,6 +1,5 @@
 """The network: from a backbone's name to probabilities.
 
 Open `backbones` first (a checked encoder and tokenizer; `recipes` has its training settings), then `network` (shared
-encoder and symmetric head), `predict`, and `saved` (a model on disk). `reward` starts from a reward model,
-`probe` finds the layout it was trained on.
+encoder and symmetric head), `predict`, and `saved` (a model on disk). `reward` starts from a reward model.
 """

@@ -1,7 +1,7 @@
 """Speed of training and prediction beside what one would use instead, on real rows: interleaved, medians over repeats.
 
     make benchmark                                      MiniLM, 512 tokens, about five minutes on 2 cores
-    python report/studies/benchmark.py --lengths 256 512 --models minilm deberta-v3-xsmall --variants st ...      longer
+    python -m report.studies.benchmark --lengths 256 512 --models minilm deberta-v3-xsmall --variants st ...      longer
 
 Variants of training (pairs that go through forward, backward and AdamW in a second):
 
@@ -25,15 +25,15 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from variants import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 
 from prefcls_lib.data.batching import TokenCount, make_padded_batches, padding_for, plan_epoch, split_batch
 from prefcls_lib.doctor.capacity import flop_per_token
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.predict import PREDICT_SIDES, PREDICT_TOKENS
-from prefcls_lib.report.page import draw_svg, markdown_table
 from prefcls_lib.runtime.devices import choose_precision, process_state, versions
 from prefcls_lib.runtime.files import write_json, write_text
+from report.page import draw_svg, markdown_table
+from report.studies.variants import LIMIT_LENGTH, PREDICT, TRAIN, Bench, measure_peak
 
 OUT = Path(__file__).parent / "benchmark"
 GOAL_LENGTH = 512  # tokens of a side at which the goals are set

@@ -1,7 +1,7 @@
 """What a GPU makes of this kit: speed, memory, precision, waits and a resume, each with a verdict.
 
     make gpu-check                                   about eight minutes on one GPU (an estimate: nobody has run it yet)
-    python report/studies/gpu_check.py --out DIR     gpu_check.json and gpu_check.md in DIR, not beside this file
+    python -m report.studies.gpu_check --out DIR     gpu_check.json and gpu_check.md in DIR, not beside this file
 
 The architectures are exact, their weights random, so nothing is downloaded; sides have 512 tokens, every eighth fewer.
 Training is the library's own `Trainer`, at the recipe's settings. Exit code 0: every verdict is ok; 1: one is not; 2:
@@ -24,6 +24,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, it finds its neighbours as the tests do
 
+from prefcls_lib.training.state import Session, save_state
+
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, make_padded_batches
 from prefcls_lib.data.features import SIGNS
@@ -31,11 +33,10 @@ from prefcls_lib.doctor import capacity, checks
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
-from prefcls_lib.report.page import markdown_table
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import read_json, write_json, write_text
 from prefcls_lib.training.loop import Trainer
-from prefcls_lib.training.state import Session, save_state
+from report.page import markdown_table
 from report.studies.disentangled import use_fused_attention
 
 FOLDER = Path(__file__).parent

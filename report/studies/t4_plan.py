@@ -1,6 +1,6 @@
 """What fits on a T4 and how long it would take, for every configuration in report/backbones.
 
-    python report/studies/t4_plan.py            writes report/studies/t4_plan.md, which the report shows
+    python -m report.studies.t4_plan            writes report/studies/t4_plan.md, which the report shows
 
 Memory and operations are computed from the configurations (`prefcls_lib.doctor.capacity`); tokens are counted on the
 shipped rows with MiniLM's tokenizer. Where a run folder in report/runs was trained on a T4, its pace is used.
@@ -16,8 +16,8 @@ from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import load_backbone, max_positions
 from prefcls_lib.models.recipes import choose_recipe
-from prefcls_lib.report.page import markdown_table
 from prefcls_lib.runtime.files import read_json, write_text
+from report.page import markdown_table
 
 FOLDER = Path(__file__).parent
 LENGTHS = (512, 768)  # tokens of a side
