@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_arguments
+from prefcls_lib.training.collapse import Collapsed
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
@@ -25,7 +26,6 @@ from prefcls_lib.pipeline import folds, job, predict, results, steps
 from prefcls_lib.pipeline import launch as processes
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.collapse import Collapsed
 
 ONE_MODEL = ("folds=[0]", "batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3")
 
