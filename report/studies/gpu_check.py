@@ -31,8 +31,8 @@ from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import write_json, write_text
-from prefcls_lib.training.loop import FitResult, fit
 from prefcls_lib.training.checkpoint import Session, Stopped
+from prefcls_lib.training.loop import FitResult, fit
 from report.page import markdown_table
 from report.studies.benchmark import timed
 from report.studies.t4_plan import read_config
