@@ -8,11 +8,20 @@
       +- evaluation    log loss with confidence intervals, calibration, figures
       +- pipeline      one run, step by step: its folder holds config.json result.json oof.csv submission.csv model/
       +- ensemble      several finished runs: read, compared, blended, submitted
-      +- report        run folders to a page
 
 All of these use `runtime` (files, devices, Kaggle's folders) and `config` (every setting); `doctor` checks whether a
 machine can do the job. Packages import in the order runtime, config, data, evaluation, baselines, models, training,
-pipeline, ensemble, doctor, report, cli; a student reads data, models, training, evaluation.metrics, pipeline.steps.
+pipeline, ensemble, doctor, cli; a student reads data, models, training, evaluation.scores, pipeline.steps.
 """
 
 __version__ = "0.1.0"
+
+
+def load(path):
+    """A finished run, one of its models, or a blend.json, as an object with `predict_proba`: see `ensemble.predictor`.
+
+    >>> prefcls_lib.load("runs/roberta").predict_proba(["What is 2 + 3?"], ["5"], ["2 + 3 is 6."])
+    """
+    from prefcls_lib.ensemble import predictor  # torch is loaded only where it is needed
+
+    return predictor.load(path)

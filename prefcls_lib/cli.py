@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", _run, "train, validate, predict: from CSV to a checked submission")
-    ladder = add("ladder", _ladder, "all baselines, with the same files; with init_from also one of a reward model")
+    ladder = add("ladder", _ladder, "a run without a network: its baseline, with the same files")
     for command in (run, ladder):
         command.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
         command.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
@@ -72,14 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--out", required=True, type=Path, help="CSV; for sets with other shares of ties, call again")
     convert.add_argument("--against", type=Path, metavar="train.csv", help="training file, whose rows are left out")
 
-    report = add("report", _report, "run folders to report.html and report.pdf")
-    report.add_argument(
-        "--runs", nargs="+", type=Path, metavar="DIR", default=[Path("report/runs")],
-        help="run folders, or folders of them (report/runs)",
-    )  # fmt: skip
-    report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write into (report)")
-    report.add_argument("--readme", type=Path, metavar="FILE", help="also put the results between this file's marks")
-
     doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no")
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
     doctor.add_argument("--max-length", type=int, metavar="TOKENS", help="of one side, for the memory (default: 512)")
@@ -97,9 +89,8 @@ def _add_worker_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
-    fit.add_argument("--side-by-side", type=int, default=1, metavar="N", help="processes that train at the same time")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
-    share = add("predict-share", _predict_share, "predict some rows with some models: a process of `predict`")
+    share = add("predict-models", _predict_models, "predict rows with some models: a process of the submit notebook")
     share.add_argument("--rows", required=True, type=Path, metavar="CSV")
     share.add_argument("--out", required=True, type=Path, metavar="DIR")
     share.add_argument("--deadline", type=float, default=math.inf, help="seconds since 1970")
@@ -116,12 +107,21 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    from prefcls_lib.pipeline import results, steps  # torch is loaded only where it is needed
-    from prefcls_lib.runtime.devices import process_state
+    from prefcls_lib.pipeline import steps  # torch is loaded only where it is needed
 
-    folder = steps.run(config)
-    if not process_state().is_main_process:
-        return
+    _print_result(steps.run(config))
+
+
+def _ladder(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    from prefcls_lib.pipeline import steps
+
+    _print_result(steps.run_without_network(config))
+
+
+def _print_result(folder: "RunFolder") -> None:  # noqa: F821
+    from prefcls_lib.pipeline import results
+
     result = read_json(folder / "result.json")
     print(results.result_table(result).to_string(float_format="{:.4f}".format))
     print(results.verdict(result))
@@ -132,30 +132,12 @@ def _fit(arguments: argparse.Namespace) -> None:
     from prefcls_lib.pipeline import steps
     from prefcls_lib.pipeline.folder import RunFolder
 
-    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at, arguments.side_by_side)
-
-
-def _ladder(arguments: argparse.Namespace) -> None:
-    config = _config(arguments)
-    from prefcls_lib.pipeline import folder as runs
-    from prefcls_lib.pipeline import ladder
-
-    folder = ladder.run_ladder_job(config)
-    result = read_json(folder / "result.json")
-    table = runs.read_table(folder / "history.csv").rename(columns={"rung": "model"}).set_index("model")
-    print(table.to_string(float_format="{:.4f}".format))
-    print(
-        f"{runs.LADDER_ENTRY}, chosen for each fold on other rows (of a single fold, for each half on the other half): "
-        f"log loss {result['log_loss']:.4f}, calibrated {result['calibrated_log_loss']:.4f}, "
-        f"on {result['valid_rows']} rows"
-    )
-    used = " and ".join(result.get("ladder_entry", [runs.LADDER_ENTRY]))  # an earlier version's has no names
-    print(f"submission of {used}, chosen on all rows: {folder / 'submission.csv'}")
+    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at)
 
 
 def _blend(arguments: argparse.Namespace) -> None:
     from prefcls_lib.ensemble import blend
-    from prefcls_lib.evaluation.metrics import Comparison
+    from prefcls_lib.evaluation.compare import Comparison
 
     refuse_overwriting(arguments.out, *arguments.runs)
     result = blend.fit_runs(arguments.runs, arguments.out)
@@ -180,15 +162,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
     else:
-        probs, _ = predict_run(RunFolder(arguments.run), rows)
+        probs = predict_run(RunFolder(arguments.run), rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 
 
-def _predict_share(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline.predict import predict_share
+def _predict_models(arguments: argparse.Namespace) -> None:
+    from prefcls_lib.pipeline.predict import predict_to_files
 
-    predict_share(arguments.models, arguments.rows, arguments.out, arguments.deadline)
+    predict_to_files(arguments.models, arguments.rows, arguments.out, arguments.deadline)
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:
@@ -203,17 +185,6 @@ def _convert(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, *arguments.files, *filter(None, [arguments.against]))
     print("\n".join(convert_files(arguments.files, arguments.out, arguments.against)))
     print(f"extra rows: {arguments.out}")
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.report import build
-
-    found, problems = build.build_report(arguments.runs, arguments.out, arguments.readme)
-    for name, why in found.left_out:
-        print(f"left out: {name}: {why}", file=sys.stderr)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"report of {len(found.runs)} runs and {len(found.blends)} blends: {arguments.out / 'report.html'}")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -16,8 +16,6 @@ import yaml
 
 from prefcls_lib.runtime.files import UserError, reading, shown
 
-REMOVED = {"max_grad_norm": 1.0, "collapse_after_rows": 10_000}  # settings of earlier versions, fixed at these values
-
 
 class Range(NamedTuple):
     """The smallest and the largest allowed value of a setting."""
@@ -46,24 +44,21 @@ class RunConfig:
     )
     num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
-    text_cleaning: Literal["none", "whitespace", "ascii"] = "none"  # see `tokenization.clean_text`
+    text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
     max_length: Annotated[int, Range(16, 65_536)] = 512  # tokens of a side, or of a cross-encoder's pair of sides
     # model
     architecture: Literal["siamese", "cross"] = "siamese"  # each answer by itself, or both in one sequence
     init_from: str | None = None  # a reward model's folder, attached input or hub name: used in place of `backbone`
-    pooling: Literal["mean", "first"] = "mean"  # a reward model brings its own
     head: Literal["symmetric", "concat"] = "symmetric"  # concat: the original study's
     structure_features: bool = True
     # the baseline to improve on
     start_from: Literal["structure_ensemble", "structure_tfidf", "structure_logistic", "none"] | None = None
     dropout: Annotated[float | None, Range(0, 0.9)] = None  # in encoder and head
     # training
-    recipe: Literal["default", "original"] = "default"  # original: the study's, kept to show what it does
     num_epochs: Annotated[int | None, Range(1, 1000)] = None
     learning_rate: Annotated[float | None, Range(0, 1)] = None  # peak rate of the encoder's top layer
     layer_decay: Annotated[float | None, Range(0.1, 1)] = None  # a layer's rate as a share of the rate of the one above
     head_learning_rate: Annotated[float | None, Range(0, 1)] = None
-    head_only_rows: Annotated[int | None, Range(0)] = None  # rows that train the head before the encoder; 0: none
     batch_size: Annotated[int, Range(1, 65_536)] = 32  # pairs in one optimizer step
     max_tokens_per_micro_step: Annotated[int | None, Range(16)] = None  # tokens held for one backward pass
     gradient_checkpointing: bool = False  # recompute activations: a third more time, far less memory
@@ -72,13 +67,10 @@ class RunConfig:
     warmup_ratio: Annotated[float | None, Range(0, 1)] = None
     weight_decay: Annotated[float, Range(0, 1)] = 0.01
     label_smoothing: Annotated[float | None, Range(0, 0.5)] = None  # of the training loss, never of a reported number
-    soft_label_share: Annotated[float, Range(0, 1)] = 0.5  # of the loss, on rows with soft labels; the rest: the vote's
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    on_collapse: Literal["warn", "stop", "restart"] = "restart"  # new seed, half the rate, twice the warm-up;
-    # at most two restarts
     num_processes: Annotated[int | None, Range(1, 1024)] = None  # None: one a GPU, for folds and seeds or for one model
     time_budget_hours: Annotated[float | None, Range(0.001, 1000)] = None  # for the whole command; None: no limit
-    save_every_minutes: Annotated[float, Range(0)] = 20.0  # a checkpoint at least this often, and at every validation
+    report_to: str = "none"  # trackers: tensorboard, wandb, mlflow, trackio, ... with commas between them; or all
     resume_from: str | None = None  # an earlier run's folder, only read: it is copied, and that run is resumed
 
     def __post_init__(self):
@@ -108,7 +100,6 @@ class RunConfig:
         Raises:
             UserError: a name that is no setting (with the nearest right one), or a value out of range.
         """
-        settings = drop_removed(settings, source)
         names = [field.name for field in fields(cls)]
         for name in settings:
             if name not in names:
@@ -162,21 +153,6 @@ def read_settings(path: Path) -> dict[str, object]:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of `setting: value`, found a {type(settings).__name__}.")
     return settings
-
-
-def drop_removed(settings: Mapping[str, object], source: str) -> dict[str, object]:
-    """`settings` without those that earlier versions had.
-
-    Raises:
-        UserError: one of these has another value than the one at which it is fixed now.
-    """
-    for name, value in REMOVED.items():
-        if name in settings and _coerce(name, settings[name], type(value)) != value:
-            raise UserError(
-                f"{source}: setting {name} no longer exists; it is {value:g} in every run, not {settings[name]}. "
-                "Remove it, or use the version of prefcls that has it."
-            )
-    return {name: value for name, value in settings.items() if name not in REMOVED}
 
 
 def _read_value(name: str, value: object, annotation: object) -> object:
@@ -233,11 +209,3 @@ def _coerce(name: str, value: object, kind: object) -> object:
     if kind is int and not number.is_integer():
         raise error
     return kind(number)
-
-
-def fill_earlier(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings of a run's config.json, with what an earlier version did where it lacks one.
-
-    That is the setting's default, but no baseline, and `seed` for the folds.
-    """
-    return RunConfig(start_from="none").to_dict() | {"fold_seed": settings.get("seed")} | settings

@@ -12,7 +12,7 @@ from prefcls_lib.evaluation.calibration import (
     fit_blend,
     fit_calibration,
 )
-from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.runtime.files import UserError
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_arguments
+from prefcls_lib.training.collapse import Collapsed, why_collapsed
 from test_train import make_config, make_examples, make_model
 
 from prefcls_lib import cli
@@ -17,7 +18,6 @@ from prefcls_lib.pipeline import folds
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.training import collapse, loop
-from prefcls_lib.training.collapse import Collapsed, why_collapsed
 
 COLLAPSES = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "validations_per_epoch=1")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prefcls_lib.data import loading
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import scores
 from report.studies import known_floor
 
 
@@ -28,7 +28,7 @@ def test_labels_follow_the_known_distribution(made):
     assert (np.abs(shares - probs.mean(axis=0)) < 4 * np.sqrt(variances)).all()
     entropy = -(probs * np.log(probs)).sum(axis=1)
     spread = np.sqrt(((probs * np.log(probs) ** 2).sum(axis=1) - entropy**2).mean() / len(labels))
-    assert abs(metrics.log_loss(labels, probs) - entropy.mean()) < 4 * spread
+    assert abs(scores.log_loss(labels, probs) - entropy.mean()) < 4 * spread
 
 
 def test_distribution_is_that_of_the_text(made):

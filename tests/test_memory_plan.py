@@ -228,7 +228,7 @@ def test_plan_has_every_backbone_at_the_lengths_it_takes():
 
 @pytest.mark.skipif(find_spec(MINILM_PACKAGE) is None, reason="counts tokens with MiniLM's tokenizer")
 def test_committed_plan_is_of_this_code():
-    """Memory and operations as they are computed now; `python report/studies/t4_plan.py` writes it anew."""
+    """Memory and operations as they are computed now; `python -m report.studies.t4_plan` writes it anew."""
     committed = (t4_plan.FOLDER / "t4_plan.md").read_text(encoding="utf-8")
     now = t4_plan.make_plan(t4_plan.count_tokens())
     assert committed == now

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from prefcls_lib.data import loading
-from prefcls_lib.evaluation import metrics, slices
+from prefcls_lib.evaluation import compare, scores, slices
 from prefcls_lib.runtime.files import UserError
 
 HALF_AND_QUARTERS = np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
@@ -28,30 +28,30 @@ def _rows(prompts: list, a: list, b: list, **columns: list) -> pd.DataFrame:
 def test_log_loss_is_the_mean_of_minus_log_of_the_true_class():
     """By hand: the true classes got 1/2 and 1/4, so (ln 2 + ln 4) / 2 = 1.5 ln 2."""
     labels = np.array([0, 0])
-    assert metrics.row_losses(labels, HALF_AND_QUARTERS) == pytest.approx([np.log(2), np.log(4)])
-    assert metrics.log_loss(labels, HALF_AND_QUARTERS) == pytest.approx(1.5 * np.log(2))
+    assert scores.row_losses(labels, HALF_AND_QUARTERS) == pytest.approx([np.log(2), np.log(4)])
+    assert scores.log_loss(labels, HALF_AND_QUARTERS) == pytest.approx(1.5 * np.log(2))
 
 
 def test_log_loss_equals_that_of_scikit_learn_even_for_a_certain_mistake():
     """Clipping is scikit-learn's, so a probability of zero costs the same here as there."""
     labels = np.array([0, 1, 2, 1])
     probs = np.vstack([_random_probs(3, 0), [[1.0, 0.0, 0.0]]])
-    assert metrics.log_loss(labels, probs) == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]))
+    assert scores.log_loss(labels, probs) == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]))
 
 
 def test_accuracy_and_brier_score_by_hand():
     """Row 1 is right: .25+.0625+.0625 = .375; row 2 is wrong: .5625+.25+.0625 = .875; mean .625."""
     labels = np.array([0, 0])
-    assert metrics.accuracy(labels, HALF_AND_QUARTERS) == 0.5
-    assert metrics.brier_score(labels, HALF_AND_QUARTERS) == pytest.approx(0.625)
+    assert scores.accuracy(labels, HALF_AND_QUARTERS) == 0.5
+    assert scores.brier_score(labels, HALF_AND_QUARTERS) == pytest.approx(0.625)
 
 
 def test_expected_calibration_error_by_hand():
     """Bin (.4,.6]: confidence .5, accuracy 1/2, gap 0; bin (.8,1]: .9 and 1, gap .1; half the rows each."""
     probs = np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]])
     labels = np.array([0, 1, 1, 2])
-    assert metrics.expected_calibration_error(labels, probs, num_bins=5) == pytest.approx(0.05)
-    table = metrics.reliability_table(labels, probs, num_bins=5)
+    assert scores.expected_calibration_error(labels, probs, num_bins=5) == pytest.approx(0.05)
+    table = scores.reliability_table(labels, probs, num_bins=5)
     assert table.to_dict("list") == {
         "low": [0.4, 0.8],
         "high": [0.6, 1.0],
@@ -67,10 +67,10 @@ def test_expected_calibration_error_by_hand():
 def test_check_probs_names_the_first_bad_row(bad_row):
     """What is not a distribution is stopped with its place, and a good one passes."""
     good = np.full((3, 3), 1 / 3)
-    metrics.check_probs(good, "good.csv")
+    scores.check_probs(good, "good.csv")
     good[1:] = bad_row
     with pytest.raises(UserError, match=r"oof\.csv: row 2:.*2 such rows"):
-        metrics.check_probs(good, "oof.csv")
+        scores.check_probs(good, "oof.csv")
 
 
 def test_bootstrap_interval_of_equal_groups_is_that_of_their_means():
@@ -78,7 +78,7 @@ def test_bootstrap_interval_of_equal_groups_is_that_of_their_means():
     +-1.96 / sqrt(2000) as if rows were independent."""
     values = np.repeat(np.random.default_rng(1).standard_normal(200), 10)
     groups = np.repeat(np.arange(200), 10).astype(str)
-    low, high = metrics.bootstrap_interval(values, groups)
+    low, high = compare.bootstrap_interval(values, groups)
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(200), rel=0.08)
 
 
@@ -89,7 +89,7 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     for _ in range(100):
         groups = np.repeat(np.arange(80), generator.integers(1, 6, size=80))
         values = generator.standard_normal(80)[groups] + 0.3 * generator.standard_normal(len(groups))
-        low, high = metrics.bootstrap_interval(values, groups.astype(str))
+        low, high = compare.bootstrap_interval(values, groups.astype(str))
         covered += low <= 0 <= high
     assert 88 <= covered <= 100
 
@@ -97,9 +97,9 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
 def test_no_interval_from_one_group():
     """A single prompt says nothing about others: no interval, and no verdict."""
     labels, probs = np.array([0, 1]), HALF_AND_QUARTERS
-    assert np.isnan(metrics.bootstrap_interval(np.arange(2.0), np.array(["g", "g"]))).all()
+    assert np.isnan(compare.bootstrap_interval(np.arange(2.0), np.array(["g", "g"]))).all()
     with pytest.raises(UserError, match="share one prompt"):
-        metrics.compare(labels, probs, probs, np.array(["g", "g"]))
+        compare.compare(labels, probs, probs, np.array(["g", "g"]))
 
 
 def test_compare_gives_each_verdict_and_covers_the_known_difference():
@@ -109,10 +109,10 @@ def test_compare_gives_each_verdict_and_covers_the_known_difference():
     good = np.where(np.eye(3)[labels] == 1, 0.5, 0.25)
     true = generator.uniform(0.35, 0.45, (600, 1))
     fair = np.where(np.eye(3)[labels] == 1, true, (1 - true) / 2)
-    beats = metrics.compare(labels, good, fair, groups)
+    beats = compare.compare(labels, good, fair, groups)
     assert beats.verdict == "BEATS" and beats.low < np.log(0.4 / 0.5) < beats.high < 0
-    assert metrics.compare(labels, fair, good, groups).verdict == "LOSES"
-    same = metrics.compare(labels, good, good, groups)
+    assert compare.compare(labels, fair, good, groups).verdict == "LOSES"
+    same = compare.compare(labels, good, good, groups)
     assert (same.verdict, same.difference, same.low, same.high, same.p) == ("INCONCLUSIVE", 0.0, 0.0, 0.0, 1.0)
     assert (beats.rows, beats.groups) == (600, len(set(groups)))
 
@@ -120,25 +120,25 @@ def test_compare_gives_each_verdict_and_covers_the_known_difference():
 def test_noise_is_inconclusive_and_the_effect_to_plan_with_is_2_8_standard_errors():
     """The interval is 3.92 standard errors wide."""
     labels = np.random.default_rng(4).integers(0, 3, 300)
-    found = metrics.compare(labels, _random_probs(300, 5), _random_probs(300, 6), np.arange(300).astype(str))
+    found = compare.compare(labels, _random_probs(300, 5), _random_probs(300, 6), np.arange(300).astype(str))
     assert found.verdict == "INCONCLUSIVE" and found.low < 0 < found.high
     assert found.smallest_detectable == pytest.approx(2.8 / 3.92 * (found.high - found.low), rel=0.1)
     assert found.to_dict()["verdict"] == "INCONCLUSIVE"
-    assert metrics.Comparison.from_dict(found.to_dict()) == found
+    assert compare.Comparison.from_dict(found.to_dict()) == found
 
 
 def test_p_of_four_means_by_hand():
     """One of the means -1, 1, 1, 3 is not above zero: p = 2 (1 + 1) / (4 + 1). Of 1, 1, 1, 3 none: 2 / 5."""
-    assert metrics._interval_and_p(np.array([1.0, -1.0, 3.0, 1.0])) == ((-1.0, 3.0), 0.8)
-    assert metrics._interval_and_p(np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
-    assert metrics._interval_and_p(-np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
-    assert metrics._interval_and_p(np.zeros(4))[1] == 1
+    assert compare._interval_and_p(np.array([1.0, -1.0, 3.0, 1.0])) == ((-1.0, 3.0), 0.8)
+    assert compare._interval_and_p(np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
+    assert compare._interval_and_p(-np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
+    assert compare._interval_and_p(np.zeros(4))[1] == 1
 
 
 def test_p_of_two_prompts_is_near_its_exact_value():
     """Differences ln 2 and -3 ln 2 in two prompts: both drawn from the first with probability 1/4, so p is near 1/2."""
     probs, other = np.array([[0.25, 0.25, 0.5], [0.8, 0.1, 0.1]]), np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
-    found = metrics.compare(np.array([0, 0]), probs, other, np.array(["p", "q"]))
+    found = compare.compare(np.array([0, 0]), probs, other, np.array(["p", "q"]))
     assert found.difference == pytest.approx(-np.log(2))
     assert found.p == pytest.approx(0.5, abs=0.03) and found.verdict == "INCONCLUSIVE"
 
@@ -149,74 +149,61 @@ def test_verdict_and_interval_agree_at_the_border(num_means, sign):
     """The 2.5 % of means that may lie on the other side, and one more: p passes LEVEL where the interval reaches 0."""
     allowed = int(0.025 * (num_means + 1)) - 1
     for count in (allowed, allowed + 1):
-        (low, high), p = metrics._interval_and_p(sign * np.where(np.arange(num_means) < count, -1.0, 1.0))
-        assert (p <= metrics.LEVEL) == (low > 0 or high < 0) == (count == allowed)
+        (low, high), p = compare._interval_and_p(sign * np.where(np.arange(num_means) < count, -1.0, 1.0))
+        assert (p <= compare.LEVEL) == (low > 0 or high < 0) == (count == allowed)
 
 
 def test_more_prompts_than_draws_have_the_interval_of_all(monkeypatch):
     """3,000 prompts, of which a resample draws 500: the standard error is still that of 3,000."""
     values, groups = np.random.default_rng(10).standard_normal(3000), np.arange(3000).astype(str)
-    monkeypatch.setattr(metrics, "MOST_DRAWS", 500)
-    low, high = metrics.bootstrap_interval(values, groups)
+    monkeypatch.setattr(compare, "MOST_DRAWS", 500)
+    low, high = compare.bootstrap_interval(values, groups)
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(3000), rel=0.05)
     assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * (high - low))
 
 
 def test_holm_correction_of_four_by_hand():
     """.01 x 4 = .04; .02 x 3 = .06; .03 x 2 = .06; .04 x 1 = .04, but not below .06. In the order given."""
-    table = [metrics.Comparison(-0.1, -0.2, -0.01, 0.1, 50, 40, p) for p in (0.04, 0.01, 0.03, 0.02)]
-    corrected = metrics.holm_correction(table)
+    table = [compare.Comparison(-0.1, -0.2, -0.01, 0.1, 50, 40, p) for p in (0.04, 0.01, 0.03, 0.02)]
+    corrected = compare.holm_correction(table)
     assert [one.p for one in corrected] == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert [one.verdict for one in table] == ["BEATS"] * 4
     assert [one.verdict for one in corrected] == ["INCONCLUSIVE", "BEATS", "INCONCLUSIVE", "INCONCLUSIVE"]
-    assert metrics.holm_correction(table[:1]) == table[:1], "a table of one"
-    assert [one.p for one in metrics.holm_correction([replace(table[0], p=0.6)] * 2)] == [1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("values", "verdict", "p"),
-    [((-0.02, -0.04, 0.0), "BEATS", 0.05), ((-0.02, -0.0395, 0.0005), "INCONCLUSIVE", 0.0559),
-     ((0.02, 0.01, 0.04), "LOSES", 0.0001), ((0.0, 0.0, 0.0), "INCONCLUSIVE", 1.0)],
-)  # fmt: skip
-def test_comparison_of_an_earlier_version(values, verdict, p):
-    """It has no p: |difference| / (distance to the end near zero / 1.96) standard errors; by hand 1.96, 1.91, 3.92."""
-    old = dict(zip(("difference", "low", "high"), values, strict=True))
-    old |= {"verdict": "TIES", "smallest_detectable": 0.03, "rows": 500, "groups": 400}
-    found = metrics.Comparison.from_dict(old)
-    assert found.verdict == verdict and found.p == pytest.approx(p, abs=5e-5)
+    assert compare.holm_correction(table[:1]) == table[:1], "a table of one"
+    assert [one.p for one in compare.holm_correction([replace(table[0], p=0.6)] * 2)] == [1.0, 1.0]
 
 
 def test_error_if_calibrated_by_hand():
     """Two rows of confidence .6 and .9, each in its bin: errors .4 or .6 (p .6, .4), .1 or .9 (p .9, .1): mean .33."""
     probs = np.array([[0.6, 0.2, 0.2], [0.05, 0.05, 0.9]])
-    assert metrics.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
+    assert scores.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
 
 
 def test_error_if_calibrated_is_that_of_a_calibrated_model():
     """Labels drawn from the probabilities: over 50 draws the ECE is on average what is expected, and not near zero."""
     probs, generator = _random_probs(400, 11), np.random.default_rng(12)
     labels = (generator.random((50, 400, 1)) > probs.cumsum(axis=1)).sum(axis=2)
-    errors = [metrics.expected_calibration_error(drawn, probs) for drawn in labels]
-    expected = metrics.error_if_calibrated(probs)
+    errors = [scores.expected_calibration_error(drawn, probs) for drawn in labels]
+    expected = scores.error_if_calibrated(probs)
     assert expected == pytest.approx(np.mean(errors), rel=0.08) and expected > 0.03
 
 
 def test_deviation_over_folds_by_hand():
     """Folds with log losses ln 2 and ln 4: sample deviation ln 2 / sqrt(2); of a single fold none is known."""
     labels, groups = np.array([0, 0]), np.array(["p", "q"])
-    scores = metrics.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([0, 3]))
-    assert scores["log_loss_fold_sd"] == pytest.approx(np.log(2) / np.sqrt(2))
-    one = metrics.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([3, 3]))
-    assert one["log_loss_fold_sd"] is None and one["log_loss"] == scores["log_loss"] == pytest.approx(1.5 * np.log(2))
+    several = compare.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([0, 3]))
+    assert several["log_loss_fold_sd"] == pytest.approx(np.log(2) / np.sqrt(2))
+    one = compare.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([3, 3]))
+    assert one["log_loss_fold_sd"] is None and one["log_loss"] == several["log_loss"] == pytest.approx(1.5 * np.log(2))
 
 
 def test_halves_depend_on_the_group_and_not_on_the_order():
     """The same group is always in the same half, and two groups are enough for two halves."""
     groups = np.array([f"group {number % 40}" for number in range(120)])
-    half = metrics.split_halves(groups, "step")
-    assert (metrics.split_halves(groups[::-1], "step") == half[::-1]).all()
+    half = compare.split_halves(groups, "step")
+    assert (compare.split_halves(groups[::-1], "step") == half[::-1]).all()
     assert half.sum() == 60
-    assert sorted(metrics.split_halves(np.array(["p", "q", "p"]), "step")) in (
+    assert sorted(compare.split_halves(np.array(["p", "q", "p"]), "step")) in (
         [False, False, True],
         [False, True, True],
     )
@@ -225,10 +212,10 @@ def test_halves_depend_on_the_group_and_not_on_the_order():
 def test_cross_fitted_choice_takes_each_half_from_the_step_that_the_other_half_chose():
     """Step 0 is good on half one only, step 1 on the other: each half gets the step that is bad for it."""
     groups = np.arange(41).astype(str)
-    half, labels = metrics.split_halves(groups, "step"), np.zeros(41, dtype=int)
+    half, labels = compare.split_halves(groups, "step"), np.zeros(41, dtype=int)
     good, bad = [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]
     steps = np.stack([np.where(half[:, None], good, bad), np.where(half[:, None], bad, good)])
-    probs, best = metrics.choose_cross_fitted(steps, labels, groups)
+    probs, best = compare.choose_cross_fitted(steps, labels, groups)
     assert (probs == bad).all()
     assert best == (0 if half.sum() > 20 else 1)
 
@@ -238,15 +225,15 @@ def test_cross_fitted_choice_is_worse_than_the_optimistic_one_on_noise():
     generator = np.random.default_rng(7)
     steps = generator.dirichlet([4, 4, 4], (30, 200))
     labels, groups = generator.integers(0, 3, 200), np.arange(200).astype(str)
-    probs, best = metrics.choose_cross_fitted(steps, labels, groups)
-    average = np.mean([metrics.log_loss(labels, step) for step in steps])
-    assert metrics.log_loss(labels, steps[best]) < average - 0.04 < metrics.log_loss(labels, probs)
+    probs, best = compare.choose_cross_fitted(steps, labels, groups)
+    average = np.mean([scores.log_loss(labels, step) for step in steps])
+    assert scores.log_loss(labels, steps[best]) < average - 0.04 < scores.log_loss(labels, probs)
 
 
 def test_choosing_among_one_step_returns_it():
     """With one validation there is nothing to choose."""
     steps = _random_probs(6, 8)[None]
-    probs, best = metrics.choose_cross_fitted(steps, np.zeros(6, dtype=int), np.arange(6).astype(str))
+    probs, best = compare.choose_cross_fitted(steps, np.zeros(6, dtype=int), np.arange(6).astype(str))
     assert best == 0 and (probs == steps[0]).all()
 
 

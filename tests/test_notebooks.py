@@ -16,7 +16,7 @@ import pytest
 from conftest import KINDS, make_row
 
 from prefcls_lib.config import RunConfig, read_settings
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare
 from prefcls_lib.pipeline import preview, results
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -169,8 +169,8 @@ def test_scores_are_shown_with_the_digits_that_they_deserve():
 def test_the_conclusion_is_computed_from_the_result(verdict, said):
     """The verdict in words with its numbers, the warnings, and what to try next."""
     p, difference = {"BEATS": (0.01, -0.02), "LOSES": (0.01, 0.02), "INCONCLUSIVE": (0.4, -0.02)}[verdict]
-    c = metrics.Comparison(difference, difference - 0.01, difference + 0.01, 0.014, 154, 150, p)
-    share = metrics.Comparison(0.0003, -0.001, 0.002, 0.004, 154, 150, 0.7)
+    c = compare.Comparison(difference, difference - 0.01, difference + 0.01, 0.014, 154, 150, p)
+    share = compare.Comparison(0.0003, -0.001, 0.002, 0.004, 154, 150, 0.7)
     result = {
         "comparison": c.to_dict(), "encoder_share": share.to_dict(), "start_from": "structure_tfidf", "rows": 770,
         "baseline_log_loss": 1.0729, "ladder_log_loss": 1.0931, "log_loss": 1.0731, "calibrated_log_loss": 1.08,

@@ -15,17 +15,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_arguments
+from prefcls_lib.training.collapse import Collapsed
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, job, predict, results, steps
 from prefcls_lib.pipeline import launch as processes
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.collapse import Collapsed
 
 ONE_MODEL = ("folds=[0]", "batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3")
 

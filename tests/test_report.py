@@ -1,6 +1,5 @@
 """The report: its numbers are those of the run folders, broken folders are named, pages load nothing."""
 
-import json
 import re
 import shutil
 import sys
@@ -8,16 +7,17 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from prefcls_lib import cli
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble import finished
-from prefcls_lib.evaluation import metrics
-from prefcls_lib.report import build, groups, page, tables
-from prefcls_lib.report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.evaluation import compare
+from prefcls_lib.runtime.files import UserError, read_json, write_json
+from report import build, page, read_runs, tables
+from report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
 from report.studies import fold_plans, specification, votes
 
 ROOT = Path(__file__).parents[1]
@@ -26,48 +26,64 @@ NAMES = list(LABEL_COLUMNS)
 
 @pytest.fixture(scope="module")
 def described():
-    names = json.loads((ROOT / "report" / "published.json").read_text(encoding="utf-8"))["study"]["specification"]
+    names = read_json(ROOT / "report" / "published.json")["study"]["specification"]
     return specification.describe_backbones(ROOT / "report" / "backbones", names)
 
 
 @pytest.fixture
 def no_pdf(monkeypatch):
     """No PDF."""
-    monkeypatch.setattr(build, "write_pdf", lambda document, path: None)
+    monkeypatch.setattr(page, "write_pdf", lambda document, path: None)
 
 
 @pytest.fixture
 def quick(monkeypatch, no_pdf):
     """No figures and formulas either: all numbers stand in tables and text."""
     monkeypatch.setattr(page, "embed_formula", lambda tex: "")
-    monkeypatch.setattr(build, "draw_svg", lambda figure: b"<svg/>")
-    monkeypatch.setattr(groups, "draw_svg", lambda figure: b"<svg/>")
+    for module in (page, tables):
+        monkeypatch.setattr(module, "draw_svg", lambda figure: b"<svg/>")
 
 
 @pytest.fixture
-def runs(tmp_path, finished_run) -> Path:
-    """A folder with one run in it, without weights, as it is copied in."""
-    folder = tmp_path / "runs"
-    copy_run(finished_run, folder / "tiny")
+def runs(tmp_path) -> Path:
+    """A folder with one run in it."""
+    write_run(tmp_path / "runs" / "tiny")
+    return tmp_path / "runs"
+
+
+def write_run(folder: Path, encoder_share: dict | None = None, **settings: object) -> Path:
+    """What a run with 40 validated rows in two folds leaves, without weights; `encoder_share`: what is told of it."""
+    random, rows = np.random.default_rng(0), 40
+    probs, labels = random.dirichlet((5, 5, 5), rows), random.integers(0, 3, rows)
+    folds, groups = np.arange(rows) % 2, np.array([f"p{n // 4}" for n in range(rows)])
+    config = RunConfig(backbone="tiny", start_from="structure_logistic", **settings)
+    sums = {"train": "1" * 64, "test": "2" * 64}
+    share = compare.compare(labels, probs, np.full((rows, 3), 1 / 3), groups).to_dict() | (encoder_share or {})
+    prior = {"model": "prior", "log_loss": 1.0986, "low": 1.09, "high": 1.11, "accuracy": 0.34, "seconds": 0.1}
+    result = {
+        **compare.score_predictions(labels, probs, groups, folds), "calibrated_log_loss": 1.1234,
+        "calibrated_expected_calibration_error": 0.1, "baseline_log_loss": 1.0771, "encoder_only_log_loss": 1.0882,
+        "encoder_share": share, "baselines": [prior, {**prior, "model": "structure_logistic", "log_loss": 1.0771}],
+        "rows": 60, "valid_rows": rows, "seconds": 61.0, "best_epoch": 1.0, "tokens_per_second": 500.4,
+        "useful_token_share": 0.9, "predict_useful_token_share": 0.95, "flip_rate": 0.0, "folds": [{"flip_rate": 0.0}],
+        "versions": {"machine": "a CPU"}, "data_sha256": sums, "backbone": "tiny",
+    }  # fmt: skip
+    write_json(folder / "config.json", {"settings": config.to_dict(), "data_sha256": sums})
+    write_json(folder / "result.json", result)
+    oof = pd.DataFrame({"id": [str(n) for n in range(rows)], "fold": folds, "label": labels, "group": groups})
+    oof[NAMES] = probs
+    oof.to_csv(folder / "oof.csv", index=False)
+    oof[["id", *NAMES]].head(3).to_csv(folder / "submission.csv", index=False)
+    (folder / "history.csv").write_text("fold,seed,epoch,valid_log_loss\n0,42,1.0,1.1\n", encoding="utf-8")
     return folder
 
 
-def copy_run(source: Path, target: Path) -> Path:
-    target.mkdir(parents=True)
-    for name in ("config.json", "result.json", "history.csv", "oof.csv", "valid.csv", "submission.csv"):
-        shutil.copyfile(source / name, target / name)
-    return target
-
-
-def edit_json(path: Path, **changes) -> dict:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content |= changes
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return content
+def edit_json(path: Path, **changes) -> None:
+    write_json(path, read_json(path) | changes)
 
 
 def read_page(runs: Path, out: Path) -> str:
-    assert cli.main(["report", "--runs", str(runs), "--out", str(out)]) == 0
+    assert build.main(["--runs", str(runs), "--out", str(out)]) == 0
     return (out / "report.html").read_text(encoding="utf-8")
 
 
@@ -95,7 +111,7 @@ def test_report_of_a_run(no_pdf, runs, tmp_path):
     assert len(loads.found) > 10
     assert [load[:60] for load in loads.found if not load.startswith("data:image/svg+xml;base64,")] == []
     assert not {"link", "iframe", "object"} & set(loads.tags)
-    result = json.loads((runs / "tiny" / "result.json").read_text(encoding="utf-8"))
+    result = read_json(runs / "tiny" / "result.json")
     for number in (result["log_loss"], result["log_loss_interval"][0], result["calibrated_log_loss"]):
         assert f"{number:.4f}" in page
     assert page.count("not yet run on Kaggle") == 3
@@ -125,75 +141,63 @@ def test_a_number_changed_in_the_folder_changes_in_the_report(quick, runs, tmp_p
     assert shown in read_page(runs, tmp_path / "after")
 
 
-def test_comparison_is_read_from_the_predictions(quick, runs, finished_run, tmp_path):
-    """Two runs that differ in one setting: the table says which, and what `metrics.compare` says of their rows."""
-    better = copy_run(finished_run, runs / "better")
-    settings = json.loads((better / "config.json").read_text(encoding="utf-8"))["settings"]
-    edit_json(better / "config.json", settings={**settings, "head": "concat", "out": "elsewhere"})
-    table = pd.read_csv(better / "oof.csv", dtype={"id": str})
-    old = table[NAMES].to_numpy()
-    table[NAMES] = 0.1
-    for row, label in enumerate(table["label"]):
-        table.loc[row, NAMES[label]] = 0.8
-    table.to_csv(better / "oof.csv", index=False)
-    groups = pd.read_csv(better / "valid.csv", dtype=str).set_index("id")["group"][table["id"]]
-    ids = table["id"].sort_values().index  # the order in which both are read
-    c = metrics.compare(table["label"].to_numpy()[ids], table[NAMES].to_numpy()[ids], old[ids], groups.to_numpy()[ids])
-    page = read_page(runs, tmp_path / "out")
-    assert "head: concat against symmetric<br><small>better, tiny</small>" in page
-    assert c.verdict == "BEATS"
-    shown = [f"{c.difference:.4f}", f"{c.low:.4f} to {c.high:.4f}", "<0.001"]
-    assert _line(page, "head: concat against symmetric")[1:4] == [text.replace("-", "−") for text in shown]
-    assert _line(page, "head: concat against symmetric")[5] == "BEATS"
-
-
 def _line(page: str, start: str) -> list[str]:
     """The cells of the table's line that begins with this text."""
     cells = page[page.index(f"<td>{start}") :].split("</tr>")[0]
     return [unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells, flags=re.DOTALL)]
 
 
-def test_what_the_encoder_adds_has_a_table(quick, runs, tmp_path):
-    """The network minus its baseline, with the interval; a network that starts from none has no line there."""
-    share = {"difference": -0.004, "low": -0.007, "high": -0.001, "p": 0.012, "verdict": "BEATS"}
-    share |= {"smallest_detectable": 0.004, "rows": 40, "groups": 40}
-    values = {"encoder_share": share, "baseline_log_loss": 1.0771, "encoder_only_log_loss": 1.0882}
-    edit_json(runs / "tiny" / "result.json", **values)
-    settings = json.loads((runs / "tiny" / "config.json").read_text(encoding="utf-8"))["settings"]
-    edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "structure_tfidf"})
-    shown = ["1.0882", "−0.0040", "−0.0070 to −0.0010", "0.012", "0.0040", "BEATS"]
-    page = read_page(runs, tmp_path / "with")
-    assert _line(page, "tiny</td>\n  <td>structure")[1:3] == ["structure_tfidf", "1.0771"]
-    assert _line(page, "tiny</td>\n  <td>structure")[4:] == shown
-    edit_json(runs / "tiny" / "config.json", settings={**settings, "start_from": "none"})
-    assert "1.0882" not in read_page(runs, tmp_path / "without")
+def test_comparison_is_read_from_the_predictions(quick, runs, tmp_path):
+    """Two runs that differ in one setting: the table says which, and what `compare.compare` says of their rows."""
+    better = write_run(runs / "better", head="concat", out="elsewhere")
+    table = pd.read_csv(better / "oof.csv", dtype={"id": str})
+    old, labels = table[NAMES].to_numpy(), table["label"].to_numpy()
+    table[NAMES] = np.where(np.eye(3)[labels] == 1, 0.8, 0.1)
+    table.to_csv(better / "oof.csv", index=False)
+    order = table["id"].sort_values().index  # in which both are read
+    groups = table["group"].to_numpy()[order]
+    c = compare.compare(labels[order], table[NAMES].to_numpy()[order], old[order], groups)
+    page = read_page(runs, tmp_path / "out")
+    assert "head: concat against symmetric<br><small>better, tiny</small>" in page
+    shown = [f"{c.difference:.4f}", f"{c.low:.4f} to {c.high:.4f}", "<0.001"]
+    line = _line(page, "head: concat against symmetric")
+    assert line[1:4] == [text.replace("-", "−") for text in shown] and line[5] == c.verdict == "BEATS"
 
 
-def test_runs_on_other_rows_are_not_compared(quick, runs, finished_run, tmp_path):
+@pytest.mark.parametrize(("start", "baseline"), [("structure_tfidf",) * 2, ("none", "structure_ensemble")])
+def test_a_network_is_compared_with_its_baseline(quick, tmp_path, start, baseline):
+    """With the one it starts from, else with structure_ensemble; numbers and interval are those of result.json."""
+    share = {"difference": -0.004, "low": -0.007, "high": -0.001, "p": 0.012, "smallest_detectable": 0.004}
+    run = write_run(tmp_path / "runs" / "tiny", share)
+    settings = read_json(run / "config.json")["settings"] | {"start_from": start}
+    edit_json(run / "config.json", settings=settings)
+    line = _line(read_page(run.parent, tmp_path), "tiny</td>\n  <td>structure")
+    assert line[1:3] == [baseline, "1.0771"]
+    assert line[4:] == ["1.0882", "−0.0040", "−0.0070 to −0.0010", "0.012", "0.0040", "BEATS"]
+
+
+def test_runs_on_other_rows_are_not_compared(quick, runs, tmp_path):
     """Another training file: a table of its own, and no verdict between the two."""
-    other = copy_run(finished_run, runs / "other")
-    settings = json.loads((other / "config.json").read_text(encoding="utf-8"))["settings"]
-    edit_json(other / "config.json", settings={**settings, "head": "concat"})
+    other = write_run(runs / "other", head="concat")
     same = read_page(runs, tmp_path / "same")
     edit_json(other / "result.json", data_sha256={"train": "0" * 64, "test": "0" * 64})
     apart = read_page(runs, tmp_path / "apart")
     assert same.count("Results: 60 rows") == 1 and "concat against symmetric" in same
     assert apart.count("Results: 60 rows") == 2 and "concat against symmetric" not in apart
-    one, two = (finished.read_run(runs / name) for name in ("other", "tiny"))
-    assert finished.compare_runs(one, two) is None
+    assert read_runs.compare_runs(*(finished.read_run(runs / name) for name in ("other", "tiny"))) is None
 
 
 def test_verdicts_of_a_table_are_corrected_for_all_of_them():
     """p .03 of a single comparison BEATS; beside another it is .06, and its own interval is shown."""
-    one = metrics.Comparison(-0.03, -0.058, -0.002, 0.04, 500, 400, 0.03)
-    other = metrics.Comparison(0.01, -0.02, 0.04, 0.0425, 500, 400, 0.4)
+    one = compare.Comparison(-0.03, -0.058, -0.002, 0.04, 500, 400, 0.03)
+    other = compare.Comparison(0.01, -0.02, 0.04, 0.0425, 500, 400, 0.4)
     numbers = "0.0300 lower (95 % CI −0.0580 to −0.0020, p=0.030), MDE 0.0400"
-    assert finished.format_verdicts([(one, "x-y")]) == [f"BEATS x-y: {numbers}"]
-    assert finished.format_verdicts([(one, "x-y"), (other, "z")]) == [
+    assert read_runs.format_verdicts([(one, "x-y")]) == [f"BEATS x-y: {numbers}"]
+    assert read_runs.format_verdicts([(one, "x-y"), (other, "z")]) == [
         f"INCONCLUSIVE against x-y: {numbers.replace('030)', '060)')}",
         "INCONCLUSIVE against z: 0.0100 higher (95 % CI −0.0200 to +0.0400, p=0.400), MDE 0.0425",
     ]
-    assert finished.format_verdicts([]) == []
+    assert read_runs.format_verdicts([]) == []
 
 
 def test_difference_in_a_sentence():
@@ -206,84 +210,56 @@ def test_difference_in_a_sentence():
     )
 
 
-def test_a_table_counts_its_networks_and_blends(runs, finished_run):
+def test_a_table_counts_its_networks_and_blends(runs):
     """Two networks and a blend against others: three comparisons, each with p .02 by itself, so .06."""
-    second = copy_run(finished_run, runs / "second")
-    content = {"difference": -0.02, "low": -0.04, "high": -0.004, "p": 0.02, "smallest_detectable": 0.02}
-    content |= {"rows": 40, "groups": 40, "verdict": "BEATS"}
-    for run in (runs / "tiny", second):
-        edit_json(run / "result.json", comparison=content)
+    share = {"difference": -0.02, "low": -0.04, "high": -0.004, "p": 0.02, "smallest_detectable": 0.02}
+    for name in ("tiny", "second"):
+        write_run(runs / name, share)
+    share = read_json(runs / "tiny" / "result.json")["encoder_share"]
     blend = {"runs": ["tiny", "second"], "rows": 40, "log_loss": 1.0, "accuracy": 0.5, "log_loss_interval": [0.9, 1.1],
-             "expected_calibration_error": 0.1, "best_run": 1, "comparison": content}  # fmt: skip
-    (runs / "blend.json").write_text(json.dumps(blend), encoding="utf-8")
-    (group,) = groups.make_groups(finished.read_runs([runs]))
-    assert list(group.compared) == [second, runs / "tiny", "blend"]
-    verdicts = finished.format_verdicts(list(group.compared.values()))
-    assert [text.split(":")[0] for text in verdicts] == [
-        "INCONCLUSIVE against the best baselines",
-        "INCONCLUSIVE against the best baselines",
-        "INCONCLUSIVE against second",
-    ]
-    assert all("p=0.060" in text for text in verdicts)
-    assert group.comparisons_table().count("| 0.060 |") == 3
+             "expected_calibration_error": 0.1, "expected_calibration_error_if_calibrated": 0.1, "best_run": 1,
+             "run_log_loss": [1.03, 1.02], "comparison": share}  # fmt: skip
+    write_json(runs / "blend.json", blend)
+    (group,) = tables.make_groups(read_runs.read_runs([runs]))
+    assert list(group.compared) == [runs / "second", runs / "tiny", "blend"]
+    verdicts = read_runs.format_verdicts(list(group.compared.values()))
+    names = ["structure_logistic", "structure_logistic", "second"]
+    assert [text.split(":")[0] for text in verdicts] == [f"INCONCLUSIVE against {name}" for name in names]
+    assert all("p=0.060" in text for text in verdicts) and group.comparisons_table().count("| 0.060 |") == 3
 
 
-def test_an_earlier_version_s_result_gets_the_scores_that_it_lacks(runs):
-    """Deviation over folds and expected ECE come from the predictions; what result.json says stays."""
-    before = finished.read_run(runs / "tiny").result
-    names = ("log_loss_fold_sd", "expected_calibration_error_if_calibrated")
-    old = {name: value for name, value in before.items() if name not in names} | {"accuracy": 0.123}
-    (runs / "tiny" / "result.json").write_text(json.dumps(old), encoding="utf-8")
-    after = finished.read_run(runs / "tiny").result
-    assert [after[name] for name in names] == pytest.approx([before[name] for name in names])
-    assert after["accuracy"] == 0.123
+def cut_lines(run: Path, name: str) -> None:
+    lines = (run / name).read_text(encoding="utf-8").splitlines()
+    (run / name).write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")
 
 
-def cut_oof(run: Path) -> str:
-    lines = (run / "oof.csv").read_text(encoding="utf-8").splitlines()
-    (run / "oof.csv").write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")
-    return "oof.csv"
-
-
-def cut_oof_and_valid(run: Path) -> str:
-    cut_oof(run)
-    lines = (run / "valid.csv").read_text(encoding="utf-8").splitlines()
-    (run / "valid.csv").write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")
-    return "37 rows, result.json says 40"
-
-
-def drop_number(run: Path) -> str:
-    edit_json(run / "result.json", log_loss=None)
-    return "log_loss is None"
-
-
-def spoil_json(run: Path) -> str:
-    (run / "config.json").write_text('{"settings": {', encoding="utf-8")
-    return "config.json"
-
-
-def drop_history(run: Path) -> str:
-    (run / "history.csv").unlink()
-    return "history.csv"
-
-
-def spoil_probs(run: Path) -> str:
+def spoil_probs(run: Path) -> None:
     table = pd.read_csv(run / "oof.csv", dtype={"id": str})
     table.loc[4, NAMES[0]] += 0.5
     table.to_csv(run / "oof.csv", index=False)
-    return "row 5"
 
 
-@pytest.mark.parametrize("break_run", [cut_oof, cut_oof_and_valid, drop_number, spoil_json, drop_history, spoil_probs])
-def test_a_broken_run_is_named_and_left_out(quick, runs, finished_run, tmp_path, capsys, break_run):
+@pytest.mark.parametrize(
+    ("break_run", "why"),
+    [
+        (lambda run: cut_lines(run, "oof.csv"), "37 rows, result.json says 40"),
+        (lambda run: (run / "history.csv").unlink(), "history.csv"),
+        (spoil_probs, "row 5"),
+        (lambda run: (run / "config.json").write_text('{"settings": {', encoding="utf-8"), "config.json"),
+        (lambda run: edit_json(run / "config.json", settings={"no_such": 1}), "no_such"),
+        (lambda run: edit_json(run / "result.json", log_loss=None), "None"),
+        (lambda run: edit_json(run / "result.json", baselines=[{"model": "prior"}]), "'log_loss'"),
+        (lambda run: edit_json(run / "result.json", encoder_share={"p": 1.0}), "missing"),
+    ],
+)
+def test_a_broken_run_is_named_and_left_out(quick, runs, tmp_path, capsys, break_run, why):
     """The others stand; page and terminal say which folder was left out, and why."""
-    why = break_run(copy_run(finished_run, runs / "broken"))
+    break_run(write_run(runs / "broken"))
     page = read_page(runs, tmp_path / "out")
     printed = capsys.readouterr()
     assert "report of 1 runs" in printed.out
     assert "left out: " in printed.err and str(runs / "broken") in printed.err and why in printed.err
-    left_out = page[page.index("Left out, because broken") :]
-    assert escape_text(str(runs / "broken")).replace("&#95;", "_") in re.sub("&#95;", "_", left_out)
+    assert str(runs / "broken") in page[page.index("Left out, because broken") :]
 
 
 def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, monkeypatch, capsys):
@@ -294,11 +270,11 @@ def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path,
     assert not (tmp_path / "out" / "report.pdf").exists()
 
 
-def test_a_run_of_a_backbone_takes_its_place(quick, runs, finished_run, tmp_path):
+def test_a_run_of_a_backbone_takes_its_place(quick, runs, tmp_path):
     """A run from Kaggle is known by its folder's name, and the row no longer says that there is none."""
-    run = copy_run(finished_run, runs / "from-kaggle")
-    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
-    edit_json(run / "config.json", settings={**settings, "backbone": "/kaggle/input/roberta-base/transformers/1"})
+    run = write_run(runs / "from-kaggle")
+    settings = read_json(run / "config.json")["settings"] | {"backbone": "/kaggle/input/roberta-base/transformers/1"}
+    edit_json(run / "config.json", settings=settings)
     page = read_page(runs, tmp_path / "out")
     assert page.count("not yet run on Kaggle") == 2 and "RoBERTa-base, ours" not in page
 
@@ -307,22 +283,22 @@ def test_readme_gets_the_table_between_its_marks(quick, runs, tmp_path):
     readme = tmp_path / "README.md"
     start, end = build.README_MARKS
     readme.write_text(f"before\n{start}\nstale\n{end}\nafter\n", encoding="utf-8")
-    arguments = ["report", "--runs", str(runs), "--out", str(tmp_path / "out"), "--readme", str(readme)]
-    assert cli.main(arguments) == 0
+    arguments = ["--runs", str(runs), "--out", str(tmp_path / "out"), "--readme", str(readme)]
+    assert build.main(arguments) == 0
     text = readme.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{start}\n") and text.endswith(f"{end}\nafter\n")
     assert "stale" not in text and "uniform guess" in text
     table = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
-    assert [cell.strip() for cell in table[0]][-2:] == ["with the encoder, log loss is", "verdict"]
-    assert len(table) - 2 <= 6 and all(len(line) == 6 for line in table), "the short form"
-    assert cli.main(arguments) == 0
+    names = [line[0].split(":")[0].strip() for line in table[2:]]
+    assert names == ["uniform guess, ln 3", "prior", "structure_logistic", "tiny"] and len(table[0]) == 5
+    assert build.main(arguments) == 0
     assert readme.read_text(encoding="utf-8") == text
     readme.write_text("no marks\n", encoding="utf-8")
-    assert cli.main(arguments) == 2 and readme.read_text(encoding="utf-8") == "no marks\n"
+    assert build.main(arguments) == 2 and readme.read_text(encoding="utf-8") == "no marks\n"
 
 
 def test_a_place_that_is_not_there(tmp_path, capsys):
-    assert cli.main(["report", "--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert build.main(["--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
 
 
@@ -338,7 +314,7 @@ def test_foreign_names_are_text():
 @pytest.mark.parametrize("name", ["roberta-base", "electra-large-discriminator"])
 def test_parameters_are_those_of_the_architecture(described, name):
     """Counted by hand from the widths: attention, feed-forward, two layer norms a layer; no pooler."""
-    config = json.loads((ROOT / "report" / "backbones" / f"{name}.json").read_text(encoding="utf-8"))["config"]
+    config = read_json(ROOT / "report" / "backbones" / f"{name}.json")["config"]
     h, f = config["hidden_size"], config["intermediate_size"]
     layer = 4 * (h * h + h) + (h * f + f) + (f * h + h) + 2 * 2 * h
     table = sum(config[key] for key in ("vocab_size", "max_position_embeddings", "type_vocab_size"))
@@ -347,7 +323,7 @@ def test_parameters_are_those_of_the_architecture(described, name):
 
 
 def test_errors_of_the_published_table_are_found_by_comparing(described):
-    published = json.loads((ROOT / "report" / "published.json").read_text(encoding="utf-8"))["study"]["specification"]
+    published = read_json(ROOT / "report" / "published.json")["study"]["specification"]
     errors = specification.find_errors(described, published)
     assert [e for e in errors if e.startswith("ELECTRA-large: 335 M parameters in the layers; there are 302.3 M")]
     right = {
@@ -390,15 +366,15 @@ def test_fold_plans_by_hand():
 def test_the_committed_fold_plans_are_of_the_committed_ladder():
     """The shipped plan's log loss is that in the ladder's run, and the summary is that of the sixty log losses."""
     study = read_json(ROOT / "report" / "studies" / "fold_plans.json")
-    ladder = read_json(ROOT / "report" / "runs" / "ladder" / "result.json")["ladder"]
-    (line,) = [line for line in ladder if line["rung"] == study["baseline"]]
+    lines = read_json(ROOT / "report" / "runs" / "ladder" / "result.json")["baselines"]
+    (line,) = [line for line in lines if line["model"] == study["baseline"]]
     assert study["shipped_log_loss"] == pytest.approx(line["log_loss"], abs=5e-5)
     assert fold_plans.summarise(study["shipped_log_loss"], study["log_losses"]) == study and study["plans"] == 60
 
 
 def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):
     """README's table is what the committed run folders say; every one of them is whole."""
-    found = finished.read_runs([ROOT / "report" / "runs"])
+    found = read_runs.read_runs([ROOT / "report" / "runs"])
     assert found.left_out == [] and {"ladder", "minilm"} <= {run.name for run in found.runs}
     readme = tmp_path / "README.md"
     shutil.copyfile(ROOT / "README.md", readme)
@@ -412,4 +388,4 @@ def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):
 def test_template_that_names_what_is_not_there(tmp_path):
     (tmp_path / "t.md").write_text("{{ nothing }}", encoding="utf-8")
     with pytest.raises(UserError, match="nothing"):
-        build.fill_template(tmp_path / "t.md", {})
+        page.fill_template(tmp_path / "t.md", {})

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import copy_run, edit_json, no_pdf, quick, read_page  # noqa: F401
+from test_report import edit_json, no_pdf, quick, read_page, write_run  # noqa: F401
 
-from prefcls_lib.evaluation import metrics
-from prefcls_lib.report import build, page
+from prefcls_lib.evaluation import compare
 from prefcls_lib.runtime.files import read_json
+from report import build, page
 from report.studies import curve
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ def test_every_reference_has_its_number(committed):
 
 def test_built_twice_the_bytes_are_the_same(committed, tmp_path):
     """In another process, with other hashes of texts."""
-    command = [sys.executable, "-m", "prefcls_lib", "report", "--runs", "report/runs", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "report.build", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
     names = sorted(path.name for path in committed.iterdir())
     assert names == sorted(path.name for path in tmp_path.iterdir()) and "report.html" in names
@@ -138,7 +138,7 @@ def test_a_learning_curve_of_several_seeds_by_hand(tmp_path):
     names = ("prior", "structure_logistic", "baseline", "network")
     points = [
         {"rows": 500, "seed": seed, "log_loss": dict.fromkeys(names, loss),
-         "comparison": metrics.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
+         "comparison": compare.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
         for seed, loss, d, p in ((42, 1.0, -0.02, 0.02), (43, 0.9, -0.01, 0.04))
     ]  # fmt: skip
     (line,) = curve.summarise([{"source": "s", "title": "votes", "backbone": "b", "eval_rows": 1400, "points": points}])
@@ -150,8 +150,8 @@ def test_a_learning_curve_of_several_seeds_by_hand(tmp_path):
 
 def test_other_settings_are_compared_by_hand():
     """The difference is that to the network without the last setting; a point without that beside it is left out."""
-    default = metrics.Comparison(0.03, 0.01, 0.05, 0.01, 1400, 157, 0.001).to_dict()
-    baseline = metrics.Comparison(-0.5, -0.6, -0.4, 0.01, 1400, 157, 0.001).to_dict()
+    default = compare.Comparison(0.03, 0.01, 0.05, 0.01, 1400, 157, 0.001).to_dict()
+    baseline = compare.Comparison(-0.5, -0.6, -0.4, 0.01, 1400, 157, 0.001).to_dict()
     points = [{"rows": rows, "seed": 42, "log_loss": {"network": 0.87}, "comparison": baseline,
                "comparison_default": found} for rows, found in ((500, None), (2000, default))]  # fmt: skip
     recipe = {
@@ -176,12 +176,12 @@ def sentences(document: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, finished_run, tmp_path):
+def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, tmp_path):
     """Runs of somebody else beside the committed ones, on the same rows and on others; by name they come first."""
     own, foreign = ROOT / "report" / "runs", tmp_path / "foreign"
-    same_rows = copy_run(own / "minilm", foreign / "a-foreign-run")
-    edit_json(same_rows / "result.json", log_loss=0.9, flip_rate=0.2)
-    copy_run(finished_run, foreign / "a-foreign-run-on-other-rows")
+    shutil.copytree(own / "minilm", foreign / "a-foreign-run")
+    edit_json(foreign / "a-foreign-run" / "result.json", log_loss=0.9, flip_rate=0.2)
+    write_run(foreign / "a-foreign-run-on-other-rows")
     build.build_report([own, foreign], tmp_path / "with")
     without, both = (
         sentences((folder / "report.html").read_text(encoding="utf-8")) for folder in (committed, tmp_path / "with")
@@ -191,9 +191,9 @@ def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, finis
 
 
 @pytest.mark.usefixtures("quick")
-def test_text_about_runs_needs_these_runs(finished_run, tmp_path):
+def test_text_about_runs_needs_these_runs(tmp_path):
     """Of somebody else's run alone: no committed run is named."""
-    text = read_page(copy_run(finished_run, tmp_path / "tiny").parent, tmp_path / "out")
+    text = read_page(write_run(tmp_path / "runs" / "tiny").parent, tmp_path / "out")
     words = " ".join(sentences(text))
     assert "minilm-cross" not in words and "770 shipped rows" not in words and "Slices" not in words
 

@@ -9,10 +9,9 @@ from conftest import read_tree, run_arguments
 from scipy.special import softmax
 
 from prefcls_lib import cli
-from prefcls_lib.baselines import estimators
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, fit_baseline
-from prefcls_lib.baselines.offset import fit_offset, log_odds
+from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS
+from prefcls_lib.baselines.out_of_fold import fit_out_of_fold
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler
@@ -20,7 +19,7 @@ from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.data.splits import assign_folds
 from prefcls_lib.data.tokenization import encode_rows
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.backbones import load_backbone
 from prefcls_lib.models.recipes import RECIPES
@@ -60,12 +59,10 @@ def test_ladder_shows_the_members_of_the_start_without_fitting_them_again(home, 
     ladder = steps.run_ladder(job)
     assert list(ladder)[-3:] == [*MEMBERS, ENSEMBLE]
     start, here = offsets.fold_offset(job, 0), job.folds == 0
-    inputs = read_inputs(job.rows[here], (ENSEMBLE,))
+    inputs = read_inputs(job.rows[here])
     for name in MEMBERS:
-        own = [member for model in start.baseline.models for member in model.members if member.name == name]
-        expected = softmax(np.mean([log_odds(model.predict_proba(inputs)) for model in own], axis=0), axis=1)
+        expected = start.baseline.member(name).predict_proba(inputs)
         np.testing.assert_allclose(ladder[name].probs[here], expected, atol=1e-12)
-        assert [one.name for one in ladder[name].baselines] == [name] * 5
 
 
 def test_result_in_words():
@@ -110,11 +107,11 @@ def test_untrained_network_has_the_log_loss_of_its_baseline(home, tmp_path):
     job = steps.start(RunConfig(**settings, **places))
     start = offsets.fold_offset(job, 0)
     labels = job.rows["label"].to_numpy()[job.folds == 0]
-    expected = metrics.log_loss(labels, softmax(start.valid, axis=1))
+    expected = scores.log_loss(labels, softmax(start.valid, axis=1))
     assert preview.untrained_log_loss(job, steps.encode(job), len(labels)) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["missing", "incomplete", "broken"])
+@pytest.mark.parametrize("damage", ["missing", "broken"])
 def test_network_without_its_baseline_predicts_nothing(run, home, tmp_path, capsys, damage):
     """The message names the folder or file; exit code 2; an older submission stays as it was."""
     copy, out = tmp_path / "run", tmp_path / "submission.csv"
@@ -122,10 +119,8 @@ def test_network_without_its_baseline_predicts_nothing(run, home, tmp_path, caps
     out.write_text("older", encoding="utf-8")
     if damage == "missing":
         shutil.rmtree(copy / "model" / "fold0" / "baseline")
-    elif damage == "incomplete":
-        shutil.rmtree(copy / "model" / "fold0" / "baseline" / "inner4")
     else:
-        (copy / "model" / "fold0" / "baseline" / "inner2" / "arrays.safetensors").write_bytes(b"cut off")
+        (copy / "model" / "fold0" / "baseline" / "baseline.safetensors").write_bytes(b"cut off")
     assert cli.main(["predict", "--run", str(copy), "--test", str(home / "test.csv"), "--out", str(out)]) == 2
     assert "baseline" in capsys.readouterr().err
     assert out.read_text(encoding="utf-8") == "older"
@@ -143,13 +138,12 @@ def test_the_original_recipe_starts_from_none(home, tmp_path):
     assert cli.main(run_arguments(home, out, "recipe=original", "folds=[0]")) == 0
     assert read_json(out / "config.json")["settings"]["start_from"] == "none"
     assert not (out / "model" / "fold0" / "baseline").exists()
-    assert set(read_json(out / "result.json")["ladder_entry"]) <= set(estimators.BASELINES)
 
 
 def test_resumed_run_does_not_fit_its_baseline_again(home, tmp_path, monkeypatch):
     """Killed in training: the baseline is read from the checkpoint, and the end is the same to the byte."""
-    real, fits = offsets.fit_offset, []
-    monkeypatch.setattr(offsets, "fit_offset", lambda *given: fits.append(given) or real(*given))
+    real, fits = offsets.fit_out_of_fold, []
+    monkeypatch.setattr(offsets, "fit_out_of_fold", lambda *given: fits.append(given) or real(*given))
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -162,14 +156,14 @@ def test_resumed_run_does_not_fit_its_baseline_again(home, tmp_path, monkeypatch
     assert cli.main(run_arguments(home, killed, *LOGISTIC)) == 0
     assert len(fits) == 2
     assert (killed / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
-    name = "model/fold0/baseline/inner0/arrays.safetensors"
+    name = "model/fold0/baseline/baseline.safetensors"
     assert read_tree(killed)[name] == read_tree(whole)[name]
 
 
 def test_extra_rows_train_the_baseline_too(home, tmp_path, monkeypatch):
     """60 rows in three folds: 40 train fold 0, and with the same rows as extra ones those of the 40 once more."""
-    real, sizes = offsets.fit_offset, []
-    monkeypatch.setattr(offsets, "fit_offset", lambda *given: sizes.append(len(given[2])) or real(*given))
+    real, sizes = offsets.fit_out_of_fold, []
+    monkeypatch.setattr(offsets, "fit_out_of_fold", lambda *given: sizes.append(len(given[2])) or real(*given))
     rows = pd.read_csv(home / "train.csv", dtype=str, keep_default_na=False)
     rows.assign(id="x" + rows["id"]).to_csv(tmp_path / "extra.csv", index=False)
     for name, more in (("plain", ()), ("extra", (f"extra_train={tmp_path / 'extra.csv'}",))):
@@ -189,15 +183,15 @@ def test_scores_are_calibrated_on_top_of_the_offset():
     assert (found.temperature, found.tie_bias) == (pytest.approx(2, abs=0.1), pytest.approx(0.5, abs=0.05))
 
 
-def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, leak: bool) -> metrics.Comparison:
+def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, leak: bool) -> compare.Comparison:
     """Network against baseline on rows whose labels are drawn from a baseline; `leak`: a feature gives them away."""
     groups = rows["group"].to_numpy()
-    truth = fit_baseline("structure_logistic", inputs, rows["label"].to_numpy(), groups, 0, 1.0).predict_proba(inputs)
+    truth = MODELS["structure_logistic"].fit(inputs, rows["label"].to_numpy(), 1.0).predict_proba(inputs)
     random = np.random.default_rng(seed)
     labels = (random.random((len(rows), 1)) > truth.cumsum(axis=1)).sum(axis=1)
     is_train = assign_folds(rows.assign(label=labels), 2, seed) == 0
     train, valid = np.flatnonzero(is_train), np.flatnonzero(~is_train)
-    baseline, nested = fit_offset("structure_logistic", inputs.take(train), labels[train], groups[train], seed)
+    baseline, nested = fit_out_of_fold("structure_logistic", inputs.take(train), labels[train], groups[train], seed)
     offset = np.empty((len(rows), 3), np.float32)
     offset[train], offset[valid] = nested, baseline.predict(inputs.take(valid))
     features = FeatureScaler.fit(inputs.structure[train]).transform(inputs.structure).astype(np.float32)
@@ -210,13 +204,13 @@ def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, l
     model = build_model(tiny, config)
     model.head.start_at_prior((0.35, 0.35, 0.3))
     fitted = fit(model, examples.take(train), examples.take(valid), config, make_accelerator("no"), 0)
-    return metrics.compare(labels[valid], fitted.valid_probs[-1], softmax(offset[valid], axis=1), groups[valid])
+    return compare.compare(labels[valid], fitted.valid_probs[-1], softmax(offset[valid], axis=1), groups[valid])
 
 
 @pytest.mark.parametrize("leak", [False, True])
 def test_encoder_adds_nothing_where_the_baseline_knows_everything(tiny, sample_rows, leak):
     """In six draws the interval lies below zero at most once; with a leak planted in the features, in all of them."""
-    inputs = read_inputs(sample_rows, ("structure_logistic",))
+    inputs = read_inputs(sample_rows, with_text=False)
     encoded = encode_rows(sample_rows, load_backbone(str(tiny), 32).tokenizer, 32, "none")
     shares = [share_of_the_encoder(tiny, sample_rows, inputs, encoded, seed, leak) for seed in range(6)]
     below = sum(share.high < 0 for share in shares)

@@ -4,7 +4,6 @@ The text columns are hashed, so that no vocabulary is learned or stored: only wh
 from the training fold's texts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,26 +11,12 @@ import pandas as pd
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from prefcls_lib.data.features import (
-    FEATURE_NAMES,
-    SIGNS,
-    FeatureScaler,
-    compute_features,
-    empty_answers,
-    identical_answers,
-)
-from prefcls_lib.data.schema import MARGIN, NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP
+from prefcls_lib.data.features import SIGNS, FeatureScaler, compute_features, empty_answers, identical_answers
+from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP
 
-TEXT_BASELINES = ("tfidf_difference", "structure_tfidf", "structure_ensemble")
-REWARD_BASELINE = "structure_reward"
-
-LENGTH_COLUMNS = ("diff_log_chars", "diff_log_words", "diff_log_last_chars", "mean_log_chars",
-                  "dist_log_chars", "log_prompt_chars", "log_turns")  # fmt: skip
 HASHED_COLUMNS = 2**18  # for words, and again for characters
 MIN_TEXTS = 3  # a text column is kept if so many training answers have it
-TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of STRENGTHS
-MARGIN_SCALE = 8.0  # root mean square of a reward model's margins, so that the penalty hardly changes their temperature
-NO_TIE_SHIFT = -1e4  # of a tie's log-odds: the loss of the row is that of A against B, and its tie has no gradient
+TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of the strengths
 ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
 SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 
@@ -43,7 +28,6 @@ class BaselineInputs:
     structure: np.ndarray  # (N, F) raw structure features
     kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
     counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, 2 * HASHED_COLUMNS) of sides A, B
-    margins: np.ndarray | None = None  # (N,) a reward model's score of A minus that of B
     sources: np.ndarray | None = None  # (N,) `schema.SOURCE` of training rows; None: all of the training file
 
     def __post_init__(self):
@@ -53,35 +37,33 @@ class BaselineInputs:
     def take(self, index: np.ndarray) -> "BaselineInputs":
         """The rows at `index` (positions)."""
         counts = None if self.counts is None else tuple(side[index] for side in self.counts)
-        margins = None if self.margins is None else self.margins[index]
-        return BaselineInputs(self.structure[index], self.kinds[index], counts, margins, self.sources[index])
+        return BaselineInputs(self.structure[index], self.kinds[index], counts, self.sources[index])
 
     def joined(self, other: "BaselineInputs") -> "BaselineInputs":
-        """These rows, then those of `other`, read for the same baselines."""
+        """These rows, then those of `other`, read in the same way."""
         counts = None
         if self.counts is not None:
             counts = tuple(sparse.vstack(sides, format="csr") for sides in zip(self.counts, other.counts, strict=True))
-        margins = None if self.margins is None else np.concatenate([self.margins, other.margins])
         names = ("structure", "kinds", "sources")
         structure, kinds, sources = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in names)
-        return BaselineInputs(structure, kinds, counts, margins, sources)
+        return BaselineInputs(structure, kinds, counts, sources)
 
 
-def read_inputs(rows: pd.DataFrame, names: Sequence[str], structure: np.ndarray | None = None) -> BaselineInputs:
-    """What `names` need of the rows of `loading.read_rows`; texts are read only for `TEXT_BASELINES`.
+def read_inputs(rows: pd.DataFrame, features: np.ndarray | None = None, with_text: bool = True) -> BaselineInputs:
+    """What the baselines read of the rows of `loading.read_rows`.
 
-    `structure`: their features where they are known already.
+    Args:
+        features: (N, F) of `compute_features`, where they are known already.
+        with_text: count words and characters, too; `structure_tfidf` and the ensemble need them.
     """
     empty = empty_answers(rows)
     kinds = np.where(identical_answers(rows), IDENTICAL, empty @ np.array([EMPTY_A, EMPTY_B]))
     counts = None
-    if set(names) & set(TEXT_BASELINES):
+    if with_text:
         prompts = ["\n".join(turns) for turns in rows[PROMPT]]
         counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
-    margins = rows[MARGIN].to_numpy() if MARGIN in rows else None
     sources = rows[SOURCE].to_numpy() if SOURCE in rows else None
-    structure = compute_features(rows) if structure is None else structure
-    return BaselineInputs(structure, kinds, counts, margins, sources)
+    return BaselineInputs(compute_features(rows) if features is None else features, kinds, counts, sources)
 
 
 def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
@@ -93,40 +75,30 @@ def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
     return sparse.hstack([words.transform(texts), characters.transform(texts)], format="csr")
 
 
-def fit_columns(name: str, inputs: BaselineInputs) -> dict[str, np.ndarray]:
-    """Standardisation and IDF of the columns of a logistic baseline."""
-    state = {}
-    if name != "tfidf_difference":
-        scaler = FeatureScaler.fit(inputs.structure)
-        state = {"center": scaler.center, "scale": scaler.scale}
-    if name == REWARD_BASELINE:
-        unit = np.sqrt(np.mean(inputs.margins**2, keepdims=True)) / MARGIN_SCALE
-        state["margin_unit"] = np.where(unit > 0, unit, 1.0)
-    if name in TEXT_BASELINES:
-        texts = sum(np.bincount(side.indices, minlength=side.shape[1]) for side in inputs.counts)
-        kept = np.flatnonzero(texts >= MIN_TEXTS)
-        idf = 1 + np.log((1 + 2 * len(inputs.kinds)) / (1 + texts[kept]))
-        state |= {"kept": kept.astype(np.int32), "idf": idf.astype(np.float32)}
-    return state
+def fit_dense(structure: np.ndarray) -> dict[str, np.ndarray]:
+    """Standardisation of the dense columns."""
+    scaler = FeatureScaler.fit(structure)
+    return {"center": scaler.center, "scale": scaler.scale}
 
 
-def build_columns(name: str, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple:
-    """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs): dense, or float32 CSR with text."""
-    if name != "tfidf_difference":
-        structure = FeatureScaler(state["center"], state["scale"]).transform(inputs.structure)
-        used = np.isin(FEATURE_NAMES, LENGTH_COLUMNS) if name == "length_logistic" else np.full(len(SIGNS), True)
-        columns = structure[:, used & (SIGNS < 0)], structure[:, used & (SIGNS > 0)]
-        if name == REWARD_BASELINE:
-            margins = inputs.margins[:, None] / state["margin_unit"]
-            columns = np.hstack([columns[0], margins]), np.hstack([columns[1], np.abs(margins)])
-        if name not in TEXT_BASELINES:
-            return columns
-    difference = _weigh_side(inputs.counts[0], state) - _weigh_side(inputs.counts[1], state)
-    distance = sparse.csr_matrix((np.abs(difference.data), difference.indices, difference.indptr), difference.shape)
-    if name == "tfidf_difference":
-        return difference, distance
-    columns = [sparse.csr_matrix(block, dtype=np.float32) for block in columns]
-    return tuple(sparse.hstack(pair, format="csr") for pair in zip(columns, (difference, distance), strict=True))
+def dense_columns(state: dict[str, np.ndarray], structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs), standardised."""
+    structure = FeatureScaler(state["center"], state["scale"]).transform(structure)
+    return structure[:, SIGNS < 0], structure[:, SIGNS > 0]
+
+
+def fit_text(counts: tuple[sparse.csr_matrix, sparse.csr_matrix]) -> dict[str, np.ndarray]:
+    """The text columns that are frequent, and their IDF, of both sides' counts (N, C)."""
+    texts = sum(np.bincount(side.indices, minlength=side.shape[1]) for side in counts)
+    kept = np.flatnonzero(texts >= MIN_TEXTS)
+    idf = 1 + np.log((1 + 2 * counts[0].shape[0]) / (1 + texts[kept]))
+    return {"kept": kept.astype(np.int32), "idf": idf.astype(np.float32)}
+
+
+def text_columns(state: dict[str, np.ndarray], counts: tuple) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """TF-IDF of A minus that of B, and the distance of the two, (N, kept) float32 each."""
+    difference = _weigh_side(counts[0], state) - _weigh_side(counts[1], state)
+    return difference, abs(difference)
 
 
 def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> sparse.csr_matrix:
@@ -141,12 +113,12 @@ def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> spar
 
 
 def tie_shifts(sources: np.ndarray, of_files: np.ndarray) -> np.ndarray:
-    """(N,) what is added to the log-odds of a tie in the loss of rows: 0, or that of the extra file."""
+    """(N,) what is added to the log-odds of a tie in the loss of rows: 0, or that of the row's extra file."""
     return np.append(0.0, of_files)[sources]
 
 
 def tie_shares_shift(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """(K,) log-odds of a tie in each extra file minus those in the training file."""
+    """(K,) log-odds of a tie in each extra file minus those in the training file; each with half a row added."""
     ties, rows = np.bincount(sources, labels == NUM_CLASSES - 1), np.bincount(sources)
     log_odds = np.log((ties + 0.5) / (rows - ties + 0.5))
     return log_odds[1:] - log_odds[0]

@@ -7,25 +7,23 @@ half the memory.
 """
 
 import numpy as np
+from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import tie_shifts
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.evaluation.metrics import row_losses
+from prefcls_lib.evaluation.scores import row_losses
 
 
-def fit_logistic(
-    anti, sym, labels: np.ndarray, strength: float, sources: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Weights of logits (anti @ w, -anti @ w, sym @ v + b + shift of the row's source) with the lowest penalised loss.
+def fit_logistic(anti, sym, labels: np.ndarray, strength: float, sources: np.ndarray) -> dict[str, np.ndarray]:
+    """Weights of logits (anti @ w, -anti @ w, sym @ v + b + shift of the row's file) with the lowest penalised loss.
 
     Equal to scikit-learn's LogisticRegression(C=strength) on [anti, sym] with every row's swapped copy
     [-anti, sym] added. Its weights of A, B, tie are w, -w, 0 for `anti` and -v/3, -v/3, 2v/3 for `sym`, so
     that its penalty |W|^2 / 2 is |w|^2 + |v|^2 / 3. The shifts, one for each extra file, are free as b is.
     """
     width, end, dtype = anti.shape[1], anti.shape[1] + sym.shape[1], anti.dtype
-    sources = np.zeros(len(labels), dtype=np.int64) if sources is None else sources
     files = sources.max()
     one_hot = np.eye(NUM_CLASSES)[labels]
     scale = 1 / (2 * strength * len(labels))
@@ -39,7 +37,7 @@ def fit_logistic(
         down_w = anti.T @ (error[:, 0] - error[:, 1]).astype(dtype)
         down_v = sym.T @ error[:, 2].astype(dtype)
         down = [down_w + 2 * scale * w, down_v + 2 / 3 * scale * v, [error[:, 2].sum()]]
-        return loss, np.concatenate([*down, np.bincount(np.maximum(sources, 0), error[:, 2], files + 1)[1:]])
+        return loss, np.concatenate([*down, np.bincount(sources, error[:, 2], files + 1)[1:]])
 
     start = np.zeros(end + 1 + files)
     options = {"maxiter": 300, "gtol": 1e-6, "ftol": 1e-9}
@@ -53,3 +51,9 @@ def predict_logistic(state: dict[str, np.ndarray], anti, sym, shift: np.ndarray 
     verdict = (anti @ state["w"]).astype(np.float64)
     tie = (sym @ state["v"]).astype(np.float64) + state["b"] + shift
     return softmax(np.column_stack([verdict, -verdict, tie]), axis=1)
+
+
+def join_columns(dense: tuple, text: tuple) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Dense and sparse columns side by side: antisymmetric ones, and symmetric ones, float32 CSR."""
+    dense = [sparse.csr_matrix(block, dtype=np.float32) for block in dense]
+    return tuple(sparse.hstack(pair, format="csr") for pair in zip(dense, text, strict=True))

@@ -19,10 +19,12 @@ from prefcls_lib.data.schema import SWAP
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
 PADDED_TOKENS = 4096  # most tokens in one padded batch, padding included
 PADDED_SIDES = 64  # and most sides
-PADDED_COST = 128  # one more padded batch costs as much as this many tokens of padding: measured on a CPU
+PADDING_PER_BATCH = (
+    128  # a padded batch holds no more tokens of padding: one more batch costs as much, measured on a CPU
+)
 # On a GPU, where nobody measured it: a batch costs at least the launch of its kernels, 5 to 10 us each. At an assumed
 # 10 TFLOP/s that is the time of 40 tokens in ELECTRA-large, 80 in RoBERTa-base, 1,000 in DeBERTa-v3-xsmall.
-PADDED_COST_GPU = 256
+PADDING_PER_BATCH_GPU = 256
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,6 @@ class Examples:
             cross-encoder's rows are trained on.
         features: (N, F) float32 standardised structure features, or None.
         labels: (N,) int64, or None where they are not known.
-        targets: (N, 3) float32 probabilities to train on in place of the labels, or None.
-        weights: (N,) float32, of the rows in the training loss, or None: all the same.
         offsets: (N, 3) float32 log-odds of the baseline that the network starts from, or None.
         tie_shifts: (N,) float32, added to the logit of a tie in the training loss: 0 for rows of the training file, see
             `baselines.columns.tie_shifts`; or None.
@@ -46,8 +46,6 @@ class Examples:
     sides: np.ndarray
     features: np.ndarray | None = None
     labels: np.ndarray | None = None
-    targets: np.ndarray | None = None
-    weights: np.ndarray | None = None
     offsets: np.ndarray | None = None
     tie_shifts: np.ndarray | None = None
 
@@ -68,13 +66,6 @@ class Examples:
         """Some of the rows; the sides stay as they are numbered."""
         return replace(self, **{name: column[chosen] for name, column in self._columns().items()})
 
-    def joined(self, other: "Examples") -> "Examples":
-        """These rows, then those of `other`, which have the same columns."""
-        columns, others = self._columns(), other._columns()
-        others["sides"] = others["sides"] + len(self.token_ids)
-        joined = {name: np.concatenate([column, others[name]]) for name, column in columns.items()}
-        return replace(self, token_ids=[*self.token_ids, *other.token_ids], **joined)
-
     def swapped(self) -> "Examples":
         """The same rows with A and B in each other's place."""
         swap = {
@@ -82,8 +73,6 @@ class Examples:
             "features": lambda features: (features * SIGNS).astype(np.float32),
             "offsets": lambda offsets: offsets[:, SWAP],
             "labels": lambda labels: np.array(SWAP)[labels],
-            "targets": lambda targets: targets[:, SWAP],
-            "weights": lambda weights: weights,
             "tie_shifts": lambda shifts: shifts,
         }
         return replace(self, **{name: swap[name](column) for name, column in self._columns().items()})
@@ -100,7 +89,7 @@ class Examples:
 
     def _columns(self) -> dict[str, np.ndarray]:
         """What has a line a row, where it is known."""
-        names = ("sides", "features", "offsets", "labels", "targets", "weights", "tie_shifts")
+        names = ("sides", "features", "offsets", "labels", "tie_shifts")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -128,13 +117,11 @@ class PaddedBatch:
         indices: (S,) which sides these are, numbered as the caller numbered them.
         input_ids: (S, T) int64.
         attention_mask: (S, T) int64, 1 on real tokens.
-        has_padding: whether there is a 0 in it; known here, so that no GPU has to be asked.
     """
 
     indices: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    has_padding: bool = True
 
     @property
     def tokens_computed(self) -> int:
@@ -143,13 +130,12 @@ class PaddedBatch:
 
     def to(self, device: torch.device) -> "PaddedBatch":
         """The same padded batch on `device`."""
-        tensors = (self.indices, self.input_ids, self.attention_mask)
-        return PaddedBatch(*(to_device(tensor, device) for tensor in tensors), self.has_padding)
+        return PaddedBatch(*(to_device(t, device) for t in (self.indices, self.input_ids, self.attention_mask)))
 
 
 def padding_for(device: torch.device) -> dict[str, int]:
-    """`multiple_of` and `cost` of `plan_padded_batches` on a device: a GPU's matrix units work in tiles of 8."""
-    return {"multiple_of": 8, "cost": PADDED_COST_GPU} if device.type == "cuda" else {}
+    """`multiple_of` and `max_padding` of `plan_padded_batches` on a device: a GPU's matrix units work in tiles of 8."""
+    return {"multiple_of": 8, "max_padding": PADDING_PER_BATCH_GPU} if device.type == "cuda" else {}
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -171,28 +157,35 @@ def plan_padded_batches(
     max_sides: int = PADDED_SIDES,
     max_tokens: int = PADDED_TOKENS,
     multiple_of: int = 1,
-    cost: int = PADDED_COST,
+    max_padding: int = PADDING_PER_BATCH,
 ) -> list[tuple[list[int], int]]:
     """Sort sides by length (equal lengths: by ids) and cut them into padded batches, longest first.
 
-    The cuts are those with the least computed tokens, each batch counted as `cost` more: few batches of
-    nearly equal lengths. The longest batch comes first so that running out of memory shows at once.
+    A batch takes the next shorter side until a limit is reached. The longest batch comes first so that running out of
+    memory shows at once.
 
     Args:
         token_ids: S arrays (T,) of token ids.
         max_sides, max_tokens: a padded batch holds no more than these, but always one side.
         multiple_of: padded lengths are rounded up to a multiple of this.
-        cost: of one more batch, in tokens of padding.
+        max_padding: most tokens of padding in a padded batch, beside those that rounding up adds.
 
     Returns:
         For each padded batch the numbers of its sides, and the length that they are padded to.
     """
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
-    padded = [-(-len(token_ids[i]) // multiple_of) * multiple_of for i in order]
-    planned, start = [], 0
-    for size in _cut_sorted(padded, max_sides, max_tokens, cost):
-        planned.append((order[start : start + size], padded[start]))
-        start += size
+    planned: list[tuple[list[int], int]] = []
+    padding = 0
+    for side in order:
+        length = -(-len(token_ids[side]) // multiple_of) * multiple_of
+        if planned:
+            taken, longest = planned[-1]
+            padding += longest - length
+            if padding <= max_padding and len(taken) < max_sides and (len(taken) + 1) * longest <= max_tokens:
+                taken.append(side)
+                continue
+        planned.append(([side], length))
+        padding = 0
     return planned
 
 
@@ -204,8 +197,7 @@ def pad_batch(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pa
         ids = token_ids[side]
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
-    has_padding = not attention_mask.all()
-    return PaddedBatch(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask), has_padding)
+    return PaddedBatch(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -248,20 +240,3 @@ def split_batch(batch: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list
         micro_batches[-1].append(int(row))
         held += tokens
     return [np.array(rows) for rows in micro_batches if rows]
-
-
-def _cut_sorted(lengths: list[int], max_sides: int, max_tokens: int, batch_cost: int) -> list[int]:
-    """Sizes of consecutive padded batches of falling `lengths` that cost least, by dynamic programming from the end."""
-    count = len(lengths)
-    cost, sizes = [0.0] * (count + 1), [1] * count
-    for start in range(count - 1, -1, -1):
-        longest = lengths[start]
-        most = min(max_sides, count - start, max(1, max_tokens // longest))
-        cost[start], sizes[start] = min(
-            (size * longest + batch_cost + cost[start + size], size) for size in range(1, most + 1)
-        )
-    cuts, start = [], 0
-    while start < count:
-        cuts.append(sizes[start])
-        start += sizes[start]
-    return cuts

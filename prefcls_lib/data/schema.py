@@ -9,7 +9,6 @@ TEXT_COLUMNS = (PROMPT, *RESPONSES)
 MODEL_COLUMNS = ("model_a", "model_b")
 LABEL_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1, 2
 SOURCE = "source"  # of a training row: 0 of the training file, k of the k-th extra file
-MARGIN = "reward_margin"  # of a row that a reward model has scored: its score of A minus its score of B
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
 

@@ -79,7 +79,7 @@ def examine(config: RunConfig | None = None, on_cpu_too: bool = True) -> list[Ch
         backbone = load_backbone(config.init_from or config.backbone, config.max_length)
         if config.init_from is not None:
             check_reward_model(backbone.path, backbone.config)
-        config = config.with_recipe(backbone.recipe(config.recipe))
+        config = config.with_recipe(backbone.recipe)
         checks += [Check("backbone", "ok", str(backbone.path)), check_tokenizer(backbone), check_disk(backbone, config)]
         accelerator = devices.make_accelerator(config.mixed_precision)
     except UserError as error:

@@ -4,18 +4,21 @@ blend.json   runs (folders, relative to the file where they can be), weights, te
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.ensemble.finished import MIN_SHARED_ROWS, Run, read_run, shared_ids
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.ensemble.finished import Run, read_run
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.runtime.files import UserError, read_json, write_json
+
+MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 
 
 def fit_runs(folders: list[Path], out: Path) -> dict:
@@ -26,9 +29,6 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
 
     Returns:
         The content of blend.json.
-
-    Raises:
-        UserError: a run is not finished or broken, or the runs share too few rows or disagree about them.
     """
     runs = [read_run(folder) for folder in folders]
     ids = shared_ids(runs)
@@ -37,29 +37,25 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
     predictions = [run.probs(ids) for run in runs]
     nested = blend_out_of_fold(labels, predictions, folds, groups)
     blend = fit_blend(labels, predictions)
-    single = [metrics.log_loss(labels, probs) for probs in predictions]
+    single = [scores.log_loss(labels, probs) for probs in predictions]
     best = int(np.argmin(single))
     place = Path(out).resolve().parent
     result = {
         "runs": [Path(os.path.relpath(folder.resolve(), place)).as_posix() for folder in folders],
         **blend.to_dict(),
         "rows": len(labels),
-        **metrics.score_predictions(labels, nested, groups, folds),
-        "log_loss_fitted_rows": metrics.log_loss(labels, blend.apply(predictions)),
+        **compare.score_predictions(labels, nested, groups, folds),
+        "log_loss_fitted_rows": scores.log_loss(labels, blend.apply(predictions)),
         "run_log_loss": single,
         "best_run": best,
-        "comparison": metrics.compare(labels, nested, predictions[best], groups).to_dict(),
+        "comparison": compare.compare(labels, nested, predictions[best], groups).to_dict(),
     }
     write_json(out, result)
     return result
 
 
 def predict_blend(path: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Probabilities (N, 3) of new rows by the saved models of every run in a blend.json.
-
-    Raises:
-        UserError: blend.json is broken, or a run folder is gone.
-    """
+    """Probabilities (N, 3) of new rows by the saved models of every run in a blend.json."""
     state = read_json(path)
     blend = Blend.from_dict(state)
     runs = state.get("runs")
@@ -71,7 +67,7 @@ def predict_blend(path: Path, rows: pd.DataFrame) -> np.ndarray:
             raise UserError(f"{path}: its run folder {folder.path} is gone. Put it back, or fit the blend again.")
     used = [folder if weight > 0 else None for folder, weight in zip(folders, blend.weights, strict=True)]
     uniform = np.full((len(rows), len(LABEL_COLUMNS)), 1 / len(LABEL_COLUMNS))  # of a run with weight 0
-    return blend.apply([uniform if folder is None else predict_run(folder, rows)[0] for folder in used])
+    return blend.apply([uniform if folder is None else predict_run(folder, rows) for folder in used])
 
 
 def blend_table(result: dict) -> pd.DataFrame:
@@ -82,6 +78,11 @@ def blend_table(result: dict) -> pd.DataFrame:
     ]
     lines.append({"run": "blend (nested)", "weight": sum(result["weights"]), "log_loss": result["log_loss"]})
     return pd.DataFrame(lines).set_index("run")
+
+
+def shared_ids(runs: Sequence[Run]) -> list[str]:
+    """The ids of the rows that all runs predicted out of sample, sorted."""
+    return sorted(set.intersection(*(set(run.oof.index) for run in runs)))
 
 
 def _check_shared_rows(runs: list[Run], ids: list[str]) -> None:

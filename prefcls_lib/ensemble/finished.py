@@ -1,26 +1,23 @@
-"""Finished run folders: found, read and checked, and compared on the rows that they share.
+"""A finished run folder, read and checked. Two runs can be compared if training file and fold plan are the same."""
 
-Two runs can be compared if training file and fold plan are the same.
-"""
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.config import RunConfig, fill_earlier
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation.compare import Comparison
+from prefcls_lib.evaluation.scores import check_probs
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import UserError, read_json
 
-MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
-NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "calibrated_log_loss",
-           "calibrated_expected_calibration_error", "seconds", "rows", "valid_rows")  # fmt: skip
-FOLD_PLAN = ("num_folds", "fold_seed", "max_train_rows")
 COLUMNS = list(LABEL_COLUMNS)
+NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated",
+           "calibrated_log_loss", "calibrated_expected_calibration_error", "baseline_log_loss", "seconds", "rows",
+           "valid_rows")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,120 +26,45 @@ class Run:
 
     name: str
     path: Path
-    settings: dict
+    settings: RunConfig
     result: dict
-    oof: pd.DataFrame  # by id: fold, label, three probabilities, group
+    share: Comparison | None  # the network against its baseline; None: a run of `prefcls ladder`, without a network
+    oof: pd.DataFrame  # by id: fold, label, group, three probabilities
     history: pd.DataFrame
     submission: pd.DataFrame  # by id
 
     @property
-    def is_ladder(self) -> bool:
-        """Whether it is `prefcls ladder`'s."""
-        return self.settings["backbone"] == "ladder"
-
-    @property
     def group(self) -> tuple:
         """What two runs must share to be compared: training file and fold plan."""
-        return self.result["data_sha256"]["train"], *(self.settings[name] for name in FOLD_PLAN)
+        plan = self.settings.num_folds, self.settings.fold_seed, self.settings.max_train_rows
+        return self.result["data_sha256"]["train"], *plan
 
     def probs(self, ids: Iterable[str]) -> np.ndarray:
         """(N, 3) out-of-sample probabilities of these rows."""
         return self.oof.loc[list(ids), COLUMNS].to_numpy()
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was found in the places that were named."""
-
-    runs: list[Run]
-    blends: list[tuple[str, Path, dict]]  # name, file, content
-    left_out: list[tuple[str, str]]  # what, why
-
-
-def read_runs(places: Sequence[Path]) -> Found:
-    """Read every run folder and blend.json that is, or is in, one of `places`; a broken one is named and left out.
-
-    Raises:
-        UserError: a place that is not there.
-    """
-    runs, blends, left_out = [], [], []
-    for place in places:
-        if not Path(place).is_dir():
-            raise UserError(f"--runs {place}: no such folder. Name a run folder, or a folder of run folders.")
-        inside = sorted(path for path in Path(place).iterdir() if path.is_dir() and not path.name.startswith("."))
-        for path in [Path(place)] if (Path(place) / "config.json").exists() else inside:
-            try:
-                runs.append(read_run(path))
-            except UserError as error:
-                left_out.append((str(path), str(error)))
-        for path in sorted(Path(place).glob("*.json")):
-            if path.stem.startswith("blend"):
-                try:
-                    blends.append((path.stem, path, _read_blend(path)))
-                except UserError as error:
-                    left_out.append((str(path), str(error)))
-    order = sorted(runs, key=lambda run: not run.is_ladder)  # else by place, then by name
-    return Found(order, blends, left_out)
-
-
 def read_run(path: Path) -> Run:
-    """One finished run folder, checked.
-
-    Raises:
-        UserError: a file is missing, broken, or does not belong to the others; says which and what.
-    """
+    """One finished run folder; a file that is missing, broken, or does not belong to the others is a UserError."""
     config, result = read_json(path / "config.json"), read_json(path / "result.json")
-    settings = config.get("settings") if isinstance(config, dict) else None
-    names = {field.name for field in fields(RunConfig)}
-    if not isinstance(settings, dict) or not {"backbone", "seed", *FOLD_PLAN} <= {*settings, "fold_seed"}:
-        raise UserError(f"{path / 'config.json'}: holds no settings of a run. Copy the run folder again.")
-    for name in NUMBERS:
-        if not _is_number(result.get(name)):
-            raise UserError(f"{path / 'result.json'}: {name} is {result.get(name)!r}, no number. Copy it again.")
-    interval = result.get("log_loss_interval")
-    sums = result.get("data_sha256")
-    if not (isinstance(interval, list) and len(interval) == 2 and isinstance(sums, dict) and "train" in sums):
-        raise UserError(f"{path / 'result.json'}: log_loss_interval or data_sha256 is missing. Copy the folder again.")
-    known = fill_earlier({name: value for name, value in settings.items() if name in names})
+    try:
+        settings = RunConfig.from_mapping(config["settings"], str(path / "config.json"))
+        share = result["encoder_share"] and Comparison.from_dict(result["encoder_share"])
+        lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
+        values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]
+        wrong = [value for value in values if not isinstance(value, (int, float))]
+        if wrong or not np.isfinite(values).all() or not isinstance(result["data_sha256"]["train"], str):
+            raise ValueError(f"{wrong or 'not all values'} should be numbers")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: result.json or config.json is broken ({what}). Copy the run folder again.") from error
     oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
-    valid, history = read_table(path / "valid.csv"), read_table(path / "history.csv")
-    if len(oof) != result["valid_rows"] or oof.index.has_duplicates:
+    if not {"fold", "label", "group"} <= set(oof) or len(oof) != result["valid_rows"] or oof.index.has_duplicates:
         raise UserError(
             f"{path / 'oof.csv'}: holds {len(oof)} rows, result.json says {result['valid_rows']}: rows are missing or "
-            "doubled. Copy the run folder again."
+            "doubled, or one of the columns fold, label and group is. Copy the run folder again."
         )
-    if not {"fold", "label"} <= set(oof) or "group" not in valid or set(oof.index) != set(valid.get(ID, ())):
-        raise UserError(f"{path / 'oof.csv'}: does not match valid.csv. Copy the run folder again.")
-    oof = oof.assign(group=valid.set_index(ID)["group"])
-    if not {"log_loss_fold_sd", "expected_calibration_error_if_calibrated"} <= set(result):  # of an earlier version
-        scored = (oof[name].to_numpy() for name in ("label", COLUMNS, "group", "fold"))
-        result = metrics.score_predictions(*scored) | result
-    return Run(path.resolve().name, path, known, result, oof, history, submission)
-
-
-def shared_ids(runs: Sequence[Run]) -> list[str]:
-    """The ids of the rows that all runs predicted out of sample, sorted."""
-    return sorted(set.intersection(*(set(run.oof.index) for run in runs)))
-
-
-def compare_runs(one: Run, other: Run) -> metrics.Comparison | None:
-    """Paired comparison on the rows that both predicted out of sample; None where they share too few."""
-    ids = shared_ids((one, other))
-    rows = one.oof.loc[ids]
-    if one.group != other.group or len(ids) < MIN_SHARED_ROWS or rows["group"].nunique() < 2:
-        return None
-    return metrics.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
-
-
-def format_verdicts(comparisons: Sequence[tuple[metrics.Comparison, str]]) -> list[str]:
-    """The verdicts of a table, one for each (comparison, name of the other), p corrected for all of them."""
-    corrected = metrics.holm_correction([c for c, _ in comparisons])
-    numbers = [f"{c.describe()}, MDE {c.smallest_detectable:.4f}".replace("-", "−") for c in corrected]
-    return [f"{c.against(other)}: {text}" for c, (_, other), text in zip(corrected, comparisons, numbers, strict=True)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return Run(path.resolve().name, path, settings, result, share, oof, read_table(path / "history.csv"), submission)
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:
@@ -150,14 +72,5 @@ def _read_predictions(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if missing := {ID, *COLUMNS} - set(table.columns):
         raise UserError(f"{path}: the columns {', '.join(sorted(missing))} are missing. Copy the run folder again.")
-    metrics.check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
+    check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
     return table.set_index(ID)
-
-
-def _read_blend(path: Path) -> dict:
-    content = read_json(path)
-    names = ("rows", "log_loss", "accuracy", "expected_calibration_error")
-    good = isinstance(content, dict) and all(_is_number(content.get(name)) for name in names)
-    if not good or not isinstance(content.get("runs"), list) or not isinstance(content.get("comparison"), dict):
-        raise UserError(f"{path}: is not what `prefcls blend` writes. Blend the runs again.")
-    return content

@@ -1,5 +1,5 @@
 """Numbers about predictions: log loss with confidence intervals, comparisons, calibration, figures.
 
-Open `metrics` first, then `calibration`; `slices` says where a model is wrong, and `plots` has
-one function for each figure.
+Open `scores` first, then `compare` (intervals and verdicts) and `calibration`; `slices` says where a model is wrong,
+and `plots` has one function for each figure.
 """

@@ -12,7 +12,8 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.evaluation.metrics import SMALLEST_PROB, split_halves
+from prefcls_lib.evaluation.compare import split_halves
+from prefcls_lib.evaluation.scores import SMALLEST_PROB
 from prefcls_lib.runtime.files import UserError
 
 MAX_TEMPERATURE = 20.0
@@ -40,11 +41,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, state: dict) -> "Calibration":
-        """Read `to_dict` back.
-
-        Raises:
-            UserError: a value is missing, not a number, or out of range.
-        """
+        """Read `to_dict` back."""
         temperature, tie_bias = (_number(state, name) for name in ("temperature", "tie_bias"))
         if temperature <= 0:
             raise UserError(f"calibration: temperature={temperature:g} must be above 0. Fit the calibration again.")
@@ -78,11 +75,7 @@ class Blend:
 
     @classmethod
     def from_dict(cls, state: dict) -> "Blend":
-        """Read `to_dict` back.
-
-        Raises:
-            UserError: the weights are missing, negative or do not sum to 1, or the calibration is wrong.
-        """
+        """Read `to_dict` back."""
         weights = state.get("weights")
         if not isinstance(weights, list) or not weights:
             raise UserError("blend: 'weights' is missing or empty. Fit the blend again.")

@@ -7,7 +7,8 @@ import pandas as pd
 
 from prefcls_lib.data.features import empty_answers, identical_answers
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, PROMPT, SWAP, TEXT_COLUMNS
-from prefcls_lib.evaluation.metrics import bootstrap_interval, row_losses
+from prefcls_lib.evaluation.compare import bootstrap_interval
+from prefcls_lib.evaluation.scores import row_losses
 
 LENGTH_RATIOS = (1 / 3, 1 / 1.5, 1 / 1.1, 1.1, 1.5, 3.0)  # characters of A over those of B
 LENGTH_GAPS = ("B, 3 times or more", "B, 1.5 to 3 times", "B, 1.1 to 1.5 times", "about equal",

@@ -6,7 +6,7 @@
     symmetric head:  logits = (h(u, v, x) + P h(v, u, Px)) / 2       P swaps A and B, so swapping the answers
                                                                      permutes the logits, exactly
 
-On a baseline (`baselines/offset.py`) the same hidden layer has a second output, the correction c, zero at the start:
+On a baseline (`baselines/out_of_fold.py`) the hidden layer has a second output, the correction c, zero at the start:
 
     logits = offset + (c(u, v, x) + P c(v, u, Px)) / 2               offset: the baseline's log-odds (m, -m, t)
     auxiliary logits = (h(u, v, x) + P h(v, u, Px)) / 2              of a network without a baseline; in training only
@@ -37,7 +37,6 @@ from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
 HEAD_WIDTH = 256
-PLAIN_ATTENTION = ("bert", "roberta", "xlm-roberta", "electra")  # each position sees every real one, and nothing else
 
 
 class PreferenceHead(nn.Module):
@@ -134,41 +133,20 @@ class PreferenceModel(nn.Module):
     Args:
         encoder: a transformers encoder; fp32 weights.
         head: over embeddings of the encoder's width.
-        pooling: "mean" over real tokens, in fp32; or "first" token.
-        pooler: a reward model's, used in place of `pooling`; or None.
+        pooler: a reward model's; None: the mean over real tokens, in fp32.
     """
 
-    def __init__(self, encoder: PreTrainedModel, head: PreferenceHead, pooling: str, pooler: nn.Module | None = None):
+    def __init__(self, encoder: PreTrainedModel, head: PreferenceHead, pooler: nn.Module | None = None):
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.pooling = pooling
         self.pooler = pooler
 
     def embed(self, batch: PaddedBatch) -> Tensor:
         """Embeddings (S, H) fp32 of the sides of a padded batch; padding changes nothing."""
         types = {} if self.pooler is None else self.pooler.token_types(batch.input_ids)
-        mask = self._encoder_mask(batch)
-        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=mask, **types).last_hidden_state
-        if self.pooler is not None:
-            return self.pooler(hidden)
-        return pool(hidden, batch.attention_mask, self.pooling)
-
-    def _encoder_mask(self, batch: PaddedBatch) -> Tensor | dict[str, Tensor] | None:
-        """The mask in a form in which the encoder need not read it from the GPU to see whether there is padding."""
-        config = self.encoder.config
-        if config.model_type == "deberta-v2":
-            return batch.attention_mask  # without a mask it would search the ids for padding
-        if not batch.has_padding:
-            return None
-        real = batch.attention_mask[:, None, None, :].bool()  # (S, 1, 1, T): used as it is
-        if config._attn_implementation == "sdpa" and config.model_type in PLAIN_ATTENTION:
-            return real
-        if config.model_type == "modernbert" and not hasattr(self.encoder, "_update_attention_mask"):  # not in 5.0
-            position = torch.arange(real.shape[-1], device=real.device)
-            near = (position[:, None] - position).abs() <= config.sliding_window
-            return {"full_attention": real, "sliding_attention": real & near}
-        return batch.attention_mask
+        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **types).last_hidden_state
+        return mean_pool(hidden, batch.attention_mask) if self.pooler is None else self.pooler(hidden)
 
     def embed_sides(self, batches: list[PaddedBatch]) -> Tensor:
         """Embeddings (S, H) of all sides of the padded batches, in the order of their numbers 0 .. S-1."""
@@ -186,10 +164,7 @@ def _swap_classes(logits: Tensor) -> Tensor:
     return torch.stack([logits[:, i] for i in SWAP], dim=1)
 
 
-def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """One embedding a sequence: hidden (S, T, H), attention_mask (S, T) -> (S, H) fp32."""
-    hidden = hidden.float()
-    if pooling == "first":
-        return hidden[:, 0]
+def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """The mean over real tokens: hidden (S, T, H), attention_mask (S, T) -> (S, H) fp32."""
     mask = attention_mask.unsqueeze(-1).float()
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+    return (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)

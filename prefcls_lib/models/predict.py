@@ -64,14 +64,12 @@ def predict_from_embeddings(
     return probs
 
 
-def score_margins(
-    model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
-) -> tuple[np.ndarray, TokenCount]:
-    """Scores of A minus those of B (N,) float64 by a reward model's skip, see `reward`, and the tokens."""
-    embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
+def score_differences(model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int) -> np.ndarray:
+    """(N,) float64: a reward model's score of A minus that of B, see `reward`."""
+    embeddings, _ = embed_unique_sides(model, examples, accelerator, pad_id, "scores")
     with torch.no_grad():
         scores = model.head.skip(embeddings).cpu().double().numpy()[:, 0]
-    return scores[examples.sides[:, 0]] - scores[examples.sides[:, 1]], tokens
+    return scores[examples.sides[:, 0]] - scores[examples.sides[:, 1]]
 
 
 def embed_unique_sides(

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.activations import ACT2FN
 
-from prefcls_lib.models.backbones import load_pretrained
+from prefcls_lib.models.backbones import load_pretrained, read_config, read_pretrained
 from prefcls_lib.runtime.files import UserError
 
 # model type: W and w in its sequence-classification model
@@ -89,13 +89,11 @@ def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, Rewa
     Raises:
         UserError: it is no reward model, or its weights do not fit.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     check_reward_model(path, config)
     model = load_pretrained(AutoModelForSequenceClassification, path, dropout)
     dense, last = (model.get_submodule(name) for name in LAYERS[config.model_type])
-    has_types = getattr(config, "type_vocab_size", 0) > 1
-    separator = AutoTokenizer.from_pretrained(path).sep_token_id if has_types else None
-    pooler = RewardPooler(config.hidden_size, _activation(config), separator)
+    pooler = make_pooler(config, read_pretrained(AutoTokenizer, path))
     pooler.dense = dense
     score = nn.Linear(config.hidden_size, 1, bias=False)
     score.weight = last.weight
@@ -103,6 +101,12 @@ def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, Rewa
     if hasattr(encoder, "pooler"):
         encoder.pooler = None  # BERT's is used as `pooler`
     return encoder, pooler.train(), score
+
+
+def make_pooler(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> RewardPooler:
+    """The pooler of an encoder with this configuration and tokenizer, its weights not yet set."""
+    has_types = getattr(config, "type_vocab_size", 0) > 1
+    return RewardPooler(config.hidden_size, _activation(config), tokenizer.sep_token_id if has_types else None)
 
 
 def _activation(config: PretrainedConfig) -> str:

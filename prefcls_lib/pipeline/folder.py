@@ -1,14 +1,15 @@
 """The run folder: what a run leaves behind, and what a second start finds in it.
 
-config.json      settings, and SHA-256 of the data files: written first, compared at the next start
-submission.csv   the prior's until the trained model's replaces it
-model/fold0/     one folder a fold and seed, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
-                 valid.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
-history.csv      one line a validation of every fold
-oof.csv          id, fold, label and the out-of-sample probabilities, the best step chosen on other rows, seeds averaged
-valid.csv        the same rows as the saved weights predict them (they were chosen on these rows), with their
-                 prompt groups
-result.json      the numbers; written last: a run that has it is complete
+config.json         settings, and SHA-256 of the data files: written first, compared at the next start
+submission.csv      the prior's, then the baseline's, then the trained models'
+model/fold0/        one folder a fold and seed, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
+                    test.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
+history.csv         one line a validation of every fold
+oof.csv             id, fold, label, prompt group and the out-of-sample probabilities, the best step chosen on other
+                    rows, seeds averaged
+oof_baselines.csv   the same of every baseline
+result.json         the numbers; written last: a run that has it is complete
+checkpoint/         what an interrupted run resumes from; deleted when the run is complete
 """
 
 import shutil
@@ -19,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.config import RunConfig, drop_removed, fill_earlier
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 from prefcls_lib.runtime.kaggle import find_attached_run
 
-LADDER_ENTRY = "the best baselines"  # `cross_validation.choose_entry` in messages and tables
-FOLD_TABLES = ("history.csv", "oof.csv", "valid.csv")
+LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
-FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "save_every_minutes", "num_processes")
+FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
+FOLD_SETTINGS = ("max_train_rows", "num_folds", "fold_seed")
 
 
 @dataclass(frozen=True, order=True)
@@ -81,7 +82,7 @@ class RunFolder:
         found = read_json(self / "config.json")
         if not isinstance(found, dict) or set(found) != set(wanted):
             raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
-        earlier = fill_earlier(drop_removed(found["settings"], str(self / "config.json")))
+        earlier = found["settings"]
         for name in sorted(earlier.keys() | wanted["settings"].keys(), reverse=True):  # seed before fold_seed
             before, now = earlier.get(name), wanted["settings"].get(name)
             if name not in FREE_SETTINGS and before != now:
@@ -96,10 +97,19 @@ class RunFolder:
                     "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
                 )
 
-    def is_older_than(self, setting: str) -> bool:
-        """Whether the folder holds a run that was started before this setting was introduced."""
-        found = read_json(self / "config.json") if (self / "config.json").is_file() else None
-        return isinstance(found, dict) and setting not in found.get("settings", {})
+    def read_folds(self, config: RunConfig, data_sha256: dict[str, str]) -> np.ndarray | None:
+        """(N,) the plan of the folds that an earlier session of this run has left, or None."""
+        place = self / "checkpoint" / "folds.npy"
+        if not place.is_file() or not (self / "config.json").is_file():
+            return None
+        found, settings = read_json(self / "config.json"), config.to_dict()
+        known = found["data_sha256"] == data_sha256
+        known = known and all(found["settings"].get(name) == settings[name] for name in FOLD_SETTINGS)
+        return np.load(place, allow_pickle=False) if known else None
+
+    def write_folds(self, folds: np.ndarray) -> None:
+        """Keep the plan of the folds for later sessions."""
+        write_whole(self / "checkpoint" / "folds.npy", lambda temporary: _save_array(temporary, folds))
 
     def copy_from(self, earlier: str | Path) -> None:
         """Copy an earlier run's folder (see `find_earlier`; read-only is fine) to here, unless a run is here already.
@@ -149,19 +159,22 @@ class RunFolder:
         return found
 
     def gather_tables(self, models: Sequence[FoldModel]) -> list[dict]:
-        """Write the run's tables from those of its models; return the models' fold.json records.
+        """Write history.csv and oof.csv of the run from those of its models; return the models' fold.json records.
 
         The predictions of a fold's seeds are averaged.
         """
-        for name in FOLD_TABLES:
-            tables = {model: read_table(self.model_folder(model) / name) for model in models}
-            if name != "history.csv":
-                tables = {
-                    fold: _mean_predictions([table for model, table in tables.items() if model.fold == fold])
-                    for fold in dict.fromkeys(model.fold for model in models)
-                }
-            write_table(self / name, pd.concat(tables.values(), ignore_index=True))
-        return [read_json(self.model_folder(model) / "fold.json") for model in models]
+        folders = [self.model_folder(model) for model in models]
+        history = [read_table(folder / "history.csv") for folder in folders]
+        tables = [[read_table(self.model_folder(model) / "oof.csv") for model in models if model.fold == fold]
+                  for fold in dict.fromkeys(model.fold for model in models)]  # fmt: skip
+        write_table(self / "history.csv", pd.concat(history, ignore_index=True))
+        write_table(self / "oof.csv", pd.concat(map(_mean_predictions, tables), ignore_index=True))
+        return [read_json(folder / "fold.json") for folder in folders]
+
+    def test_predictions(self, models: Sequence[FoldModel]) -> np.ndarray:
+        """(N, 3) the mean of what the models predict of the test rows."""
+        tables = [read_table(self.model_folder(model) / "test.csv") for model in models]
+        return _mean_predictions(tables)[list(LABEL_COLUMNS)].to_numpy()
 
 
 def find_earlier(resume_from: str | Path) -> Path:
@@ -184,7 +197,7 @@ def describe_progress(resume_from: str | Path | None) -> str:
     parts = [f"{path.name} is done" for path in sorted(earlier.glob("model/fold*"))]
     for position in sorted(earlier.glob("checkpoint/fold*/position.json")):
         reached = read_json(position)
-        parts.append(f"{position.parent.name} reached step {reached['step']:,} of {reached['total_steps']:,}")
+        parts.append(f"{position.parent.name} reached step {reached['step']:,}")
     return f"The earlier session in {earlier}: {', '.join(parts) or 'no model was started'}."
 
 
@@ -203,9 +216,16 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def prediction_table(rows: pd.DataFrame, folds: np.ndarray | int, probs: np.ndarray) -> pd.DataFrame:
-    """Out-of-sample predictions in their one format: id, fold, label and three probabilities."""
-    table = {ID: rows[ID].to_numpy(), "fold": folds, "label": rows["label"].to_numpy()}
-    return pd.DataFrame({**table, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
+    """Out-of-sample predictions in their one format: id, fold, label, group and three probabilities."""
+    columns = {name: rows[name].to_numpy() for name in (ID, "label", "group")}
+    table = pd.DataFrame(columns | {name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)})
+    table.insert(1, "fold", folds)
+    return table
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # np.save appends .npy to a name
+        np.save(file, array)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
-from prefcls_lib.data.loading import locate_csv, read_rows
+from prefcls_lib.data.loading import locate_csv, read_rows, row_keys
 from prefcls_lib.data.schema import ID, SOURCE, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
-from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.devices import load_average
 from prefcls_lib.runtime.files import sha256
 from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
@@ -31,11 +30,12 @@ class Job:
         config: with the backbone's recipe filled in.
         folder: where everything goes.
         rows, test_rows: from `loading.read_rows`.
-        extra_rows: more rows to train on, never validated on, with their `source`; None: none.
+        extra_rows: more rows to train on, never validated on, with the number of their file; None: none.
         folds: (N,) the fold in which each training row is validated.
         data_sha256: of the train and the test file, and of the extra rows' where there are any.
-        backbone: found, its tokenizer checked; None for the ladder.
+        backbone: found, its tokenizer checked; None for a run without a network.
         wrote_prior: the submission in the folder is the prior's, written by `open_folder` just now.
+        started_at: `time.time()`.
     """
 
     config: RunConfig
@@ -47,24 +47,29 @@ class Job:
     extra_rows: pd.DataFrame | None = None
     backbone: Backbone | None = None
     wrote_prior: bool = False
-    started: float = field(default_factory=time.perf_counter)
-    load_at_start: float | None = field(default_factory=load_average)
+    started_at: float = field(default_factory=time.time)
+
+    @cached_property
+    def all_rows(self) -> pd.DataFrame:
+        """All rows to train on: the training rows, then the extra rows."""
+        if self.extra_rows is None:
+            return self.rows
+        return pd.concat([self.rows.assign(**{SOURCE: 0}), self.extra_rows], ignore_index=True)
 
     @cached_property
     def features(self) -> np.ndarray:
-        """(N, F) raw structure features of the training rows, computed once for all folds."""
-        return compute_features(self.rows)
+        """(N, F) raw structure features of `all_rows`."""
+        return compute_features(self.all_rows)
 
-    def encode(self, rows: pd.DataFrame) -> EncodedRows:
-        """Token ids of rows, as the settings say."""
-        settings = (self.config.max_length, self.config.text_cleaning, self.config.architecture)
-        return encode_rows(rows, self.backbone.tokenizer, *settings)
+    @cached_property
+    def test_features(self) -> np.ndarray:
+        """(N, F) those of the test rows."""
+        return compute_features(self.test_rows)
 
     @property
-    def deadline(self) -> float | None:
-        """`time.perf_counter()` at which the time budget ends, or None."""
-        hours = self.config.time_budget_hours
-        return None if hours is None else self.started + 3600 * hours
+    def baseline_name(self) -> str:
+        """The baseline that the network starts from; with start_from=none the one that it is compared with."""
+        return ENSEMBLE if self.config.start_from in ("none", None) else self.config.start_from
 
     @property
     def validated(self) -> np.ndarray:
@@ -73,47 +78,41 @@ class Job:
 
 
 def read_job(config: RunConfig) -> Job:
-    """Read both files and plan the folds; nothing is written yet.
-
-    Raises:
-        UserError: whatever is wrong with the files.
-    """
+    """Read both files and plan the folds; nothing is written yet. An earlier session's plan of the folds is taken."""
+    started_at = time.time()
     paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
     extra = [find_attached_csv(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
     extra_rows = read_extra_rows(extra) if extra else None
-    folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
-    folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
+    seen = set(row_keys(rows)) if extra else set()
+    if known := extra and sum(key in seen for key in row_keys(extra_rows)):
+        print(f"extra_train: {known:,} of {len(extra_rows):,} rows are training rows, too. `prefcls convert --against` "
+              "leaves them out.", flush=True)  # fmt: skip
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
-    return Job(config, folder, rows, test_rows, folds, hashes, extra_rows)
+    folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
+    folds = folder.read_folds(config, hashes)
+    if folds is None:
+        folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
+    return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at=started_at)
 
 
 def read_extra_rows(paths: list[Path]) -> pd.DataFrame:
-    """The rows of all extra files with their `source`.
-
-    Raises:
-        UserError: see `loading.read_rows`.
-    """
+    """The rows of all extra files, with the number of their file, 1 for the first."""
     tables = [read_rows(path, labelled=True).assign(**{SOURCE: number}) for number, path in enumerate(paths, 1)]
     return pd.concat(tables, ignore_index=True)
 
 
 def open_folder(job: Job, recipe: Mapping[str, object] | None = None) -> Job:
-    """Take the run folder for this job; where it holds no submission yet, write the training prior's.
-
-    Raises:
-        UserError: another run is in it, or it cannot be written.
-    """
+    """Take the run folder for this job; where it holds no submission yet, write the training prior's."""
     if job.config.resume_from is not None:
         job.folder.copy_from(job.config.resume_from)
-    config = job.config
-    if config.start_from is None and job.folder.is_older_than("start_from"):
-        config = replace(config, start_from="none")
-    config = config.with_recipe(recipe or {})
+    config = job.config.with_recipe(recipe or {})
     job.folder.open(config, job.data_sha256)
+    if not job.folder.complete:
+        job.folder.write_folds(job.folds)
     wrote_prior = not (job.folder / "submission.csv").exists()
     if wrote_prior:
         prior = class_shares(job.rows["label"])

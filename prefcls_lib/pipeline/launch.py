@@ -17,18 +17,14 @@ from collections.abc import Callable, Sequence
 import torch
 
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.state import Stopped, stop_on_sigterm
+from prefcls_lib.training.checkpoint import Stopped, stop_on_sigterm
 
 WORKER = "PREFCLS_WORKER"  # set in a subprocess, which starts no further ones
 SECONDS_TO_STOP = 120  # to save a checkpoint after SIGTERM: 5 GB for ELECTRA-large
 
 
 class WorkerFailed(UserError):
-    """A subprocess failed; `number` says which."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.number = number
+    """A subprocess failed."""
 
 
 def count_processes(wanted: int | None) -> int:
@@ -47,32 +43,30 @@ def count_processes(wanted: int | None) -> int:
     return wanted or max(1, gpus)
 
 
-def run_side_by_side(
-    commands: Sequence[Sequence[str]], names: Sequence[str], poll: Callable[[], bool] | None = None
-) -> None:
+def run_side_by_side(commands: Sequence[Sequence[str]], names: Sequence[str]) -> None:
     """Run `python -m prefcls_lib COMMAND` for each command, each on a GPU of its own where there are GPUs.
-
-    Args:
-        commands, names: of the subprocesses.
-        poll: called several times a second; once it returns True the subprocesses are ended.
 
     Raises:
         WorkerFailed: one of them failed.
         Stopped: SIGTERM came; they were asked to save and stop.
     """
     environments = [_worker_environment(len(commands), gpu) for gpu in range(len(commands))]
-    _run([["-m", "prefcls_lib", *command] for command in commands], names, environments, poll)
+    _run([["-m", "prefcls_lib", *command] for command in commands], names, environments)
 
 
-def run_together(command: Sequence[str], num_processes: int) -> None:
+def run_together(command: Sequence[str], num_processes: int, poll: Callable[[], bool] | None = None) -> None:
     """Run one `python -m prefcls_lib COMMAND` in several processes that work on the same model (torch.distributed.run).
+
+    Args:
+        poll: called several times a second; once it returns True the processes are ended.
 
     Raises:
         WorkerFailed, Stopped: as `run_side_by_side`.
     """
     launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
     launch += [f"--nproc-per-node={num_processes}", "-m", "prefcls_lib"]
-    _run([[*launch, *command]], [f"{num_processes} processes"], [_worker_environment(num_processes, None)])
+    name = f"{num_processes} processes"
+    _run([[*launch, *command]], [name], [_worker_environment(num_processes, None)], poll)
 
 
 def end_with_parent() -> None:
@@ -133,7 +127,7 @@ def _run(
                 failed = [number for number, code in enumerate(codes) if code]
                 if failed:
                     reason = _reason(tails[failed[0]], codes[failed[0]])
-                    raise WorkerFailed(f"{names[failed[0]]} failed: {reason}", failed[0])
+                    raise WorkerFailed(f"{names[failed[0]]} failed: {reason}")
                 if all(code == 0 for code in codes) or (poll is not None and poll()):
                     return
         finally:

@@ -1,4 +1,4 @@
-"""Predict new rows with the models of finished runs, in this process or shared among one process for each GPU."""
+"""Predict new rows with the models of finished runs, in this process or by several processes together."""
 
 import math
 import time
@@ -8,17 +8,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from accelerate.utils import gather_object
 
-from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import NUM_CLASSES, TEXT_COLUMNS
-from prefcls_lib.models.saved import load_fold_model
+from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.pipeline.launch import WorkerFailed, count_processes, run_side_by_side
+from prefcls_lib.pipeline.launch import WorkerFailed, run_together
+from prefcls_lib.runtime.devices import process_state
 from prefcls_lib.runtime.files import UserError, write_whole
 from prefcls_lib.runtime.progress import progress_bar
 
-BLOCK_ROWS = 512  # rows between two looks at the clock; processes share the work block by block
+BLOCK_ROWS = 512  # rows between two looks at the clock
 SECONDS_PAST_DEADLINE = 300  # for the block under way, before a process that does not end is stopped
 
 
@@ -30,74 +31,49 @@ class ModelFailed(Exception):
         self.number = number
 
 
-def predict_run(
-    folder: RunFolder, rows: pd.DataFrame, num_processes: int | None = None
-) -> tuple[np.ndarray, TokenCount]:
-    """Probabilities (N, 3) of new rows, averaged over the run's models; needs nothing but the run folder.
-
-    Args:
-        folder: of the run.
-        rows: from `loading.read_rows`.
-        num_processes: share the rows among so many processes; None: one a GPU.
-
-    Returns:
-        The probabilities, and the tokens that this process computed for them.
-    """
+def predict_run(folder: RunFolder, rows: pd.DataFrame) -> np.ndarray:
+    """Probabilities (N, 3) of rows from `loading.read_rows`, averaged over the run's models."""
     folders = folder.model_folders()
-    total, tokens, inputs = np.zeros((len(rows), NUM_CLASSES)), TokenCount(), None
-    processes = min(count_processes(num_processes), math.ceil(len(rows) / BLOCK_ROWS))
-    if processes > 1:
-        predict_models(folders, rows, lambda number, probs: np.add(total, probs, out=total), processes)
-        return total / len(folders), tokens
+    total, inputs = np.zeros((len(rows), NUM_CLASSES)), None
     for number, path in enumerate(folders, 1):
-        model = load_fold_model(path)
+        model = load_model(path)
         inputs = inputs or model.read_inputs(rows)  # the models of a run share tokenizer and text settings
-        total += model.predict_proba(rows, inputs, f"predict {number}/{len(folders)}")
-        tokens += model.tokens
-    return total / len(folders), tokens
+        total += model.predict_proba(inputs, f"predict {number}/{len(folders)}")
+    return total / len(folders)
 
 
 def predict_models(
     folders: list[Path],
     rows: pd.DataFrame,
     add: Callable[[int, np.ndarray], None],
-    num_processes: int,
+    num_processes: int = 1,
     deadline: float = math.inf,
     fail: Callable[[int, BaseException], None] | None = None,
 ) -> None:
     """Predict rows with several models, one after the other, until a deadline.
 
-    The rows, longest first, are cut into blocks, which the processes share. A block is predicted as a whole wherever
-    that happens, so on equal devices the probabilities do not depend on the number of processes.
-
     Args:
         folders: of the models, in the order of their importance.
         rows: from `loading.read_rows`.
         add: called with a model's place in `folders` and its probabilities (N, 3) as soon as they are complete.
-        num_processes: share the blocks among so many; 1: this one.
+        num_processes: share the batches of each model among so many; 1: this one alone.
         deadline: `time.time()` after which no block is begun; models that are not complete are left out.
         fail: called with a model's place and the error where predicting with it failed; the others are predicted
             without it. None: the error is raised.
     """
-    lengths = sum(rows[name].map(lambda turns: sum(map(len, turns))) for name in TEXT_COLUMNS)
-    order = np.argsort(-lengths.to_numpy(), kind="stable")
-    blocks = [order[start : start + BLOCK_ROWS] for start in range(0, len(order), BLOCK_ROWS)]
-    shares = [np.concatenate(blocks[part::num_processes]) for part in range(min(num_processes, len(blocks)))]
     left = dict(enumerate(folders))
 
-    def finish(number: int, parts: list[np.ndarray]) -> None:
-        probs = np.empty((len(rows), NUM_CLASSES))
-        probs[np.concatenate(shares)] = np.concatenate(parts)
+    def finish(number: int, probs: np.ndarray) -> None:
         del left[number]
         add(number, probs)
 
     while left:
         try:
-            if len(shares) > 1:
-                _predict_shares(dict(left), [rows.iloc[share] for share in shares], deadline, finish)
+            if num_processes > 1:
+                _predict_in_processes(dict(left), rows, num_processes, deadline, finish)
             else:
-                for number, probs in predict_blocks(dict(left), rows.iloc[order], deadline):
-                    finish(number, [probs])
+                for number, probs in predict_blocks(dict(left), rows, deadline):
+                    finish(number, probs)
             return
         except ModelFailed as failed:
             if fail is None:
@@ -107,25 +83,27 @@ def predict_models(
 
 
 def predict_blocks(folders: dict[int, Path], rows: pd.DataFrame, deadline: float) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, probabilities (N, 3)) of each model in turn, block by block, while there is time.
+    """(number, probabilities (N, 3)) of each model in turn, by blocks of rows of similar length, while there is time.
 
     Raises:
         ModelFailed: on whatever goes wrong with a model.
     """
+    lengths = sum(rows[name].map(lambda turns: sum(map(len, turns))) for name in TEXT_COLUMNS)
+    order = np.argsort(-lengths.to_numpy(), kind="stable")
+    blocks = [order[start : start + BLOCK_ROWS] for start in range(0, len(order), BLOCK_ROWS)]
     run = inputs = None
-    with progress_bar(len(folders) * len(rows), "predict", "row") as bar:
+    with progress_bar(len(folders) * len(rows), "predict", "row", process_state().is_main_process) as bar:
         for number, folder in folders.items():
             try:
-                model = load_fold_model(folder)
+                model = load_model(folder)
                 if folder.parent != run:  # a run's models share its inputs; another's are freed first
                     run, inputs = folder.parent, None
                     inputs = model.read_inputs(rows)
                 probs = np.empty((len(rows), NUM_CLASSES))
-                for start in range(0, len(rows), BLOCK_ROWS):
-                    if time.time() > deadline:
+                for block in blocks:
+                    if any(gather_object([time.time() > deadline])):  # in all processes alike
                         return
-                    block = np.arange(start, min(start + BLOCK_ROWS, len(rows)))
-                    probs[block] = model.predict_proba(rows.iloc[block], inputs.take(block))
+                    probs[block] = model.predict_proba(inputs.take(block))
                     bar.update(len(block))
                 if not np.isfinite(probs).all():
                     raise UserError(f"{folder}: predicts probabilities that are not finite. Train the run again.")
@@ -134,43 +112,46 @@ def predict_blocks(folders: dict[int, Path], rows: pd.DataFrame, deadline: float
             yield number, probs
 
 
-def predict_share(folders: list[Path], rows: Path, out: Path, deadline: float) -> None:
-    """What a worker of `predict_models` does: predict its rows, a CSV, and write `out`/NUMBER.bin for each model."""
+def predict_to_files(folders: list[Path], rows: Path, out: Path, deadline: float) -> None:
+    """What a process of `predict_models` does: predict the rows, a CSV; the first writes `out`/NUMBER.npy a model."""
+
+    def write(temporary: Path, probs: np.ndarray) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, probs)
+
     try:
         for number, probs in predict_blocks(dict(enumerate(folders)), read_rows(rows, labelled=False), deadline):
-            write_whole(out / f"{number}.bin", lambda temporary, probs=probs: probs.tofile(temporary))
+            if process_state().is_main_process:
+                write_whole(out / f"{number}.npy", lambda temporary, probs=probs: write(temporary, probs))
     except ModelFailed as failed:
         raise failed.__cause__ from None
 
 
-def _predict_shares(
+def _predict_in_processes(
     folders: dict[int, Path],
-    shares: list[pd.DataFrame],
+    rows: pd.DataFrame,
+    num_processes: int,
     deadline: float,
-    finish: Callable[[int, list[np.ndarray]], None],
+    finish: Callable[[int, np.ndarray], None],
 ) -> None:
-    """`predict_blocks` by a process for each share of the rows."""
+    """`predict_blocks` by several processes, which share the batches of each model."""
     numbers, finished = list(folders), set()
     with TemporaryDirectory() as temporary:
-        outs = [Path(temporary, str(part)) for part in range(len(shares))]
-        for out, rows in zip(outs, shares, strict=True):
-            write_rows(out / "rows.csv", rows)
+        out = Path(temporary)
+        write_rows(out / "rows.csv", rows)
 
         def collect() -> bool:
-            """Hand on what all processes have finished; whether they must be stopped."""
+            """Hand on what is finished; whether the processes must be stopped."""
             for place, number in enumerate(numbers):
-                files = [out / f"{place}.bin" for out in outs]
-                if number not in finished and all(file.exists() for file in files):
+                if number not in finished and (out / f"{place}.npy").exists():
                     finished.add(number)
-                    finish(number, [np.fromfile(file).reshape(-1, NUM_CLASSES) for file in files])
+                    finish(number, np.load(out / f"{place}.npy", allow_pickle=False))
             return time.time() > deadline + SECONDS_PAST_DEADLINE
 
-        places = ["--deadline", str(deadline), *map(str, folders.values())]
-        commands = [["predict-share", "--rows", str(out / "rows.csv"), "--out", str(out), *places] for out in outs]
+        command = ["predict-models", "--rows", str(out / "rows.csv"), "--out", str(out), "--deadline", str(deadline)]
         try:
-            run_side_by_side(commands, [f"predict {part + 1}/{len(shares)}" for part in range(len(shares))], collect)
+            run_together([*command, *map(str, folders.values())], num_processes, collect)
         except WorkerFailed as error:
-            done = len(list(outs[error.number].glob("[0-9]*.bin")))
-            raise ModelFailed(numbers[min(done, len(numbers) - 1)]) from error
+            raise ModelFailed(numbers[min(len(finished), len(numbers) - 1)]) from error
         finally:
             collect()

@@ -4,14 +4,13 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import make_padded_batches, plan_epoch, split_batch
-from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.data.batching import make_padded_batches, split_batch
+from prefcls_lib.evaluation import scores
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.pipeline.folds import new_model, split_rows
-from prefcls_lib.pipeline.job import Job
+from prefcls_lib.pipeline.prepared import TrainingData
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.training.step import epoch_examples
+from prefcls_lib.training.loop import StepPlan
 
 
 def settings_html(given: RunConfig, filled: RunConfig) -> str:
@@ -30,29 +29,28 @@ def settings_html(given: RunConfig, filled: RunConfig) -> str:
     return "".join(parts)
 
 
-def describe_first_step(job: Job, encoded: EncodedRows) -> pd.DataFrame:
+def describe_first_step(data: TrainingData) -> pd.DataFrame:
     """The padded batches of the first optimizer step: their micro-batch, shape, and share of useful tokens."""
-    train, _, _ = split_rows(job, encoded, job.config.folds[0])
-    train = epoch_examples(train, job.config, epoch=0)
-    step = plan_epoch(train.lengths, job.config.batch_size, job.config.seed, epoch=0)[0]
+    train, *_ = split_rows(data, data.config.folds[0])
+    examples, step = StepPlan(train, data.config).batch(0)
     lines = []
-    for number, rows in enumerate(split_batch(step, train.lengths, job.config.max_tokens_per_micro_step)):
-        token_ids = [train.token_ids[i] for i in np.unique(train.sides[rows])]
-        for batch in make_padded_batches(token_ids, job.backbone.tokenizer.pad_id):
+    for number, rows in enumerate(split_batch(step, examples.lengths, data.config.max_tokens_per_micro_step)):
+        token_ids = [examples.token_ids[i] for i in np.unique(examples.sides[rows])]
+        for batch in make_padded_batches(token_ids, data.backbone.tokenizer.pad_id):
             sides, length = batch.input_ids.shape
             share = float(batch.attention_mask.float().mean())
             lines.append({"micro_batch": number, "sides": sides, "length": length, "useful_token_share": share})
     return pd.DataFrame(lines)
 
 
-def untrained_log_loss(job: Job, encoded: EncodedRows, max_rows: int = 64) -> float:
+def untrained_log_loss(data: TrainingData, max_rows: int = 64) -> float:
     """Log loss of the untrained model on the first validation rows: its baseline's, or the training prior's.
 
     Shows at once whether data, labels and head fit together.
     """
-    train, valid, _ = split_rows(job, encoded, job.config.folds[0])
+    train, valid, *_ = split_rows(data, data.config.folds[0])
     valid = valid.take(slice(0, max_rows))
-    accelerator = make_accelerator(job.config.mixed_precision)
-    model = new_model(job, train, accelerator)
-    probs, _ = predict_proba(model, valid, accelerator, job.backbone.tokenizer.pad_id)
-    return metrics.log_loss(valid.labels, probs)
+    accelerator = make_accelerator(data.config.mixed_precision)
+    model = new_model(data, train, accelerator)
+    probs, _ = predict_proba(model, valid, accelerator, data.backbone.tokenizer.pad_id)
+    return scores.log_loss(valid.labels, probs)

@@ -1,4 +1,4 @@
-"""What result.json says of a run: scores of its out-of-sample predictions, the comparison with the baselines."""
+"""What result.json says of a run: scores of its out-of-sample predictions, the comparison with its baseline."""
 
 import math
 import time
@@ -7,117 +7,111 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_entry, ladder_table
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import blend_out_of_fold
-from prefcls_lib.pipeline.folder import LADDER_ENTRY, fold_models, read_table
+from prefcls_lib.pipeline.folder import LADDER, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.runtime.devices import load_average, versions
+from prefcls_lib.runtime.devices import versions
 from prefcls_lib.runtime.files import UserError
 
 TRY_NEXT = "To make an encoder contribute, train on more rows; extra_train adds those of other sets."
+OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second",
+               "seconds_before_training", "encoder_share")  # fmt: skip
 
 
-def read_out_of_sample(job: Job, table: str = "oof.csv") -> tuple[pd.DataFrame, np.ndarray]:
-    """The validated rows of a finished run and their out-of-sample probabilities (N, 3).
+def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
+    """The validated rows of a finished run and their out-of-sample probabilities (N, 3)."""
+    rows = job.rows[job.validated].reset_index(drop=True)
+    return rows, _probs_of(job.folder / "oof.csv", read_table(job.folder / "oof.csv"), rows)
+
+
+def baseline_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """A line a baseline: log_loss, low, high (95 % interval), accuracy, seconds; of out-of-sample predictions."""
+    lines = []
+    for name, table in predictions.groupby("model", sort=False):
+        labels, probs = table["label"].to_numpy(), table[list(LABEL_COLUMNS)].to_numpy()
+        losses = scores.row_losses(labels, probs)
+        low, high = compare.bootstrap_interval(losses, table["group"].to_numpy())
+        line = {"model": name, "log_loss": losses.mean(), "low": low, "high": high}
+        seconds = table.groupby("fold")["seconds"].first().sum()  # all baselines of a fold are fitted together
+        lines.append(line | {"accuracy": scores.accuracy(labels, probs), "seconds": seconds})
+    return pd.DataFrame(lines).set_index("model")
+
+
+def describe_run(job: Job, records: list[dict]) -> dict:
+    """The content of result.json. All log losses are unsmoothed.
+
+    `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
+    prompt groups).
 
     Args:
-        job: of the run.
-        table: "oof.csv", the best step of training chosen on other rows; "valid.csv", what the saved models predict.
-    """
-    rows = job.rows[job.validated].reset_index(drop=True)
-    found = read_table(job.folder / table).set_index(ID)
-    if len(found) != len(rows) or set(found.index) != set(rows[ID]):
-        raise UserError(
-            f"{job.folder / table}: does not hold this run's validation rows. Delete the run folder and run again."
-        )
-    return rows, found.loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
-
-
-def score_job(job: Job) -> dict:
-    """What result.json says of any run's out-of-sample predictions, networks and ladder alike.
-
-    All log losses are unsmoothed. `log_loss` is cross-fitted: the step of training (of a ladder: the baselines) that
-    predicts a row was chosen on other rows; for `log_loss_naive` it was chosen on the same rows. `calibrated_log_loss`
-    has temperature and tie bias fitted on other folds (on one fold: on the other half of its prompt groups).
+        job: its tables written.
+        records: fold.json of every model.
     """
     rows, probs = read_out_of_sample(job)
-    _, naive = read_out_of_sample(job, "valid.csv")
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    calibrated = blend_out_of_fold(labels, [probs], job.folds[job.validated], groups)
-    return {
-        **metrics.score_predictions(labels, probs, groups, job.folds[job.validated]),
-        "log_loss_naive": metrics.log_loss(labels, naive),
-        "reliability": metrics.reliability_table(labels, probs).to_dict(orient="records"),
-        "calibrated_log_loss": metrics.log_loss(labels, calibrated),
-        "calibrated_expected_calibration_error": metrics.expected_calibration_error(labels, calibrated),
+    labels, groups, folds = rows["label"].to_numpy(), rows["group"].to_numpy(), job.folds[job.validated]
+    calibrated = blend_out_of_fold(labels, [probs], folds, groups)
+    predictions = read_table(job.folder / "oof_baselines.csv")
+    start = predictions[predictions["model"] == job.baseline_name]
+    start_probs = _probs_of(job.folder / "oof_baselines.csv", start, rows)
+    result = {
+        **compare.score_predictions(labels, probs, groups, folds),
+        "reliability": scores.reliability_table(labels, probs).to_dict(orient="records"),
+        "calibrated_log_loss": scores.log_loss(labels, calibrated),
+        "calibrated_expected_calibration_error": scores.expected_calibration_error(labels, calibrated),
+        "baseline": job.baseline_name,
+        "baseline_log_loss": scores.log_loss(labels, start_probs),
+        "baselines": baseline_table(predictions).reset_index().to_dict(orient="records"),
         "rows": len(job.rows),
         "valid_rows": len(rows),
         "test_rows": len(job.test_rows),
         "backbone": job.config.init_from or job.config.backbone,
         "seed": job.config.seed,
+        "seconds": _total_seconds(job, records),
         "versions": versions(),
-        "load_average": [job.load_at_start, load_average()],  # of the machine, at the start and at the end
         "data_sha256": job.data_sha256,
+        "folds": records,
     }
+    if job.config.backbone == LADDER:
+        return result | dict.fromkeys(OF_TRAINING)
+    share = compare.compare(labels, probs, start_probs, groups).to_dict()
+    return result | {"encoder_share": share} | _describe_training(job, records)
 
 
-def describe_run(job: Job, ladder: dict[str, OutOfSample], records: list[dict], test_tokens: TokenCount) -> dict:
-    """The content of a network run's result.json.
-
-    Args:
-        job: its tables written.
-        ladder: the baselines on the same folds.
-        records: fold.json of every model.
-        test_tokens: of the prediction of the test rows.
-    """
-    rows, probs = read_out_of_sample(job)
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    everything = job.rows["label"].to_numpy(), job.rows["group"].to_numpy()
-    entry, entry_probs, _ = choose_entry(ladder, *everything, job.folds)
-    entry_probs, table = entry_probs[job.validated], ladder_table(ladder, *everything)
-    start_probs = entry_probs if job.config.start_from == "none" else ladder[job.config.start_from].probs[job.validated]
+def _describe_training(job: Job, records: list[dict]) -> dict:
     tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
-    predicted = sum((TokenCount(*record["valid_tokens"]) for record in records), test_tokens)
-    named = [(model.name, record) for model, record in zip(fold_models(job.config), records, strict=True)]
-    alone = [record.get("encoder_log_loss") for record in records]  # of a fold of an earlier version: not known
-    flips, sizes = ([record[name] for record in records] for name in ("flip_rate", "valid_rows"))
-    losses = np.array([record.get("log_loss", np.nan) for record in records]).reshape(-1, job.config.num_seeds)
+    predicted = sum((TokenCount(*record["predicted_tokens"]) for record in records), TokenCount())
+    names, sizes = [model.name for model in fold_models(job.config)], [record["valid_rows"] for record in records]
+    losses = np.array([record["log_loss"] for record in records]).reshape(-1, job.config.num_seeds)
     of_seeds = np.average(losses, axis=0, weights=sizes[:: job.config.num_seeds])
+    warnings = {name: record["encoder_warning"] for name, record in zip(names, records, strict=True)}
     return {
-        **score_job(job),
-        "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 and np.isfinite(of_seeds).all() else None,
-        "ladder_log_loss": metrics.log_loss(labels, entry_probs),
-        "ladder_entry": entry,
-        "ladder": table.to_dict(orient="records"),
-        "comparison": metrics.compare(labels, probs, entry_probs, groups).to_dict(),
+        "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else None,
         "start_from": job.config.start_from,
-        "encoder_share": metrics.compare(labels, probs, start_probs, groups).to_dict(),
-        "baseline_log_loss": metrics.log_loss(labels, start_probs),
-        "encoder_only_log_loss": None if None in alone else float(np.average(alone, weights=sizes)),
-        "encoder_warnings": {
-            name: record["encoder_warning"] for name, record in named if record.get("encoder_warning")
-        },
-        "flip_rate": float(np.average(flips, weights=sizes)),
+        "encoder_only_log_loss": float(np.average([record["encoder_log_loss"] for record in records], weights=sizes)),
+        "encoder_warnings": {name: warning for name, warning in warnings.items() if warning},
+        "flip_rate": float(np.average([record["flip_rate"] for record in records], weights=sizes)),
         "useful_token_share": tokens.useful_share,
         "predict_useful_token_share": predicted.useful_share,
         "tokens_per_second": tokens.real / sum(record["step_seconds"] for record in records),
-        "seconds": _total_seconds(job, records),
+        "seconds_before_training": min(record["seconds_before_training"] for record in records),
         "best_epoch": float(np.mean([record["best_epoch"] for record in records])),
-        "folds": records,
     }
+
+
+def _probs_of(path: Path, table: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
+    """(N, 3) of the rows, from a table with one line for each of them."""
+    if len(table) != len(rows) or set(table[ID]) != set(rows[ID]):
+        raise UserError(f"{path}: does not hold this run's validation rows. Delete the run folder and run again.")
+    return table.set_index(ID).loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:
     """Seconds in which this session or a fit of an earlier one worked; what ran side by side counts once."""
     now = time.time()
-    session = now - (time.perf_counter() - job.started)
-    spans = [(session, now)]
-    for record in records:  # one of an earlier version does not say when it ended: before this session
-        end = record.get("finished_at", session)
-        spans.append((end - record["seconds"], end))
+    spans = [(job.started_at, now), *((r["finished_at"] - r["seconds"], r["finished_at"]) for r in records)]
     total, covered = 0.0, -math.inf
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, covered))
@@ -126,49 +120,43 @@ def _total_seconds(job: Job, records: list[dict]) -> float:
 
 
 def result_table(result: dict) -> pd.DataFrame:
-    """The ladder's baselines and the network of one result.json, one line each, with 95 % intervals."""
+    """The baselines and the network of one result.json, one line each, with 95 % intervals."""
     low, high = result["log_loss_interval"]
-    network = {"rung": f"network: {Path(result['backbone']).name}", "low": low, "high": high}
+    network = {"model": f"network: {Path(result['backbone']).name}", "low": low, "high": high}
     network |= {name: result[name] for name in ("log_loss", "accuracy", "seconds")}
-    return pd.DataFrame([*result["ladder"], network]).rename(columns={"rung": "model"}).set_index("model")
+    lines = [*result["baselines"], *([network] if result["encoder_share"] else [])]
+    return pd.DataFrame(lines).set_index("model")
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A table of scores as text with the digits that they deserve on few rows: 1.084, 212 s."""
-    scores = [name for name in ("log_loss", "low", "high", "accuracy") if name in table]
-    shown = table.assign(**{name: table[name].map("{:.3f}".format) for name in scores})
+    numbers = [name for name in ("log_loss", "low", "high", "accuracy") if name in table]
+    shown = table.assign(**{name: table[name].map("{:.3f}".format) for name in numbers})
     return shown.assign(seconds=table["seconds"].map(lambda s: f"{s:,.0f} s" if s >= 1 else "below 1 s"))
 
 
 def verdict(result: dict) -> str:
-    """The network against the ladder's entry, and what the encoder changes in the baseline that it starts from."""
-    c = metrics.Comparison.from_dict(result["comparison"])
-    lines = [
-        f"network {c.against(LADDER_ENTRY)}, chosen on other rows ({result['ladder_log_loss']:.4f}): log loss "
-        f"{c.describe()} on {c.rows} validation rows; a difference of {c.smallest_detectable:.4f} would be found in "
+    """What the encoder changes in the baseline."""
+    if result["encoder_share"] is None:
+        return f"{result['baseline']}: log loss {result['log_loss']:.4f} on {result['valid_rows']} validation rows"
+    c = compare.Comparison.from_dict(result["encoder_share"])
+    line = (
+        f"network {c.against(result['baseline'])} ({result['baseline_log_loss']:.4f}): with the encoder, the log loss "
+        f"is {c.describe()} on {c.rows} validation rows; a difference of {c.smallest_detectable:.4f} would be found in "
         "80 % of such samples"
-    ]
-    if result.get("start_from", "none") != "none":
-        share = metrics.Comparison.from_dict(result["encoder_share"]).describe()
-        start = f"{result['start_from']} alone ({result['baseline_log_loss']:.4f})"
-        lines.append(f"with the encoder, the log loss is {share} than with {start}")
-    warnings = result.get("encoder_warnings", {}).items()  # none in an earlier version's
-    lines += [f"{name}: the encoder does not contribute: {why}" for name, why in warnings]
-    return "\n".join([*lines, TRY_NEXT] if warnings else lines)
+    )
+    warnings = [f"{name}: the encoder does not contribute: {why}" for name, why in result["encoder_warnings"].items()]
+    return "\n".join([line, *warnings, *([TRY_NEXT] if warnings else [])])
 
 
 def conclusion(result: dict) -> str:
     """What a run showed and what to try next, as Markdown, computed from its result.json."""
-    c = metrics.Comparison.from_dict(result["comparison"])
-    compared, start = [(LADDER_ENTRY, result["ladder_log_loss"], c)], f"{result['start_from']}, from which it starts"
-    if result["start_from"] != "none" and math.isclose(result["baseline_log_loss"], result["ladder_log_loss"]):
-        compared = [(f"the best of the baselines, {start}", result["baseline_log_loss"], c)]
-    elif result["start_from"] != "none":
-        compared.append((start, result["baseline_log_loss"], metrics.Comparison.from_dict(result["encoder_share"])))
+    c = compare.Comparison.from_dict(result["encoder_share"])
     said = {"BEATS": "is better than", "LOSES": "is worse than", "INCONCLUSIVE": "is not shown to differ from"}
-    found = [f"On {c.rows:,} rows, the network has a log loss of {result['log_loss']:.3f}."]
-    found += [f"It {said[one.verdict]} {other} ({loss:.3f}): its log loss is {one.describe()}."
-              for other, loss, one in compared]  # fmt: skip
+    starts = ", from which it starts" if result["start_from"] != "none" else ""
+    found = [f"On {c.rows:,} rows, the network has a log loss of {result['log_loss']:.3f}.",
+             f"It {said[c.verdict]} {result['baseline']}{starts} ({result['baseline_log_loss']:.3f}): its log loss is "
+             f"{c.describe()}."]  # fmt: skip
     if result["encoder_warnings"]:
         found.append(f"In {len(result['encoder_warnings'])} of {len(result['folds'])} models the encoder adds nothing.")
     ideas = [(result["rows"] < 5_000, f"train on more rows, because {result['rows']:,} teach an encoder little"),

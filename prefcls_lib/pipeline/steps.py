@@ -1,35 +1,35 @@
 """The main job in the order of its steps; the command line and the notebooks both call these and nothing else.
 
 job = start(config)              everything that can be wrong is found here; a prior submission is in place
-encoded = encode(job)            token ids of the training rows
-ladder = run_ladder(job)         plain baselines on the same folds
-fit_folds(job, encoded)          one model a fold (and seed), each saved when it is done; on several GPUs side by side
-result = finish(job, ladder)     submission.csv, the tables, result.json
+data = prepare(job)              token ids and features of all rows, written once
+baselines = fit_baselines(job)   plain models on the same folds: what the networks start from
+fit_folds(data)                  one model a fold (and seed), each saved when it is done; on several GPUs side by side
+result = finish(job)             submission.csv, the tables, result.json
 """
 
 import shutil
-import time
 from dataclasses import replace
 
-from prefcls_lib.baselines.cross_validation import OutOfSample, choose_entry, cross_validate
-from prefcls_lib.baselines.estimators import ENSEMBLE, FAST_BASELINES, MEMBERS, predict_rows
+import pandas as pd
+
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
-from prefcls_lib.data.tokenization import EncodedRows
-from prefcls_lib.evaluation.calibration import geometric_mean
 from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model
-from prefcls_lib.pipeline.folder import FoldModel, RunFolder, fold_models
-from prefcls_lib.pipeline.folds import fit_here
+from prefcls_lib.pipeline import fold_baseline
+from prefcls_lib.pipeline.card import write_cards
+from prefcls_lib.pipeline.estimate import describe_duration
+from prefcls_lib.pipeline.folder import LADDER, FoldModel, RunFolder, fold_models
+from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
-from prefcls_lib.pipeline.offsets import read_out_of_sample_baselines
-from prefcls_lib.pipeline.predict import predict_run
+from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prepare_rows
 from prefcls_lib.pipeline.results import describe_run
-from prefcls_lib.runtime.devices import make_accelerator, process_state
-from prefcls_lib.runtime.files import read_json, write_json
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.files import write_json
+from prefcls_lib.runtime.trackers import begin, end, find_trackers, log
 
 
 def start(config: RunConfig) -> Job:
@@ -42,34 +42,32 @@ def start(config: RunConfig) -> Job:
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
-    make_accelerator(config.mixed_precision)
-    if not (job.folder / "config.json").exists():  # else the weights were loaded when the folder was opened first
-        set_gradient_checkpointing(build_model(backbone.path, config).encoder, config.gradient_checkpointing)
-    return open_folder(replace(job, backbone=backbone), backbone.recipe(config.recipe))
+    make_accelerator(config.mixed_precision, find_trackers(config.report_to))
+    is_new = not (job.folder / "config.json").exists()
+    if is_new:  # else the weights were loaded when the folder was opened first
+        model = build_model(backbone.path, config)
+        set_gradient_checkpointing(model.encoder, config.gradient_checkpointing)
+    job = open_folder(replace(job, backbone=backbone), backbone.recipe)
+    if is_new:
+        print(describe_duration(job, model), flush=True)
+    return job
 
 
-def encode(job: Job) -> EncodedRows:
-    """Token ids of the training rows."""
-    return job.encode(job.rows)
+def prepare(job: Job) -> TrainingData:
+    """Token ids and features of all rows, as networks read them."""
+    return prepare_rows(job)
 
 
-def run_ladder(job: Job) -> dict[str, OutOfSample]:
-    """The plain baselines, fitted and scored on the folds of this run; one of them is what the networks start from.
+def fit_baselines(job: Job) -> pd.DataFrame:
+    """The plain baselines, fitted and scored on the folds of this run; the networks start from one of them.
 
-    Where the run folder holds only the prior's submission, that of the best baselines takes its place.
+    Returns:
+        Their out-of-sample predictions, see `fold_baseline.fit_baselines`.
     """
-    start = {} if job.config.start_from == "none" else read_out_of_sample_baselines(job)
-    names = [name for name in (*FAST_BASELINES, *MEMBERS, ENSEMBLE) if name not in start]
-    seed, extra = job.config.fold_seed, job.extra_rows
-    results = cross_validate(names, job.rows, job.folds, job.config.folds, seed, job.features, extra=extra) | start
-    if job.wrote_prior:
-        entry, *_ = choose_entry(results, job.rows["label"].to_numpy(), job.rows["group"].to_numpy(), job.folds)
-        probs = geometric_mean([predict_rows(results[name].baselines, job.test_rows) for name in entry])
-        write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
-    return results
+    return fold_baseline.fit_baselines(job)
 
 
-def fit_folds(job: Job, encoded: EncodedRows) -> None:
+def fit_folds(data: TrainingData) -> None:
     """Train the models of the run that are not done yet; one that was stopped resumes from its checkpoint.
 
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
@@ -78,67 +76,78 @@ def fit_folds(job: Job, encoded: EncodedRows) -> None:
     Raises:
         Stopped: SIGTERM came; the state of what was under way is saved.
     """
-    models = fold_models(job.config)
-    left = [model for model in models if not job.folder.model_folder(model).is_dir()]
-    if process_state().is_main_process:
-        for model in sorted(set(models) - set(left)):
-            print(f"{model.name}: done before, kept in {job.folder.model_folder(model)}", flush=True)
-    num_processes = count_processes(job.config.num_processes)
-    if left and num_processes > 1:
-        started_at = time.time() - (time.perf_counter() - job.started)
-        command, folder = ["fit", "--started-at", str(started_at)], str(job.folder.path)
-        if len(left) == 1:
-            run_together([*command, folder, left[0].name], num_processes)
-        else:
-            shares = [left[i::num_processes] for i in range(min(num_processes, len(left)))]
-            names = [[model.name for model in share] for share in shares]
-            command += ["--side-by-side", str(len(shares)), folder]
-            run_side_by_side([[*command, *share] for share in names], [" ".join(share) for share in names])
+    models, folder = fold_models(data.config), data.folder
+    left = [model for model in models if not folder.model_folder(model).is_dir()]
+    for model in sorted(set(models) - set(left)):
+        print(f"{model.name}: done before, kept in {folder.model_folder(model)}", flush=True)
+    num_processes = count_processes(data.config.num_processes)
+    command = ["fit", "--started-at", str(data.started_at), str(folder.path)]
+    if not left or num_processes == 1:
+        train_models(data, left)
+    elif len(left) == 1:
+        run_together([*command, left[0].name], num_processes)
     else:
-        fit_here(job, encoded, left)
+        shares = [[model.name for model in left[i::num_processes]] for i in range(min(num_processes, len(left)))]
+        run_side_by_side([[*command, *share] for share in shares], [" ".join(share) for share in shares])
 
 
-def fit_models(folder: RunFolder, names: list[str], started_at: float, side_by_side: int) -> None:
-    """What a worker does: train some models of a run that was started at `started_at` (`time.time()`).
-
-    `side_by_side`: workers that do so at the same time, each with models of its own.
-    """
-    config = RunConfig.from_mapping(read_json(folder / "config.json")["settings"])
-    job = start(replace(config, out=str(folder.path)))
-    job = replace(job, started=time.perf_counter() - (time.time() - started_at))
-    fit_here(job, encode(job), [FoldModel.parse(name) for name in names], side_by_side)
+def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
+    """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
+    train_models(load_training_data(folder, started_at), [FoldModel.parse(name) for name in names])
 
 
-def finish(job: Job, ladder: dict[str, OutOfSample]) -> dict:
-    """Predict the test rows with the saved models; write submission, tables and, last, result.json.
+def finish(job: Job) -> dict:
+    """Write the submission, the tables and, last, result.json, from what the models have left in their folders.
 
     Returns:
-        The content of result.json; nothing in processes other than the first.
+        The content of result.json.
     """
-    probs, test_tokens = predict_run(job.folder, job.test_rows, job.config.num_processes)
-    if not process_state().is_main_process:
-        return {}
-    records = job.folder.gather_tables(fold_models(job.config))
+    models = fold_models(job.config)
+    records = job.folder.gather_tables(models)
+    probs = job.folder.test_predictions(models)
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
-    result = describe_run(job, ladder, records, test_tokens)
+    result = describe_run(job, records)
+    write_cards(job.folder.path, job.config, result, job.folder.model_folders())
+    _report(job, result)
     write_json(job.folder / "result.json", result)
     shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
     return result
 
 
-def run(config: RunConfig) -> RunFolder:
-    """All steps; on a folder whose run is complete, only says so.
+def _report(job: Job, result: dict) -> None:
+    """The numbers of the whole run to the trackers, if any are set."""
+    accelerator = make_accelerator("no", find_trackers(job.config.report_to), job.folder / "logs")
+    begin(accelerator, job.config.to_dict(), job.folder.path.name)
+    log(accelerator, result)
+    end(accelerator)
 
-    Started by torchrun or accelerate launch, every process calls this; the first alone writes.
+
+def run(config: RunConfig) -> RunFolder:
+    """All steps; on a folder whose run is complete, only says so."""
+    job = start(config)
+    if not said_complete(job):
+        data = prepare(job)
+        fit_baselines(job)
+        fit_folds(data)
+        finish(job)
+    return job.folder
+
+
+def run_without_network(config: RunConfig) -> RunFolder:
+    """`prefcls ladder`: a run whose models are the folds' baselines, with the files of any other run.
+
+    Of the settings only `start_from` and those of rows and folds matter; history.csv is empty.
     """
-    with process_state().main_process_first():
-        job = start(config)
+    job = open_folder(read_job(replace(config, backbone=LADDER, init_from=None, num_seeds=1)))
+    if not said_complete(job):
+        fit_baselines(job)
+        fold_baseline.save_as_models(job)
+        finish(job)
+    return job.folder
+
+
+def said_complete(job: Job) -> bool:
+    """Whether the run is complete, which is then said."""
     if job.folder.complete:
         print(f"{job.folder.path}: this run is complete; for a new one name another --out.", flush=True)
-    else:
-        encoded = encode(job)
-        ladder = run_ladder(job) if process_state().is_main_process else {}
-        fit_folds(job, encoded)
-        finish(job, ladder)
-        process_state().wait_for_everyone()
-    return job.folder
+    return job.folder.complete

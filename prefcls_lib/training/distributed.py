@@ -1,4 +1,4 @@
-"""One job over several processes (accelerate over torch.distributed): each has the whole model and a share of the work.
+"""One model trained by several processes (accelerate over torch.distributed), each with a share of the rows.
 
 Every process takes its share of each optimizer step's pairs, the gradients are summed, and all take the same step; so
 the result is that of one process, whatever their number. In one process nothing here does anything.
@@ -7,10 +7,6 @@ the result is that of one process, whatever their number. In one process nothing
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-
-# Of a scaled gradient that is sent in fp16. At the scaler's first 2^16, what a weight has summed over the tokens would
-# overflow from 1 on; so it may be 16, and is exact to 0.1 % down to 1.5e-8.
-FP16_SHARE = 1 / 16
 
 
 def share_weights(model: torch.nn.Module, accelerator: Accelerator) -> None:
@@ -21,21 +17,13 @@ def share_weights(model: torch.nn.Module, accelerator: Accelerator) -> None:
 
 
 def sum_gradients(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Sum the gradients of all processes; a parameter that one of them has not used counts as zero there.
-
-    Where the loss is scaled they travel in fp16, half the bytes. What overflows there is skipped as in a backward pass.
-    """
+    """Sum the gradients of all processes; a parameter that one of them has not used counts as zero there."""
     if accelerator.num_processes == 1:
         return
     for parameter in (p for p in model.parameters() if p.requires_grad):
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if accelerator.scaler is None:
-            torch.distributed.all_reduce(grad)
-        else:
-            half = (grad * FP16_SHARE).half()
-            torch.distributed.all_reduce(half)
-            grad.copy_(half).div_(FP16_SHARE)
-        parameter.grad = grad
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
 
 
 def sum_counts(

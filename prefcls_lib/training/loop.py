@@ -3,35 +3,59 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, plan_epoch
-from prefcls_lib.evaluation import metrics
 from prefcls_lib.models.backbones import set_gradient_checkpointing
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.progress import progress_bar
-from prefcls_lib.training import step
-from prefcls_lib.training.collapse import check_encoder, reference_log_losses, why_collapsed
-from prefcls_lib.training.distributed import share_weights, sum_counts, sum_gradients
-from prefcls_lib.training.optim import (
-    Pace,
-    make_optimizer,
-    rate_factor,
-    set_learning_rate,
-    steps_in_time,
-    validation_steps,
-)
-from prefcls_lib.training.state import FitResult, Session, Stopped, TrainingState, load_state, save_state
+from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
+from prefcls_lib.training.distributed import share_weights, sum_counts
+from prefcls_lib.training.optim import make_optimizer, rate_factor, set_learning_rate
+from prefcls_lib.training.step import epoch_examples, train_step, update_weights
+from prefcls_lib.training.validation import ADVICE, collapse_check, judge_encoder, validate
 
-MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
-MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
+SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
+FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, for saving the model: so many, at most this share of it
+FORWARD_SHARE = 0.5  # of a step's time, for its tokens without a backward pass: an upper limit until a validation
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` measured. The model itself holds the chosen weights.
+
+    Attributes:
+        history: one line a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
+            valid_accuracy, encoder_log_loss and encoder_spread (see `validate`), learning_rate, gradient_norm,
+            tokens_per_second, skipped_steps, seconds.
+        valid_probs: (V, N, 3) probabilities of the validation rows at each validation.
+        chosen: which validation's weights the model holds.
+        encoder_warning: why their encoder contributes nothing, "" where it may contribute.
+        swapped_probs: (N, 3) of the validation rows with A and B swapped, by those weights.
+        tokens: of all training steps.
+        valid_tokens: of one pass over the validation rows.
+        step_seconds: seconds in training steps, validation left out.
+        planned_steps: of which a time budget, or a collapse, may have left some out.
+    """
+
+    history: pd.DataFrame
+    valid_probs: np.ndarray
+    chosen: int
+    encoder_warning: str
+    swapped_probs: np.ndarray
+    tokens: TokenCount
+    valid_tokens: TokenCount
+    step_seconds: float
+    planned_steps: int
 
 
 def fit(
@@ -46,252 +70,194 @@ def fit(
 ) -> FitResult:
     """Train `model` in place.
 
-    AdamW with linear warm-up and decay; validation on unsmoothed log loss at even steps of every epoch. With at
-    least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are kept.
-    Where an earlier, killed session left a checkpoint, training resumes from it. On a CPU of the same kind the end is
-    the same to the bit; on a GPU nearly, because scatter, gather and memory-efficient attention add in any order there.
+    With at least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are
+    kept. Where an earlier session left a checkpoint, training resumes from it. On a CPU of the same kind the end is the
+    same to the bit; on a GPU nearly, because some kernels add in any order there.
 
     Args:
         model: untrained; it predicts its baseline, or the class shares where it starts from none.
-        train, valid: rows with labels.
         config: with the recipe filled in.
-        accelerator: device, autocast and gradient scaling.
         pad_id: padding token of the backbone.
         label: name of the progress bar.
-        session: checkpoints, deadline, stop signal.
 
     Raises:
         UserError: gradients or predictions are no longer finite, or not even one pair fits into memory.
         Stopped: `session.stop` was set; the state is saved.
-        Collapsed: the encoder has collapsed, and `on_collapse` is not "warn".
     """
-    trainer = Trainer(model, train, valid, config, accelerator, pad_id, label, session or Session())
-    trainer.start_or_resume()
-    with trainer.progress:
-        for batch in trainer.batches():
-            trainer.take_step(batch)
-            trainer.replan()
-            if trainer.validation_due():
-                trainer.validate()
-            trainer.save_if_due()
-            trainer.stop_if_asked()
-    return trainer.result()
+    session, plan = session or Session(), StepPlan(train, config)
+    optimizer, state = start_or_resume(model, config, accelerator, session.folder)
+    clock, why_collapsed = Clock(session, state, plan.steps, int(valid.lengths.sum())), collapse_check(train, valid)
+    with progress_bar(plan.steps, label, "step", accelerator.is_main_process, state.step) as bar:
+
+        def log(line: str) -> None:
+            if accelerator.is_main_process:
+                bar.write(f"{label}: {line}")
+
+        if state.step:
+            log(f"resumed at step {state.step}")
+        while state.position < plan.steps and state.flagged < 2:
+            started, before = time.perf_counter(), state.position
+            rate = rate_factor(before, plan.steps, state.records, config)
+            set_learning_rate(optimizer, rate)
+            examples, batch = plan.batch(state.step)
+            loss_sum, tokens = train_step(model, examples, batch, state, config, accelerator, pad_id, log)
+            norm = update_weights(model, optimizer, accelerator, state, log)
+            stopping = clock.count_step(state, started, batch, loss_sum, tokens, norm, accelerator)
+            show_progress(bar, state)
+            validation_due = plan.validation_due(before, state.position)
+            if validation_due:
+                place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
+                         "learning_rate": rate * config.learning_rate, "gradient_norm": norm}  # fmt: skip
+                with clock.time_validation(state):
+                    validate(model, valid, state, place, accelerator, pad_id, log)
+                judge_encoder(state, plan.warmup_rows, why_collapsed, log)
+            if (
+                session.folder is not None
+                and accelerator.is_main_process
+                and clock.save_due(validation_due or stopping)
+            ):
+                save_checkpoint(session.folder, state, model, optimizer, accelerator)
+            if stopping:
+                raise Stopped(f"{label}: stopped at step {state.step}")
+    return finish(model, state, config, plan.steps, why_collapsed)
 
 
-@dataclass
-class Trainer:
-    """A training run: `fit` calls its methods in order. `state` is its position; all of it is in a checkpoint."""
+def start_or_resume(
+    model: PreferenceModel, config: RunConfig, accelerator: Accelerator, folder: Path | None
+) -> tuple[torch.optim.AdamW, TrainingState]:
+    """Model and optimizer on the device, and the state: those of the checkpoint in `folder`, if there is one."""
+    model.to(accelerator.device)
+    if config.gradient_checkpointing:
+        set_gradient_checkpointing(model.encoder, True)
+    optimizer = make_optimizer(model, config, accelerator.device)
+    if accelerator.scaler is not None:  # has a scale once it was used, which a process without rows would not do
+        accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
+    state = load_checkpoint(folder, model, optimizer, accelerator) or TrainingState(config.max_tokens_per_micro_step)
+    share_weights(model, accelerator)
+    if accelerator.process_index:  # dropout must differ between processes
+        torch.manual_seed(config.seed + 10_007 * accelerator.process_index + state.step)
+    return optimizer, state
 
-    model: PreferenceModel
-    train: Examples
-    valid: Examples
-    config: RunConfig
-    accelerator: Accelerator
-    pad_id: int
-    label: str
-    session: Session
 
-    def start_or_resume(self) -> None:
-        """Model and optimizer on the device, and the state: that of the checkpoint, else of a new run."""
-        model, config, accelerator, folder = self.model, self.config, self.accelerator, self.session.state_folder
-        model.to(accelerator.device)
-        if config.gradient_checkpointing:
-            set_gradient_checkpointing(model.encoder, True)
-        self.optimizer = make_optimizer(model, config, accelerator.device)
-        if accelerator.scaler is not None:  # has a scale once it was used, which a process without rows would not do
-            accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
-        self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
-        self.planned_steps = self.steps_per_epoch * config.num_epochs
-        self.state = folder and load_state(folder, model, self.optimizer, accelerator)
-        is_new = not self.state
-        if is_new:
-            self.state = TrainingState(self.planned_steps, config.max_tokens_per_micro_step)
-            if config.head_only_rows:
-                step.fit_head(model, self.train, config, accelerator, self.pad_id)
-        share_weights(model, accelerator)
-        if accelerator.process_index:  # dropout must differ between processes
-            torch.manual_seed(config.seed + 10_007 * accelerator.process_index + self.state.step)
-        self.saved = time.perf_counter()
-        self.started = self.saved - self.state.elapsed
-        self.skipped_in_a_row, self.stopping, self.pace = 0, False, Pace()
-        self.swapped_probs = self.valid_tokens = None
-        self.references = reference_log_losses(self.train, self.valid)
-        shown, done = accelerator.is_main_process, self.state.step
-        self.progress = progress_bar(self.state.total_steps, self.label, "step", shown, done)
-        if not is_new:
-            self.log(f"resumed at step {self.state.step}")
-        if accelerator.num_processes > 1:
-            self.log(f"{accelerator.num_processes} processes share each step")
+def finish(
+    model: PreferenceModel,
+    state: TrainingState,
+    config: RunConfig,
+    planned_steps: int,
+    why_collapsed: Callable[[dict], str],
+) -> FitResult:
+    """What was measured; the model gets the weights of the chosen validation."""
+    if config.gradient_checkpointing:
+        set_gradient_checkpointing(model.encoder, False)
+    if state.best_weights is not None:
+        model.load_state_dict(state.best_weights)
+    chosen = len(state.records) - 1 if state.best is None else state.best
+    warning = why_collapsed(state.records[chosen]) + (f"; training ended early. {ADVICE}" if state.flagged == 2 else "")
+    counts = (state.tokens, state.valid_tokens, state.step_seconds, planned_steps)
+    history, valid_probs = pd.DataFrame(state.records), np.stack(state.valid_probs)
+    return FitResult(history, valid_probs, chosen, warning, state.swapped_probs[chosen], *counts)
 
-    def log(self, line: str) -> None:
-        """Print a line above the progress bar, in one of the processes."""
-        if self.accelerator.is_main_process:
-            self.progress.write(f"{self.label}: {line}")
 
-    def within_memory(self, work: Callable[[], step.Result], repeat: bool = True) -> step.Result:
-        """`step.within_memory` at the state of this run."""
-        return step.within_memory(work, self.state, self.log, repeat)
+def show_progress(bar: tqdm, state: TrainingState) -> None:
+    """One step more on the bar, with loss and pace."""
+    if state.step % 10 == 0:
+        pace = f"{state.tokens_per_second:,.0f} tokens/s"
+        bar.set_postfix_str(f"loss {state.train_log_loss or math.nan:.4f}, {pace}", refresh=False)
+    bar.update()
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """The row numbers (B,) of one optimizer step after the other, from the state's position on."""
-        config, state, planned_epoch = self.config, self.state, None
-        while state.step < state.total_steps:
-            epoch, position = divmod(state.step, self.steps_per_epoch)
-            if epoch != planned_epoch:
-                planned_epoch, self.examples = epoch, step.epoch_examples(self.train, config, epoch)
-                planned = plan_epoch(self.examples.lengths, config.batch_size, config.seed, epoch)
-                self.step_tokens = np.array([self.examples.lengths[batch].sum() for batch in planned])
-            yield planned[position]
 
-    def take_step(self, batch: np.ndarray) -> None:
-        """One optimizer step: rate, gradients, update, counts."""
-        state, config, accelerator, started = self.state, self.config, self.accelerator, time.perf_counter()
-        factor = rate_factor(state.step, state.total_steps, self.steps_per_epoch, state.records, config)
-        set_learning_rate(self.optimizer, factor)
-        given = (self.model, self.examples, batch)
-        loss_sum, tokens = self.within_memory(
-            lambda: step.train_step(*given, state.max_tokens, config, accelerator, self.pad_id)
-        )
-        self.within_memory(lambda: sum_gradients(self.model, accelerator), repeat=accelerator.num_processes == 1)
-        is_finite = self.update_weights()
-        now, asked = time.perf_counter(), self.session.stop is not None and self.session.stop.is_set()
-        clock = np.array([now - started, (self.session.deadline or now) - now])
-        clock *= accelerator.is_main_process  # one clock counts, so that all processes make the same plan
-        loss_sum, counts = sum_counts(loss_sum, [tokens.real, tokens.computed, asked, *clock.tolist()], accelerator)
-        real, computed, self.stopping, seconds, self.time_left = counts
-        self.pace.steps.append((self.step_tokens[state.step % self.steps_per_epoch], seconds))
-        self.skipped_in_a_row = 0 if is_finite else self.skipped_in_a_row + 1
-        state.skipped_steps += not is_finite
+class StepPlan:
+    """The planned optimizer steps: the rows of each, and after which to validate."""
+
+    def __init__(self, train: Examples, config: RunConfig):
+        self.train, self.config, self.epoch = train, config, None
+        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
+        self.steps = self.steps_per_epoch * config.num_epochs
+        self.warmup_rows = config.warmup_ratio * len(train) * config.num_epochs
+        parts = min(config.validations_per_epoch, self.steps_per_epoch)
+        ends = [round(self.steps_per_epoch * part / parts) for part in range(1, parts + 1)]
+        self.validations = [epoch * self.steps_per_epoch + end for epoch in range(config.num_epochs) for end in ends]
+
+    def batch(self, step: int) -> tuple[Examples, np.ndarray]:
+        """The rows as the epoch of this step trains on them, and the numbers (B,) of those of the step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.examples = epoch, epoch_examples(self.train, self.config, epoch)
+            self.batches = plan_epoch(self.examples.lengths, self.config.batch_size, self.config.seed, epoch)
+        return self.examples, self.batches[place]
+
+    def validation_due(self, before: float, after: float) -> bool:
+        """Whether a step from position `before` to `after` passes a planned validation: even parts of each epoch."""
+        return any(before < planned <= after for planned in self.validations)
+
+
+class Clock:
+    """Counts steps and time. Without a time budget the position of a training run is its number of steps.
+
+    With one it is the larger of that and of the same share of the time, so that the learning rate ends at zero and the
+    run within the budget, whatever its pace. The last validation, the test rows and saving have their time reserved.
+    """
+
+    def __init__(self, session: Session, state: TrainingState, steps: int, valid_tokens: int):
+        self.session, self.steps, self.opened_at, self.opened = session, steps, state.position, time.perf_counter()
+        self.elapsed_before, self.saved = state.elapsed, self.opened
+        self.tokens_ahead = valid_tokens + session.tokens_to_predict
+        self.seconds, self.tokens = 0.0, 0  # of this session's steps
+        self.seconds_per_token: float | None = None  # of a validation
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all sessions."""
+        return self.elapsed_before + time.perf_counter() - self.opened
+
+    def count_step(
+        self,
+        state: TrainingState,
+        started: float,
+        batch: np.ndarray,
+        loss_sum: torch.Tensor,
+        tokens: TokenCount,
+        norm: float | None,
+        accelerator: Accelerator,
+    ) -> bool:
+        """Put a step, begun at `started`, into the state, its counts summed over the processes; whether to stop."""
+        asked = self.session.stop is not None and self.session.stop.is_set()
         state.step += 1
+        own = np.array([time.perf_counter() - started, self._position(state)])
+        own *= accelerator.is_main_process  # one clock counts, so that all processes make the same plan
+        counts = [tokens.real, tokens.computed, asked, *own.tolist()]
+        loss_sum, counts = sum_counts(loss_sum, counts, accelerator)
+        real, computed, asked, seconds, position = counts
+        state.position = max(state.position, position)
+        state.rows_seen += len(batch)
         state.tokens += TokenCount(int(real), int(computed))
-        state.step_seconds += seconds
-        if is_finite:
+        state.step_seconds, state.elapsed = state.step_seconds + seconds, self.elapsed
+        self.seconds, self.tokens = self.seconds + seconds, self.tokens + real
+        if norm is not None:
             state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(batch)
-        self.progress.update()
-        if state.step % 10 == 0:
-            pace = f"{state.tokens_per_second:,.0f} tokens/s"
-            self.progress.set_postfix_str(f"loss {state.train_log_loss:.4f}, {pace}", refresh=False)
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"training: the gradients of {self.skipped_in_a_row} steps in a row were not finite (now step "
-                f"{state.step}). Set learning_rate lower, or mixed_precision=no."
-            )
+        return bool(asked)
 
-    def update_weights(self) -> bool:
-        """Clip the gradients and take the step, where they are finite; whether they were."""
-        scaler, parameters = self.accelerator.scaler, list(self.model.parameters())
-        if scaler is not None:
-            self.within_memory(lambda: scaler.unscale_(self.optimizer))
-        self.norm = float(self.within_memory(lambda: torch.nn.utils.clip_grad_norm_(parameters, step.MAX_GRAD_NORM)))
-        if math.isfinite(self.norm):
-            self.within_memory(self.optimizer.step)
-        if scaler is not None:
-            scaler.update()
-        self.optimizer.zero_grad()
-        return math.isfinite(self.norm)
+    @contextmanager
+    def time_validation(self, state: TrainingState) -> Iterator[None]:
+        """Measures how long the tokens of the validation take; puts the seconds so far into its record."""
+        started = time.perf_counter()
+        yield
+        self.seconds_per_token = (time.perf_counter() - started) / max(1, state.valid_tokens.real)
+        state.elapsed = state.records[-1]["seconds"] = self.elapsed
 
-    def replan(self) -> None:
-        """As many of the planned steps as there is time for, at the pace so far.
+    def save_due(self, asked: bool) -> bool:
+        """Whether to write a checkpoint: where it is asked for, and after SAVE_EVERY_SECONDS."""
+        due = asked or time.perf_counter() - self.saved >= SAVE_EVERY_SECONDS
+        self.saved = time.perf_counter() if due else self.saved
+        return due
 
-        Prediction is counted at that pace too, though without a backward pass it is two to three times faster: that is
-        the margin, with a tenth of the remaining time.
-        """
-        state, position = self.state, self.state.step % self.steps_per_epoch
-        if self.session.deadline is None or not self.pace.is_due(state.step, state.total_steps, self.time_left):
-            return
-        ahead = np.full(self.planned_steps - state.step, self.step_tokens.mean())
-        if position:  # the rest of this epoch is known
-            ahead[: self.steps_per_epoch - position] = self.step_tokens[position:]
-        tokens_left = 0.9 * self.time_left * self.pace.tokens_per_second - self.session.tokens_to_predict
-        validations = validation_steps(self.config, self.steps_per_epoch, self.planned_steps)
-        before, valid_tokens = state.total_steps, self.valid.lengths.sum()
-        state.total_steps = steps_in_time(state.step, ahead, validations, valid_tokens, tokens_left)
-        self.progress.total = state.total_steps
-        if abs(state.total_steps - before) * 100 >= self.planned_steps:
-            self.log(
-                f"time budget: at {self.pace.tokens_per_second:,.0f} tokens/s {state.total_steps} of "
-                f"{self.planned_steps} steps fit, validation and prediction included"
-            )
-
-    def validation_due(self) -> bool:
-        """Whether to validate after the state's step."""
-        return self.state.step in validation_steps(self.config, self.steps_per_epoch, self.state.total_steps)
-
-    def validate(self) -> None:
-        """Score the validation rows, keep the weights where they are the best so far, check for a collapse.
-
-        A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
-        more by the auxiliary output, which knows no baseline, with the features at their mean (zero, once
-        standardised): `encoder_log_loss` is that prediction's, `encoder_spread` its standard deviation over the rows,
-        averaged over the classes.
-        """
-        state, valid = self.state, self.valid
-        state.elapsed = time.perf_counter() - self.started
-        probs, encoder_probs, swapped_probs, self.valid_tokens = self.within_memory(self.predict_valid)
-        if not np.isfinite(probs).all():
-            raise UserError(
-                f"training: at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left "
-                "out). Set learning_rate lower, or mixed_precision=no."
-            )
-        record = {
-            "step": state.step,
-            "train_log_loss": state.train_log_loss if state.loss_rows else None,  # None: no step had a finite gradient
-            "valid_log_loss": metrics.log_loss(valid.labels, probs),
-            "valid_accuracy": metrics.accuracy(valid.labels, probs),
-            "encoder_log_loss": metrics.log_loss(valid.labels, encoder_probs),
-            "encoder_spread": float(encoder_probs.std(axis=0).mean()),
-            "tokens_per_second": state.tokens_per_second,
-            "skipped_steps": state.skipped_steps,
-            "seconds": state.elapsed,
-            "epoch": state.step / self.steps_per_epoch,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "gradient_norm": self.norm if math.isfinite(self.norm) else None,
-        }
-        state.valid_probs.append(probs)
-        state.loss_sum, state.loss_rows = 0.0, 0
-        state.records.append(record)
-        is_best = record["valid_log_loss"] <= min(earlier["valid_log_loss"] for earlier in state.records)
-        if is_best or len(valid) < MIN_ROWS_TO_SELECT:
-            self.swapped_probs = swapped_probs
-        if is_best and len(valid) >= MIN_ROWS_TO_SELECT:
-            state.best = len(state.records) - 1
-            state.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        self.log(
-            f"step {state.step}/{state.total_steps}  train {record['train_log_loss'] or math.nan:.4f}  valid log loss "
-            f"{record['valid_log_loss']:.4f}  accuracy {record['valid_accuracy']:.3f}"
-        )
-        check_encoder(record, state.step * self.config.batch_size, self.references, self.config.on_collapse, self.log)
-
-    def predict_valid(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenCount]:
-        """`step.predict_valid` of this run."""
-        return step.predict_valid(self.model, self.valid, self.accelerator, self.pad_id)
-
-    def save_if_due(self) -> None:
-        """A checkpoint after each validation, before a stop, and every `save_every_minutes`."""
-        if self.session.state_folder is None or not self.accelerator.is_main_process:
-            return
-        due = time.perf_counter() - self.saved >= 60 * self.config.save_every_minutes
-        if due or self.stopping or self.validation_due():
-            self.state.elapsed = time.perf_counter() - self.started
-            save_state(self.session.state_folder, self.state, self.model, self.optimizer, self.accelerator)
-            self.saved = time.perf_counter()
-
-    def stop_if_asked(self) -> None:
-        """Raises Stopped where `session.stop` is set in any of the processes."""
-        if self.stopping:
-            raise Stopped(f"{self.label}: stopped at step {self.state.step}")
-
-    def result(self) -> FitResult:
-        """What was measured; the model gets the weights of the chosen validation."""
-        state, model = self.state, self.model
-        if self.config.gradient_checkpointing:
-            set_gradient_checkpointing(model.encoder, False)
-        if state.best_weights is not None:
-            model.load_state_dict(state.best_weights)
-        if self.swapped_probs is None:  # the chosen validation was in an earlier session
-            *_, self.swapped_probs, self.valid_tokens = self.within_memory(self.predict_valid)
-        chosen = len(state.records) - 1 if state.best is None else state.best
-        history, valid_probs = pd.DataFrame(state.records), np.stack(state.valid_probs)
-        warning = why_collapsed(state.records[chosen], *self.references)
-        counts = (state.tokens, self.valid_tokens, state.step_seconds)
-        return FitResult(history, valid_probs, chosen, warning, self.swapped_probs, *counts)
+    def _position(self, state: TrainingState) -> float:
+        if self.session.deadline is None:
+            return state.step
+        forward = self.seconds_per_token or FORWARD_SHARE * self.seconds / max(1, self.tokens)
+        budget = self.session.deadline - self.opened
+        left_for_steps = budget - min(FINISH_SECONDS, FINISH_SHARE * budget) - forward * self.tokens_ahead
+        used = time.perf_counter() - self.opened
+        if used >= left_for_steps:
+            return self.steps
+        return max(state.step, self.opened_at + (self.steps - self.opened_at) * used / left_for_steps)

@@ -1,7 +1,7 @@
-"""One optimizer step: gradients summed over micro-batches, within the memory there is; and the head-only phase."""
+"""One optimizer step: gradients summed over micro-batches, within the memory there is."""
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.baselines.columns import NO_TIE_SHIFT
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, split_batch, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.optim import learning_rate_factor, parameter_groups, set_learning_rate
-from prefcls_lib.training.state import TrainingState
+from prefcls_lib.training.checkpoint import TrainingState
+from prefcls_lib.training.distributed import sum_gradients
 
 MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm
+MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
 SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a matter of the cap
 # What cuBLAS and cuDNN, NCCL, and the allocator of the CPU say, which have no type of error for it.
 OUT_OF_MEMORY = ("ALLOC_FAILED", "out of memory", "Failed to CUDA", "allocate memory", "not enough memory")
@@ -30,41 +29,96 @@ def train_step(
     model: PreferenceModel,
     train: Examples,
     batch: np.ndarray,
-    max_tokens: int,
+    state: TrainingState,
     config: RunConfig,
     accelerator: Accelerator,
     pad_id: int,
+    log: Callable[[str], None],
 ) -> tuple[torch.Tensor, TokenCount]:
-    """Gradients of this process's share of one optimizer step, summed over its micro-batches.
-
-    The loss of every micro-batch is divided by the pairs of the whole batch, so the gradient is that of the batch's
-    mean loss whatever `max_tokens` (held for one backward pass) is, and the processes' gradients are to be summed.
+    """Gradients of this process's share of one optimizer step, with smaller micro-batches where memory runs out.
 
     Args:
         batch: (B,) row numbers of all processes' pairs.
+        state: its `max_tokens` are held for one backward pass at most; halved when memory runs out.
 
     Returns:
         Sum of the unsmoothed losses of its rows (a tensor on the device), and their tokens.
+    """
+    given = (model, train, batch[accelerator.process_index :: accelerator.num_processes], len(batch))
+    return within_memory(
+        lambda: accumulate_gradients(*given, state.max_tokens, config.label_smoothing, accelerator, pad_id), state, log
+    )
+
+
+def accumulate_gradients(
+    model: PreferenceModel,
+    train: Examples,
+    rows: np.ndarray,
+    batch_size: int,
+    max_tokens: int,
+    label_smoothing: float,
+    accelerator: Accelerator,
+    pad_id: int,
+) -> tuple[torch.Tensor, TokenCount]:
+    """Gradients of some rows (B,), summed over micro-batches of at most `max_tokens` tokens; see `train_step`.
+
+    The loss of every micro-batch is divided by `batch_size`, the pairs of the whole step, so the gradient is that of
+    the step's mean loss whatever `max_tokens` is, and the processes' gradients are to be summed.
     """
     model.zero_grad()  # of an attempt that ran out of memory
     model.train()
     device = accelerator.device
     loss_sum = torch.zeros((), device=device)
     tokens = TokenCount()
-    mine = batch[accelerator.process_index :: accelerator.num_processes]
-    for rows in split_batch(mine, train.lengths, max_tokens):
-        used, places = np.unique(train.sides[rows], return_inverse=True)
+    for some in split_batch(rows, train.lengths, max_tokens):
+        used, places = np.unique(train.sides[some], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
         padded = [one.to(device) for one in make_padded_batches(token_ids, pad_id, **padding_for(device))]
         with accelerator.autocast():
             embeddings = model.embed_sides(padded)
-        outputs = head_outputs(model, train, rows, embeddings, device, places.reshape(len(rows), -1))
-        loss = training_loss(outputs, train, rows, config.label_smoothing)
-        accelerator.backward(loss / len(batch))
-        labels = to_device(train.labels[rows], device)
+        outputs = head_outputs(model, train, some, embeddings, device, places.reshape(len(some), -1))
+        loss = training_loss(outputs, train, some, label_smoothing)
+        accelerator.backward(loss / batch_size)
+        labels = to_device(train.labels[some], device)
         loss_sum += torch.nn.functional.cross_entropy(outputs[0].detach(), labels, reduction="sum")
         tokens += TokenCount(sum(map(len, token_ids)), sum(one.tokens_computed for one in padded))
     return loss_sum, tokens
+
+
+def update_weights(
+    model: PreferenceModel,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    state: TrainingState,
+    log: Callable[[str], None],
+) -> float | None:
+    """Sum the processes' gradients, clip them, and take the step where they are finite.
+
+    Returns:
+        The norm of the gradients before they were clipped; None where it was not finite and the step was left out.
+
+    Raises:
+        UserError: that has happened MAX_SKIPPED_IN_A_ROW times in a row.
+    """
+    within_memory(lambda: sum_gradients(model, accelerator), state, log, repeat=accelerator.num_processes == 1)
+    scaler, parameters = accelerator.scaler, list(model.parameters())
+    if scaler is not None:
+        within_memory(lambda: scaler.unscale_(optimizer), state, log)
+    norm = float(within_memory(lambda: torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM), state, log))
+    is_finite = math.isfinite(norm)
+    if is_finite:
+        within_memory(optimizer.step, state, log)
+    if scaler is not None:
+        scaler.update()
+    optimizer.zero_grad()
+    state.skipped_steps += not is_finite
+    state.skipped_in_a_row = 0 if is_finite else state.skipped_in_a_row + 1
+    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise UserError(
+            f"training: the gradients of {state.skipped_in_a_row} steps in a row were not finite (now step "
+            f"{state.step + 1}). Set learning_rate lower, or mixed_precision=no."
+        )
+    return norm if is_finite else None
 
 
 def within_memory(
@@ -94,27 +148,21 @@ def within_memory(
 def training_loss(
     outputs: tuple[torch.Tensor, torch.Tensor], train: Examples, rows: np.ndarray, label_smoothing: float
 ) -> torch.Tensor:
-    """Cross-entropy of the logits (B, 3) of some rows against their targets, else labels; weighted, summed.
+    """Cross-entropy of the logits (B, 3) of some rows, summed.
 
     On a baseline that of the auxiliary logits is added. Where the offset is good it leaves little gradient; the
     auxiliary output has to predict without it, so the encoder learns as much as a network without a baseline.
 
-    Extra rows have their file's share of ties: a shift is added to the logit of a tie. Without ties, A and B alone
-    share the smoothing.
+    Extra rows have their file's share of ties: a shift is added to the logit of a tie.
     """
-    wanted = train.labels if train.targets is None else train.targets
-    wanted = to_device(wanted[rows], outputs[0].device)
+    labels = to_device(train.labels[rows], outputs[0].device)
     if train.tie_shifts is not None:
-        shift = torch.nn.functional.pad(to_device(train.tie_shifts[rows], wanted.device)[:, None], (NUM_CLASSES - 1, 0))
-        possible = (shift > NO_TIE_SHIFT).float()
-        wanted = (1 - label_smoothing) * wanted + label_smoothing * possible / possible.sum(dim=1, keepdim=True)
-        outputs, label_smoothing = tuple(logits + shift for logits in outputs), 0.0
+        shift = torch.nn.functional.pad(to_device(train.tie_shifts[rows], labels.device)[:, None], (NUM_CLASSES - 1, 0))
+        outputs = tuple(logits + shift for logits in outputs)
+    entropy = partial(torch.nn.functional.cross_entropy, label_smoothing=label_smoothing, reduction="sum")
     logits, auxiliary = outputs
-    entropy = partial(torch.nn.functional.cross_entropy, label_smoothing=label_smoothing, reduction="none")
-    losses = entropy(logits, wanted) if train.offsets is None else entropy(logits, wanted) + entropy(auxiliary, wanted)
-    if train.weights is not None:
-        losses = losses * to_device(train.weights[rows], logits.device)
-    return losses.sum()
+    loss = entropy(logits, labels)
+    return loss if train.offsets is None else loss + entropy(auxiliary, labels)
 
 
 def head_outputs(
@@ -134,41 +182,6 @@ def head_outputs(
     return model.head.outputs(u, v[0] if v else None, x, offset)
 
 
-def fit_head(model: PreferenceModel, train: Examples, config: RunConfig, accelerator: Accelerator, pad_id: int) -> None:
-    """Train the head alone for two epochs on frozen embeddings of at most `head_only_rows` rows.
-
-    The embeddings are computed once. So the encoder's first gradients come through a head that already means
-    something (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
-    """
-    rows = np.random.default_rng(config.seed).permutation(len(train))[: config.head_only_rows]
-    some = train.take(np.sort(rows))
-    embeddings, _ = embed_unique_sides(model, some, accelerator, pad_id, "head only")
-    in_head = set(model.head.parameters())
-    groups = parameter_groups(model, config)  # where both have one rate, head and encoder share a group
-    groups = [{**group, "params": [p for p in group["params"] if p in in_head]} for group in groups]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
-    model.head.train()
-    orders = [np.random.default_rng([config.seed, epoch]).permutation(len(some)) for epoch in range(2)]
-    batches = [order[i : i + config.batch_size] for order in orders for i in range(0, len(some), config.batch_size)]
-    for step, batch in enumerate(batches):
-        set_learning_rate(optimizer, learning_rate_factor(step, len(batches), 0.1))
-        outputs = head_outputs(model, some, batch, embeddings, accelerator.device)
-        (training_loss(outputs, some, batch, config.label_smoothing) / len(batch)).backward()
-        torch.nn.utils.clip_grad_norm_(model.head.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def epoch_examples(train: Examples, config: RunConfig, epoch: int) -> Examples:
     """The rows as an epoch trains on them: a cross-encoder's in one order of A and B, half the tokens of both."""
     return train.in_random_order(config.seed, epoch) if config.architecture == "cross" else train
-
-
-def predict_valid(
-    model: PreferenceModel, valid: Examples, accelerator: Accelerator, pad_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenCount]:
-    """Probabilities (N, 3) of the validation rows; by the encoder alone; with A and B swapped; and the tokens."""
-    embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
-    at_mean = replace(valid, features=None if valid.features is None else np.zeros_like(valid.features))
-    asked = ((valid, False), (at_mean, True), (valid.swapped(), False))
-    return *(predict_from_embeddings(model, embeddings, rows, accelerator, aux) for rows, aux in asked), tokens

@@ -1,6 +1,6 @@
 """The learning curve for the report: a picture, a table and the numbers of the text, from learning_curve.json.
 
-python report/studies/curve.py          writes learning_curve.svg and curve.json beside it; `make report` calls it
+python -m report.studies.curve          writes learning_curve.svg and curve.json beside it; `make report` calls it
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefcls_lib.evaluation import metrics, plots
-from prefcls_lib.report.page import draw_svg, escape_text, markdown_table, signed
+from prefcls_lib.evaluation import compare, plots
 from prefcls_lib.runtime.files import read_json, write_json
+from report.page import draw_svg, escape_text, markdown_table, signed
 
 FOLDER = Path(__file__).parent
 
@@ -24,7 +24,7 @@ def summarise(curves: Sequence[dict], against: str = "comparison") -> list[dict]
     "comparison_default" (with the network without the last changed setting); points without it are left out.
     """
     points = [(curve, point) for curve in curves for point in curve["points"] if point[against]]
-    corrected = metrics.holm_correction([metrics.Comparison.from_dict(point[against]) for _, point in points])
+    corrected = compare.holm_correction([compare.Comparison.from_dict(point[against]) for _, point in points])
     lines: dict[tuple, dict] = {}
     for (curve, point), c in zip(points, corrected, strict=True):
         key = curve["source"], curve["backbone"], point["rows"]

@@ -1,6 +1,6 @@
 """How much of a log loss is the fold plan's? structure_logistic on the shipped rows, five folds, 60 other plans.
 
-    python report/studies/fold_plans.py             20 seconds; writes report/studies/fold_plans.json
+    python -m report.studies.fold_plans             20 seconds; writes report/studies/fold_plans.json
 
 Only the plan changes: rows, baseline and the seed of its inner folds stay.
 """
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from prefcls_lib.baselines.cross_validation import cross_validate
+from prefcls_lib.baselines.columns import read_inputs
+from prefcls_lib.baselines.out_of_fold import fit_out_of_fold
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import read_rows, sample_path
+from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.data.splits import assign_folds
-from prefcls_lib.evaluation.metrics import log_loss
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.runtime.files import write_json
 
 NAME = "structure_logistic"
@@ -27,12 +28,16 @@ OUT = Path(__file__).with_suffix(".json")
 def score_plans(seeds: list[int]) -> list[float]:
     """Log loss of the shipped rows, each predicted by a baseline that was not fitted on its fold, for each plan."""
     rows = read_rows(sample_path("train"), labelled=True)
-    labels, structure = rows["label"].to_numpy(), compute_features(rows)
+    labels, groups, inputs = rows["label"].to_numpy(), rows["group"].to_numpy(), read_inputs(rows, with_text=False)
     losses = []
     for seed in seeds:
         folds = assign_folds(rows, NUM_FOLDS, seed)
-        found = cross_validate([NAME], rows, folds, range(NUM_FOLDS), SHIPPED_SEED, structure, progress=False)
-        losses.append(log_loss(labels, found[NAME].probs))
+        probs = np.empty((len(rows), NUM_CLASSES))
+        for fold in range(NUM_FOLDS):
+            train, valid = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            baseline, _ = fit_out_of_fold(NAME, inputs.take(train), labels[train], groups[train], SHIPPED_SEED)
+            probs[valid] = baseline.predict_proba(inputs.take(valid))
+        losses.append(log_loss(labels, probs))
     return losses
 
 

@@ -1,8 +1,8 @@
 """Training on rows whose Bayes log loss is known: what leaves a deep ELECTRA at the prior, and what cures it.
 
-    python report/studies/known_floor.py --out runs/known_floor                a scaled ELECTRA, on a CPU
-    python report/studies/known_floor.py --out runs/known_floor --size large   ELECTRA-large's architecture, on a GPU
-    OMP_NUM_THREADS=1 python report/studies/known_floor.py --out runs/remedies --rows 24000 --seeds 42 43 44 --remedies
+    python -m report.studies.known_floor --out runs/known_floor                a scaled ELECTRA, on a CPU
+    python -m report.studies.known_floor --out runs/known_floor --size large   ELECTRA-large's architecture, on a GPU
+    OMP_NUM_THREADS=1 python -m report.studies.known_floor --out runs/remedies --rows 24000 --seeds 42 43 44 --remedies
 
 The last one compares what the study proposes for its ELECTRA; one thread is faster than two on layers this narrow. A
 run that is complete is not made again, and one that was stopped is resumed.
@@ -30,11 +30,11 @@ from transformers import ElectraConfig, ElectraModel, PreTrainedTokenizerFast, s
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
-from prefcls_lib.evaluation import metrics, plots
+from prefcls_lib.evaluation import plots, scores
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import read_table
-from prefcls_lib.report.page import draw_svg
 from prefcls_lib.runtime.files import read_json, write_json
+from report.page import draw_svg
 
 GOOD, BAD, NEUTRAL = 20, 20, 20  # words worth +1, -1 and 0
 WORTH = 0.4  # of one good word, in logits
@@ -180,8 +180,8 @@ def run_variant(name: str, out: Path, size: str, seed: int, settings: dict) -> d
     return {
         "variant": name,
         "seed": seed,
-        "log_loss": metrics.log_loss(labels, probs),
-        "floor": metrics.log_loss(labels, known),
+        "log_loss": scores.log_loss(labels, probs),
+        "floor": scores.log_loss(labels, known),
         "expected_floor": float(-(known * np.log(known)).sum(axis=1).mean()),
         "prior": baselines["prior"],
         "structure_logistic": baselines["structure_logistic"],

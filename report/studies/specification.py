@@ -1,6 +1,6 @@
 """The backbones as their configurations describe them, beside what the original study says of them.
 
-    python report/studies/specification.py          writes report/studies/specification.json, which the report shows
+    python -m report.studies.specification          writes report/studies/specification.json, which the report shows
 
 Configurations lie in report/backbones/NAME.json; parameters are counted on torch's meta device, without weights.
 """

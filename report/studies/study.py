@@ -1,6 +1,6 @@
 """The study on the shipped rows, on a CPU: baselines, five networks, blends.
 
-    python report/studies/study.py          or: make study
+    python -m report.studies.study          or: make study
 
 Runs are made in runs/study/ and resumed if it is called again; what the report needs of them (no weights) is
 copied to report/runs/, after a comparison with what was there. Then `make report`.

@@ -1,6 +1,6 @@
 """What fits on a T4 and how long it would take, for every configuration in report/backbones.
 
-    python report/studies/t4_plan.py            writes report/studies/t4_plan.md, which the report shows
+    python -m report.studies.t4_plan            writes report/studies/t4_plan.md, which the report shows
 
 Memory and operations are computed from the configurations (`prefcls_lib.doctor.capacity`); tokens are counted on the
 shipped rows with MiniLM's tokenizer. Where a run folder in report/runs was trained on a T4, its pace is used.
@@ -16,14 +16,22 @@ from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import load_backbone, max_positions
 from prefcls_lib.models.recipes import choose_recipe
-from prefcls_lib.report.page import markdown_table
 from prefcls_lib.runtime.files import read_json, write_text
+from report.page import markdown_table
 
 FOLDER = Path(__file__).parent
 LENGTHS = (512, 768)  # tokens of a side
 EPOCH_ROWS, TEST_ROWS = 51_729, 25_000  # nine tenths of the competition's training rows; its hidden test set
 HEADER = ("backbone", "tokens a side", "GiB fixed", "KB a token", "most tokens", "recipe", "GiB peak", "hours an epoch",
           "hours for the test rows")  # fmt: skip
+
+
+def read_config(name: str, dropout: float | None = None) -> PretrainedConfig:
+    """A published configuration from report/backbones/; `dropout`: every kind of it set to this."""
+    config = read_json(FOLDER.parent / "backbones" / f"{name}.json")["config"]
+    if dropout is not None:
+        config |= {key: dropout for key in config if "dropout" in key}
+    return AutoConfig.for_model(**config)
 
 
 def plan_backbone(
@@ -70,10 +78,7 @@ def measured_paces(runs: Path) -> dict[tuple[str, int], tuple[float, str]]:
 
 def make_plan(lengths: np.ndarray, runs: Path = FOLDER.parent / "runs") -> str:
     """The plan as Markdown: a line for each backbone and each of LENGTHS that it takes, the smallest first."""
-    configs = {
-        path.stem: AutoConfig.for_model(**read_json(path)["config"])
-        for path in (FOLDER.parent / "backbones").glob("*.json")
-    }
+    configs = {path.stem: read_config(path.stem) for path in (FOLDER.parent / "backbones").glob("*.json")}
     measured = measured_paces(runs)
     lines = [
         [name, *plan_backbone(config, max_length, lengths, measured.get((name, max_length)))]

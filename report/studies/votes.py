@@ -1,6 +1,6 @@
 """Votes by place of the answer, ties by turns and length, and scripts, on the shipped rows: a picture for the report.
 
-python report/studies/votes.py          writes report/studies/votes.svg
+python -m report.studies.votes          writes report/studies/votes.svg
 """
 
 import unicodedata
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from prefcls_lib.data.loading import read_rows, sample_path
 from prefcls_lib.data.schema import RESPONSES, TEXT_COLUMNS, class_shares
 from prefcls_lib.evaluation.plots import BLUE, GREY, ORANGE, finish
-from prefcls_lib.report.page import draw_svg
+from report.page import draw_svg
 
 
 def plot_votes(rows: pd.DataFrame) -> Figure:

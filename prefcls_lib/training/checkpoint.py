@@ -1,15 +1,13 @@
 """What an interrupted training run needs to resume as if it had not been interrupted.
 
-    checkpoint/fold0/  position.json       step, plan, history so far, tokens and seconds
+    checkpoint/fold0/  position.json       step, history so far, tokens and seconds
                        model.safetensors   weights now          best.safetensors  weights of the best validation
                        state.pt            optimizer, gradient scaler, random states (read with weights_only=True)
-                       valid_probs.npy     predictions of every validation so far
+                       valid_probs.npy     predictions of every validation so far, and with A and B swapped
 
 The folder is replaced by renames: whenever the run is killed, the last checkpoint or the one before it exists.
 """
 
-import os
-import shutil
 import signal
 import threading
 from contextlib import contextmanager
@@ -17,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -31,44 +28,17 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """What `fit` measured. The model itself holds the chosen weights.
-
-    Attributes:
-        history: one line a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
-            valid_accuracy, encoder_log_loss and encoder_spread (see `Trainer.validate`), learning_rate, gradient_norm,
-            tokens_per_second, skipped_steps, seconds.
-        valid_probs: (V, N, 3) probabilities of the validation rows at each validation.
-        chosen: which validation's weights the model holds.
-        encoder_warning: why their encoder contributes nothing, "" where it may contribute.
-        swapped_probs: (N, 3) of the validation rows with A and B swapped, by those weights.
-        tokens: of all training steps.
-        valid_tokens: of one pass over the validation rows.
-        step_seconds: seconds in training steps, validation left out.
-    """
-
-    history: pd.DataFrame
-    valid_probs: np.ndarray
-    chosen: int
-    encoder_warning: str
-    swapped_probs: np.ndarray
-    tokens: TokenCount
-    valid_tokens: TokenCount
-    step_seconds: float
-
-
-@dataclass(frozen=True)
 class Session:
     """What a fit needs to know of the session it runs in.
 
     Attributes:
-        state_folder: where checkpoints go, and where an earlier one is looked for; None: none are kept.
-        deadline: `time.perf_counter()` by which `fit` must return; None: no time budget.
-        tokens_to_predict: tokens that will still have to be predicted after `fit`, before the deadline.
+        folder: where checkpoints go, and where an earlier one is looked for; None: none are kept.
+        deadline: `time.perf_counter()` by which model and test predictions must be there; None: no time budget.
+        tokens_to_predict: tokens of the test rows, which are predicted after `fit` and before the deadline.
         stop: set from outside to end training after the step at hand, its state saved.
     """
 
-    state_folder: Path | None = None
+    folder: Path | None = None
     deadline: float | None = None
     tokens_to_predict: int = 0
     stop: threading.Event | None = None
@@ -76,36 +46,45 @@ class Session:
 
 @dataclass
 class TrainingState:
-    """The position of a training run; all of it is in a checkpoint.
+    """Where a training run is; all of it is in a checkpoint.
 
     Attributes:
-        step: optimizer steps done; total_steps: steps planned.
         max_tokens: tokens held for one backward pass; halved when memory runs out.
+        step: optimizer steps done.
+        position: `step`, or what a time budget makes of it: training ends where it reaches the planned steps.
+        rows_seen: training rows of all steps so far.
         loss_sum, loss_rows: unsmoothed training loss since the last validation (a tensor, so that no step waits).
         tokens, step_seconds: of all training steps so far; elapsed: seconds since the start, over all sessions.
-        skipped_steps: steps left out because a gradient was not finite.
-        records, valid_probs: one for each validation so far.
+        skipped_steps: steps left out because a gradient was not finite; skipped_in_a_row: just now.
+        records, valid_probs, swapped_probs: one for each validation so far, the last with A and B swapped.
+        valid_tokens: of one validation.
         best: the validation whose weights are `best_weights`, or None where none are kept.
+        flagged: validations in a row in which the encoder counted as collapsed.
     """
 
-    total_steps: int
     max_tokens: int
     step: int = 0
+    position: float = 0
+    rows_seen: int = 0
     loss_sum: torch.Tensor | float = 0.0
     loss_rows: int = 0
     tokens: TokenCount = field(default_factory=TokenCount)
     step_seconds: float = 0.0
     elapsed: float = 0.0
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     records: list[dict] = field(default_factory=list)
     valid_probs: list[np.ndarray] = field(default_factory=list)
+    swapped_probs: list[np.ndarray] = field(default_factory=list)
+    valid_tokens: TokenCount = field(default_factory=TokenCount)
     best: int | None = None
     best_weights: dict[str, torch.Tensor] | None = None
+    flagged: int = 0
 
     @property
-    def train_log_loss(self) -> float:
-        """Mean unsmoothed loss of the training rows since the last validation."""
-        return float(self.loss_sum) / max(1, self.loss_rows)
+    def train_log_loss(self) -> float | None:
+        """Mean unsmoothed loss of the training rows since the last validation; None: no step had a finite gradient."""
+        return float(self.loss_sum) / self.loss_rows if self.loss_rows else None
 
     @property
     def tokens_per_second(self) -> float:
@@ -113,7 +92,7 @@ class TrainingState:
         return self.tokens.real / max(self.step_seconds, 1e-9)
 
 
-def save_state(
+def save_checkpoint(
     folder: Path,
     state: TrainingState,
     model: torch.nn.Module,
@@ -121,8 +100,10 @@ def save_state(
     accelerator: Accelerator,
 ) -> None:
     """Write a checkpoint, in place of the last one."""
-    position = {k: v for k, v in vars(state).items() if k not in ("best_weights", "valid_probs")}
-    position |= {"loss_sum": float(state.loss_sum), "tokens": vars(state.tokens)}
+    arrays = ("valid_probs", "swapped_probs")
+    position = {name: value for name, value in vars(state).items() if name not in (*arrays, "best_weights")}
+    position |= {"loss_sum": float(state.loss_sum)}
+    position |= {name: vars(getattr(state, name)) for name in ("tokens", "valid_tokens")}
     device, cuda = accelerator.device, accelerator.device.type == "cuda"
     tensors = {
         "optimizer": optimizer.state_dict(),
@@ -132,47 +113,31 @@ def save_state(
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors"
-        )
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors")
         if state.best_weights is not None:
-            _write_best(state, folder, temporary)
+            save_file(state.best_weights, temporary / "best.safetensors")
         torch.save(tensors, temporary / "state.pt")
-        np.save(temporary / "valid_probs.npy", np.array(state.valid_probs))
+        np.save(temporary / "valid_probs.npy", np.array([getattr(state, name) for name in arrays]))
         write_json(temporary / "position.json", position)
 
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed while it wrote
-        shutil.rmtree(stale, ignore_errors=True)
     write_whole(folder, write)
 
 
-def _write_best(state: TrainingState, folder: Path, temporary: Path) -> None:
-    """The best weights into a checkpoint; where a file has them already, a hard link to it, which takes no space."""
-    known = folder / "best.safetensors"  # of the checkpoint before
-    if state.records[state.best]["step"] == state.step:
-        known = temporary / "model.safetensors"
-    elif not known.is_file() or read_json(folder / "position.json")["best"] != state.best:
-        return save_file(state.best_weights, temporary / "best.safetensors")
-    try:
-        os.link(known, temporary / "best.safetensors")
-    except OSError:  # a file system without hard links
-        save_file(state.best_weights, temporary / "best.safetensors")
-
-
-def load_state(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+def load_checkpoint(
+    folder: Path | None, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> TrainingState | None:
     """Put a checkpoint into model, optimizer, scaler and random states; None where there is none.
 
     Raises:
         UserError: the checkpoint is broken.
     """
-    if not folder.is_dir():
+    if folder is not None and not folder.is_dir():
         folder = backup_of(folder)
-    if not folder.is_dir():
+    if folder is None or not folder.is_dir():
         return None
-    position = read_json(folder / "position.json")
     try:
+        position = read_json(folder / "position.json")
         model.load_state_dict(load_file(folder / "model.safetensors"))
         tensors = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(tensors["optimizer"])
@@ -182,10 +147,11 @@ def load_state(
         if tensors["random"]["cuda"] and accelerator.device.type == "cuda":  # the first is the main process's
             torch.cuda.set_rng_state(tensors["random"]["cuda"][0], accelerator.device)
         best = folder / "best.safetensors"
+        valid_probs, swapped_probs = map(list, np.load(folder / "valid_probs.npy", allow_pickle=False))
+        counts = {name: TokenCount(**position.pop(name)) for name in ("tokens", "valid_tokens")}
+        best_weights = load_file(best) if best.is_file() else None
         return TrainingState(
-            **{**position, "tokens": TokenCount(**position["tokens"])},
-            valid_probs=list(np.load(folder / "valid_probs.npy", allow_pickle=False)),
-            best_weights=load_file(best) if best.is_file() else None,
+            **position, **counts, valid_probs=valid_probs, swapped_probs=swapped_probs, best_weights=best_weights
         )
     except Exception as error:  # torch, safetensors, numpy and pickle each raise their own
         raise UserError(

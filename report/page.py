@@ -8,7 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import matplotlib
+import mistune
 from matplotlib.figure import Figure
 
 from prefcls_lib.runtime.files import UserError, write_whole
@@ -22,17 +24,7 @@ FACES = (("STIXGeneral", "STIXGeneral.ttf", "normal", "normal"),
 
 
 def fill_template(path: Path, values: dict) -> str:
-    """A Jinja template with its values put in; a name that has none stops it.
-
-    Raises:
-        UserError: the template is missing, or what it needs is not installed.
-    """
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError("report: jinja2 is not installed. Run: pip install 'prefcls-lib[report]'") from None
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. `prefcls report` needs the repository, not only the package.")
+    """A Jinja template with its values put in; a name that has none stops it."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["formula"] = embed_formula
     try:
@@ -46,8 +38,6 @@ def make_page(markdown: str, style: str, script: str = "") -> str:
 
     Sections, figures and tables are numbered; `[figure NAME]` and `[table NAME]` become links to them.
     """
-    import mistune  # comes with jinja2 in the extra `report`
-
     body = mistune.create_markdown(escape=False, plugins=["table"])(markdown)
     body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
     contents, plain = [], ("Appendix", "References")
@@ -79,13 +69,10 @@ def lay_out(document: str):
     import weasyprint
     from weasyprint.text.fonts import FontConfiguration
 
-    folder, faces, fonts = Path(matplotlib.get_data_path(), "fonts", "ttf"), "", FontConfiguration()
-    for family, file, weight, style in FACES:
-        source = (folder / file).as_uri()
-        faces += (
-            f'@font-face {{font-family: "{family}"; src: url({source}); font-weight: {weight}; font-style: {style}}}'
-        )
-    sheet = weasyprint.CSS(string=faces, font_config=fonts)
+    folder, fonts = Path(matplotlib.get_data_path(), "fonts", "ttf"), FontConfiguration()
+    faces = [f'@font-face {{font-family: "{family}"; src: url({(folder / file).as_uri()}); font-weight: {weight}; '
+             f"font-style: {style}}}" for family, file, weight, style in FACES]  # fmt: skip
+    sheet = weasyprint.CSS(string="".join(faces), font_config=fonts)
     return weasyprint.HTML(string=document).render(stylesheets=[sheet], font_config=fonts)
 
 
@@ -96,10 +83,8 @@ def write_pdf(document: str, path: Path) -> str | None:
         data = lay_out(document).write_pdf()
     except (ImportError, OSError) as error:  # OSError: the system has no pango
         reason = " ".join(str(error).split())[:120]
-        return (
-            f"{path} is not written: WeasyPrint does not start ({reason}). Install Pango (apt install libpango-1.0-0 "
-            "libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
-        )
+        return (f"{path} is not written: WeasyPrint does not start ({reason}). Install Pango "
+                "(apt install libpango-1.0-0 libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'.")  # fmt: skip
     write_whole(path, lambda temporary: temporary.write_bytes(data))
     return None
 

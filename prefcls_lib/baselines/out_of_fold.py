@@ -1,0 +1,204 @@
+"""A baseline fitted out of fold: its log-odds are the starting point of a network.
+
+    m = (log pA - log pB) / 2,   t = log pT - (log pA + log pB) / 2,   offset = (m, -m, t)
+
+softmax(offset) are the baseline's probabilities, and swapping the answers swaps them. A baseline fits the rows that it
+was trained on better than others, and a network must not learn to rely on that. So the training rows are cut into
+INNER_FOLDS by prompt group, one model is fitted without each, and a training row's offset comes from the model that has
+seen no row of its prompt. Every other row gets the mean offset of all models: the geometric mean of their
+probabilities. An ensemble is that mean over the models of all its members.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy.special import softmax
+from threadpoolctl import threadpool_limits
+
+from prefcls_lib.baselines.columns import BaselineInputs, tie_shares_shift
+from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior
+from prefcls_lib.data.features import FEATURE_NAMES
+from prefcls_lib.data.schema import NUM_CLASSES
+from prefcls_lib.evaluation.scores import row_losses
+from prefcls_lib.runtime.files import UserError, read_json, write_json
+
+INNER_FOLDS = 5  # of the models that are kept
+TUNING_FOLDS = 3  # of those that choose a strength
+TUNING_ROWS = 10_000
+ROWS_AT_ONCE = 4096  # in prediction: the text columns of more rows would take gigabytes
+MIN_ROWS_TO_SHARE = 5000  # with fewer training rows, starting processes takes longer than fitting
+
+
+def log_odds(probs: np.ndarray) -> np.ndarray:
+    """Offsets (N, 3) = (m, -m, t) of probabilities (N, 3); softmax gives the probabilities back."""
+    a, b, tie = np.log(np.clip(probs, np.finfo(np.float64).tiny, None)).T
+    return np.column_stack([(a - b) / 2, (b - a) / 2, tie - (a + b) / 2])
+
+
+@dataclass(frozen=True)
+class BaselineMean:
+    """Fitted baselines whose log-odds are averaged."""
+
+    models: tuple[Baseline, ...]
+
+    @property
+    def names(self) -> set[str]:
+        """Those of the models."""
+        return {model.name for model in self.models}
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether `columns.read_inputs` must read the words."""
+        return any(model.reads_text for model in self.models)
+
+    def member(self, name: str) -> "BaselineMean":
+        """The models of one member of an ensemble."""
+        return BaselineMean(tuple(model for model in self.models if model.name == name))
+
+    def predict(self, inputs: BaselineInputs) -> np.ndarray:
+        """Offsets (N, 3) of rows that the baseline was not trained on."""
+        starts = range(0, len(inputs.kinds), ROWS_AT_ONCE)
+        blocks = [inputs.take(np.arange(start, min(start + ROWS_AT_ONCE, len(inputs.kinds)))) for start in starts]
+        return np.concatenate(
+            [np.mean([log_odds(model.predict_proba(block)) for model in self.models], axis=0) for block in blocks]
+        )
+
+    def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
+        """Probabilities (N, 3), the geometric mean of the models'."""
+        return softmax(self.predict(inputs), axis=1)
+
+    def file_shifts(self, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+        """(K,) the baseline's tie shift of each extra file; of a model without, that of the files' shares of ties."""
+        shifts = tie_shares_shift(labels, sources)
+        fitted = [model.state.get("tie_shifts", shifts) for model in self.models]
+        return np.mean([values if len(values) == len(shifts) else shifts for values in fitted], axis=0)
+
+    def save(self, folder: Path) -> None:
+        """Write baseline.json, which names the models and features, and baseline.safetensors into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [model.name for model in self.models]
+        write_json(folder / "baseline.json", {"models": names, "features": FEATURE_NAMES})
+        arrays = {
+            f"{number}/{name}": np.array(value, order="C")
+            for number, model in enumerate(self.models)
+            for name, value in model.state.items()
+        }
+        save_file(arrays, folder / "baseline.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> "BaselineMean":
+        """Read `save` back; predictions are the same to the bit. Runs no code from the files."""
+        saved, path = read_json(folder / "baseline.json"), folder / "baseline.safetensors"
+        names = saved.get("models", [])
+        if tuple(saved.get("features", ())) != FEATURE_NAMES or not names or not set(names) <= set(MODELS):
+            raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run again.")
+        try:
+            states: list[dict] = [{} for _ in names]
+            for key, value in load_file(path).items():
+                number, _, name = key.partition("/")
+                states[int(number)][name] = value
+        except (OSError, ValueError, IndexError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}). Copy the run again.") from error
+        return cls(tuple(MODELS[name](state) for name, state in zip(names, states, strict=True)))
+
+
+def members_of(name: str) -> tuple[type[Baseline], ...]:
+    """The kinds of models of a baseline."""
+    return tuple(MODELS[one] for one in (MEMBERS if name == ENSEMBLE else (name,)))
+
+
+def fit_simple(inputs: BaselineInputs, labels: np.ndarray) -> dict[str, Baseline]:
+    """The baselines that nothing starts from, by name: a comparison asks what a network adds to them, too."""
+    return {kind.name: kind.fit(inputs, labels) for kind in (Prior, LengthBins)}
+
+
+def fit_out_of_fold(
+    name: str, inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int, label: str = ""
+) -> tuple[BaselineMean, np.ndarray]:
+    """Fit a baseline on the training rows of an outer fold, one model a member and inner fold.
+
+    The strength is chosen once, on all of these rows.
+
+    Args:
+        name: one of `estimators.MODELS`, or the ensemble.
+        inputs, labels (N,), prompt groups (N,): of the training rows; nothing of the outer fold's validation rows.
+        seed: fixes the inner folds.
+        label: begins the printed lines, one a fit; "" prints none.
+
+    Returns:
+        The models, and the training rows' offsets (N, 3), each row's by the models that were fitted without it.
+    """
+    started, kinds, inner = time.perf_counter(), members_of(name), assign_inner_folds(groups, seed)
+    folds = np.unique(inner)
+    strengths = {kind: choose_strength(kind, inputs, labels, groups, seed) for kind in kinds}
+    if label:
+        chosen = ", ".join(f"{kind.name} {value:g}" for kind, value in strengths.items())
+        print(f"{label}: strengths chosen in {time.perf_counter() - started:.0f} s: {chosen}", flush=True)
+    jobs = min(len(folds) * len(kinds), joblib.cpu_count()) if len(labels) >= MIN_ROWS_TO_SHARE else 1
+    plan = [(kind, fold) for kind in kinds for fold in folds]
+    fits = (joblib.delayed(_fit_one)(kind, inputs, labels, inner == fold, strengths[kind]) for kind, fold in plan)
+    models, offsets = [], np.zeros((len(labels), NUM_CLASSES))
+    for (kind, fold), (model, values, seconds) in zip(
+        plan, joblib.Parallel(jobs, return_as="generator")(fits), strict=True
+    ):
+        models.append(model)
+        offsets[inner == fold] += values / len(kinds)
+        if label:
+            known = ", a class is missing: the class shares take its place" if "prior" in model.state else ""
+            print(f"{label}: {kind.name}, inner fold {fold}: {seconds:.1f} s{known}", flush=True)
+    return BaselineMean(tuple(models)), offsets
+
+
+def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) the inner fold of each row: prompt groups in random order, dealt out to INNER_FOLDS."""
+    _, index = np.unique(groups, return_inverse=True)
+    return np.random.default_rng([seed, INNER_FOLDS]).permutation(index.max() + 1)[index] % INNER_FOLDS
+
+
+def _fit_one(
+    kind: type[Baseline], inputs: BaselineInputs, labels: np.ndarray, held_out: np.ndarray, strength: float
+) -> tuple[Baseline, np.ndarray, float]:
+    """A model, fitted without the rows `held_out` (N,) bool, its offsets of these rows, and seconds."""
+    started, train = time.perf_counter(), np.flatnonzero(~held_out)
+    with threadpool_limits(limits=1):
+        if len(np.unique(labels[train[inputs.sources[train] == 0]])) == NUM_CLASSES:
+            model = kind.fit(inputs.take(train), labels[train], strength)
+        else:  # the shares of all rows: what the untrained network predicts, too
+            model = kind.fit_shares(labels, inputs.sources)
+        offsets = log_odds(model.predict_proba(inputs.take(np.flatnonzero(held_out))))
+    return model, offsets, time.perf_counter() - started
+
+
+def choose_strength(
+    kind: type[Baseline], inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int
+) -> float:
+    """The strength with the lowest log loss on tuning folds of at most TUNING_ROWS rows.
+
+    Tuning folds never share a prompt group, and extra rows are not scored. With too few rows for them: the first.
+    """
+    if not kind.strengths:
+        return 0.0
+    totals = np.zeros(len(kind.strengths))
+    for train, valid in tuning_splits(labels, groups, seed):
+        valid = valid[inputs.sources[valid] == 0]
+        path = kind.predict_path(inputs.take(train), labels[train], inputs.take(valid))
+        totals += [row_losses(labels[valid], probs).sum() for probs in path]
+    return kind.strengths[int(totals.argmin())]
+
+
+def tuning_splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions to fit and to score on, by prompt group; a split whose training part lacks a class is left out."""
+    _, index = np.unique(groups, return_inverse=True)
+    rank = np.random.default_rng(seed).permutation(index.max() + 1)[index]
+    used = (np.cumsum(np.bincount(rank)) <= TUNING_ROWS)[rank]
+    for fold in range(TUNING_FOLDS):
+        train = np.flatnonzero(used & (rank % TUNING_FOLDS != fold))
+        valid = np.flatnonzero(used & (rank % TUNING_FOLDS == fold))
+        if len(valid) and len(np.unique(labels[train])) == NUM_CLASSES:
+            yield train, valid

@@ -1,0 +1,110 @@
+"""What networks read of the rows of a run, written once into checkpoint/ and mapped by every process that trains.
+
+checkpoint/rows/, checkpoint/test/   of the training rows, extra rows last, and of the test rows:
+    tokens.npy bounds.npy sides.npy cut.npy answer_seen.npy   their sides as token ids, see `tokenization.EncodedRows`
+    features.npy ids.npy groups.npy labels.npy folds.npy files.npy   see `PreparedRows`
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.schema import ID, SOURCE
+from prefcls_lib.data.tokenization import EncodedRows, encode_rows
+from prefcls_lib.models.backbones import Backbone, load_backbone
+from prefcls_lib.pipeline.folder import RunFolder
+from prefcls_lib.pipeline.job import Job
+from prefcls_lib.runtime.files import UserError, read_json, write_whole
+
+ENCODED = ("sides", "cut", "answer_seen")
+COLUMNS = ("features", "ids", "groups", "labels", "folds", "files")
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """N rows as networks read them.
+
+    Attributes:
+        encoded: token ids.
+        features: (N, F) raw structure features.
+        ids, groups: (N,) str.
+        labels, folds, files: (N,) int; the fold in which a row is validated, and the number of its file: 0 the training
+            file, k the k-th extra file. -1: no label, no fold.
+    """
+
+    encoded: EncodedRows
+    features: np.ndarray
+    ids: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray
+    folds: np.ndarray
+    files: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that training reads of a run, in whatever process; `started_at`: `time.time()` of this session."""
+
+    config: RunConfig
+    folder: RunFolder
+    backbone: Backbone
+    rows: PreparedRows
+    test: PreparedRows
+    started_at: float
+
+    @property
+    def deadline(self) -> float | None:
+        """`time.time()` at which the time budget ends, or None."""
+        hours = self.config.time_budget_hours
+        return None if hours is None else self.started_at + 3600 * hours
+
+
+def prepare_rows(job: Job) -> TrainingData:
+    """Write what networks read of the rows into checkpoint/, but for what an earlier session has written."""
+    folds = np.append(job.folds, np.full(len(job.all_rows) - len(job.rows), -1))
+    parts = {"rows": (job.all_rows, job.features, folds), "test": (job.test_rows, job.test_features, None)}
+    for name, (rows, features, folds) in parts.items():
+        place = job.folder / "checkpoint" / name
+        if not place.is_dir():
+            write_whole(place, lambda folder, r=rows, x=features, f=folds: _write_rows(folder, job, r, x, f))
+    return load_training_data(job.folder, job.started_at, job.config, job.backbone)
+
+
+def load_training_data(
+    folder: RunFolder, started_at: float, config: RunConfig | None = None, backbone: Backbone | None = None
+) -> TrainingData:
+    """Map what `prepare_rows` wrote. A worker has only the folder: settings and backbone are those of config.json."""
+    config = config or RunConfig(**read_json(folder / "config.json")["settings"])
+    backbone = backbone or load_backbone(config.init_from or config.backbone, config.max_length)
+    rows, test = (_map_rows(folder / "checkpoint" / name) for name in ("rows", "test"))
+    return TrainingData(config, folder, backbone, rows, test, started_at)
+
+
+def _write_rows(folder: Path, job: Job, rows: pd.DataFrame, features: np.ndarray, folds: np.ndarray | None) -> None:
+    settings = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
+    encoded, unknown = encode_rows(rows, job.backbone.tokenizer, *settings), np.full(len(rows), -1)
+    arrays = {"tokens": np.concatenate(encoded.token_ids), "bounds": np.append(0, np.cumsum(encoded.lengths))}
+    arrays |= {name: getattr(encoded, name) for name in ENCODED} | {"features": features}
+    arrays |= {"ids": np.array(rows[ID], dtype=str), "groups": np.array(rows["group"], dtype=str)}
+    arrays["labels"] = rows["label"].to_numpy() if "label" in rows else unknown
+    arrays["folds"] = unknown if folds is None else folds
+    arrays["files"] = rows[SOURCE].to_numpy() if SOURCE in rows else np.zeros(len(rows), dtype=np.int64)
+    folder.mkdir()
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def _map_rows(folder: Path) -> PreparedRows:
+    try:
+        maps = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "bounds", *ENCODED, *COLUMNS)
+        }
+        arrays = {name: array.view(np.ndarray) for name, array in maps.items()}
+        token_ids = np.split(arrays["tokens"], arrays["bounds"][1:-1])
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder}: cannot be read ({error}). Delete it, and run the same command again.") from error
+    encoded = EncodedRows(token_ids, *(arrays[name] for name in ENCODED))
+    return PreparedRows(encoded, *(arrays[name] for name in COLUMNS))

@@ -1,0 +1,124 @@
+"""What happens at a validation: scores, the best weights so far, and whether the encoder contributes anything."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from accelerate import Accelerator
+from scipy.special import softmax
+
+from prefcls_lib.data.batching import Examples, TokenCount
+from prefcls_lib.data.schema import class_shares
+from prefcls_lib.evaluation import scores
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
+from prefcls_lib.runtime import trackers
+from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training.checkpoint import TrainingState
+from prefcls_lib.training.step import within_memory
+
+MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
+COLLAPSE_AFTER_ROWS = 10_000  # rows after the warm-up before an encoder is judged: DeBERTa-v3 needs them to move
+COLLAPSED_SPREAD = 0.01  # a healthy encoder's predictions differ by more than this from row to row
+USEFUL_GAIN = 0.001  # log loss below a baseline's that is more than rounding
+ADVICE = "Set learning_rate to half of it and warmup_ratio to twice of it, or train on more rows."
+
+
+def validate(
+    model: PreferenceModel,
+    valid: Examples,
+    state: TrainingState,
+    place: dict,
+    accelerator: Accelerator,
+    pad_id: int,
+    log: Callable[[str], None],
+) -> None:
+    """Score the validation rows, and keep the weights where they are the best so far.
+
+    A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
+    more by the auxiliary output, which knows no baseline, with the features at their mean (zero, once
+    standardised): `encoder_log_loss` is that prediction's, `encoder_spread` its standard deviation over the rows,
+    averaged over the classes.
+
+    Args:
+        place: where training is; the first values of the record.
+    """
+    probs, encoder_probs, swapped_probs, state.valid_tokens = within_memory(
+        lambda: predict_valid(model, valid, accelerator, pad_id), state, log
+    )
+    if not np.isfinite(probs).all():
+        raise UserError(
+            f"training: at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left "
+            "out). Set learning_rate lower, or mixed_precision=no."
+        )
+    record = place | {
+        "train_log_loss": state.train_log_loss,
+        "valid_log_loss": scores.log_loss(valid.labels, probs),
+        "valid_accuracy": scores.accuracy(valid.labels, probs),
+        "encoder_log_loss": scores.log_loss(valid.labels, encoder_probs),
+        "encoder_spread": float(encoder_probs.std(axis=0).mean()),
+        "tokens_per_second": state.tokens_per_second,
+        "skipped_steps": state.skipped_steps,
+    }
+    state.loss_sum, state.loss_rows = 0.0, 0
+    state.records.append(record)
+    state.valid_probs.append(probs)
+    state.swapped_probs.append(swapped_probs)
+    if len(valid) >= MIN_ROWS_TO_SELECT and record["valid_log_loss"] <= min(r["valid_log_loss"] for r in state.records):
+        state.best = len(state.records) - 1
+        state.best_weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    trackers.log(accelerator, record, step=state.step)
+    log(
+        f"step {state.step}  train {record['train_log_loss'] or math.nan:.4f}  valid log loss "
+        f"{record['valid_log_loss']:.4f}  accuracy {record['valid_accuracy']:.3f}"
+    )
+
+
+def collapse_check(train: Examples, valid: Examples) -> Callable[[dict], str]:
+    """A function that says of a validation's record why the encoder counts as collapsed, "" where it may be healthy.
+
+    Collapsed is one whose predictions, features at their mean, are the same for every row; and one that adds nothing:
+    not better than the prior by itself, while the whole network is not better than the baseline that it starts from.
+    """
+    prior = scores.log_loss(valid.labels, np.tile(class_shares(train.labels[train.own]), (len(valid), 1)))
+    offsets = valid.offsets
+    baseline = None if offsets is None else scores.log_loss(valid.labels, softmax(offsets.astype(float), axis=1))
+
+    def why_collapsed(record: dict) -> str:
+        spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
+        if spread < COLLAPSED_SPREAD:
+            why = f"with the structure features at their mean its predictions differ by {spread:.4f} from row to row"
+            return f"{why}, which is less than {COLLAPSED_SPREAD}"
+        if baseline is None or max(prior - alone, baseline - whole) > USEFUL_GAIN:
+            return ""
+        return (
+            f"by itself its log loss is {alone:.4f} (the prior's {prior:.4f}), and the network's is {whole:.4f} "
+            f"(its baseline's {baseline:.4f}); at least one must be better by more than {USEFUL_GAIN}"
+        )
+
+    return why_collapsed
+
+
+def judge_encoder(
+    state: TrainingState, warmup_rows: float, why_collapsed: Callable[[dict], str], log: Callable[[str], None]
+) -> None:
+    """Log an encoder that contributes nothing; count the validations in a row in which it counts as collapsed."""
+    reason = why_collapsed(state.records[-1])
+    judged = state.rows_seen >= warmup_rows + COLLAPSE_AFTER_ROWS
+    state.flagged = state.flagged + 1 if reason and judged else 0
+    if reason:
+        verdict = "has collapsed" if judged else "does not contribute yet"
+        log(f"the encoder {verdict} after {state.rows_seen:,} rows: {reason}")
+    if state.flagged == 2:
+        log(f"training ends early, because the encoder had collapsed at two validations in a row. {ADVICE}")
+
+
+def predict_valid(
+    model: PreferenceModel, valid: Examples, accelerator: Accelerator, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenCount]:
+    """Probabilities (N, 3) of the validation rows; by the encoder alone; with A and B swapped; and the tokens."""
+    embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
+    at_mean = replace(valid, features=None if valid.features is None else np.zeros_like(valid.features))
+    asked = ((valid, False), (at_mean, True), (valid.swapped(), False))
+    return *(predict_from_embeddings(model, embeddings, rows, accelerator, aux) for rows, aux in asked), tokens

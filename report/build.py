@@ -1,0 +1,145 @@
+"""Run folders and published numbers to report.html and report.pdf; nothing is trained or predicted.
+
+python -m report.build --runs report/runs runs/roberta --out report --readme README.md
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefcls_lib.data import loading
+from prefcls_lib.evaluation import calibration, compare, plots, scores
+from prefcls_lib.runtime.files import UserError, read_json, write_text
+from report import page, tables
+from report.read_runs import Found, read_runs
+
+SOURCES = Path(__file__).parent  # template, style, published numbers
+STUDIES = SOURCES / "studies"  # what was measured
+README_MARKS = "<!-- results: written by make report -->", "<!-- end of results -->"
+
+
+def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) -> tuple[Found, list[str]]:
+    """Write report.html, report.pdf and results.svg into `out`; the result table into `readme`, between its marks.
+
+    Returns:
+        What was found, and one line on each thing that could not be made.
+    """
+    found = read_runs(places)
+    groups = tables.make_groups(found)
+    networks = [run for group in groups for run in group.networks]
+    values = {"found": found, "groups": groups, **_published_values(), **_study_values(), **_row_values(groups)}
+    described = values["described"]
+    values |= {
+        "networks": networks,
+        "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
+        "trained": [(name, run) for run in networks if (name := tables.backbone_of(run, described))],
+        "describe": tables.describe_run, "signed": page.signed,
+        "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
+        "compared": lambda values: page.signed(compare.Comparison.from_dict(values).describe()),
+        "titled": page.embed_table, "difference": tables.format_difference, "escape": page.escape_text,
+        "uniform": plots.UNIFORM,
+        "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
+    }  # fmt: skip
+    style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
+    document = page.make_page(page.fill_template(SOURCES / "report.md", values), style, script)
+    write_text(out / "report.html", document)
+    problem = page.write_pdf(document, out / "report.pdf")
+    if groups:
+        write_text(out / "results.svg", page.draw_svg(groups[0].draw_results()).decode())
+    if readme is not None:
+        _fill_readme(readme, groups, values["fold_plans"])
+    return found, [problem] if problem else []
+
+
+def _study_values() -> dict:
+    """What the studies measured."""
+    remedies = read_json(STUDIES / "known_floor_remedies.json")
+    return {
+        **{name: read_json(STUDIES / f"{name}.json") for name in ("more_rows", "curve")},
+        "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
+        "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
+        "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
+        "fewer_rows": {line["variant"]: line for line in read_json(STUDIES / "known_floor_12000_rows.json")},
+        "remedies": {name: [line for line in remedies if line["variant"] == name]
+                     for name in dict.fromkeys(line["variant"] for line in remedies)},
+    }  # fmt: skip
+
+
+def _published_values() -> dict:
+    published, specification = read_json(SOURCES / "published.json"), read_json(STUDIES / "specification.json")
+    titles = ["property", *(one["title"] for one in specification["backbones"].values())]
+    return {
+        "published": published, "study": published["study"], "described": specification["backbones"],
+        "arithmetic_loss": -math.log(published["study"]["arithmetic"]["prob"]),
+        "specification": page.embed_table("specification", "The three backbones, from their configurations.",
+                                     page.markdown_table(titles, specification["lines"], range(4))),
+        "errors": specification["errors"],
+    }  # fmt: skip
+
+
+def _row_values(groups: Sequence[tables.ComparedRuns]) -> dict:
+    """What needs the rows themselves: the shipped ones."""
+    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
+    facts = loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict()
+    sample = groups[0] if groups and groups[0].on_sample else None
+    lengths = page.embed_figure(
+        page.draw_svg(plots.plot_rows(rows)), "lengths", "The shipped rows: lengths, and who wins."
+    )
+    values = {"facts": facts, "lengths": lengths, "sample": sample, "main": None, "reliability": ""}
+    if sample is None or not sample.networks:
+        return values
+    run = sample.networks[0]
+    name, ece = page.escape_text(run.name), run.result["expected_calibration_error"]
+    figure = plots.plot_reliability(
+        scores.reliability_table(run.oof["label"].to_numpy(), run.probs(run.oof.index)), ece
+    )
+    caption = f"Confidence of {name} against accuracy on validation rows; numbers of rows above the intervals."
+    values |= {
+        "main": run,
+        "reliability": page.embed_figure(page.draw_svg(figure), "reliability", caption, "half"),
+        "mistakes": tables.mistakes_of(run, rows, 3),
+        "slices": None,
+    }
+    if sample.ladder is not None:
+        table = tables.slices_of(run, sample.ladder, rows)
+        clear = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
+        caption = f"Log loss of {name} minus that of the baseline, by slice (rows), with 95 % intervals."
+        values |= {"slices": page.embed_figure(page.draw_svg(plots.plot_slices(table)), "slices", caption),
+                   "slice_count": len(table), "slices_clear": len(clear)}  # fmt: skip
+    return values
+
+
+def _fill_readme(readme: Path, groups: Sequence[tables.ComparedRuns], fold_plans: str) -> None:
+    """Put the first group's result table, in its short form, between the marks; of shipped rows, `fold_plans` too."""
+    text = readme.read_text(encoding="utf-8")
+    start, end = README_MARKS
+    if text.count(start) != 1 or text.count(end) != 1 or not groups:
+        raise UserError(f"{readme}: needs the lines {start!r} and {end!r} once each, and a run to show.")
+    before, rest = text.split(start)
+    table = f"{groups[0].title}:\n\n{groups[0].readme_table()}" + f"\n\n{fold_plans}" * groups[0].on_sample
+    write_text(readme, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build the report, and say what was left out; exit code 2 where the user must put something right."""
+    parser = argparse.ArgumentParser(prog="report", description="Run folders to report.html and report.pdf.")
+    parser.add_argument("--runs", nargs="+", type=Path, metavar="DIR", default=[SOURCES / "runs"],
+                        help="run folders, or folders of them (report/runs)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=SOURCES, metavar="DIR", help="folder to write into (report)")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the results between this file's marks")
+    arguments = parser.parse_args(argv)
+    try:
+        found, problems = build_report(arguments.runs, arguments.out, arguments.readme)
+    except UserError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    for message in [*(f"left out: {name}: {why}" for name, why in found.left_out), *problems]:
+        print(message, file=sys.stderr)
+    print(f"report of {len(found.runs)} runs and {len(found.blends)} blends: {arguments.out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

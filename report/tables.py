@@ -1,0 +1,204 @@
+"""Tables and pictures of the report: runs on the same rows and their blends, and what is said of a single run."""
+
+import html
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prefcls_lib.baselines.estimators import ENSEMBLE
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import ID
+from prefcls_lib.ensemble.finished import Run
+from prefcls_lib.evaluation import compare, plots, slices
+from prefcls_lib.pipeline.folder import FREE_SETTINGS
+from prefcls_lib.runtime.files import sha256
+from report.page import draw_svg, embed_figure, embed_table, escape_text, markdown_table, signed
+from report.read_runs import Found, compare_runs, format_verdicts
+
+COMPARED = ("difference", "95 % interval", "p", "MDE", "verdict")
+UNIFORM = ["uniform guess, ln 3", f"{plots.UNIFORM:.4f}"]
+
+
+class ComparedRuns:
+    """Runs on the same rows, and the blends of them; `key` names the group in references to its tables."""
+
+    def __init__(self, key: str, runs: list[Run], found: Found, on_sample: bool):
+        self.key, self.runs, self.on_sample = key, runs, on_sample
+        self.networks = [run for run in runs if run.share is not None]
+        self.ladder = next((run for run in runs if run.share is None), None)
+        self.baselines = (self.ladder or runs[0]).result["baselines"]  # the ladder has all of them
+        self.prior = next((line["log_loss"] for line in self.baselines if line["model"] == "prior"), None)
+        at = {run.path.resolve(): run for run in runs}
+        blended = [(name, content, [at.get((path.parent / run).resolve()) for run in content["runs"]])
+                   for name, path, content in found.blends]  # fmt: skip
+        self.blends = [(name, content, parts) for name, content, parts in blended if all(parts)]
+        rows = f"{runs[0].result['rows']:,} " + ("shipped rows" if on_sample else "rows")
+        plan = runs[0].settings
+        self.title = f"{rows}, {plan.num_folds} folds by prompt, seed {plan.fold_seed}"
+
+    @cached_property
+    def compared(self) -> dict[Path | str, tuple[compare.Comparison, str]]:
+        """Networks (by path) against their baseline, blends (by name) against their best run; the name of the other."""
+        networks = {run.path: (run.share, baseline_of(run)) for run in self.networks}
+        return networks | {name: (content["comparison"], escape_text(parts[content["best_run"]].name))
+                           for name, content, parts in self.blends}  # fmt: skip
+
+    def readme_table(self) -> str:
+        """The prior, the first network with its baseline, and its first blend: a line each, the verdict in words."""
+        wanted = ["prior", *(baseline_of(run) for run in self.networks[:1])]
+        lines = [[*UNIFORM, "", "", ""], *(self._baseline_line(b) for b in self.baselines if b["model"] in wanted)]
+        verdicts = dict(zip(self.compared, format_verdicts(list(self.compared.values())), strict=True))
+        lines += [[describe_run(run), *_scores(run.result)[:3], verdicts[run.path]] for run in self.networks[:1]]
+        for name, content, parts in sorted(self.blends, key=lambda blend: len(blend[2]))[:1]:
+            who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
+            lines.append([who, *_scores(content)[:3], verdicts[name]])
+        return markdown_table(("model", "log loss (SD)", "95 % interval", "accuracy", "verdict"), lines, (0, 4))
+
+    def results_table(self) -> str:
+        """Log loss with its interval, accuracy, calibration error: one line a model, the baselines too."""
+        lines = [[*UNIFORM, "", "", ""], *(self._baseline_line(line) for line in self.baselines)]
+        for run in self.networks:
+            name, settings = describe_run(run).split(": ", 1)
+            lines.append([f"**{name}**<br><small>{settings}</small>", *_scores(run.result)])
+        for name, content, parts in self.blends:
+            who = ", ".join(escape_text(run.name) for run in parts)
+            lines.append([f"**{escape_text(name)}**<br><small>{who}; nested</small>", *_scores(content)])
+        header = ("model", "log loss (SD)", "95 % interval", "accuracy", "ECE")
+        return embed_table(f"results-{self.key}", f"Results: {self.title}.", markdown_table(header, lines), "long")
+
+    def comparisons_table(self) -> str:
+        """What the encoder adds to each network's baseline, and what a blend adds to its best run."""
+        lines = []
+        for run in self.networks:
+            alone = run.result.get("encoder_only_log_loss")
+            lines.append([escape_text(run.name), baseline_of(run), f"{run.result['baseline_log_loss']:.4f}",
+                          f"{run.result['log_loss']:.4f}", "" if alone is None else f"{alone:.4f}"])  # fmt: skip
+        for name, content, _ in self.blends:
+            best = f"{content['run_log_loss'][content['best_run']]:.4f}"
+            lines.append([escape_text(name), self.compared[name][1], best, f"{content['log_loss']:.4f}", ""])
+        header = ("model", "against", "its log loss", "model's", "encoder only", *COMPARED)
+        table = markdown_table(header, _add_comparisons(lines, [c for c, _ in self.compared.values()]), (0, 1, 9))
+        return embed_table(f"compared-{self.key}", f"Differences in log loss: {self.title}.", table) if lines else ""
+
+    def draw_results(self) -> Figure:
+        """The same as a picture."""
+        lines = [{"name": line["model"], "kind": "baseline", **line} for line in self.baselines]
+        for name, kind, result in [
+            *((run.name, "network", run.result) for run in self.networks),
+            *((name, "blend", content) for name, content, _ in self.blends),
+        ]:
+            low, high = result["log_loss_interval"]
+            lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
+        return plots.plot_results(pd.DataFrame(lines).set_index("name"))
+
+    def results_figure(self) -> str:
+        """`draw_results`, with its caption."""
+        caption = f"Log loss with 95 % intervals on the same rows: {self.title}."
+        return embed_figure(draw_svg(self.draw_results()), f"results-{self.key}", caption)
+
+    def ablation_table(self) -> str:
+        """Networks that differ in one setting, compared row by row; p is of all these comparisons."""
+        lines, compared = [], []
+        for place, one in enumerate(self.networks):
+            for other in self.networks[place + 1 :]:
+                ours, theirs = one.settings.to_dict(), other.settings.to_dict()
+                differ = [name for name in ours if name not in FREE_SETTINGS and ours[name] != theirs[name]]
+                if "architecture" in differ and "max_length" in differ:  # of one answer, or of both
+                    differ.remove("max_length")
+                if len(differ) == 1 and (c := compare_runs(one, other)):
+                    values = " against ".join(escape_text(str(settings[differ[0]])) for settings in (ours, theirs))
+                    who = f"{escape_text(one.name)}, {escape_text(other.name)}"
+                    lines.append([f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"])
+                    compared.append(c)
+        table = markdown_table(("what differs", *COMPARED), _add_comparisons(lines, compared), (0, 5))
+        caption = f"Networks that differ in one setting, the first minus the second: {self.title}."
+        return embed_table(f"ablation-{self.key}", caption, table) if lines else ""
+
+    @staticmethod
+    def _baseline_line(line: dict) -> list[str]:
+        interval = f"{line['low']:.4f} to {line['high']:.4f}"
+        return [line["model"], f"{line['log_loss']:.4f}", interval, f"{line['accuracy']:.3f}", ""]
+
+
+def make_groups(found: Found) -> list[ComparedRuns]:
+    """Runs by the rows they share; the shipped rows first."""
+    sample, by_key = sha256(loading.sample_path("train")), {}
+    for run in found.runs:
+        by_key.setdefault(run.group, []).append(run)
+    ordered = sorted(by_key.items(), key=lambda item: item[0][0] != sample)
+    return [ComparedRuns(str(n), runs, found, key[0] == sample) for n, (key, runs) in enumerate(ordered, 1)]
+
+
+def baseline_of(run: Run) -> str:
+    """The baseline that a network is compared with: the one that it starts from."""
+    return ENSEMBLE if run.settings.start_from == "none" else run.settings.start_from
+
+
+def describe_run(run: Run) -> str:
+    """A network's name, with the settings that readers ask for first."""
+    s = run.settings
+    backbone = "reward model " if s.init_from else "backbone "
+    parts = [
+        backbone + escape_text(Path(str(s.init_from or s.backbone)).name),
+        "cross-encoder" if s.architecture == "cross" else f"{s.head} head",
+        "structure features" if s.structure_features else "no structure features",
+        f"{s.max_length} tokens",
+        *(["extra rows"] if s.extra_train else []),
+        *([f"on {s.start_from}"] if s.start_from != "none" else []),
+    ]
+    return f"{escape_text(run.name)}: {', '.join(parts)}"
+
+
+def backbone_of(run: Run, described: dict[str, dict]) -> str | None:
+    """Which of the three backbones a run used: its folder, hub or Kaggle name has one of its names in it."""
+    parts = set(Path(str(run.settings.init_from or run.settings.backbone).lower()).parts)
+    return next((name for name, one in described.items() if parts & set(one["names"])), None)
+
+
+def format_difference(values: dict) -> str:
+    """A difference of two log losses in a sentence, with its own interval: 0.0164 lower [−0.0255, −0.0072]."""
+    side = "lower" if values["difference"] < 0 else "higher"
+    return signed(f"{abs(values['difference']):.4f} {side} [{values['low']:+.4f}, {values['high']:+.4f}]")
+
+
+def slices_of(run: Run, baseline: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """`slices.slice_table` of a run against a baseline's: slices known before the vote, and not nearly all rows."""
+    shared = rows[rows[ID].isin(set(run.oof.index) & set(baseline.oof.index))].reset_index(drop=True)
+    ids = shared[ID]
+    table = slices.slice_table(shared, shared["label"].to_numpy(), run.probs(ids), baseline.probs(ids))
+    useful = table["difference_low"].notna() & ~table["name"].isin(["tie", "model pair"])
+    return table[useful & (table["count"] < 0.9 * len(shared))].reset_index(drop=True)
+
+
+def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
+    """The wrong predictions with the highest probability, with their texts, as HTML."""
+    shared = rows[rows[ID].isin(run.oof.index)].reset_index(drop=True)
+    table = slices.most_confident_mistakes(shared, run.probs(shared[ID]), count)
+    blocks = []
+    for place, line in table.iterrows():
+        predicted = ("A wins", "B wins", "tie")[line["predicted"]]
+        text = re.sub(r"\n\s*\n", "\n", html.escape(loading.format_row(shared.iloc[place], max_chars=400)))
+        said = f"predicted: {predicted}, with probability {line['confidence']:.0%}"
+        blocks.append(f'\n<pre class="row">{said}\n{text}</pre>\n')
+    return "".join(blocks)
+
+
+def _add_comparisons(lines: Sequence[list[str]], comparisons: Sequence[compare.Comparison]) -> list[list[str]]:
+    """Lines of a table, each with its comparison in the columns of `COMPARED`; p is corrected for all of them."""
+    return [
+        [*line, signed(f"{c.difference:+.4f}"), signed(f"{c.low:+.4f} to {c.high:+.4f}"),
+         "<0.001" if c.p < 0.001 else f"{c.p:.3f}", f"{c.smallest_detectable:.4f}", c.verdict]
+        for line, c in zip(lines, compare.holm_correction(comparisons), strict=True)
+    ]  # fmt: skip
+
+
+def _scores(r: dict) -> list[str]:
+    spread = [f"{r[name]:.4f}" for name in ("log_loss_fold_sd", "log_loss_seed_sd") if r.get(name) is not None]
+    loss = f"{r['log_loss']:.4f}" + (f" ({', '.join(spread)})" if spread else "")
+    low, high = r["log_loss_interval"]
+    error = f"{r['expected_calibration_error']:.3f} ({r['expected_calibration_error_if_calibrated']:.3f})"
+    return [loss, f"{low:.4f} to {high:.4f}", f"{r['accuracy']:.3f}", error]
