@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: on a busy machin
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pandas as pd
+import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -37,16 +37,15 @@ from transformers import (
 
 from prefcls_lib import cli
 from prefcls_lib.data import loading
+from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.doctor import checks
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime.files import read_json
 
 KINDS = ("deberta-v2", "roberta", "electra", "bert")
-MORE_KINDS = (
-    "modernbert",
-    "mpnet",
-    "xlm-roberta",
-    "mdeberta-v2",
-)  # only in test_backbones.py, which tells what is theirs
+MORE_KINDS = ("modernbert", "mpnet", "xlm-roberta", "mdeberta-v2")
 VOCABULARY = 600
+TWO_FOLDS = ("folds=[0,1]",)  # of `finished_run`
 
 
 @pytest.fixture(scope="session")
@@ -57,45 +56,28 @@ def sample_rows():
 
 @pytest.fixture(scope="session")
 def backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
-    """kind -> folder with config.json, model.safetensors and tokenizer, as a hub checkpoint has them."""
+    """kind -> folder with config.json, model.safetensors and tokenizer, as a hub checkpoint has them.
+
+    The tokenizers of xlm-roberta and mdeberta-v2 saw many scripts.
+    """
     makers = {
         "deberta-v2": (make_unigram, make_deberta),
         "roberta": (make_byte_bpe, make_roberta),
         "electra": (make_wordpiece, make_electra),
         "bert": (make_wordpiece, make_bert),
+        "modernbert": (make_modern_bpe, make_modernbert),
+        "mpnet": (make_mpnet_wordpiece, make_mpnet),
+        "xlm-roberta": (make_xlmr_unigram, make_xlmr),
+        "mdeberta-v2": (make_unigram, make_deberta),
     }
-    return save_backbones(tmp_path_factory.mktemp("backbones"), makers, english_texts(sample_rows))
-
-
-@pytest.fixture(scope="session")
-def more_backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
-    """The same for MORE_KINDS; those of many languages saw many scripts."""
-    texts = english_texts(sample_rows)
-    root = tmp_path_factory.mktemp("more-backbones")
+    texts = [turn[:1000] for name in ("prompt", "response_a") for turns in sample_rows[name] for turn in turns]
+    texts += ["one ¶ two ¶ three … ... ¶ one ¶"] * 200
     many = texts[:100] + [text for text in checks.SCRIPTS.values() for _ in range(20)]
-    return {
-        **save_backbones(
-            root, {"modernbert": (make_modern_bpe, make_modernbert), "mpnet": (make_mpnet_wordpiece, make_mpnet)}, texts
-        ),
-        **save_backbones(
-            root, {"xlm-roberta": (make_xlmr_unigram, make_xlmr), "mdeberta-v2": (make_unigram, make_deberta)}, many
-        ),
-    }
-
-
-def english_texts(rows: pd.DataFrame) -> list[str]:
-    """What the tiny tokenizers are trained on."""
-    texts = [turn for name in ("prompt", "response_a") for turns in rows[name] for turn in turns]
-    return [text[:1000] for text in texts] + ["one ¶ two ¶ three … ... ¶ one ¶"] * 200
-
-
-def save_backbones(root: Path, makers: dict[str, tuple], texts: list[str]) -> dict[str, Path]:
-    """kind -> its folder; `makers`: kind -> what makes its tokenizer from texts, and its encoder from a vocabulary."""
-    folders = {}
+    root, folders = tmp_path_factory.mktemp("backbones"), {}
     for kind, (make_tokenizer, make_encoder) in makers.items():
         torch.manual_seed(0)
         folders[kind] = root / f"tiny-{kind}"
-        tokenizer = make_tokenizer(texts)
+        tokenizer = make_tokenizer(many if kind in ("xlm-roberta", "mdeberta-v2") else texts)
         tokenizer.save_pretrained(folders[kind])
         make_encoder(len(tokenizer)).save_pretrained(folders[kind])
     return folders
@@ -142,29 +124,37 @@ def home(tmp_path_factory, tiny) -> Path:
 
 
 def run_arguments(home: Path, out: Path, *settings: str) -> list[str]:
-    """`prefcls run` on the files of `home`, two of three folds, small; `settings` are KEY=VALUE."""
-    small = ("num_folds=3", "folds=[0,1]", "max_length=32", "num_epochs=1", "batch_size=8")
-    arguments = [
-        "run",
-        "--train",
-        str(home / "train.csv"),
-        "--test",
-        str(home / "test.csv"),
-        "--out",
-        str(out),
-    ]
-    for setting in (f"backbone={home / 'backbone'}", *small, *settings):
-        arguments += ["--set", setting]
-    return arguments
+    """`prefcls run` on the files of `home`, small: one of three folds, on one baseline; `settings` are KEY=VALUE."""
+    small = (f"backbone={home / 'backbone'}", "num_folds=3", "folds=[0]", "start_from=structure_logistic",
+             "max_length=32", "num_epochs=1", "batch_size=8")  # fmt: skip
+    arguments = ["run", "--train", str(home / "train.csv"), "--test", str(home / "test.csv"), "--out", str(out)]
+    return arguments + [part for setting in (*small, *settings) for part in ("--set", setting)]
+
+
+def run_small(home: Path, out: Path, *settings: str) -> dict:
+    """Such a run, which must work: its result."""
+    assert cli.main(run_arguments(home, out, *settings)) == 0
+    return read_json(out / "result.json")
+
+
+def predict(run: Path, test: Path | str, out: Path) -> np.ndarray:
+    """`prefcls predict`, which must work: the probabilities (N, 3) in `out`."""
+    assert cli.main(["predict", "--run", str(run), "--test", str(test), "--out", str(out)]) == 0
+    return read_probs(out)
+
+
+def read_probs(path: Path) -> np.ndarray:
+    """(N, 3) of a table with probabilities."""
+    return read_table(path)[list(LABEL_COLUMNS)].to_numpy()
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, home) -> Path:
-    """The folder of a finished run, which held a foreign file before; for tests that only read it."""
+    """A finished run of two folds, whose folder held a foreign file before; for tests that only read it."""
     out = tmp_path_factory.mktemp("finished") / "run"
     out.mkdir()
     (out / "notes.txt").write_text("not of this run", encoding="utf-8")
-    assert cli.main(run_arguments(home, out)) == 0
+    run_small(home, out, *TWO_FOLDS)
     return out
 
 

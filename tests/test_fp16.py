@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from prefcls_lib.training.state import Session, Stopped
 from test_resume import StopAt
 from test_train import make_config, make_examples, make_model
 
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.training import loop
-from prefcls_lib.training.state import Session, Stopped
 
 LEARNS = {"learning_rate": 2e-3, "head_learning_rate": 2e-3, "label_smoothing": 0.0, "structure_features": False}
 

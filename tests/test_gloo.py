@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from prefcls_lib.training.state import Session
 from test_fp16 import LEARNS, make_fp16_accelerator
 from test_train import make_config, make_examples, make_model
 
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.training import loop
 from prefcls_lib.training import step as steps
-from prefcls_lib.training.state import Session
 
 OVERFLOWING_STEP = 3
 CONFIG = {"num_epochs": 2, "batch_size": 7, "validations_per_epoch": 2, **LEARNS}

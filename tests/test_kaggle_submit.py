@@ -269,9 +269,8 @@ def test_submit_notebook_runs(two, home, rows, tmp_path):
     competition.mkdir(parents=True)
     for name in ("train.csv", "test.csv"):
         shutil.copyfile(home / name, competition / name)
-    (tmp_path / "submit.ipynb").write_text(
-        kernel_folders.put_parameters(kernel_folders.build_submit(), {"time_budget_hours": 8.0})
-    )
+    notebook = kernel_folders.put_parameters(kernel_folders.read_notebook("submit"), {"time_budget_hours": 8.0})
+    nbformat.write(notebook, tmp_path / "submit.ipynb")
     command = [sys.executable, "-m", "papermill", "submit.ipynb", "out.ipynb", "-y", "{}", "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]

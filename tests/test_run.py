@@ -1,7 +1,6 @@
 """The whole way through the command line: a run, a second start, predicting from what it left behind."""
 
 import csv
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import read_tree, run_arguments
+from conftest import TWO_FOLDS, predict, read_probs, read_tree, run_arguments, run_small
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
@@ -17,22 +17,23 @@ from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.models import saved
-from prefcls_lib.pipeline import job, steps
-from prefcls_lib.pipeline.folder import RunFolder, read_table
-from prefcls_lib.pipeline.predict import predict_run
-from prefcls_lib.runtime.files import UserError, sha256, write_json
+from prefcls_lib.models.saved import load_model
+from prefcls_lib.pipeline import fold_baseline, job, results, steps
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime.files import UserError, read_json, sha256
 
 PROMISED = (
-    "log_loss", "accuracy", "ladder_log_loss", "rows", "useful_token_share", "predict_useful_token_share",
-    "tokens_per_second", "seconds", "best_epoch", "backbone", "seed", "versions", "data_sha256",
+    "log_loss", "accuracy", "baseline_log_loss", "encoder_share", "rows", "useful_token_share",
+    "predict_useful_token_share", "tokens_per_second", "seconds", "seconds_before_training", "best_epoch", "backbone",
+    "seed", "versions", "data_sha256",
 )  # fmt: skip
-SHORT = ("folds=[0]", "max_train_rows=40")  # settings of the runs that need no second fold
+VARIANTS = ("head=concat", "structure_features=false", "text_cleaning=ascii", "architecture=cross", "init_from",
+            "mixed_precision=bf16", "start_from=none")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def result(finished_run) -> dict:
-    return json.loads((finished_run / "result.json").read_text(encoding="utf-8"))
+    return read_json(finished_run / "result.json")
 
 
 @pytest.fixture(scope="module")
@@ -40,68 +41,45 @@ def oof(finished_run) -> pd.DataFrame:
     return read_table(finished_run / "oof.csv")
 
 
-def read_probs(path: Path) -> np.ndarray:
-    return read_table(path)[list(LABEL_COLUMNS)].to_numpy()
+def test_rows_and_folds_are_chosen_by_content_and_fold_seed(home, tmp_path):
+    """50 of 60 rows: seeds 1 and 2 with fold_seed=5 have the rows and folds of seed 5, also of a reversed file."""
+    with (home / "train.csv").open(encoding="utf-8", newline="") as file:
+        header, *records = csv.reader(file)
+    with (tmp_path / "reversed.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *records[::-1]])
 
-
-def predict(run: Path, test: Path, out: Path) -> Path:
-    """`prefcls predict`, which must work."""
-    assert cli.main(["predict", "--run", str(run), "--test", str(test), "--out", str(out)]) == 0
-    return out
-
-
-def test_runs_with_other_seeds_share_rows_and_folds(home, tmp_path):
-    """Seeds 1 and 2 with fold_seed=5 have the rows and folds of seed 5; a folder without that setting is a run with its
-    seed as fold_seed."""
-
-    def read(**seeds) -> job.Job:
-        files = {kind: str(home / f"{kind}.csv") for kind in ("train", "test")}
-        return job.read_job(RunConfig(**files, out=str(tmp_path), num_folds=3, max_train_rows=50, **seeds))
+    def read(train=home / "train.csv", **seeds) -> job.Job:
+        places = {"train": str(train), "test": str(home / "test.csv"), "out": str(tmp_path)}
+        return job.read_job(RunConfig(**places, num_folds=3, max_train_rows=50, **seeds))
 
     one, two, same, other = read(seed=1, fold_seed=5), read(seed=2, fold_seed=5), read(seed=5), read(seed=2)
     for found in (two, same):
         assert list(found.rows["id"]) == list(one.rows["id"]) and (found.folds == one.folds).all()
     assert list(other.rows["id"]) != list(one.rows["id"])
-    settings = same.config.to_dict() | {"start_from": "none"}
-    assert settings.pop("fold_seed") == 5
-    write_json(tmp_path / "config.json", {"settings": settings, "data_sha256": same.data_sha256})
-    same.folder.open(replace(same.config, start_from="none"), same.data_sha256)
+    assert list(read(tmp_path / "reversed.csv", seed=5).rows["id"])[::-1] == list(one.rows["id"])
+    same.folder.open(same.config, same.data_sha256)
     with pytest.raises(UserError, match="holds a run with fold_seed=5, this one has fold_seed=1"):
-        same.folder.open(replace(same.config, fold_seed=1, start_from="none"), same.data_sha256)
+        same.folder.open(replace(same.config, fold_seed=1), same.data_sha256)
 
 
 def test_predict_does_not_overwrite_its_test_rows(finished_run, home, tmp_path, capsys):
     """The submission must go elsewhere; the rows are as they were."""
     rows = Path(shutil.copy(home / "test.csv", tmp_path / "new.csv"))
     assert cli.main(["predict", "--run", str(finished_run), "--test", str(rows), "--out", str(rows)]) == 2
-    assert "is the file of the test rows" in capsys.readouterr().err
+    assert "would overwrite what is read from" in capsys.readouterr().err
     assert rows.read_bytes() == (home / "test.csv").read_bytes()
 
 
 def test_run_leaves_its_files_and_nothing_half_written(finished_run):
     """All tables, both models; the foreign file is still there, and no temporary one is."""
     tree = read_tree(finished_run)
-    expected = {
-        "config.json",
-        "result.json",
-        "history.csv",
-        "valid.csv",
-        "oof.csv",
-        "submission.csv",
-        "notes.txt",
-    }
-    assert {name for name in tree if "/" not in name} >= expected
+    tables = {"config.json", "result.json", "history.csv", "oof.csv", "oof_baselines.csv", "submission.csv"}
+    assert {name for name in tree if "/" not in name} == {*tables, "notes.txt"}
     assert tree["notes.txt"] == b"not of this run"
-    for fold in range(2):
-        for name in (
-            "model.safetensors",
-            "head.safetensors",
-            "tokenizer.json",
-            "preference.json",
-            "fold.json",
-        ):
-            assert f"model/fold{fold}/{name}" in tree
-    assert not [name for name in tree if name.endswith(".tmp")]
+    of_a_model = {"model.safetensors", "head.safetensors", "tokenizer.json", "preference.json", "fold.json",
+                  "history.csv", "oof.csv", "test.csv", "baseline/baseline.json"}  # fmt: skip
+    assert {f"model/fold{fold}/{name}" for fold in range(2) for name in of_a_model} < set(tree)
+    assert not [name for name in tree if name.endswith(".tmp") or name.startswith("checkpoint")]
 
 
 def test_result_holds_what_is_promised(result, home):
@@ -112,54 +90,59 @@ def test_result_holds_what_is_promised(result, home):
     assert 0.5 < result["useful_token_share"] <= 1
     assert 0.5 < result["predict_useful_token_share"] <= 1
     assert result["tokens_per_second"] > 0
-    assert result["seconds"] > 0
+    assert result["seconds"] > result["seconds_before_training"] > 0
     assert result["best_epoch"] == 1
     assert {"torch", "transformers", "python"} <= set(result["versions"])
-    assert len(result["load_average"]) == 2 and all(load >= 0 for load in result["load_average"])
 
 
-def test_reported_numbers_can_be_recomputed(result, oof):
-    """log_loss and accuracy from oof.csv, with scikit-learn."""
-    labels, probs = oof["label"], oof[list(LABEL_COLUMNS)].to_numpy()
-    assert result["log_loss"] == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]), abs=1e-12)
-    assert result["accuracy"] == pytest.approx(accuracy_score(labels, probs.argmax(axis=1)), abs=1e-12)
-    assert result["valid_rows"] == len(oof)
+def test_reported_numbers_can_be_recomputed(result, oof, finished_run):
+    """log_loss and accuracy from oof.csv with scikit-learn, those of the baseline from oof_baselines.csv; their
+    difference is the encoder's share."""
+    baselines = read_table(finished_run / "oof_baselines.csv")
+    start = baselines[baselines["model"] == "structure_logistic"]
+    for table, name in ((oof, "log_loss"), (start, "baseline_log_loss")):
+        labels, probs = table["label"], table[list(LABEL_COLUMNS)].to_numpy()
+        assert result[name] == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]), abs=1e-12)
+    assert result["accuracy"] == pytest.approx(
+        accuracy_score(oof["label"], oof[list(LABEL_COLUMNS)].to_numpy().argmax(1))
+    )
+    assert result["valid_rows"] == len(oof) == len(start)
+    share = result["encoder_share"]
+    assert share["difference"] == pytest.approx(result["log_loss"] - result["baseline_log_loss"])
+    assert share["low"] <= share["difference"] <= share["high"]
+    (line,) = [line for line in result["baselines"] if line["model"] == result["baseline"]]
+    assert line["log_loss"] == pytest.approx(result["baseline_log_loss"])
 
 
 def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
     """Each row of folds 0 and 1 once, with its own label and the fold that the plan gives it."""
     rows = loading.read_rows(home / "train.csv", labelled=True)
     rows["fold"] = splits.assign_folds(rows, 3, seed=42)
-    expected = rows[rows["fold"] < 2].set_index("id")[["fold", "label"]]
-    found = oof.set_index("id")[["fold", "label"]]
+    expected = rows[rows["fold"] < 2].set_index("id")[["fold", "label", "group"]]
+    found = oof.set_index("id")[["fold", "label", "group"]]
     pd.testing.assert_frame_equal(found.sort_index(), expected.sort_index(), check_dtype=False, check_index_type=False)
 
 
-def test_history_has_both_folds_and_unsmoothed_losses(home, tmp_path):
-    """The last line of each fold is the log loss of that fold's rows in valid.csv, with label smoothing in training."""
-    assert cli.main(run_arguments(home, tmp_path / "run", "label_smoothing=0.3")) == 0
-    history, valid = read_table(tmp_path / "run" / "history.csv"), read_table(tmp_path / "run" / "valid.csv")
+def test_history_has_both_folds_and_unsmoothed_losses(finished_run, oof):
+    """The last line of each fold is the log loss of that fold's rows in oof.csv."""
+    history = read_table(finished_run / "history.csv")
     assert history["fold"].unique().tolist() == [0, 1]
     for fold, lines in history.groupby("fold"):
-        rows = valid[valid["fold"] == fold]
+        rows = oof[oof["fold"] == fold]
         loss = sklearn_log_loss(rows["label"], rows[list(LABEL_COLUMNS)].to_numpy(), labels=[0, 1, 2])
         assert lines["valid_log_loss"].iloc[-1] == pytest.approx(loss, abs=1e-12)
 
 
-def test_submission_is_the_mean_of_the_folds(finished_run, home, tmp_path):
-    """One fold's folder alone in a run folder predicts that fold; the mean of both is the submission."""
-    alone = []
+def test_submission_is_the_mean_of_the_folds(finished_run, home):
+    """Each fold's saved model predicts what the run has kept in its test.csv; the submission is their mean."""
+    rows, kept = loading.read_rows(home / "test.csv", labelled=False), []
     for fold in range(2):
-        run = tmp_path / f"only{fold}"
-        shutil.copytree(finished_run, run)
-        shutil.rmtree(run / "model" / f"fold{1 - fold}")
-        config = json.loads((run / "config.json").read_text())
-        config["settings"]["folds"] = [fold]
-        (run / "config.json").write_text(json.dumps(config))
-        rows = loading.read_rows(home / "test.csv", labelled=False)
-        alone.append(predict_run(RunFolder(run), rows)[0])
-    assert np.abs(alone[0] - alone[1]).max() > 1e-4
-    np.testing.assert_allclose(read_probs(finished_run / "submission.csv"), (alone[0] + alone[1]) / 2, atol=1e-12)
+        folder = finished_run / "model" / f"fold{fold}"
+        model = load_model(folder)
+        kept.append(read_probs(folder / "test.csv"))
+        np.testing.assert_array_equal(model.predict_proba(model.read_inputs(rows)), kept[-1])
+    assert np.abs(kept[0] - kept[1]).max() > 1e-4
+    np.testing.assert_allclose(read_probs(finished_run / "submission.csv"), (kept[0] + kept[1]) / 2, atol=1e-12)
 
 
 def test_submission_has_the_test_files_ids_in_order(finished_run, home, capsys):
@@ -171,12 +154,6 @@ def test_submission_has_the_test_files_ids_in_order(finished_run, home, capsys):
     assert "a valid submission for 12 test rows" in capsys.readouterr().out
 
 
-def test_saved_run_predicts_the_same_bytes(finished_run, home, tmp_path):
-    """`predict` from the saved models is the run's own submission, byte for byte."""
-    again = predict(finished_run, home / "test.csv", tmp_path / "again.csv")
-    assert again.read_bytes() == (finished_run / "submission.csv").read_bytes()
-
-
 def test_swapping_the_columns_of_the_test_file_permutes_the_submission(finished_run, home, tmp_path):
     """Exactly, through CSV, tokens, structure features, both folds and the CSV of the submission."""
     with (home / "test.csv").open(encoding="utf-8", newline="") as file:
@@ -185,7 +162,7 @@ def test_swapping_the_columns_of_the_test_file_permutes_the_submission(finished_
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**r, "response_a": r["response_b"], "response_b": r["response_a"]} for r in rows)
-    swapped = read_probs(predict(finished_run, tmp_path / "swapped.csv", tmp_path / "submission.csv"))
+    swapped = predict(finished_run, tmp_path / "swapped.csv", tmp_path / "submission.csv")
     probs = read_probs(finished_run / "submission.csv")
     assert (swapped == probs[:, [1, 0, 2]]).all()
     assert (probs[:, 0] != probs[:, 1]).any()
@@ -195,46 +172,61 @@ def test_complete_run_says_so_and_changes_nothing(finished_run, home, capsys):
     """The same command again: exit code 0, every file with the same bytes and time."""
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
     tree = read_tree(finished_run)
-    assert cli.main(run_arguments(home, finished_run)) == 0
+    run_small(home, finished_run, *TWO_FOLDS)
     assert "this run is complete" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
     assert read_tree(finished_run) == tree
 
 
-def test_interrupted_run_goes_on_where_it_stopped(finished_run, home, tmp_path, capsys):
+def test_interrupted_run_resumes_where_it_stopped(finished_run, home, tmp_path, capsys):
     """The last fold and result.json are gone: fold 0 is kept, and the end is the same to the byte."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "model" / "fold1")
     (run / "result.json").unlink()
     kept = (run / "model" / "fold0" / "model.safetensors").stat().st_mtime_ns
-    assert cli.main(run_arguments(home, run)) == 0
+    run_small(home, run, *TWO_FOLDS)
     assert "fold0: done before, kept" in capsys.readouterr().out
     assert (run / "model" / "fold0" / "model.safetensors").stat().st_mtime_ns == kept
     before, after = read_tree(finished_run), read_tree(run)
     assert before.keys() == after.keys()
-    for name in ("submission.csv", "oof.csv", "valid.csv", "model/fold1/model.safetensors"):
+    for name in ("submission.csv", "oof.csv", "model/fold1/model.safetensors"):
         assert after[name] == before[name]
+
+
+def test_resumed_run_takes_folds_tokens_and_baselines_from_the_checkpoint(home, tmp_path, monkeypatch):
+    """Interrupted in training, then resumed where none of them can be made: the end is the same to the byte."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_small(home, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("prefcls_lib.pipeline.folds.fit", interrupt)
+        assert cli.main(run_arguments(home, killed)) == 130
+    for name in ("job.assign_folds", "prepared.encode_rows", "fold_baseline.fit_out_of_fold"):
+        monkeypatch.setattr(f"prefcls_lib.pipeline.{name}", None)
+    run_small(home, killed)
+    one, two = read_tree(whole), read_tree(killed)
+    assert one.keys() == two.keys()
+    for name in ("submission.csv", "oof.csv", "model/fold0/baseline/baseline.safetensors"):
+        assert two[name] == one[name]
 
 
 def test_same_seed_gives_the_same_run_in_another_folder(home, tmp_path):
     """Submission, predictions and weights to the byte; another seed gives others."""
     trees = {}
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
-        assert cli.main(run_arguments(home, tmp_path / name, *SHORT, f"seed={seed}")) == 0
+        assert run_small(home, tmp_path / name, "max_train_rows=40", f"seed={seed}")["rows"] == 40
         trees[name] = read_tree(tmp_path / name)
-    for file in (
-        "submission.csv",
-        "oof.csv",
-        "model/fold0/model.safetensors",
-        "model/fold0/head.safetensors",
-    ):
+    for file in ("submission.csv", "oof.csv", "model/fold0/model.safetensors", "model/fold0/head.safetensors"):
         assert trees["one"][file] == trees["two"][file]
         assert trees["one"][file] != trees["three"][file]
 
 
-def test_moved_run_needs_nothing_else(finished_run, home, tmp_path):
-    """The run folder under another name, its backbone, data and former place out of reach: the same bytes."""
+def test_moved_run_predicts_the_same_bytes_and_needs_nothing_else(finished_run, home, tmp_path):
+    """The run folder under another name, its backbone, data and former place out of reach."""
     expected = (finished_run / "submission.csv").read_bytes()
     moved, away = tmp_path / "elsewhere", home.with_name("away")
     shutil.copytree(finished_run, moved)
@@ -242,97 +234,112 @@ def test_moved_run_needs_nothing_else(finished_run, home, tmp_path):
     home.rename(away)
     finished_run.rename(hidden)
     try:
-        again = predict(moved, away / "test.csv", tmp_path / "again.csv").read_bytes()
+        predict(moved, away / "test.csv", tmp_path / "again.csv")
     finally:
         away.rename(home)
         hidden.rename(finished_run)
-    assert again == expected
+    assert (tmp_path / "again.csv").read_bytes() == expected
 
 
-def break_the_encoder(*_args, **_kwargs):
-    raise UserError("stopped where the encoder is loaded")
+def test_submissions_before_the_first_model(home, tmp_path, monkeypatch, capsys):
+    """First the shares of the 60 training labels, then the baseline's, whatever happens from then on; an older one is
+    replaced only by the trained models'."""
+    run, submission = tmp_path / "run", tmp_path / "run" / "submission.csv"
 
+    def stop_at(place: str) -> None:
+        def stop(*_, **__):
+            raise UserError(f"stopped at {place}")
 
-def test_a_submission_is_there_before_the_encoder_is_loaded(home, tmp_path, monkeypatch, capsys):
-    """First the shares of the 60 training labels, then the best quick baseline's, whatever happens from then on."""
-    run, test = tmp_path / "run", str(home / "test.csv")
-    submission = run / "submission.csv"
+        with monkeypatch.context() as patch:
+            patch.setattr(f"prefcls_lib.pipeline.{place}", stop)
+            assert cli.main(run_arguments(home, run)) == 2
+        assert f"stopped at {place}" in capsys.readouterr().err
 
-    def look(*_, **__):
-        shares = np.bincount(loading.read_rows(home / "train.csv", labelled=True)["label"]) / 60
-        np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
-        raise UserError("stopped at the baselines")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "cross_validate", look)
-        assert cli.main(run_arguments(home, run)) == 2
-    assert "stopped at the baselines" in capsys.readouterr().err
+    stop_at("fold_baseline.fit_out_of_fold")
+    shares = np.bincount(loading.read_rows(home / "train.csv", labelled=True)["label"]) / 60
+    np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
     submission.unlink()
-    monkeypatch.setattr(saved, "load_encoder", break_the_encoder)
-    assert cli.main(run_arguments(home, run)) == 2
-    assert "stopped where the encoder is loaded" in capsys.readouterr().err
-    assert len(np.unique(read_probs(submission)[:, 2])) > 1
-    assert cli.main(["check-submission", str(submission), "--test", test]) == 0
+    stop_at("folds.build_model")
+    baseline = np.load(fold_baseline.baseline_folder(steps.RunFolder(run), 0) / "test.npy")
+    np.testing.assert_allclose(read_probs(submission), softmax(baseline, axis=1), atol=1e-12)
+    submission.write_bytes(b"older")
+    stop_at("folds.build_model")
+    assert submission.read_bytes() == b"older"
     assert not (run / "result.json").exists()
+    run_small(home, run)
+    assert cli.main(["check-submission", str(submission), "--test", str(home / "test.csv")]) == 0
 
 
-def test_existing_submission_is_replaced_only_by_a_trained_one(home, tmp_path, monkeypatch):
-    """An older one survives a run that stops; the same run, finished, replaces it."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "submission.csv").write_bytes(b"older")
-    with monkeypatch.context() as patch:
-        patch.setattr(saved, "load_encoder", break_the_encoder)
-        assert cli.main(run_arguments(home, run, *SHORT)) == 2
-    assert (run / "submission.csv").read_bytes() == b"older"
-    assert cli.main(run_arguments(home, run, *SHORT)) == 0
-    assert cli.main(["check-submission", str(run / "submission.csv"), "--test", str(home / "test.csv")]) == 0
-
-
-def test_max_train_rows_are_taken_by_content(home, tmp_path):
-    """40 of 60 rows; the same 40 from a file in reversed order."""
-    with (home / "train.csv").open(encoding="utf-8", newline="") as file:
-        header, *records = csv.reader(file)
-    with (tmp_path / "reversed.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *records[::-1]])
-    found = []
-    for name, path in (("one", home / "train.csv"), ("two", tmp_path / "reversed.csv")):
-        arguments = run_arguments(home, tmp_path / name, *SHORT)
-        arguments[arguments.index("--train") + 1] = str(path)
-        assert cli.main(arguments) == 0
-        result = json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))
-        assert result["rows"] == 40
-        found.append(read_table(tmp_path / name / "oof.csv").set_index("id")["label"].sort_index())
-    pd.testing.assert_series_equal(*found)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "head=concat",
-        "structure_features=false",
-        "pooling=first",
-        "text_cleaning=ascii",
-        "mixed_precision=bf16",
-    ],
-)
-def test_variant_runs_and_predicts_the_same_from_disk(home, tmp_path, setting):
+@pytest.mark.parametrize("setting", VARIANTS)
+def test_variant_runs_and_predicts_the_same_from_disk(home, reward_folders, tmp_path, setting):
     """A variant is a parameter: it reaches the saved model, and `predict` needs not be told."""
-    run = tmp_path / "run"
-    assert cli.main(run_arguments(home, run, *SHORT, setting)) == 0
-    again = predict(run, home / "test.csv", tmp_path / "again.csv")
-    assert again.read_bytes() == (run / "submission.csv").read_bytes()
-    name, value = setting.split("=")
-    state = json.loads((run / "model" / "fold0" / "preference.json").read_text(encoding="utf-8"))
-    if name == "structure_features":
-        assert state["feature_scaler"] is None
-    else:
-        assert str(state[name]) == value
+    run, given = tmp_path / "run", setting
+    if setting == "init_from":
+        given = f"init_from={reward_folders['deberta-v2']}"
+    result = run_small(home, run, given)
+    predict(run, home / "test.csv", tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == (run / "submission.csv").read_bytes()
+    (name, value), state = given.split("="), read_json(run / "model" / "fold0" / "preference.json")
+    assert str(state["settings"][name]).lower() == value.lower()
+    assert (state["feature_scaler"] is None) == (setting == "structure_features=false")
+    assert (run / "model" / "fold0" / "baseline").exists() == (setting != "start_from=none")
+    assert (result["flip_rate"] == 0) == (setting != "head=concat")
+    assert result["backbone"] == (value if name == "init_from" else str(home / "backbone"))
 
 
 def test_sample_is_named_not_located(finished_run, tmp_path):
     """`--test sample` are the competition's three rows."""
     submission = tmp_path / "s.csv"
-    assert cli.main(["predict", "--run", str(finished_run), "--test", "sample", "--out", str(submission)]) == 0
+    predict(finished_run, "sample", submission)
     assert read_table(submission)["id"].tolist() == ["136060", "211333", "1233961"]
     assert cli.main(["check-submission", str(submission), "--test", "sample"]) == 0
+
+
+def test_ladder_is_a_run_without_a_network(home, finished_run, tmp_path, capsys):
+    """The same files and rows; its predictions are those of the baseline that the network starts from, so its log loss
+    is its baseline's; no encoder has a share in it, and `predict` reads its models."""
+    out = tmp_path / "ladder"
+    arguments = [part for part in run_arguments(home, out, *TWO_FOLDS) if not part.startswith("backbone=")]
+    arguments.remove("--set")
+    assert cli.main(["ladder", *arguments[1:]]) == 0
+    assert "network" not in capsys.readouterr().out
+    result, network = read_json(out / "result.json"), read_json(finished_run / "result.json")
+    assert set(result) >= set(PROMISED)
+    assert result["log_loss"] == result["baseline_log_loss"] == network["baseline_log_loss"]
+    assert [line | {"seconds": 0} for line in result["baselines"]] == [
+        line | {"seconds": 0} for line in network["baselines"]
+    ]
+    assert (result["backbone"], result["encoder_share"], result["tokens_per_second"]) == ("ladder", None, None)
+    assert {name for name in read_tree(out) if "/" not in name} == {
+        name for name in read_tree(finished_run) if "/" not in name
+    } - {"notes.txt"}
+    for column in ("id", "fold", "label", "group"):
+        assert read_table(out / "oof.csv")[column].equals(read_table(finished_run / "oof.csv")[column])
+    predict(out, home / "test.csv", tmp_path / "again.csv")
+    np.testing.assert_allclose(read_probs(tmp_path / "again.csv"), read_probs(out / "submission.csv"), atol=1e-12)
+
+
+def test_result_in_words():
+    """The comparison with its numbers; what an encoder that adds nothing needs comes once, at the end."""
+    counts = {"rows": 154, "groups": 153, "smallest_detectable": 0.013}
+    better = {"difference": -0.0164, "low": -0.0255, "high": -0.0072, "p": 0.0004} | counts
+    result = {"encoder_share": better, "baseline": "structure_tfidf", "baseline_log_loss": 1.08, "encoder_warnings": {}}
+    line = (
+        "network BEATS structure_tfidf (1.0800): with the encoder, the log loss is 0.0164 lower (95 % CI -0.0255 to "
+        "-0.0072, p<0.001) on 154 validation rows; a difference of 0.0130 would be found in 80 % of such samples"
+    )
+    assert results.verdict(result) == line
+    warned = results.verdict(result | {"encoder_warnings": {"fold0": "why", "fold1": "why"}}).splitlines()
+    expected = [*(f"fold{n}: the encoder does not contribute: why" for n in (0, 1)), results.TRY_NEXT]
+    assert warned == [line, *expected]
+    ladder = {"encoder_share": None, "baseline": "prior", "log_loss": 1.1, "valid_rows": 9}
+    assert results.verdict(ladder) == "prior: log loss 1.1000 on 9 validation rows"
+
+
+def test_seconds_of_a_run_by_hand(monkeypatch):
+    """The session 900 to 1000 s; two folds side by side 100 to 300 and 150 to 350 of an earlier one; one that this
+    session trained: 100 + 250 + 0."""
+    monkeypatch.setattr(results.time, "time", lambda: 1000.0)
+    records = [{"seconds": 200.0, "finished_at": 300.0}, {"seconds": 200.0, "finished_at": 350.0},
+               {"seconds": 60.0, "finished_at": 970.0}]  # fmt: skip
+    assert results._total_seconds(type("Job", (), {"started_at": 900.0}), records) == 100 + 250 + 0

@@ -101,8 +101,8 @@ def _on_meta(tensor: torch.Tensor) -> bool:
 
 
 @pytest.fixture(scope="module")
-def folders(backbone_folders, more_backbone_folders):
-    return {**backbone_folders, **more_backbone_folders}
+def folders(backbone_folders):
+    return backbone_folders
 
 
 def make_model(folder, **head: object) -> PreferenceModel:

