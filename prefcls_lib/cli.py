@@ -12,7 +12,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,6 +139,7 @@ def _blend(arguments: argparse.Namespace) -> None:
     from prefcls_lib.ensemble import blend
     from prefcls_lib.evaluation.compare import Comparison
 
+    refuse_overwriting(arguments.out, *arguments.runs)
     result = blend.fit_runs(arguments.runs, arguments.out)
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
     c = Comparison.from_dict(result["comparison"])
@@ -156,8 +157,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from prefcls_lib.pipeline.predict import predict_run
 
     test = loading.locate_csv(arguments.test, "test")
-    if Path(arguments.out).resolve() == test.resolve():
-        raise UserError(f"--out {arguments.out}: is the file of the test rows. Name another one for the submission.")
+    refuse_overwriting(arguments.out, test, arguments.blend or arguments.run)
     rows = loading.read_rows(test, labelled=False)
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
@@ -182,6 +182,7 @@ def _check_submission(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    refuse_overwriting(arguments.out, *arguments.files, *filter(None, [arguments.against]))
     print("\n".join(convert_files(arguments.files, arguments.out, arguments.against)))
     print(f"extra rows: {arguments.out}")
 

@@ -27,7 +27,7 @@ from prefcls_lib.runtime.kaggle import find_attached_run
 
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
-FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes")
+FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
 FOLD_SETTINGS = ("max_train_rows", "num_folds", "fold_seed")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
-from prefcls_lib.data.loading import locate_csv, read_rows
+from prefcls_lib.data.loading import locate_csv, read_rows, row_keys
 from prefcls_lib.data.schema import ID, SOURCE, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
@@ -85,6 +85,10 @@ def read_job(config: RunConfig) -> Job:
     test_rows = read_rows(paths["test"], labelled=False)
     extra = [find_attached_csv(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
     extra_rows = read_extra_rows(extra) if extra else None
+    seen = set(row_keys(rows)) if extra else set()
+    if known := extra and sum(key in seen for key in row_keys(extra_rows)):
+        print(f"extra_train: {known:,} of {len(extra_rows):,} rows are training rows, too. `prefcls convert --against` "
+              "leaves them out.", flush=True)  # fmt: skip
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))

@@ -20,6 +20,7 @@ from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import fold_baseline
 from prefcls_lib.pipeline.card import write_cards
+from prefcls_lib.pipeline.estimate import describe_duration
 from prefcls_lib.pipeline.folder import LADDER, FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
@@ -42,9 +43,14 @@ def start(config: RunConfig) -> Job:
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision, find_trackers(config.report_to))
-    if not (job.folder / "config.json").exists():  # else the weights were loaded when the folder was opened first
-        set_gradient_checkpointing(build_model(backbone.path, config).encoder, config.gradient_checkpointing)
-    return open_folder(replace(job, backbone=backbone), backbone.recipe)
+    is_new = not (job.folder / "config.json").exists()
+    if is_new:  # else the weights were loaded when the folder was opened first
+        model = build_model(backbone.path, config)
+        set_gradient_checkpointing(model.encoder, config.gradient_checkpointing)
+    job = open_folder(replace(job, backbone=backbone), backbone.recipe)
+    if is_new:
+        print(describe_duration(job, model), flush=True)
+    return job
 
 
 def prepare(job: Job) -> TrainingData:
