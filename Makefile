@@ -18,24 +18,20 @@ DEMO_NAME = $(subst -,_,$(NOTEBOOK))
 DEMO_RUN = $(DEMO)/$(DEMO_NAME)-$(notdir $(BACKBONE))
 NOTEBOOKS := $(patsubst notebooks/%.py,%,$(wildcard notebooks/0*.py))
 
-# of the kaggle- targets: your Kaggle name; names or folders; settings, and a file of them in notebooks/params;
-# finished run folders and their blend.json; the competition's files
+# of the kaggle- targets: your Kaggle name; settings, and a file of them in notebooks/params; finished run folders and
+# their blend.json; test rows of the rehearsal's rerun
 OWNER ?=
-BACKBONES ?= deberta-v3-xsmall roberta-base electra-large
 SET ?=
 PRESET ?=
 RUNS ?=
-TRAIN ?=
-TEST ?=
-# kaggle-train takes only what was given for these two, not the defaults above
+ROWS ?= 300
+# they take only what was given for these two, not the defaults above
 GIVEN_NOTEBOOK := $(if $(filter file,$(origin NOTEBOOK)),,$(NOTEBOOK))
-GIVEN_BACKBONES := $(if $(filter file,$(origin BACKBONES)),,$(BACKBONES))
-WHEELS ?=
-KERNELS ?=
-ROWS ?= 25000
+GIVEN_BACKBONE := $(if $(filter file,$(origin BACKBONE)),,$(BACKBONE))
+KAGGLE_RUN = "$(OWNER)" "$(GIVEN_NOTEBOOK)" --preset "$(PRESET)" --set $(SET) --backbone "$(GIVEN_BACKBONE)"
 
-.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-train kaggle-watch kaggle-submit \
-  kaggle-bundle kaggle-push kaggle-rehearsal benchmark gpu-check
+.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-first kaggle-train kaggle-watch kaggle-submit \
+  kaggle-bundle kaggle-rehearsal benchmark gpu-check
 
 help: ## print this help
 	@echo "prefcls: predict which of two LLM answers people prefer"
@@ -92,20 +88,20 @@ report: install ## build report/report.html and report.pdf from run folders, and
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
 	@$(BIN)/python -m report.studies.study
 
-kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= PRESET= SET= BACKBONES=)
-	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --preset "$(PRESET)" --set $(SET) --backbones $(GIVEN_BACKBONES)
+kaggle-first: install ## half an hour on Kaggle that shows what is true there, into runs/first/ (OWNER=)
+	@$(BIN)/python kaggle/first.py "$(OWNER)"
+
+kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
+	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN)
 
 kaggle-watch: install ## come back to a kernel that runs or has ended (OWNER= NOTEBOOK=)
-	@$(BIN)/python kaggle/$(if $(filter submit,$(NOTEBOOK)),score.py "$(OWNER)",train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)") --watch
+	@$(BIN)/python kaggle/$(if $(filter submit,$(NOTEBOOK)),submit.py "$(OWNER)",train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)") --watch
 
-kaggle-submit: install ## submit runs and bring the public score back (OWNER= RUNS= TRAIN= TEST=: fit the blend here)
-	@$(BIN)/python kaggle/score.py "$(OWNER)" --runs $(RUNS) --train "$(TRAIN)" --test "$(TEST)"
+kaggle-submit: install ## submit the runs of the training kernels, or RUNS=, and bring the public score back (OWNER=)
+	@$(BIN)/python kaggle/submit.py "$(OWNER)" --runs $(RUNS)
 
-kaggle-bundle: install ## build dist/kaggle: what is uploaded (OWNER= BACKBONES= RUNS= WHEELS=)
-	@$(BIN)/python kaggle/bundle.py "$(OWNER)" --backbones $(BACKBONES) --runs $(RUNS) --wheels $(WHEELS)
+kaggle-bundle: install ## build dist/kaggle, what kaggle-train would send (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
+	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN) --build
 
-kaggle-push: install ## upload dist/kaggle with Kaggle's client, then start kernels (OWNER= KERNELS= SUBMIT=)
-	@$(BIN)/python kaggle/push.py "$(OWNER)" --kernels $(KERNELS) $(if $(SUBMIT),--submit $(SUBMIT))
-
-kaggle-rehearsal: install ## run the bundle's notebooks here as Kaggle would, without a network (ROWS=)
+kaggle-rehearsal: install ## run the notebooks in dist/kaggle here as Kaggle would, without a network (ROWS=)
 	@$(BIN)/python kaggle/rehearsal/rehearse.py --rows $(ROWS)

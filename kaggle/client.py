@@ -1,16 +1,17 @@
 """Kaggle's own client, with the answers and the patience that the other modules here need.
 
-Its class `KaggleApi` is called, not the program `kaggle`, which is a thin layer over the methods used here. The program
-prints sentences where facts are needed (a status code, Retry-After, the number of a pushed version), ends with exit
-code 0 after some failures, and its download writes files in place without comparing their length. Credentials are read
-by that class, from where it always looks for them; what it prints is kept back, since with VERBOSE=1 it prints them.
+Its class `KaggleApi` is called, not the program `kaggle`, which prints sentences where facts are needed (a status code,
+the number of a version), ends with exit code 0 after some failures, and always speaks of a kernel's last version.
+Credentials are read by that class; what it prints is kept back, since with VERBOSE=1 it prints them.
 """
 
 import contextlib
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -19,10 +20,17 @@ from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.kaggle import COMPETITION
 
 SITE = "https://www.kaggle.com"
+RULES = f"{SITE}/competitions/{COMPETITION}/rules"
+SETTINGS = f"{SITE}/settings"
 ENDED = ("complete", "error", "cancel_acknowledged")
 SECONDS_TO_ANSWER = 120  # the client sets no limit: after a laptop's sleep it would wait forever
 LONGEST_WAIT = 60  # seconds between two tries
 TRIES = 30  # of one request that Kaggle answers with 429, too many requests
+TOKEN_PREFIX = "KGAT"  # of the tokens that Kaggle's settings page makes
+HOW_TO_SIGN_IN = (
+    f"Make a token at {SETTINGS} (API) and put it into the variable KAGGLE_API_TOKEN or the file "
+    "~/.kaggle/access_token; or run: .venv/bin/kaggle auth login"
+)
 _send = requests.adapters.HTTPAdapter.send
 
 
@@ -34,11 +42,33 @@ requests.adapters.HTTPAdapter.send = _send_with_limit
 
 
 class Refused(UserError):
-    """Kaggle's answer is an error; `code` is the HTTP status."""
+    """Kaggle's answer is an error; `code` is the HTTP status, or 0 where the client does not know the answer."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, at one of its versions or (None) at its last."""
+
+    owner: str
+    slug: str
+    version: int | None = None
+
+    @property
+    def name(self) -> str:
+        """owner/slug"""
+        return f"{self.owner}/{self.slug}"
+
+    @property
+    def page(self) -> str:
+        """The address of its page."""
+        return f"{SITE}/code/{self.name}"
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"version {self.version} of {self.name}"
 
 
 class Kaggle:
@@ -55,39 +85,50 @@ class Kaggle:
         self._api = None
 
     def sign_in(self, owner: str) -> None:
-        """Sign in, and make sure that the credentials are the owner's.
-
-        Raises:
-            UserError: there are none, they have expired, or they are somebody else's.
-        """
-        where = "Make a token at kaggle.com/settings (API) and put it where Kaggle's client looks: kaggle auth login."
+        """Sign in, and make sure that the credentials are the owner's."""
+        signed_in = True
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # without credentials the import alone prints a page
-                from kaggle.api.kaggle_api_extended import KaggleApi
+                from kaggle.api.kaggle_api_extended import AuthMethod, KaggleApi
 
                 self._api = KaggleApi()
                 self.call("signing in", self._api.authenticate)
         except SystemExit:
-            raise UserError(f"there are no Kaggle credentials here, or they have expired. {where}") from None
-        user = self._api.config_values[KaggleApi.CONFIG_NAME_USER]
+            signed_in = False
+        values = self._api.config_values
+        uses_key = not signed_in or values[KaggleApi.CONFIG_NAME_AUTH_METHOD] == str(AuthMethod.LEGACY_API_KEY)
+        if uses_key and str(values.get(KaggleApi.CONFIG_NAME_KEY)).startswith(TOKEN_PREFIX):
+            raise UserError(
+                "the key in kaggle.json (or KAGGLE_KEY) is an API token, which belongs elsewhere. Put it into the "
+                "variable KAGGLE_API_TOKEN or the file ~/.kaggle/access_token, and delete kaggle.json."
+            )
+        if not signed_in:
+            places = ("KAGGLE_API_TOKEN", "~/.kaggle/access_token", KaggleApi.config, "~/.kaggle/credentials.json")
+            found = [place for place in places if place in os.environ or Path(place).expanduser().is_file()]
+            state = f"the credentials in {found[0]} cannot be used" if found else "there are no Kaggle credentials here"
+            raise UserError(f"{state}. {HOW_TO_SIGN_IN}")
+        user = values[KaggleApi.CONFIG_NAME_USER]
         if user.lower() != owner:
             raise UserError(f"OWNER={owner}, but the Kaggle credentials here are those of {user}. Correct one of them.")
 
     def call(self, what: str, function: Callable, *arguments, **options):
-        """Call the client. Waits after 429 as Kaggle asks, and repeats a lost connection within `patience`.
+        """Call the client.
 
-        Raises:
-            Refused: Kaggle answers with an error.
-            UserError: Kaggle cannot be reached, or an upload broke off.
+        Waits after 429 as Kaggle asks, repeats a lost connection within `patience`, and renews an OAuth token once.
         """
-        waited, attempt = 0.0, 0
+        waited, attempt, renewed = 0.0, 0, False
         while True:
             printed = io.StringIO()
             errors = sys.stderr if sys.stderr.isatty() else io.StringIO()  # the client's upload bar
             try:
                 with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
                     answer = function(*arguments, **options)
+            except KeyError as error:
+                raise Refused(f"{what}: Kaggle's answer {error} is unknown to its client.", 0) from error
             except (requests.RequestException, ValueError) as error:
+                if not renewed and _status_code(error) == 401 and self._renew_token():
+                    renewed = True
+                    continue
                 wait = _seconds_to_wait(what, error, attempt, waited < self.patience)
                 waited, attempt = waited + wait, attempt + 1
                 time.sleep(wait)
@@ -96,23 +137,42 @@ class Kaggle:
                 raise UserError(f"{what}: the upload broke off. Run the same command again to resume it.")
             return answer
 
-    def hours_left(self) -> float | None:
-        """GPU hours that this week's quota still has; None where Kaggle does not tell."""
-        quota = self.call("the GPU quota", self._api.quota_view).gpu_quota
-        if quota is None or quota.total_time_allowed is None:
-            return None
-        times = (quota.total_time_allowed, quota.time_used, quota.time_reserved)
-        total, *used = (time.total_seconds() if time else 0.0 for time in times)
-        return max(0.0, total - sum(used)) / 3600
-
-    def data_set_status(self, name: str) -> str | None:
-        """ "ready", "failed", or how far Kaggle is with it; None where there is no such data set."""
+    def gpu_hours(self) -> tuple[float, float] | None:
+        """GPU hours of this week's quota that are left, and those that running kernels reserve; None if unknown."""
         try:
-            return self.call(f"data set {name}", self._api.dataset_status, name)
+            quota = self.call("the GPU quota", self._api.quota_view).gpu_quota
         except Refused as error:
             if error.code in (403, 404):
                 return None
             raise
+        if quota is None or quota.total_time_allowed is None:
+            return None
+        times = (quota.total_time_allowed, quota.time_used, quota.time_reserved)
+        total, used, reserved = (time.total_seconds() / 3600 if time else 0.0 for time in times)
+        return max(0.0, total - used - reserved), reserved
+
+    def data_set_state(self, name: str) -> tuple[str | None, int]:
+        """("ready", 3): how far Kaggle is with a data set, and the number of its last version; (None, 0): none there.
+
+        The state is "unknown" where the client has no word for it.
+        """
+        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
+
+        request = ApiGetDatasetRequest()
+        request.owner_slug, request.dataset_slug = name.split("/")
+        try:
+            state = self.call(f"data set {name}", self._api.dataset_status, name)
+        except Refused as error:
+            if error.code in (403, 404):
+                return None, 0
+            if error.code:
+                raise
+            state = "unknown"
+        if state == "deleted":
+            return state, 0
+        with self._api.build_kaggle_client() as client:
+            found = self.call(f"data set {name}", client.datasets.dataset_api_client.get_dataset, request)
+        return state, found.current_version_number
 
     def upload_data_set(self, folder: Path, name: str, notes: str | None) -> None:
         """Create a data set, or, with `notes`, add a version to it."""
@@ -124,63 +184,61 @@ class Kaggle:
         if answer.error:
             raise UserError(f"data set {name}: Kaggle answers {answer.error!r}. Nothing was started.")
 
-    def push_kernel(self, folder: Path, kernel: str) -> int:
-        """Push a kernel folder, which starts it; returns the number of the version.
-
-        Raises:
-            UserError: it is not started, or started without one of its inputs.
-        """
+    def push_kernel(self, folder: Path, kernel: Kernel) -> Kernel:
+        """Push a kernel folder, which starts it; returns the kernel with the number of the version."""
         answer = self.call(f"kernel {kernel}", self._api.kernels_push, str(folder))
         if answer.error:
             raise UserError(f"kernel {kernel}: Kaggle answers {answer.error!r}. It was not started.")
-        self.left_there = f"{kernel} was started on Kaggle and keeps running there: {page_of(kernel)}"
+        pushed = Kernel(kernel.owner, kernel.slug, answer.version_number)
+        self.left_there = f"{pushed} was started on Kaggle and keeps running there: {kernel.page}"
         missing = [*answer.invalid_dataset_sources, *answer.invalid_kernel_sources, *answer.invalid_competition_sources]
         if missing:
+            rules = f" (have you accepted the rules? {RULES})" if COMPETITION in missing else ""
             raise UserError(
-                f"kernel {kernel}: version {answer.version_number} was started without {', '.join(missing)}, which "
-                f"Kaggle does not give it{_rules_hint(missing)}. Stop it on its page: {page_of(kernel)}"
+                f"{pushed} was started without {', '.join(missing)}, which Kaggle does not give it{rules}. Stop it on "
+                f"its page: {kernel.page}"
             )
-        return answer.version_number
+        print(f"{pushed} was started", flush=True)
+        return pushed
 
-    def kernel_status(self, kernel: str) -> tuple[str, str] | None:
-        """("running", "") and the like of a kernel's last version, with the failure; None where there is none."""
+    def kernel_status(self, kernel: Kernel) -> tuple[str, str] | None:
+        """("running", "") and the like, with the failure; None where there is no such kernel or version."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
+
         try:
-            answer = self.call(f"kernel {kernel}", self._api.kernels_status, kernel)
+            answer = self._ask("get_kernel_session_status", Request, kernel)
         except Refused as error:
             if error.code in (403, 404):
                 return None
-            raise
+            if error.code:
+                raise
+            return "unknown", ""
         return answer.status.name.lower(), answer.failure_message
 
-    def log_lines(self, kernel: str) -> Iterator[str]:
+    def log_lines(self, kernel: Kernel) -> Iterator[str]:
         """What a kernel's last version printed, from its start; of a running one until it ends.
 
         A broken connection ends it without an error: the caller asks again.
         """
         with contextlib.suppress(requests.RequestException, ValueError):
-            for event in self._api.kernels_logs_stream(kernel):
+            for event in self._api.kernels_logs_stream(kernel.name):
                 if event.get("stream_name") != "stderr" or "Error" in str(event.get("data")):
                     yield from str(event.get("data", "")).splitlines()
 
-    def output_files(self, kernel: str) -> Iterator[tuple[str, str]]:
+    def output_files(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
         """(name, address) of each file in a kernel's output, page by page."""
-        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
+        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest as Request
 
-        owner, slug = kernel.split("/")
-        request = ApiListKernelSessionOutputRequest()
-        request.user_name, request.kernel_slug, request.page_size = owner, slug, 100
+        token = ""
         while True:
-            with self._api.build_kaggle_client() as client:
-                answer = self.call(f"output of {kernel}", client.kernels.kernels_api_client.list_kernel_session_output,
-                                   request)  # fmt: skip
+            answer = self._ask("list_kernel_session_output", Request, kernel, page_size=100, page_token=token)
             yield from ((file.file_name, file.url) for file in answer.files or [])
-            if not answer.next_page_token:
+            if not (token := answer.next_page_token):
                 return
-            request.page_token = answer.next_page_token
 
-    def submit(self, kernel: str, version: int, message: str) -> int:
+    def submit(self, kernel: Kernel, message: str) -> int:
         """Submit a version of a kernel to the competition; returns the submission's number."""
-        arguments = ("submission.csv", message, COMPETITION, kernel, version)
+        arguments = ("submission.csv", message, COMPETITION, kernel.name, kernel.version)
         return self.call("the submission", self._api.competition_submit_code, *arguments, quiet=True).ref
 
     def find_submission(self, number: int):
@@ -188,10 +246,35 @@ class Kaggle:
         found = self.call("the list of submissions", self._api.competition_submissions, COMPETITION)
         return next((submission for submission in found or [] if submission.ref == number), None)
 
+    def _ask(self, method: str, request_class: type, kernel: Kernel, **fields: object):
+        """A request about one version of a kernel, which the client's own methods cannot name."""
+        request = request_class()
+        request.user_name, request.kernel_slug = kernel.owner, kernel.slug
+        if kernel.version is not None:
+            request.version_label = f"v{kernel.version}"
+        for name, value in fields.items():
+            setattr(request, name, value)
 
-def page_of(kernel: str) -> str:
-    """Address of a kernel's page."""
-    return f"{SITE}/code/{kernel}"
+        def send():
+            with self._api.build_kaggle_client() as client:
+                return getattr(client.kernels.kernels_api_client, method)(request)
+
+        return self.call(f"kernel {kernel}", send)
+
+    def _renew_token(self) -> bool:
+        """A new access token of `kaggle auth login`; False where the credentials are others or have ended too."""
+        from kaggle.api.kaggle_api_extended import AuthMethod, KaggleCredentials
+
+        values = self._api.config_values
+        if values.get(self._api.CONFIG_NAME_AUTH_METHOD) != str(AuthMethod.OAUTH):
+            return False
+        values.pop(self._api.CONFIG_NAME_TOKEN, None)  # the request for a new one must not carry the old one
+        with contextlib.suppress(requests.RequestException), self._api.build_kaggle_client() as client:
+            credentials = KaggleCredentials.load(client=client)
+            credentials.refresh_access_token()
+            values[self._api.CONFIG_NAME_TOKEN] = credentials.get_access_token()
+            return True
+        return False
 
 
 def run_command(name: str, command: Callable[[Kaggle], int], come_back: str) -> int:
@@ -209,9 +292,18 @@ def run_command(name: str, command: Callable[[Kaggle], int], come_back: str) -> 
     return code
 
 
+def _response(error: Exception) -> requests.Response | None:
+    return getattr(error if isinstance(error, requests.RequestException) else error.__context__, "response", None)
+
+
+def _status_code(error: Exception) -> int | None:
+    response = _response(error)
+    return None if response is None else response.status_code
+
+
 def _seconds_to_wait(what: str, error: Exception, attempt: int, patient: bool) -> float:
     """How long to wait before the next try of a request; raises where another would not help."""
-    response = getattr(error if isinstance(error, requests.RequestException) else error.__context__, "response", None)
+    response = _response(error)
     backoff = min(LONGEST_WAIT, 5 * 2**attempt)
     if response is None:
         if not isinstance(error, requests.RequestException):
@@ -235,15 +327,10 @@ def _refusal(what: str, response: requests.Response) -> str:
         message = str(response.json()["message"])
     except (ValueError, KeyError, TypeError):
         message = response.reason or ""
-    text = f"{what}: Kaggle answers {response.status_code}, {message.rstrip('.')!r}."
-    if response.status_code == 401:
-        return f"{text} Your credentials have expired or were revoked. Make a new token at kaggle.com/settings (API)."
-    if response.status_code == 403:
-        return f"{text} If you have not accepted the competition's rules: {SITE}/competitions/{COMPETITION}/rules"
-    if response.status_code == 409:
-        return f"{text} Something else of yours has that name. Rename or delete it on Kaggle, then run this again."
-    return f"{text} Run the same command again later."
-
-
-def _rules_hint(missing: list[str]) -> str:
-    return f" (have you accepted the rules? {SITE}/competitions/{COMPETITION}/rules)" if COMPETITION in missing else ""
+    advice = {
+        401: f"Your credentials have expired, were revoked, or belong elsewhere. {HOW_TO_SIGN_IN}",
+        403: f"Causes: the account's phone is not verified, which a new account needs ({SETTINGS}/phone); the "
+        f"competition's rules are not accepted ({RULES}); or the token has expired or lacks the right ({SETTINGS}).",
+        409: "Something else of yours has that name. Rename or delete it on Kaggle, then run this again.",
+    }.get(response.status_code, "Run the same command again later.")
+    return f"{what}: Kaggle answers {response.status_code}, {message.rstrip('.')!r}. {advice}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import layout
 import requests
-from client import Kaggle
+from client import Kaggle, Kernel
 from follow import StatusLine
 
 from prefcls_lib.ensemble.finished import read_run
@@ -19,12 +19,8 @@ BYTES_AT_ONCE = 1 << 20
 PUBLIC_SCORE = "public_score"  # in result.json, written by `make kaggle-submit`
 
 
-def fetch_output(kaggle: Kaggle, kernel: str, runs: Path, name: str) -> Path:
-    """Download the output of a kernel's last version; returns its folder, runs/NAME or, where that exists, runs/NAME-2.
-
-    Raises:
-        UserError: the connection is lost for long, or the disk is full; nothing half-downloaded stays.
-    """
+def fetch_output(kaggle: Kaggle, kernel: Kernel, runs: Path, name: str) -> Path:
+    """Download a kernel's output; returns its folder, runs/NAME or, where that exists, runs/NAME-2."""
     taken = runs / name
     target = next(path for path in (taken, *(runs / f"{name}-{n}" for n in range(2, 1000))) if not path.exists())
     if target != taken:
@@ -39,9 +35,9 @@ def download_files(kaggle: Kaggle, files: Iterable[tuple[str, str]], folder: Pat
     line = StatusLine()
     for name, address in files:
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"the output holds a file {name!r}, which lies outside of its folder. It was not downloaded."
+                f"the output holds a file {name!r}, which cannot lie in its folder. Nothing was downloaded."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         line.show(f"downloading {name}")
@@ -64,6 +60,17 @@ def _download(address: str, path: Path) -> None:
         raise requests.ConnectionError(f"{path.name} broke off")
 
 
+def read_remote(kaggle: Kaggle, address: str) -> dict:
+    """A JSON file of an output."""
+
+    def read() -> dict:
+        answer = requests.get(address)
+        answer.raise_for_status()
+        return answer.json()
+
+    return kaggle.call("a file of the output", read)
+
+
 def find_here(result: dict, runs: Path) -> Path | None:
     """The run folder in runs/ that has this result.json, whatever score was written into it."""
     for path in sorted(runs.glob("*/result.json")):
@@ -74,11 +81,7 @@ def find_here(result: dict, runs: Path) -> Path | None:
 
 
 def report_run(folder: Path, runs: Path) -> None:
-    """Check a finished run, print its table, and build the report of all runs.
-
-    Raises:
-        UserError: the run is broken.
-    """
+    """Check a finished run, print its table, and build the report of all runs."""
     result = read_run(folder).result
     print(result_table(result).to_string(float_format="{:.4f}".format))
     print(verdict(result))

@@ -1,6 +1,6 @@
 """Kernel folders: a notebook with its parameters put in, and the kernel-metadata.json that Kaggle's client reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jupytext
@@ -8,89 +8,96 @@ import layout
 import nbformat
 from papermill.parameterize import parameterize_notebook
 
-from prefcls_lib.models.recipes import HUB_NAMES
 from prefcls_lib.runtime.files import write_json
 from prefcls_lib.runtime.kaggle import COMPETITION
 
 TRAIN_HOURS = 11.5  # of the 12 that a Kaggle run may take
 SUBMIT_HOURS = 8.0  # of the 9 that a rerun in a code competition may take
 ONE_SEED = ("03_electra_large",)  # others train two, one on each T4; why: README.md
+FIRST_CELL = """\
+# Stops where another version of a data set is attached than was sent with this notebook; not in a rerun, where less
+# is better than nothing.
+import os
+from pathlib import Path
+
+_sent = {marks!r}
+_root = Path(os.environ.get("PREFCLS_INPUT_ROOT", "/kaggle/input"))
+for _name, _mark in _sent.items():
+    _found = [path for mount in ("datasets/*/", "") for path in _root.glob(f"{{mount}}{{_name}}/{content}")]
+    _marks = {{path.read_text().strip() for path in _found}}
+    if _marks != {{_mark}} and "KAGGLE_IS_COMPETITION_RERUN" not in os.environ:
+        raise RuntimeError(f"another version of {{_name}} is attached: {{_marks or 'none'}}, sent was {{_mark}}")
+    print(f"{{_name}}: {{_marks}} in {{_found[0].parent if _found else 'no folder'}}")
+"""
 
 
-def default_parameters(notebook: str, backbones: list[str]) -> tuple[dict, str]:
-    """What a training kernel sets, and a note where it trains another backbone than the notebook's own.
-
-    Args:
-        notebook: of layout.NOTEBOOKS.
-        backbones: folder names in the data set of backbones, at least one.
-    """
-    own = layout.OWN_BACKBONE[notebook]
-    names = (own, HUB_NAMES[own].split("/")[-1])
-    backbone = next((name for name in names if name in backbones), backbones[0])
-    note = "" if backbone in names else f"{notebook}: {own} is not among BACKBONES, so it trains {backbone}"
+def default_parameters(notebook: str, backbone: str) -> dict:
+    """What a training kernel sets: `notebook` of layout.NOTEBOOKS, `backbone` as `layout.backbone_slug` gives it."""
     seeds = 1 if notebook in ONE_SEED else 2
-    return {"backbone": backbone, "num_seeds": seeds, "time_budget_hours": TRAIN_HOURS}, note
+    return {"backbone": backbone, "num_seeds": seeds, "time_budget_hours": TRAIN_HOURS}
 
 
-def write_training(
-    folder: Path, owner: str, notebook: str, parameters: dict, kernel_sources: Sequence[str] = ()
-) -> None:
-    """Write a training kernel's folder; `kernel_sources` are kernels whose output it gets as an input."""
-    text = (layout.ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
-    data_sets = (layout.LIBRARY, layout.BACKBONES, *((layout.EXTRA,) if parameters.get("extra_train") else ()))
-    _write_kernel(
-        folder, owner, put_parameters(nbformat.reads(text, as_version=4), parameters), data_sets, kernel_sources
-    )
-
-
-def write_submit(folder: Path, owner: str, kernel_sources: Sequence[str]) -> None:
-    """Write the submit kernel's folder: it reads the outputs of `kernel_sources`, or where there are none the runs."""
-    notebook = put_parameters(build_submit(), {"time_budget_hours": SUBMIT_HOURS})
-    data_sets = (layout.LIBRARY,) if kernel_sources else (layout.LIBRARY, layout.RUNS)
-    _write_kernel(folder, owner, notebook, data_sets, kernel_sources)
-
-
-def build_submit() -> nbformat.NotebookNode:
-    """The submit notebook, made from submit.py beside this file."""
-    notebook = jupytext.read(Path(__file__).with_name("submit.py"))
+def read_notebook(name: str) -> nbformat.NotebookNode:
+    """A training notebook, of layout.NOTEBOOKS, or the submit notebook, made from submit_notebook.py."""
+    if name != layout.SUBMIT:
+        return nbformat.read(layout.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    notebook = jupytext.read(Path(__file__).with_name("submit_notebook.py"))
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
     return notebook
 
 
-def put_parameters(notebook: nbformat.NotebookNode, parameters: dict) -> str:
-    """The text of a notebook with an injected-parameters cell, as `papermill --prepare-only` leaves it.
+def put_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, object]) -> nbformat.NotebookNode:
+    """A notebook with an injected-parameters cell, as `papermill --prepare-only` leaves it.
 
     Kaggle runs it with no parameters of its own, and the injected cell stays.
     """
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])  # papermill expects them
     notebook.metadata.setdefault("papermill", {})
-    prepared = parameterize_notebook(notebook, parameters)
+    prepared = parameterize_notebook(notebook, dict(parameters))
     for cell in prepared.cells:
         if "injected-parameters" in cell.metadata["tags"]:
             cell["id"] = "cell-injected"  # papermill's is random
-    return nbformat.writes(prepared) + "\n"
+    return prepared
 
 
-def _write_kernel(
-    folder: Path, owner: str, notebook_text: str, data_sets: Sequence[str], kernel_sources: Sequence[str]
+def write_kernel(
+    folder: Path,
+    owner: str,
+    notebook: str,
+    parameters: Mapping[str, object],
+    data_sets: Sequence[Path],
+    kernel_sources: Sequence[str] = (),
 ) -> None:
+    """Write a kernel's folder.
+
+    Args:
+        folder: named as the kernel.
+        owner: Kaggle user name.
+        notebook: as `read_notebook` takes it.
+        parameters: that are put into it.
+        data_sets: the folders of those that it needs; it stops where it finds other versions.
+        kernel_sources: kernels whose output it gets as an input.
+    """
     slug = layout.kernel_slug(folder.name)
+    prepared = put_parameters(read_notebook(notebook), parameters)
+    marks = {path.name: layout.read_mark(path) for path in data_sets}
+    source = FIRST_CELL.format(marks=marks, content=layout.CONTENT).rstrip()
+    prepared.cells.insert(0, nbformat.v4.new_code_cell(source, id="cell-sent", metadata={"tags": ["sent"]}))
     folder.mkdir(parents=True)
-    code_file = f"{slug}.ipynb"
-    (folder / code_file).write_text(notebook_text, encoding="utf-8")
+    (folder / f"{slug}.ipynb").write_text(nbformat.writes(prepared) + "\n", encoding="utf-8")
     metadata = {
         "id": f"{owner}/{slug}",
         "title": slug.replace("-", " "),
-        "code_file": code_file,
+        "code_file": f"{slug}.ipynb",
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
         "enable_internet": False,
         "machine_shape": "NvidiaTeslaT4",
         "competition_sources": [COMPETITION],
-        "dataset_sources": [f"{owner}/{name}" for name in data_sets],
+        "dataset_sources": [f"{owner}/{path.name}" for path in data_sets],
         "kernel_sources": list(kernel_sources),
         "model_sources": [],
     }

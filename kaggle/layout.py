@@ -1,17 +1,15 @@
-"""What a bundle consists of: names on Kaggle, the manifest, the commit it was built from.
+"""What is sent to Kaggle: names there, the commit, and the mark by which a kernel knows its data sets.
 
 dist/kaggle/
-  manifest.json               SHA-256 and size of every file, versions, commit
-  datasets/prefcls-lib/       the library: folder to browse, wheel
-  datasets/prefcls-backbones/ one folder a backbone
-  datasets/prefcls-runs/      finished runs and their blend.json, if any were given
-  datasets/prefcls-extra/     files of extra rows, if a training has any
-  kernels/01-deberta-v3-xsmall/  02-.. 03-..   train
-  kernels/submit/             predicts with all attached runs
+  datasets/prefcls-lib/           the library: folder to browse, wheel
+  datasets/prefcls-roberta-base/  one data set for each backbone
+  datasets/prefcls-runs/          finished runs and their blend.json
+  datasets/prefcls-extra/         files of extra rows
+  kernels/02-roberta-base/        trains
+  kernels/submit/                 predicts with all attached runs
 """
 
 import hashlib
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -20,28 +18,46 @@ from prefcls_lib.runtime.files import UserError, sha256, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist" / "kaggle"
-LIBRARY, BACKBONES, RUNS, EXTRA = "prefcls-lib", "prefcls-backbones", "prefcls-runs", "prefcls-extra"  # data sets
+LIBRARY, RUNS, EXTRA = "prefcls-lib", "prefcls-runs", "prefcls-extra"  # data sets
 NOTEBOOKS = ("01_deberta_v3_xsmall", "02_roberta_base", "03_electra_large")
 OWN_BACKBONE = dict(zip(NOTEBOOKS, ("deberta-v3-xsmall", "roberta-base", "electra-large"), strict=True))
 SUBMIT = "submit"
-SOURCES = ("prefcls_lib", "notebooks", "kaggle", "pyproject.toml", "README.md", "LICENSE")  # what a bundle is made of
+CONTENT = "content.txt"  # in every data set: its mark
+METADATA = "dataset-metadata.json"  # for Kaggle's client, which does not upload it
+SOURCES = ("prefcls_lib", "notebooks", "kaggle", "pyproject.toml", "README.md", "LICENSE")  # what is sent is made of
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def check_owner(owner: str) -> str:
-    """A Kaggle user name as it stands in addresses.
-
-    Raises:
-        UserError: none was given, or it cannot be one.
-    """
+    """A Kaggle user name as it stands in addresses."""
     if not owner:
-        raise UserError("no OWNER. Add your Kaggle user name to the command, as in: make kaggle-bundle OWNER=me")
+        raise UserError("no OWNER. Add your Kaggle user name to the command, as in: make kaggle-train OWNER=me")
     if len(owner) > 50 or not _SLUG.fullmatch(owner):
         raise UserError(
             f"OWNER={owner!r} is no Kaggle user name: small letters, digits and single hyphens. It is the last part of "
             "your profile's address, kaggle.com/NAME."
         )
     return owner
+
+
+def check_name(path: Path) -> Path:
+    """A file or folder whose name an upload leaves as it is."""
+    if not _PLAIN_NAME.fullmatch(path.name):
+        raise UserError(f"{path}: Kaggle would change the name {path.name!r}. Rename it to letters, digits and . _ -")
+    return path
+
+
+def backbone_slug(name: str) -> str:
+    """A backbone's name in a kernel: microsoft/deberta-v3-xsmall -> deberta-v3-xsmall.
+
+    Its data set is called "prefcls-" and this.
+    """
+    slug = re.sub("[^a-z0-9]+", "-", Path(name).name.lower()).strip("-")
+    data_set = f"prefcls-{slug}"
+    if not slug or len(data_set) > 50 or data_set in (LIBRARY, RUNS, EXTRA):
+        raise UserError(f"backbone {name!r}: its data set cannot be called {data_set!r}. Rename the folder.")
+    return slug
 
 
 def extra_name(path: Path) -> str:
@@ -60,48 +76,23 @@ def kernel_name(notebook: str) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every file and link below `folder`, sorted, as paths in it."""
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    """Every file below `folder`, sorted, as paths in it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-def describe_files(folder: Path) -> dict[str, dict]:
-    """path in `folder` -> its SHA-256 and size."""
-    return {name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size}
-            for name in list_files(folder)}  # fmt: skip
+def mark_data_set(folder: Path, commit: str = "") -> None:
+    """Write the mark of a data set: a digest of its files, before it the library's commit."""
+    files = [(name, sha256(folder / name)) for name in list_files(folder) if name not in (CONTENT, METADATA)]
+    write_text(folder / CONTENT, f"{commit} {hashlib.sha256(repr(files).encode()).hexdigest()}".strip() + "\n")
 
 
-def write_manifest(folder: Path, facts: dict) -> None:
-    """Write manifest.json over all other files of the bundle in `folder`."""
-    facts = {**facts, "files": describe_files(folder)}
-    write_text(folder / "manifest.json", _manifest_text(facts))
-
-
-def read_manifest(folder: Path) -> dict:
-    """Read manifest.json, byte for byte as `write_manifest` wrote it.
-
-    Raises:
-        UserError: it is missing or was changed.
-    """
-    path = folder / "manifest.json"
-    try:
-        text = path.read_bytes().decode("utf-8")
-        facts = json.loads(text)
-        facts.pop("sha256")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Build the bundle first: make kaggle-bundle OWNER=me") from None
-    except (ValueError, KeyError, AttributeError):
-        text, facts = "", {}
-    if text != _manifest_text(facts):
-        raise UserError(f"{path}: was changed after it was built. Build the bundle again.")
-    return facts
+def read_mark(folder: Path) -> str:
+    """The mark of a data set that was built here."""
+    return (folder / CONTENT).read_text(encoding="utf-8").strip()
 
 
 def library_commit(root: Path = ROOT) -> str:
-    """The commit of the checkout, with "-dirty" where what a bundle is made of differs from it.
-
-    Raises:
-        UserError: `root` is no git checkout.
-    """
+    """The commit of the checkout, with "-dirty" where what is sent differs from it."""
     try:
         head = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--", *SOURCES)
@@ -120,8 +111,3 @@ def source_files(root: Path, folder: str) -> list[str]:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _manifest_text(facts: dict) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**facts, "sha256": digest}, indent=1, sort_keys=True) + "\n"

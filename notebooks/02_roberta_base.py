@@ -94,14 +94,13 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # plain progre
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from prefcls_lib.pipeline import cross_validation
+import prefcls_lib
 from prefcls_lib.data import loading, submission, tokenization
 from prefcls_lib.doctor import checks
 from prefcls_lib.evaluation import plots, scores, slices
 from prefcls_lib.models import network
 from prefcls_lib.pipeline import folder, preview, results, steps
 
-print(folder.describe_progress(config.resume_from))
 checks.first_look(config)
 
 # %% [markdown]
@@ -109,7 +108,7 @@ checks.first_look(config)
 #
 # `steps.start` reads both CSV files, plans the folds, finds the backbone and checks its tokenizer, so that a wrong
 # input stops the run before time is spent. Then it writes a valid submission with the class shares into the run
-# folder. That of the best baselines replaces it later, and the network's at the end, so a submission exists even
+# folder. That of the baseline replaces it later, and the network's at the end, so a submission exists even
 # if the session is cut off. The list shows the settings that were set for this run, then those that the backbone's
 # recipe fills in; the rest is folded away.
 
@@ -150,10 +149,10 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 # %% [markdown]
 # ## 6. The baselines, and where the network starts
 #
-# Seven models that need no GPU are fitted on the training folds and scored on the validation rows that the network is
-# scored on: the class shares (`prior`), a table of length differences, a logistic model of a few lengths, one of
-# structure features (lists, code, refusals, overlap; `data/features.py`), one of words and structure features
-# (`structure_tfidf`), boosted trees on structure features (`structure_boosting`), and the geometric mean of these two
+# Models that need no GPU are fitted on the training folds and scored on the validation rows that the network is scored
+# on: the class shares (`prior`), a table of length differences (`length_bins`), a linear model of words and structure
+# features (`structure_tfidf`; structure features are lists, code, refusals and the like, see `data/features.py`),
+# boosted trees of structure features (`structure_boosting`), and the geometric mean of its members
 # (`structure_ensemble`). On this data, published networks have lost to such models. `low` and `high` are the limits of
 # a 95 % interval, from a bootstrap over prompts.
 #
@@ -161,16 +160,13 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 #
 # m = (log p_A − log p_B) / 2 and t = log p_tie − (log p_A + log p_B) / 2
 #
-# are added to the network's logits as a fixed **offset** (m, −m, t). A baseline fits its own training rows better
-# than new ones, and the network must not learn to rely on that. Therefore each training row gets its offset from a
-# model that was fitted without its prompt (five inner folds); validation and test rows get the mean of the five. The
-# table below has this mean in its last three lines, and `seconds` is there the time of all three together; the others
-# are fitted once, as all are in `prefcls ladder`, so that its values are a little different.
+# are added to the network's logits as a fixed **offset** (m, −m, t). A baseline fits its own training rows better than
+# new ones, and the network must not learn to rely on that. Therefore each training row gets its offset from a model
+# that was fitted without its prompt (five inner folds); validation and test rows get the mean of the five. All
+# baselines of a fold are fitted together, and `seconds` is the time of all.
 
 # %%
-ladder = steps.run_ladder(job)
-table = cross_validation.ladder_table(ladder, job.rows["label"].to_numpy(), job.rows["group"].to_numpy())
-results.readable(table)
+results.readable(results.baseline_table(steps.fit_baselines(job)))
 
 # %% [markdown]
 # ## 7. Tokens
@@ -193,7 +189,8 @@ results.readable(table)
 print(inspect.getsource(tokenization.SideTokenizer.lay_out))
 
 # %%
-encoded = steps.encode(job)
+data = steps.prepare(job)
+encoded = data.rows.encoded
 for side in (0, 1):
     ids = encoded.token_ids[encoded.sides[0, side]]
     print(f"side {side}: {len(ids)} tokens\n  ids   {ids[:12].tolist()} ...")
@@ -210,7 +207,7 @@ plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 # ones.
 
 # %%
-preview.describe_first_step(job, encoded)
+preview.describe_first_step(data)
 
 # %% [markdown]
 # ## 9. The network
@@ -221,7 +218,7 @@ preview.describe_first_step(job, encoded)
 # modelling**: 15 % of the tokens are chosen, most of them hidden, and predicted from the others.
 #
 # RoBERTa was not trained to represent a text as one vector. Its first token `<s>` has no special meaning before
-# fine-tuning, so we take the mean over the real tokens (`pooling="first"` takes the first token).
+# fine-tuning, so we take the mean over the real tokens.
 #
 # The head gets u, v, u − v, u ∗ v and the structure features, and has one hidden layer with two outputs. The
 # **correction** is added to the baseline's offset: this sum is the prediction. The **auxiliary output** predicts
@@ -239,7 +236,7 @@ preview.describe_first_step(job, encoded)
 # %%
 source = inspect.getsource(network.PreferenceHead.outputs) + inspect.getsource(network.PreferenceHead._one_order)
 print(source)
-print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_loss(job, encoded):.3f}")
+print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_loss(data):.3f}")
 
 # %% [markdown]
 # ## 10. Training
@@ -252,37 +249,32 @@ print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_
 # A fold that is finished is saved, and is not trained again if you run this notebook on the same folder; a fold that
 # was cut off resumes at its last checkpoint. Each validation also predicts the rows by the auxiliary output with the
 # structure features at their mean, that is, by the encoder alone. If these predictions are nearly the same for all
-# rows, or the encoder improves neither on the class shares nor on the baseline, it has collapsed. This is reported,
-# and after 10,000 training rows the fold is started again with half the rate and twice the warm-up.
+# rows, or the encoder improves neither on the class shares nor on the baseline, it has collapsed. An encoder is judged
+# after the warm-up and 10,000 more rows; if it has collapsed at two validations in a row, its training ends early, and
+# the result says what to set.
 
 # %%
-steps.fit_folds(job, encoded)
+steps.fit_folds(data)
 
 # %% [markdown]
-# ## 11. Test predictions, and the course of training
+# ## 11. The course of training
 #
-# `steps.finish` loads the saved weights, predicts the test rows, replaces the submission, and checks the new one. All
-# lines of the plot are unsmoothed log loss: label smoothing, where a recipe uses it, is in the training loss only,
-# and in no number that is shown here.
+# The trained models have also predicted the test rows. `steps.finish` averages these predictions, replaces the
+# submission, and checks the new one. All lines of the plot are unsmoothed log loss: label smoothing, where a preset
+# uses it, is in the training loss only, and in no number that is shown here.
 
 # %%
-result = steps.finish(job, ladder)
+result = steps.finish(job)
 history = folder.read_table(job.folder / "history.csv")
-plots.plot_history(history, result["ladder_log_loss"], result["baseline_log_loss"])
+plots.plot_history(history, result["baseline_log_loss"])
 
 # %% [markdown]
 # ## 12. The result, beside the baselines
 #
-# Two questions. Does the network predict better than the best baselines? The verdict is BEATS or LOSES
-# only if the whole 95 % interval of the difference lies on one side of zero (p at most .05), else INCONCLUSIVE: the
-# interval says which differences are still possible. And how does the log loss change with the encoder, on the same
-# rows, against the baseline that the network started from? With few validation rows most verdicts are INCONCLUSIVE;
-# the first sentence ends with the size that a difference needs to be found in 80 % of samples like this one.
-#
-# The best baselines are `structure_ensemble`, or the two with the lowest log loss if their mean is better than it by more
-# than one standard error. They are chosen on other rows: on the other folds or, with one fold, for each half of the
-# validation rows on the other half. On few rows such a choice can be bad; then the second comparison counts. If
-# `structure_ensemble` is chosen everywhere and the network starts from it, both comparisons are the same.
+# What does the encoder add? The network is compared with the baseline that it started from, on the same rows. The
+# verdict is BEATS or LOSES only if the whole 95 % interval of the difference lies on one side of zero (p at most .05),
+# else INCONCLUSIVE: the interval says which differences are still possible. With few validation rows most verdicts are
+# INCONCLUSIVE; the sentence ends with the size that a difference needs to be found in 80 % of samples like this one.
 
 # %%
 print(results.verdict(result))
@@ -310,11 +302,14 @@ plots.plot_reliability(scores.reliability_table(labels, probs), ece)
 # %% [markdown]
 # ## 14. Slices
 #
-# Each slice of the validation rows with its number of rows and its 95 % interval; slices with fewer than ten prompts
-# get none. Look at count and interval before you believe a difference.
+# The first table counts the votes (lines) by the class that the model holds for the most probable (columns). Ties are
+# seldom the most probable class, although their probabilities are right on average. The second table has each slice
+# of the validation rows with its number of rows and its 95 % interval; slices with fewer than ten prompts get none.
+# Look at count and interval before you believe a difference.
 
 # %%
-cut = encoded.cut[job.validated].any(axis=1)
+display(slices.confusion_matrix(labels, probs))
+cut = encoded.cut[: len(job.rows)][job.validated].any(axis=1)
 slices.slice_table(rows, labels, probs, cut=cut).round(3)
 
 # %% [markdown]
@@ -337,6 +332,19 @@ for position in mistakes.index:
 
 # %%
 submission.check_submission(job.folder / "submission.csv", list(job.test_rows["id"])).head()
+
+# %% [markdown]
+# ## 17. A pair of your own
+#
+# The run folder is a model that can be loaded anywhere the library is installed. Change the question and the two
+# answers. In the second line the answers have changed places, and so have the first two probabilities.
+
+# %%
+question = "Name three planets."
+answers = ["Mars, Venus and Saturn.", "Sure! Here are three planets:\n\n1. Mars\n2. Venus\n3. Saturn"]
+model = prefcls_lib.load(job.folder.path)
+for first, second in (answers, answers[::-1]):
+    print(pd.Series(model.predict_proba([question], [first], [second])[0], model.classes).round(3).to_dict())
 
 # %% [markdown]
 # ## What this run showed

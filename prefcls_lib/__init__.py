@@ -15,3 +15,13 @@ pipeline, ensemble, doctor, cli; a student reads data, models, training, evaluat
 """
 
 __version__ = "0.1.0"
+
+
+def load(path):
+    """A finished run, one of its models, or a blend.json, as an object with `predict_proba`: see `ensemble.predictor`.
+
+    >>> prefcls_lib.load("runs/roberta").predict_proba(["What is 2 + 3?"], ["5"], ["2 + 3 is 6."])
+    """
+    from prefcls_lib.ensemble import predictor  # torch is loaded only where it is needed
+
+    return predictor.load(path)

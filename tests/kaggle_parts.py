@@ -1,7 +1,8 @@
-"""What the tests of the folder kaggle/ share: its modules, and a bundle with a tiny backbone."""
+"""What the tests of the folder kaggle/ share: its modules, and a library that is built once."""
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kaggle" / "rehearsal"))
@@ -9,35 +10,31 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kaggle"))
 
 import backbone
 import bundle
-import check
 import client
 import fetch
+import first
 import follow
 import kernel_folders
 import layout
-import machine_copy
 import push
 import rehearse
 import rows
-import score
+import submit
 import train
 
 OWNER = "tester"
-__all__ = ["OWNER", "backbone", "build_tiny_bundle", "bundle", "check", "client", "fetch", "follow", "kernel_folders",
-           "layout", "machine_copy", "push", "rehearse", "rows", "score", "train"]  # fmt: skip
+__all__ = ["OWNER", "backbone", "build_library", "bundle", "client", "fetch", "first", "follow", "kernel_folders",
+           "layout", "push", "rehearse", "rows", "submit", "train"]  # fmt: skip
+
+build_library = bundle.write_library
+_built = Path(tempfile.mkdtemp(prefix="prefcls-library-")) / "library"
 
 
-_built: list[Path] = []
+def copy_library(folder: Path, commit: str) -> None:
+    """In the place of `bundle.write_library`, which calls pip: the same files."""
+    if not _built.exists():
+        build_library(_built, commit)
+    shutil.copytree(_built, folder)
 
 
-def build_tiny_bundle(out: Path, tiny: Path, runs: tuple[str, ...] = (), anew: bool = False) -> Path:
-    """A bundle with a tiny encoder called "backbone"; parts of the first one are taken over unless `anew`."""
-    source = out.parent / "backbone"
-    if not source.exists():
-        shutil.copytree(tiny, source)
-    if _built and not out.exists() and not anew:
-        shutil.copytree(_built[0], out)
-    bundle.build_bundle(OWNER, [str(source)], list(runs), [], out)
-    if not _built:
-        _built.append(Path(shutil.copytree(out, out.with_name("first"))))
-    return out
+bundle.write_library = copy_library

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 from kaggle_parts import OWNER
 
 KEY = "0123456789abcdef0123456789abcdef"
+TOKEN = "KGAT_fedcba9876543210"
 NOT_FOUND = (404, {"message": "not found"})
 
 
@@ -27,7 +28,7 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.calls: list[tuple[str, dict]] = []
         self.uploads: dict[str, bytes] = {}
-        self.data_sets: set[str] = set()
+        self.data_sets: dict[str, int] = {}  # owner/slug -> version
         self.script: dict[str, list] = {}
         self.output: dict[str, bytes] = {}
         self.broken: dict[str, int] = {}
@@ -43,13 +44,18 @@ class StandIn(ThreadingHTTPServer):
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             return answer if isinstance(answer, tuple) else (200, answer)
         ok = {"status": "ok", "url": "https://www.kaggle.com/x", "error": "", "ref": "x"}
+        name = f"{body.get('ownerSlug')}/{body.get('datasetSlug', body.get('slug'))}"
         if method == "GetDatasetStatus":
-            name = f"{body['ownerSlug']}/{body['datasetSlug']}"
             return (200, {"status": "READY"}) if name in self.data_sets else NOT_FOUND
+        if method == "GetDataset":
+            return 200, {"currentVersionNumber": self.data_sets.get(name, 0)}
+        if method == "IntrospectToken":
+            good = body["token"] == TOKEN
+            return (200, {"active": True, "username": OWNER}) if good else (400, {"message": "no such token"})
         if method == "StartBlobUpload":
             return 200, {"token": f"token-{body['name']}", "createUrl": f"{self.address}/upload/{body['name']}"}
-        if method == "CreateDataset":
-            self.data_sets.add(f"{body['ownerSlug']}/{body['slug']}")
+        if method in ("CreateDataset", "CreateDatasetVersion"):
+            self.data_sets[name] = self.data_sets.get(name, 0) + 1
         if method == "SaveKernel":
             return 200, {"url": "https://www.kaggle.com/x", "versionNumber": 7}
         if method == "GetKernelSessionStatus":
@@ -127,9 +133,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def quota(hours: float, used: float = 0.0) -> dict:
+def quota(hours: float, used: float = 0.0, reserved: float = 0.0) -> dict:
     """An answer on the GPU quota."""
-    return {"gpuQuota": {"totalTimeAllowed": f"{hours * 3600:.0f}s", "timeUsed": f"{used * 3600:.0f}s"}}
+    values = {"totalTimeAllowed": hours, "timeUsed": used, "timeReserved": reserved}
+    return {"gpuQuota": {name: f"{value * 3600:.0f}s" for name, value in values.items()}}
 
 
 def start_stand_in(monkeypatch, folder: Path) -> StandIn:
@@ -139,11 +146,11 @@ def start_stand_in(monkeypatch, folder: Path) -> StandIn:
     variables = {
         "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": stand_in.address, "no_proxy": "127.0.0.1",
         "KAGGLE_USERNAME": OWNER, "KAGGLE_KEY": KEY, "HOME": str(folder / "home"), "TMPDIR": str(folder),
-        "KAGGLE_CONFIG_DIR": str(folder / "home"),
+        "KAGGLE_CONFIG_DIR": str(folder / "home" / ".kaggle"),
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    (folder / "home").mkdir()
+    (folder / "home" / ".kaggle").mkdir(parents=True)
     from kaggle.api.kaggle_api_extended import KaggleApi
 
     monkeypatch.setattr(KaggleApi, "args", ["--local"])

@@ -4,7 +4,6 @@ import json
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_row
@@ -101,7 +100,7 @@ def test_what_cannot_be_read_is_named(write_csv, tmp_path):
     with pytest.raises(UserError, match=r"row 2, column 'winner': 'model_c' is none of model_a"):
         convert.convert_files([path], out)
     path = as_csv(write_csv, "broken.csv", [{**good, "conversation_b": "[{'role': 1}]"}])
-    with pytest.raises(UserError, match=r"row 1, column 'conversation_b': no list of messages"):
+    with pytest.raises(UserError, match=r"1 without a list of messages with role and content.*\n.*every row is known"):
         convert.convert_files([path], out)
     with pytest.raises(UserError, match=r"missing\.csv: no such file"):
         convert.convert_files([tmp_path / "missing.csv"], out)
@@ -111,19 +110,23 @@ def test_what_cannot_be_read_is_named(write_csv, tmp_path):
 def test_parquet_without_pyarrow(monkeypatch, tmp_path):
     """Says what to install."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"x\.parquet: Parquet is read by pyarrow, .*pip install pyarrow"):
         convert.convert_files([tmp_path / "x.parquet"], tmp_path / "out.csv")
 
 
 def test_parquet_reads_only_what_is_used(monkeypatch, tmp_path):
-    """Cells as pandas gives them from Parquet, arrays of dicts; pyarrow is a stand-in, which tests do not require."""
+    """Cells as pyarrow gives them; it is a stand-in, which tests do not require."""
     row = arena_row(1, "model_b", "p", "a", "b", embedding=[0.1] * 100)
-    table = pd.DataFrame([{k: np.array(v, dtype=object) if isinstance(v, list) else v for k, v in row.items()}])
     read = []
-    schema = SimpleNamespace(names=list(table))
-    parquet = SimpleNamespace(read_schema=lambda path: schema)
+
+    def read_table(path, columns):
+        read.extend(columns)
+        return SimpleNamespace(to_pydict=lambda: {name: [row[name]] for name in columns})
+
+    parquet = SimpleNamespace(read_schema=lambda path: SimpleNamespace(names=list(row)), read_table=read_table)
     monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet))
-    monkeypatch.setattr(pd, "read_parquet", lambda path, columns: read.extend(columns) or table[columns])
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
     convert.convert_files([tmp_path / "x.parquet"], tmp_path / "out.csv")
     assert set(read) == {"question_id", "model_a", "model_b", "winner", "conversation_a", "conversation_b"}
     assert read_rows(tmp_path / "out.csv", labelled=True)["response_b"].tolist() == [["b"]]

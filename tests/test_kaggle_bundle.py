@@ -1,4 +1,4 @@
-"""`make kaggle-bundle`: what is in it, equal bytes, what is kept, what is refused."""
+"""What is sent to Kaggle: its content, equal bytes, and what is refused."""
 
 import errno
 import json
@@ -11,7 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from kaggle_parts import OWNER, backbone, build_tiny_bundle, bundle, check, layout
+from conftest import read_tree
+from kaggle_parts import OWNER, backbone, build_library, bundle, layout, train
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -19,50 +20,46 @@ from prefcls_lib.data.tokenization import SideTokenizer
 from prefcls_lib.models.reward import load_reward_model
 from prefcls_lib.runtime.files import UserError
 
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory, tiny, finished_run) -> Path:
-    """A bundle with a tiny backbone and one run; for tests that only read it."""
-    return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "kaggle", tiny, (str(finished_run),))
+KERNELS = ("kernels/02-roberta-base", "kernels/submit")
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in layout.list_files(folder)}
+@pytest.fixture
+def build(tmp_path, tiny, capsys):
+    """build(*arguments) -> (exit code, stderr) of `make kaggle-bundle` into dist/kaggle, with a tiny encoder."""
+    shutil.copytree(tiny, tmp_path / "backbone")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        places = ["--bundle", str(tmp_path / "dist" / "kaggle"), "--backbone", str(tmp_path / "backbone")]
+        code = train.main([OWNER, "02-roberta-base", "--build", *places, *arguments])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def built(build, tmp_path) -> Path:
+    """A bundle."""
+    assert build()[0] == 0
+    return tmp_path / "dist" / "kaggle"
 
 
 def test_a_bundle_holds_what_kaggle_needs(built):
-    """Library as folder and wheel of one commit, backbone, run, four kernels; and no rule is broken."""
-    assert check.find_problems(built) == []
-    commit = layout.read_manifest(built)["commit"]
-    assert commit == layout.library_commit()
-    (wheel,) = (built / "datasets/prefcls-lib").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        inside = {name: archive.read(name) for name in archive.namelist() if name.startswith("prefcls_lib/")}
-    folder = built / "datasets/prefcls-lib/prefcls_lib"
-    readable = {f"prefcls_lib/{name}": content for name, content in tree(folder).items() if name != "README.md"}
-    assert inside == readable  # the README is for those who browse the folder
-    assert inside["prefcls_lib/commit.txt"].decode() == f"{commit}\n"
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(
-        tree(built / "datasets/prefcls-backbones/backbone")
-    )
-    assert {"result.json", "oof.csv", "model/fold0/head.safetensors"} <= set(tree(built / "datasets/prefcls-runs/run"))
-    kernels = [path.name for path in sorted((built / "kernels").iterdir())]
-    assert kernels == ["01-deberta-v3-xsmall", "02-roberta-base", "03-electra-large", "submit"]
-
-
-def test_kernels_have_parameters_and_sources(built):
-    """Papermill's injected cell stands right behind the defaults, and changes nothing but what it must."""
-    notebook = nbformat.read(built / "kernels/03-electra-large/prefcls-03-electra-large.ipynb", as_version=4)
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    number = tags.index(["injected-parameters"])
-    assert tags[number - 1] == ["parameters"]
-    namespace: dict = {}
-    exec(notebook.cells[number].source, namespace)
-    del namespace["__builtins__"]
-    assert namespace == {"backbone": "backbone", "num_seeds": 1, "time_budget_hours": 11.5}
-    metadata = json.loads((built / "kernels/submit/kernel-metadata.json").read_text())
-    assert metadata["dataset_sources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-runs"]
-    assert metadata["kernel_sources"] == []
+    """Library, backbone and two kernels; every name and every kind of file is one that an upload leaves as it is."""
+    files = layout.list_files(built)
+    assert {path.rpartition("/")[0] for path in files if path.startswith("kernels/")} == set(KERNELS)
+    assert sorted(path.name for path in (built / "datasets").iterdir()) == ["prefcls-backbone", "prefcls-lib"]
+    found = sorted(path.name for path in (built / "datasets" / "prefcls-backbone").iterdir())
+    assert found == ["config.json", "content.txt", "dataset-metadata.json", "model.safetensors", "tokenizer.json",
+                     "tokenizer_config.json"]  # fmt: skip
+    for name in files:
+        assert re.fullmatch(r"[A-Za-z0-9._/-]+", name), name
+        assert not name.endswith((".zip", ".gz", ".tar", ".pt", ".pth", ".bin", ".pyc")), name
+        assert not (built / name).is_symlink()
+    for kernel in KERNELS:
+        (path,) = (built / kernel).glob("*.ipynb")
+        assert path.stat().st_size < 1_000_000
+        text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+        assert not re.search(r"""["'](/(?!kaggle)\w|[A-Z]:\\|~/)""", text)
 
 
 def test_metadata_follows_kaggles_rules(built):
@@ -80,82 +77,66 @@ def test_metadata_follows_kaggles_rules(built):
             assert (metadata["enable_internet"], metadata["is_private"]) == (False, True)
             assert metadata["machine_shape"] == "NvidiaTeslaT4"
             assert (path.parent / metadata["code_file"]).is_file()
+    submit = json.loads((built / "kernels" / "submit" / "kernel-metadata.json").read_text())
+    assert submit["kernel_sources"] == [f"{OWNER}/prefcls-02-roberta-base"]  # without runs it reads their output
+    assert submit["dataset_sources"] == [f"{OWNER}/prefcls-lib"]
 
 
-def test_without_runs_submit_reads_the_training_kernels(tmp_path, tiny):
-    """Their outputs become its inputs."""
-    out = build_tiny_bundle(tmp_path / "kaggle", tiny)
-    metadata = json.loads((out / "kernels/submit/kernel-metadata.json").read_text())
-    assert metadata["kernel_sources"] == [
-        f"{OWNER}/prefcls-{name}" for name in ("01-deberta-v3-xsmall", "02-roberta-base", "03-electra-large")
-    ]
-    assert not (out / "datasets/prefcls-runs").exists()
+def test_library_is_a_folder_and_a_wheel_with_equal_bytes(tmp_path):
+    """Of one commit, and the same a second time, so that it is not uploaded again."""
+    for name in ("one", "two"):
+        build_library(tmp_path / name, "0123abcd")
+    assert read_tree(tmp_path / "one") == read_tree(tmp_path / "two")
+    (wheel,) = (tmp_path / "one").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name: archive.read(name) for name in archive.namelist() if name.startswith("prefcls_lib/")}
+    files = read_tree(tmp_path / "one" / "prefcls_lib").items()
+    assert inside == {f"prefcls_lib/{name}": content for name, content in files if name != "README.md"}
+    assert inside["prefcls_lib/commit.txt"] == b"0123abcd\n"
 
 
-def test_equal_inputs_give_equal_bytes_and_unchanged_parts_are_kept(tmp_path, tiny, built, finished_run, capsys):
-    """Another folder, a second time: the same files; on the second build of a folder nothing is built again."""
-    out = build_tiny_bundle(tmp_path / "kaggle", tiny, (str(finished_run),), anew=True)
-    assert tree(out) == tree(built)
-    assert capsys.readouterr().out.count(": built,") == 3
-    build_tiny_bundle(out, tiny, (str(finished_run),))
-    printed = capsys.readouterr().out
-    assert printed.count(": unchanged,") == 3
-    assert tree(out) == tree(built)
-    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+def test_first_cell_stops_where_another_version_is_attached(built, tmp_path, monkeypatch, capsys):
+    """Each data set that was sent, in both mounts; another one, two of them, and none stop the notebook."""
+    (path,) = (built / "kernels" / "02-roberta-base").glob("*.ipynb")
+    cell = nbformat.read(path, as_version=4).cells[0].source
+    monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(tmp_path / "input"))
+    for name, place in (("prefcls-lib", "prefcls-lib"), ("prefcls-backbone", "datasets/me/prefcls-backbone")):
+        with pytest.raises(RuntimeError, match=f"another version of {name} is attached: none, sent was"):
+            exec(cell, {})
+        shutil.copytree(built / "datasets" / name, tmp_path / "input" / place)
+    namespace: dict = {}
+    exec(cell, namespace)
+    assert "prefcls-backbone: {" in capsys.readouterr().out
+    assert not [name for name in namespace if not name.startswith("_") and name not in ("os", "Path")]  # no setting
+    (tmp_path / "input" / "prefcls-lib" / "content.txt").write_text("89ef 0123\n")
+    with pytest.raises(RuntimeError, match=r"another version of prefcls-lib is attached: \{'89ef 0123'\}, sent was"):
+        exec(cell, {})
 
 
-def test_a_part_that_was_tampered_with_is_built_again(tmp_path, tiny, capsys):
-    """Taking over an old part does not carry a change into the new manifest."""
-    out = build_tiny_bundle(tmp_path / "kaggle", tiny)
-    before = tree(out)
-    (out / "datasets/prefcls-backbones/backbone/config.json").write_text("{}")
-    capsys.readouterr()
-    build_tiny_bundle(out, tiny)
-    assert "datasets/prefcls-backbones/backbone: built" in capsys.readouterr().out
-    assert tree(out) == before
+def test_equal_inputs_give_equal_marks(build, built, tmp_path):
+    """Another build: the same files; a changed file: another mark of its data set alone."""
+    before, library = read_tree(built), layout.read_mark(built / "datasets" / "prefcls-lib")
+    assert build()[0] == 0
+    assert read_tree(built) == before
+    assert library.startswith(layout.library_commit())
+    config = tmp_path / "backbone" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0.2}))
+    assert build()[0] == 0
+    after = read_tree(built)
+    changed = {name.split("/")[1] for name in after if after[name] != before.get(name)}
+    assert changed == {"prefcls-backbone", "02-roberta-base"}  # whose first cell names the mark
 
 
-def test_runs_come_with_their_blend(tmp_path, tiny, finished_run):
-    """A blend.json brings its runs, and names them as they lie beside it."""
+def test_runs_come_with_their_blend(tmp_path, finished_run):
+    """A blend.json brings its runs, names them as they lie beside it, and `submit` gets them."""
     blend = tmp_path / "blend.json"
     blend.write_text(json.dumps({"runs": [str(finished_run)], "weights": [1.0], "temperature": 1.0, "tie_bias": 0.0}))
-    out = build_tiny_bundle(tmp_path / "kaggle", tiny, (str(blend),))
-    assert json.loads((out / "datasets/prefcls-runs/blend.json").read_text())["runs"] == ["run"]
-    assert (out / "datasets/prefcls-runs/run/model/fold1/model.safetensors").is_file()
-
-
-def test_pickled_weights_become_safetensors_and_the_tokenizer_loses_its_limits(tmp_path, backbone_folders):
-    """Equal weights, equal token ids, and no truncation or padding baked in."""
-    source = Path(shutil.copytree(backbone_folders["electra"], tmp_path / "electra-large"))
-    weights = load_file(source / "model.safetensors")
-    (source / "model.safetensors").unlink()
-    torch.save(weights, source / "pytorch_model.bin")
-    assert json.loads((source / "tokenizer.json").read_text())["truncation"] is not None
-    backbone.prepare_backbone("electra-large", source, tmp_path / "out")
-    assert sorted(tree(tmp_path / "out")) == [
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-    assert all(torch.equal(load_file(tmp_path / "out/model.safetensors")[name], w) for name, w in weights.items())
-    stored = json.loads((tmp_path / "out/tokenizer.json").read_text())
-    assert stored["truncation"] is None
-    assert stored["padding"] is None
-    text = "Where is the nearest station? " * 20
-    before, after = (SideTokenizer(AutoTokenizer.from_pretrained(f)) for f in (source, tmp_path / "out"))
-    assert before.encode_texts([text])[0].tolist() == after.encode_texts([text])[0].tolist()
-
-
-def break_weights(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    name = next(iter(weights))
-    save_file({**weights, name: torch.zeros(3, 3)}, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def point_to_lfs(folder: Path) -> None:
-    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
-    (folder / "model.safetensors").write_text(text)
+    bundle.build_bundle(tmp_path / "kaggle", OWNER, {}, runs=[str(blend)])
+    runs = tmp_path / "kaggle" / "datasets" / "prefcls-runs"
+    assert json.loads((runs / "blend.json").read_text())["runs"] == ["run"]
+    assert {"result.json", "oof.csv", "model/fold1/model.safetensors"} <= set(layout.list_files(runs / "run"))
+    submit = json.loads((tmp_path / "kaggle" / "kernels" / "submit" / "kernel-metadata.json").read_text())
+    assert submit["dataset_sources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-runs"]
 
 
 def test_pickled_reward_model_keeps_what_scores(tmp_path, reward_folders):
@@ -170,92 +151,87 @@ def test_pickled_reward_model_keeps_what_scores(tmp_path, reward_folders):
             assert torch.equal(tensor, other.state_dict()[name])
 
 
+def test_tokenizer_loses_its_limits(tmp_path, backbone_folders):
+    """Equal token ids, and no truncation or padding baked in."""
+    source = backbone_folders["electra"]
+    assert json.loads((source / "tokenizer.json").read_text())["truncation"] is not None
+    backbone.prepare_backbone("electra-large", source, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert stored["truncation"] is None
+    assert stored["padding"] is None
+    text = "Where is the nearest station? " * 20
+    before, after = (SideTokenizer(AutoTokenizer.from_pretrained(f)) for f in (source, tmp_path / "out"))
+    assert before.encode_texts([text])[0].tolist() == after.encode_texts([text])[0].tolist()
+
+
+def break_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, next(iter(weights)): torch.zeros(3, 3)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def point_to_lfs(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
+    (folder / "model.safetensors").write_text(text)
+
+
+def fill_disk(monkeypatch) -> None:
+    def fill(source, target, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backbone.shutil, "copyfile", fill)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (break_weights, ["do not match the architecture"]),
         (point_to_lfs, ["model.safetensors is a Git-LFS pointer", "git lfs pull"]),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["no tokenizer could be loaded"]),
-        (lambda folder: shutil.rmtree(folder), ["was not found. Tried:", "folder"]),
+        (shutil.rmtree, ["was not found. Tried:", "folder"]),
+        (None, ["No space left on device"]),
     ],
 )
-def test_bad_backbone_is_refused_and_the_older_bundle_stays(tmp_path, tiny, change, words, capsys):
-    """One message; nothing half-built."""
-    out = build_tiny_bundle(tmp_path / "kaggle", tiny)
-    before = tree(tmp_path)
-    change(tmp_path / "backbone")
-    arguments = [OWNER, "--backbones", str(tmp_path / "backbone"), "--out", str(out)]
-    assert bundle.main(arguments) == 2
-    error = capsys.readouterr().err
+def test_bad_backbone_is_refused_and_the_older_bundle_stays(build, built, tmp_path, monkeypatch, change, words):
+    """One message; nothing half-built; also where the disk fills up."""
+    before = read_tree(built.parent)
+    fill_disk(monkeypatch) if change is None else change(tmp_path / "backbone")
+    code, error = build()
+    assert code == 2
     assert all(word in error for word in words), error
     assert "Traceback" not in error
-    assert {k: v for k, v in tree(tmp_path).items() if k.startswith(("kaggle/", "."))} == {
-        k: v for k, v in before.items() if k.startswith("kaggle/")
-    }
+    assert read_tree(built.parent) == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["no OWNER", "make kaggle-bundle OWNER=me"]),
-        (["Me_And_You"], ["OWNER='Me_And_You'", "small letters"]),
-        ([OWNER, "--backbones"], ["no BACKBONES"]),
-        ([OWNER, "--backbones", "minilm", "--runs", "nowhere"], ["RUNS", "nowhere", "no finished run"]),
-        ([OWNER, "--backbones", "minilm", "--runs", "a.json"], ["a.json", "no such file"]),
+        (["nowhere"], ["RUNS", "nowhere", "no finished run"]),
+        (["a.json"], ["a.json", "no such file"]),
+        (["my run=1"], ["would change the name 'my run=1'"]),
     ],
 )
-def test_bad_arguments(tmp_path, monkeypatch, capsys, arguments, words):
+def test_bad_runs(tmp_path, monkeypatch, finished_run, arguments, words):
     """One message each, and no folder."""
     monkeypatch.chdir(tmp_path)
-    assert bundle.main([*arguments, "--out", str(tmp_path / "kaggle")]) == 2
-    error = capsys.readouterr().err
-    assert all(word in error for word in words), error
-    assert list(tmp_path.iterdir()) == []
+    shutil.copytree(finished_run, "my run=1")
+    with pytest.raises(UserError) as error:
+        bundle.build_bundle(tmp_path / "kaggle", OWNER, {}, runs=arguments)
+    assert all(word in str(error.value) for word in words), error
+    assert not (tmp_path / "kaggle").exists()
 
 
-def test_name_that_kaggle_would_mangle_is_refused(tmp_path, tiny, capsys):
-    """Before anything is built."""
-    shutil.copytree(tiny, tmp_path / "my model=1")
-    assert bundle.main([OWNER, "--backbones", str(tmp_path / "my model=1"), "--out", str(tmp_path / "kaggle")]) == 2
-    assert "would mangle the name 'my model=1'" in capsys.readouterr().err
-
-
-def test_full_disk_leaves_the_older_bundle(tmp_path, tiny, monkeypatch, capsys):
-    """The disk fills up while the backbone is copied."""
-    out = build_tiny_bundle(tmp_path / "kaggle", tiny)
-    before = tree(tmp_path)
-    (tmp_path / "backbone" / "README.md").write_text("changed, so it is built again")
-
-    def fill(source, target):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(backbone.shutil, "copyfile", fill)
-    assert bundle.main([OWNER, "--backbones", str(tmp_path / "backbone"), "--out", str(out)]) == 2
-    assert "No space left on device" in capsys.readouterr().err
-    monkeypatch.undo()
-    (tmp_path / "backbone" / "README.md").unlink()
-    assert tree(tmp_path) == before
-
-
-def test_pinned_wheels_of_what_the_image_lacks_lie_beside_the_library(tmp_path, tiny, built, monkeypatch):
-    """`pip download` puts them flat into the library's data set, where the notebooks' first cell finds every wheel."""
-    (wheel,) = (built / "datasets/prefcls-lib").glob("*.whl")
-    shop = tmp_path / "shop"
-    shop.mkdir()
-    name = "another_library-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(shop / name, "w") as target:
-        for entry in source.namelist():
-            text = source.read(entry).replace(
-                b"Name: prefcls-lib\nVersion: 0.1.0", b"Name: another-library\nVersion: 1.0"
-            )
-            target.writestr(entry.replace("prefcls_lib-0.1.0", "another_library-1.0"), text)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(shop))
-    shutil.copytree(tiny, tmp_path / "backbone")
-    out = bundle.build_bundle(OWNER, [str(tmp_path / "backbone")], [], ["another-library==1.0"], tmp_path / "kaggle")
-    assert (out / "datasets/prefcls-lib" / name).is_file()
-    with pytest.raises(UserError, match="no-such-library"):
-        bundle.build_bundle(OWNER, [str(tmp_path / "backbone")], [], ["no-such-library==1.0"], tmp_path / "kaggle")
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [("microsoft/deberta-v3-xsmall", "deberta-v3-xsmall"), ("~/my/ModernBERT_base+1", "modernbert-base-1"),
+     ("a/runs", None), ("x" * 60, None)],
+)  # fmt: skip
+def test_a_backbone_gives_its_data_set_a_name(name, slug):
+    """Small letters, digits and hyphens; none that is taken or too long."""
+    if slug:
+        assert layout.backbone_slug(name) == slug
+    else:
+        with pytest.raises(UserError, match="cannot be called"):
+            layout.backbone_slug(name)
 
 
 def test_commit_says_when_the_working_tree_differs(tmp_path):

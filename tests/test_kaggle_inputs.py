@@ -125,10 +125,10 @@ def test_run_folder_without_a_name_is_that_of_what_is_trained(home, monkeypatch)
 def first_cell() -> str:
     """The notebooks' cell that finds the library; the submit notebook has the same."""
     cells = {}
-    for path in [*sorted((ROOT / "notebooks").glob("0*.py")), ROOT / "kaggle" / "submit.py"]:
+    for path in [*sorted((ROOT / "notebooks").glob("0*.py")), ROOT / "kaggle" / "submit_notebook.py"]:
         cells[path.name] = next(c.source for c in jupytext.read(path).cells if "importlib.util" in c.source)
     assert len(set(cells.values())) == 1, cells
-    return cells["submit.py"]
+    return cells["submit_notebook.py"]
 
 
 @pytest.fixture(scope="session")

@@ -10,29 +10,21 @@ from pathlib import Path
 
 import pytest
 from conftest import read_tree
-from kaggle_parts import OWNER, build_tiny_bundle, client, fetch, follow, train
+from kaggle_parts import OWNER, client, fetch, follow, train
 from kaggle_stand_in import KEY, NOT_FOUND, quota
 
-from prefcls_lib.runtime.files import UserError
-
 KERNEL = f"{OWNER}/prefcls-02-roberta-base"
+ANY_VERSION = client.Kernel(OWNER, "prefcls-02-roberta-base")
 QUEUED, RUNNING, COMPLETE = ({"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE"))
 PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
 
 pytestmark = pytest.mark.usefixtures("naps")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory, tiny) -> Path:
-    """A bundle whose parts are taken over, so that a command need not build them."""
-    return build_tiny_bundle(tmp_path_factory.mktemp("train") / "kaggle", tiny)
-
-
 @pytest.fixture
-def place(tmp_path, tiny, built) -> Path:
-    """A folder with dist/kaggle, backbone/, and runs/ with nothing in it."""
+def place(tmp_path, tiny) -> Path:
+    """A folder with backbone/, and runs/ with nothing in it."""
     shutil.copytree(tiny, tmp_path / "backbone")
-    shutil.copytree(built, tmp_path / "dist" / "kaggle")
     (tmp_path / "runs").mkdir()
     return tmp_path
 
@@ -43,7 +35,7 @@ def run(place, capfd):
 
     def call(*arguments: str, notebook: str = "02-roberta-base", owner: str = OWNER) -> tuple[int, str, str]:
         places = ["--bundle", str(place / "dist" / "kaggle"), "--runs", str(place / "runs")]
-        code = train.main([owner, notebook, *places, "--backbones", str(place / "backbone"), *arguments])
+        code = train.main([owner, notebook, *places, "--backbone", str(place / "backbone"), *arguments])
         return code, *capfd.readouterr()
 
     return call
@@ -64,7 +56,7 @@ def cut_run(tmp_path_factory, finished_run) -> Path:
     config["settings"] |= {"backbone": "backbone", "num_seeds": 2, "folds": [0]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "checkpoint" / "fold0-seed1").mkdir(parents=True)
-    (folder / "checkpoint" / "fold0-seed1" / "position.json").write_text('{"step": 400, "total_steps": 3232}')
+    (folder / "checkpoint" / "fold0-seed1" / "position.json").write_text('{"step": 400}')
     return folder
 
 
@@ -81,7 +73,6 @@ def injected(server) -> dict:
 def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, finished_run, monkeypatch):
     """One command: bundle, quota, data sets that are ready at the third look, kernel, progress, output, report."""
     monkeypatch.setitem(sys.modules, "weasyprint", None)  # no PDF: it takes long
-    shutil.rmtree(place / "dist")
     waiting = [{"status": "BLOBS_RECEIVED"}, {"status": "BLOBS_DECOMPRESSED"}]
     server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, *waiting, {"status": "READY"}]
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, QUEUED, QUEUED, RUNNING, COMPLETE]
@@ -95,9 +86,9 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert (place / "runs" / "report.html").is_file()
     expected = (
         "quota: 30.0 GPU hours left, 11.5 asked for",
-        "prefcls-backbones: blobs_received",
-        "prefcls-lib: ready",
-        "version 7 was started",
+        "prefcls-backbone: blobs_received",
+        "prefcls-lib: version 1 is ready",
+        f"version 7 of {KERNEL} was started",
         "\nqueued\n",
         f"\nrunning | {PROGRESS}\n",
         "\ncomplete\n",
@@ -109,10 +100,12 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert "nothing to see" not in shown
     assert KEY not in shown + errors
     assert naps  # it would have waited
+    labels = [body.get("versionLabel") for body in server.sent("GetKernelSessionStatus")]
+    assert labels == [None, "v7", "v7", "v7", "v7"]
     (kernel,) = server.sent("SaveKernel")
     assert (kernel["slug"], kernel["enableInternet"], kernel["isPrivate"]) == (KERNEL, False, True)
     assert kernel["machineShape"] == "NvidiaTeslaT4"
-    assert kernel["datasetDataSources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-backbones"]
+    assert kernel["datasetDataSources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-backbone"]
     assert kernel["competitionDataSources"] == ["llm-classification-finetuning"]
     assert "kernelDataSources" not in kernel or not kernel["kernelDataSources"]
     wanted = {"backbone": "backbone", "num_seeds": 2, "time_budget_hours": 11.5, "num_epochs": 1, "max_length": 384}
@@ -126,7 +119,7 @@ def test_preset_and_no_notebook(server, run):
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     code, shown, _ = run("--preset", "quick", "--set", "max_length=384", notebook="")
     assert code == 1  # there is no output
-    assert f"{OWNER}/prefcls-01-deberta-v3-xsmall: version" in shown
+    assert f"version 7 of {OWNER}/prefcls-01-deberta-v3-xsmall was started" in shown
     quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
     assert injected(server) == {"backbone": "backbone", **quick}
     code, _, errors = run("--preset", "quik", notebook="")
@@ -134,17 +127,75 @@ def test_preset_and_no_notebook(server, run):
     assert "Did you mean" in errors and "quick.yaml?" in errors
 
 
-def test_quota_too_small_uploads_nothing(server, run):
-    """Both numbers, and what to set instead."""
-    server.script["GetAcceleratorQuotaStatistics"] = [quota(30, used=26.5)]
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (quota(30, used=26.5), ["may take 11.5 GPU hours", "has 3.5 left. Nothing", "time_budget_hours=3.4"]),
+        (quota(30, used=15, reserved=11.5), ["has 3.5 left, beside 11.5 that running kernels reserve", "their end"]),
+    ],
+)
+def test_quota_too_small_uploads_nothing(server, run, answer, words):
+    """What is left, what is reserved, and what to set instead."""
+    server.script["GetAcceleratorQuotaStatistics"] = [answer]
     code, _, errors = run()
     assert code == 2
-    for words in ("may take 11.5 GPU hours", "has 3.5 left", "time_budget_hours=3.4"):
-        assert words in errors
+    for word in words:
+        assert word in errors
     assert not server.sent("CreateDataset")
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     assert run("--set", "time_budget_hours=3")[0] == 1  # enough for three: it starts, though without any output
     assert len(server.sent("SaveKernel")) == 1
+
+
+def test_quota_that_is_not_told_is_a_note(server, run):
+    """A new account may get 403."""
+    server.script["GetAcceleratorQuotaStatistics"] = [(403, {"message": "Forbidden"})]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    assert "quota: Kaggle does not tell it; 11.5 GPU hours asked for" in run()[1]
+    assert len(server.sent("SaveKernel")) == 1
+
+
+def test_only_what_changed_is_sent_and_its_version_waited_for(place, server, run, naps):
+    """The second time nothing; then a new version of the backbone, which is ready and still the old one for a while."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    run()
+    assert {body["slug"] for body in server.sent("CreateDataset")} == {"prefcls-backbone", "prefcls-lib"}
+    assert {name for name in server.uploads if "safetensors" in name} == {"model.safetensors"}  # flat
+    assert run()[1].count("unchanged since it was sent") == 2
+    config = place / "backbone" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0.2}))
+    naps.clear()
+    versions = [{"currentVersionNumber": number} for number in (1, 1, 1, 1, 2, 1)]
+    server.script["GetDataset"] = versions  # before the upload of each; then three looks at one, one at the other
+    shown = run()[1]
+    (sent,) = server.sent("CreateDatasetVersion")
+    assert (sent["datasetSlug"], len(sent["body"]["versionNotes"].removesuffix("-dirty"))) == ("prefcls-backbone", 40)
+    assert naps[:2] == [30, 30]
+    assert "ready, waiting until version 2 is ready" in shown
+
+
+def test_failed_data_set_is_sent_again(server, run):
+    """It is no dead end: what failed is forgotten, and the same command sends it anew."""
+    server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": "FAILED"}]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND]
+    code, _, errors = run()
+    assert code == 2
+    assert "could not unpack it. Run the same command again: it is sent anew" in errors
+    del server.script["GetDatasetStatus"]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    run()
+    assert [body["datasetSlug"] for body in server.sent("CreateDatasetVersion")] == ["prefcls-backbone"]
+    assert len(server.sent("SaveKernel")) == 1
+
+
+@pytest.mark.parametrize("state", ["REPROCESSING", "DELETED", "SOMETHING_NEW", "NOT_YET_PERSISTED"])
+def test_data_set_that_is_never_ready(server, run, state):
+    """An hour, then its state; nothing is started."""
+    server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": state}]
+    code, _, errors = run()
+    assert code == 2
+    assert f"{'unknown' if state == 'SOMETHING_NEW' else state.lower()} at version" in errors
+    assert not server.sent("SaveKernel")
 
 
 def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, run, cut_run, finished_run):
@@ -153,7 +204,7 @@ def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, 
     server.take_output(cut_run)
     code, shown, _ = run()
     assert code == 1
-    assert "fold0 is done, fold0-seed1 reached step 400 of 3,232" in shown
+    assert "fold0 is done, fold0-seed1 reached step 400" in shown
     assert f"make kaggle-train OWNER={OWNER} NOTEBOOK=02-roberta-base" in shown
     assert read_tree(place / "runs" / "02-roberta-base") == server.output
     server.calls.clear()
@@ -217,7 +268,7 @@ def test_too_many_requests_are_waited_for_as_told(server, run, naps):
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     _, shown, _ = run()
     assert 77 in naps
-    assert "version 8 was started" in shown
+    assert "version 8 of" in shown
 
 
 @pytest.mark.parametrize(
@@ -226,9 +277,9 @@ def test_too_many_requests_are_waited_for_as_told(server, run, naps):
         ("SaveKernel", (409, {"message": "The slug is in use"}), ["409", "slug is in use", "Rename or delete"]),
         ("SaveKernel", (403, {"message": "You must accept this competition's rules"}), ["/rules"]),
         ("SaveKernel", {"versionNumber": 9, "invalidCompetitionSources": ["llm-classification-finetuning"]},
-         ["version 9 was started without llm-classification-finetuning", "/rules", "keeps running there",
+         [f"version 9 of {KERNEL} was started without llm-classification-finetuning", "/rules", "keeps running there",
           "kaggle-watch"]),
-        ("GetAcceleratorQuotaStatistics", (401, {"message": "Unauthenticated"}), ["expired", "new token"]),
+        ("GetAcceleratorQuotaStatistics", (401, {"message": "Unauthenticated"}), ["expired", "Make a token"]),
         ("GetDatasetStatus", {"status": "FAILED"}, ["could not unpack"]),
         ("CreateDataset", {"status": "error", "error": "title is taken"}, ["title is taken", "Nothing was started"]),
     ],
@@ -266,8 +317,12 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
     assert not server.sent("SaveKernel")
     result = place / "runs" / "02-roberta-base" / "result.json"
     result.write_text(json.dumps({**json.loads(result.read_text()), fetch.PUBLIC_SCORE: {"score": 1.0}}))
-    assert run()[0] == 0
+    code, _, errors = run()
     assert len(server.sent("SaveKernel")) == 1
+    assert code == 2
+    assert "Kaggle still shows the output of the run in" in errors  # an old output is not taken for the new one
+    assert run("--watch")[0] == 0
+    assert len(list((place / "runs").glob("0*"))) == 1
 
 
 def test_ctrl_c_says_how_to_come_back(server, run, monkeypatch):
@@ -280,7 +335,7 @@ def test_ctrl_c_says_how_to_come_back(server, run, monkeypatch):
         if next(naps, None) is None:
             raise KeyboardInterrupt
 
-    server.data_sets |= {f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-backbones"}
+    server.data_sets |= {f"{OWNER}/prefcls-{name}": 1 for name in ("lib", "backbone")}
     monkeypatch.setattr("time.sleep", press)
     code, _, errors = run()
     assert code == 130
@@ -305,15 +360,17 @@ def test_full_disk_while_downloading(place, server, run, monkeypatch, finished_r
     assert list((place / "runs").iterdir()) == []
 
 
-def test_output_cannot_leave_its_folder(place, server, run, finished_run):
-    """A name with .. is refused."""
+@pytest.mark.parametrize("name", ["../../outside.txt", "/tmp/outside.txt", "a\0b"])
+def test_output_cannot_leave_its_folder(place, server, run, finished_run, name):
+    """A name with .., an absolute one and one that no file system takes are refused."""
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     server.take_output(finished_run)
-    server.output["../../outside.txt"] = b"x"
+    server.output[name] = b"x"
     code, _, errors = run()
     assert code == 2
-    assert "outside" in errors
+    assert f"a file {name!r}, which cannot lie in its folder" in errors
     assert not (place / "outside.txt").exists()
+    assert list((place / "runs").iterdir()) == []
 
 
 def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run, home):
@@ -326,33 +383,31 @@ def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run,
     assert code == 1, errors  # there is no output
     assert injected(server)["extra_train"] == "votes.csv,more.csv"
     (kernel,) = server.sent("SaveKernel")
-    sets = [f"{OWNER}/prefcls-{name}" for name in ("lib", "backbones", "extra")]
+    sets = [f"{OWNER}/prefcls-{name}" for name in ("lib", "backbone", "extra")]
     assert kernel["datasetDataSources"] == sets
     folder = place / "dist" / "kaggle" / "datasets" / "prefcls-extra"
     assert (folder / "votes.csv").read_bytes() == (folder / "more.csv").read_bytes() == text
-    assert {path.name for path in folder.iterdir()} == {"votes.csv", "more.csv", "README.md", "dataset-metadata.json"}
+    assert {path.name for path in folder.iterdir()} == {"votes.csv", "more.csv", "content.txt", "dataset-metadata.json"}
 
 
 def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeypatch):
     """SET names it, without a preset and over one; `BACKBONES` is what is uploaded in its place."""
     started = []
-    monkeypatch.setattr(
-        train.Training, "start", lambda self, parameters, names, *_: started.append((parameters, names))
-    )
+    monkeypatch.setattr(train.Training, "start", lambda self, parameters, name, *_: started.append((parameters, name)))
     monkeypatch.setattr(train.Training, "follow", lambda self: 0)
-    for settings, names in (
-        (["init_from=a/scorer"], ["a/scorer"]),
-        (["backbone=b/encoder"], ["b/encoder"]),
-        (["init_from=a/scorer", "--preset", "strong"], ["a/scorer"]),
-        (["--preset", "strong"], ["OpenAssistant/reward-model-deberta-v3-large-v2"]),
-        ([], ["roberta-base"]),
+    for settings, name in (
+        (["init_from=a/scorer"], "a/scorer"),
+        (["backbone=b/encoder"], "b/encoder"),
+        (["init_from=a/scorer", "--preset", "strong"], "a/scorer"),
+        (["--preset", "strong"], "OpenAssistant/reward-model-deberta-v3-large-v2"),
+        ([], "roberta-base"),
     ):
         assert train.main([OWNER, "02-roberta-base", "--set", *settings]) == 0
         parameters, uploaded = started[-1]
-        assert uploaded == names
-        assert Path(names[0]).name in (parameters.get("init_from"), parameters["backbone"])
+        assert uploaded == name
+        assert Path(name).name.lower() in (parameters.get("init_from"), parameters["backbone"])
     assert run("--set", "init_from=a/scorer")[0] == 0
-    assert started[-1][0]["init_from"] == "backbone" and Path(started[-1][1][0]).name == "backbone"
+    assert started[-1][0]["init_from"] == "backbone" and Path(started[-1][1]).name == "backbone"
 
 
 @pytest.mark.parametrize(
@@ -379,38 +434,6 @@ def test_bad_arguments_ask_nothing_of_kaggle(server, run, owner, notebook, setti
     assert server.calls == []
 
 
-def test_without_credentials(server, run, monkeypatch):
-    """One message instead of the client's page of help."""
-    from kaggle.api.kaggle_api_extended import KaggleApi
-
-    monkeypatch.delenv("KAGGLE_KEY")
-    monkeypatch.setattr(KaggleApi, "config", "/nowhere/kaggle.json")
-    code, shown, errors = run()
-    assert code == 2
-    assert "no Kaggle credentials here" in errors
-    assert len(shown + errors) < 300
-
-
-def test_without_a_network(server, run, monkeypatch):
-    """Before anything was started, the command ends at once."""
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    code, _, errors = run()
-    assert code == 2
-    assert "Kaggle cannot be reached" in errors
-
-
-def test_lost_connection_while_following_is_waited_out(server, naps):
-    """A kernel does not care about our network: after it started, an hour is spent on trying again."""
-    kaggle = client.Kaggle()
-    kaggle.sign_in(OWNER)
-    server.script["GetKernelSessionStatus"] = [(502, {"message": "bad gateway"}), (502, {"message": "x"}), COMPLETE]
-    with pytest.raises(client.Refused):
-        kaggle.kernel_status(KERNEL)
-    kaggle.patience = 60.0
-    assert kaggle.kernel_status(KERNEL) == ("complete", "")
-    assert naps == [5]
-
-
 def test_a_line_is_redrawn_on_a_terminal(server, monkeypatch, capsys):
     """One line, with the time; after a lost connection the log comes again, and what was shown is not shown again."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -419,7 +442,7 @@ def test_a_line_is_redrawn_on_a_terminal(server, monkeypatch, capsys):
     server.log = [PROGRESS]
     kaggle = client.Kaggle()
     kaggle.sign_in(OWNER)
-    assert follow.follow_kernel(kaggle, KERNEL) == ("complete", "")
+    assert follow.follow_kernel(kaggle, ANY_VERSION) == ("complete", "")
     head, *lines = capsys.readouterr().out.split("\r\x1b[2K")
     assert "Ctrl-C leaves it running" in head
     shown = [line.rstrip().partition(" ") for line in lines]
@@ -429,16 +452,6 @@ def test_a_line_is_redrawn_on_a_terminal(server, monkeypatch, capsys):
     assert lines[-1].endswith("\n")
 
 
-def test_server_that_does_not_answer_is_given_up(server, monkeypatch):
-    """The client itself would wait forever, as after a laptop's sleep."""
-    monkeypatch.setattr(client, "SECONDS_TO_ANSWER", 0.1)
-    kaggle = client.Kaggle()
-    kaggle.sign_in(OWNER)
-    server.silent = True
-    with pytest.raises(UserError, match=r"cannot be reached \(ReadTimeout\)"):
-        kaggle.hours_left()
-
-
 def test_verbose_client_does_not_show_credentials(place, server, run, monkeypatch):
     """With VERBOSE=1 the client prints every request with its Authorization header."""
     from kaggle.api.kaggle_api_extended import KaggleApi
@@ -446,6 +459,6 @@ def test_verbose_client_does_not_show_credentials(place, server, run, monkeypatc
     monkeypatch.setattr(KaggleApi, "args", ["--local", "--verbose"])
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     _, shown, errors = run()
-    assert "version 7 was started" in shown
+    assert "version 7 of" in shown
     assert "Authorization" not in shown + errors
     assert not any(KEY.encode() in content for content in read_tree(place).values())

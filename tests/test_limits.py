@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from prefcls_lib.training.state import Session, TrainingState
 from test_resume import fit
 from test_train import make_config, make_examples, make_model
 
@@ -14,7 +15,6 @@ from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import loop, optim
 from prefcls_lib.training import step as steps
-from prefcls_lib.training.state import Session, TrainingState
 
 TOKENS_PER_SECOND = 1000.0
 

@@ -104,11 +104,11 @@ def test_unknown_preset_gets_the_nearest(capsys):
 
 
 def test_what_a_kernel_gets_of_a_preset():
-    """The preset over the kernel's defaults, SET over both; the backbone by its folder name in the data set."""
+    """The preset over the kernel's defaults, SET over both; the backbone by the name of its data set."""
     given = train.read_given("strong", ["num_epochs=1"])
-    parameters = train.read_parameters("01_deberta_v3_xsmall", ["my-reward-model"], given, [])
+    parameters = train.read_parameters("01_deberta_v3_xsmall", "me/my-reward-model", given, [])
     assert parameters["init_from"] == "my-reward-model"
     assert (parameters["max_length"], parameters["num_epochs"], parameters["num_seeds"]) == (768, 1, 1)
     assert parameters["time_budget_hours"] == 11.5
-    assert "init_from" not in train.read_parameters("02_roberta_base", ["roberta-base"], {}, [])
+    assert "init_from" not in train.read_parameters("02_roberta_base", "roberta-base", {}, [])
     assert layout.kernel_name("01_deberta_v3_xsmall") == train.PRESET_NOTEBOOK

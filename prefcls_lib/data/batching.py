@@ -66,13 +66,6 @@ class Examples:
         """Some of the rows; the sides stay as they are numbered."""
         return replace(self, **{name: column[chosen] for name, column in self._columns().items()})
 
-    def joined(self, other: "Examples") -> "Examples":
-        """These rows, then those of `other`, which have the same columns."""
-        columns, others = self._columns(), other._columns()
-        others["sides"] = others["sides"] + len(self.token_ids)
-        joined = {name: np.concatenate([column, others[name]]) for name, column in columns.items()}
-        return replace(self, token_ids=[*self.token_ids, *other.token_ids], **joined)
-
     def swapped(self) -> "Examples":
         """The same rows with A and B in each other's place."""
         swap = {

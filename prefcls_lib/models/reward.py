@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -20,7 +19,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from prefcls_lib.models.backbones import load_pretrained
+from prefcls_lib.models.backbones import load_pretrained, read_config, read_pretrained
 from prefcls_lib.runtime.files import UserError
 
 # model type: W and w in its sequence-classification model
@@ -90,11 +89,11 @@ def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, Rewa
     Raises:
         UserError: it is no reward model, or its weights do not fit.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     check_reward_model(path, config)
     model = load_pretrained(AutoModelForSequenceClassification, path, dropout)
     dense, last = (model.get_submodule(name) for name in LAYERS[config.model_type])
-    pooler = make_pooler(config, AutoTokenizer.from_pretrained(path))
+    pooler = make_pooler(config, read_pretrained(AutoTokenizer, path))
     pooler.dense = dense
     score = nn.Linear(config.hidden_size, 1, bias=False)
     score.weight = last.weight

@@ -1,7 +1,7 @@
 """The baseline of each fold: what the fold's network starts from and is compared with, fitted once for a run.
 
 checkpoint/baseline-fold0/   baseline.json ...            its models; the network's model folder gets a copy of them
-                             rows.npy extra.npy test.npy  (N, 3) its offsets: of a training row by the models that were
+                             rows.npy test.npy            (N, 3) its offsets: of a training row by the models that were
                                                           fitted without it, of other rows by all
                              oof.csv                      predictions of the fold's rows by this and simpler baselines
 """
@@ -20,18 +20,20 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.evaluation.calibration import geometric_mean
-from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, read_table, write_table
+from prefcls_lib.pipeline.folder import FoldModel, RunFolder, hash_files, prediction_table, read_table, write_table
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.runtime.files import UserError, write_json, write_whole
+from prefcls_lib.runtime.files import reading, write_json, write_whole
 
 
 @dataclass(frozen=True)
 class FoldBaseline:
-    """A fold's baseline and its offsets (N, 3) of all rows of the run; NaN of extra rows that the fold leaves out."""
+    """A fold's baseline, and its offsets of the rows (N, 3), extra rows last, and of the test rows.
+
+    Those of extra rows that the fold leaves out are NaN.
+    """
 
     baseline: BaselineMean
     rows: np.ndarray
-    extra: np.ndarray
     test: np.ndarray
 
 
@@ -46,10 +48,9 @@ def fit_baselines(job: Job) -> pd.DataFrame:
     """
     left = [fold for fold in job.config.folds if not baseline_folder(job.folder, fold).is_dir()]
     if left:
-        inputs, test_inputs = read_inputs(job.rows, job.features), read_inputs(job.test_rows, job.test_features)
-        extra_inputs = None if job.extra_rows is None else read_inputs(job.extra_rows)
+        inputs, test_inputs = read_inputs(job.all_rows, job.features), read_inputs(job.test_rows, job.test_features)
         for fold in left:
-            _fit_fold(job, inputs, extra_inputs, test_inputs, fold)
+            _fit_fold(job, inputs, test_inputs, fold)
     folders = [baseline_folder(job.folder, fold) for fold in job.config.folds]
     predictions = pd.concat([read_table(folder / "oof.csv") for folder in folders], ignore_index=True)
     write_table(job.folder / "oof_baselines.csv", predictions)
@@ -62,11 +63,9 @@ def fit_baselines(job: Job) -> pd.DataFrame:
 def load_fold_baseline(folder: RunFolder, fold: int) -> FoldBaseline:
     """What `fit_baselines` left for a fold."""
     place = baseline_folder(folder, fold)
-    try:
-        arrays = [np.load(place / f"{name}.npy", allow_pickle=False) for name in ("rows", "extra", "test")]
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{place}: cannot be read ({error}). Delete it, and the baseline is fitted again.") from error
-    return FoldBaseline(BaselineMean.load(place), *arrays)
+    with reading(place, "Delete it, and the baseline is fitted again."):
+        arrays = [np.load(place / f"{name}.npy", allow_pickle=False) for name in ("rows", "test")]
+        return FoldBaseline(BaselineMean.load(place), *arrays)
 
 
 def baseline_folder(folder: RunFolder, fold: int) -> Path:
@@ -74,24 +73,20 @@ def baseline_folder(folder: RunFolder, fold: int) -> Path:
     return folder / "checkpoint" / f"baseline-fold{fold}"
 
 
-def _fit_fold(
-    job: Job, inputs: BaselineInputs, extra_inputs: BaselineInputs | None, test_inputs: BaselineInputs, fold: int
-) -> None:
-    started, name = time.perf_counter(), job.baseline_name
+def _fit_fold(job: Job, inputs: BaselineInputs, test_inputs: BaselineInputs, fold: int) -> None:
+    started, name, rows = time.perf_counter(), job.baseline_name, job.all_rows
     train, valid = np.flatnonzero(job.folds != fold), np.flatnonzero(job.folds == fold)
-    rows, train_inputs, extra = job.rows.iloc[train], inputs.take(train), np.empty(0, dtype=np.int64)
-    if extra_inputs is not None:
+    if job.extra_rows is not None:
         extra = without_shared_prompts(job.extra_rows, job.rows, job.folds, fold)
-        rows = pd.concat([rows, job.extra_rows.iloc[extra]])
-        train_inputs = train_inputs.joined(extra_inputs.take(extra))
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+        left_out = len(job.extra_rows) - len(extra)
+        print(f"fold{fold}: {len(extra):,} extra rows; {left_out:,} share a prompt with validation rows", flush=True)
+        train = np.append(train, len(job.rows) + extra)
+    labels, groups = (rows[column].to_numpy()[train] for column in ("label", "group"))
+    train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)
     baseline, fitted = fit_out_of_fold(name, train_inputs, labels, groups, job.config.fold_seed, f"fold{fold}")
-    valid_inputs = inputs.take(valid)
     members = {one: baseline.member(one).predict(valid_inputs) for one in sorted(baseline.names)}
-    offsets = np.empty((len(job.rows), NUM_CLASSES))
-    offsets[train], offsets[valid] = fitted[: len(train)], np.mean(list(members.values()), axis=0)
-    extra_offsets = np.full((0 if job.extra_rows is None else len(job.extra_rows), NUM_CLASSES), np.nan)
-    extra_offsets[extra] = fitted[len(train) :]
+    offsets = np.full((len(rows), NUM_CLASSES), np.nan)
+    offsets[train], offsets[valid] = fitted, np.mean(list(members.values()), axis=0)
     probs = {one: model.predict_proba(valid_inputs) for one, model in fit_simple(train_inputs, labels).items()}
     probs |= {one: softmax(values, axis=1) for one, values in members.items()}
     probs[name] = softmax(offsets[valid], axis=1)
@@ -99,9 +94,8 @@ def _fit_fold(
     def write(temporary: Path) -> None:
         temporary.mkdir()
         baseline.save(temporary)
-        arrays = {"rows": offsets, "extra": extra_offsets, "test": baseline.predict(test_inputs)}
-        for part, values in arrays.items():
-            np.save(temporary / f"{part}.npy", values)
+        np.save(temporary / "rows.npy", offsets)
+        np.save(temporary / "test.npy", baseline.predict(test_inputs))
         seconds = time.perf_counter() - started
         tables = [prediction_table(job.rows.iloc[valid], fold, values).assign(model=one, seconds=seconds)
                   for one, values in probs.items()]  # fmt: skip
@@ -126,6 +120,6 @@ def save_as_models(job: Job) -> None:
             probs = softmax(np.load(place / "test.npy"), axis=1)
             columns = dict(zip(LABEL_COLUMNS, probs.T, strict=True))
             write_table(folder / "test.csv", pd.DataFrame({ID: job.test_rows[ID], **columns}))
-            write_json(folder / "fold.json", record)
+            write_json(folder / "fold.json", record | {"sha256": hash_files(folder)})
 
         write_whole(job.folder.model_folder(model), write)

@@ -20,9 +20,10 @@ from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
-from prefcls_lib.pipeline.fold_baseline import FoldBaseline, load_fold_baseline
-from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_table
+from prefcls_lib.pipeline.fold_baseline import load_fold_baseline
+from prefcls_lib.pipeline.folder import FoldModel, hash_files, prediction_table, write_table
 from prefcls_lib.pipeline.prepared import PreparedRows, TrainingData
+from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, seed_everything
 from prefcls_lib.runtime.files import write_json, write_whole
 from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
@@ -49,15 +50,18 @@ def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examp
 
     Extra rows are trained on, but for those that share a prompt with a validation row.
     """
-    config, start = data.config, load_fold_baseline(data.folder, fold)
-    is_train = data.rows.folds != fold
-    scaler = FeatureScaler.fit(data.rows.features[is_train]) if config.structure_features else None
-    on_baseline = config.start_from != "none"
-    everything = _make_examples(data.rows, scaler, start.rows if on_baseline else None)
-    train, valid = everything.take(is_train), everything.take(~is_train)
+    rows, start = data.rows, load_fold_baseline(data.folder, fold)
+    own, is_valid = rows.files == 0, rows.folds == fold
+    is_train = np.isfinite(start.rows[:, 0]) & ~is_valid
+    scaler = FeatureScaler.fit(rows.features[own & is_train]) if data.config.structure_features else None
+    on_baseline = data.config.start_from != "none"
+    everything = _make_examples(rows, scaler, start.rows if on_baseline else None)
+    train, valid = everything.take(is_train), everything.take(is_valid)
     test = replace(_make_examples(data.test, scaler, start.test if on_baseline else None), labels=None)
-    if data.extra is not None:
-        train = _add_extra_rows(data, train, start, scaler)
+    if not own.all():
+        files = rows.files[is_train]
+        of_files = (start.baseline.file_shifts if on_baseline else tie_shares_shift)(train.labels, files)
+        train = replace(train, tie_shifts=tie_shifts(files, of_files).astype(np.float32))
     return train, valid, test, scaler
 
 
@@ -66,18 +70,6 @@ def _make_examples(rows: PreparedRows, scaler: FeatureScaler | None, offsets: np
     features = None if scaler is None else scaler.transform(rows.features).astype(np.float32)
     offsets = None if offsets is None else offsets.astype(np.float32)
     return Examples(rows.encoded.token_ids, rows.encoded.sides, features, rows.labels, offsets)
-
-
-def _add_extra_rows(data: TrainingData, train: Examples, start: FoldBaseline, scaler: FeatureScaler | None) -> Examples:
-    used = np.isfinite(start.extra[:, 0])
-    if process_state().is_main_process:
-        left_out = len(used) - used.sum()
-        print(f"{used.sum():,} extra rows; {left_out:,} share a prompt with validation rows", flush=True)
-    extra = _make_examples(data.extra, scaler, None if train.offsets is None else start.extra).take(used)
-    files = np.append(np.zeros(len(train), dtype=np.int64), data.extra.files[used])
-    train = train.joined(extra)
-    of_files = tie_shares_shift if train.offsets is None else start.baseline.file_shifts
-    return replace(train, tie_shifts=tie_shifts(files, of_files(train.labels, files)).astype(np.float32))
 
 
 def new_model(data: TrainingData, train: Examples, accelerator: Accelerator) -> PreferenceModel:
@@ -115,7 +107,11 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     config = replace(data.config, seed=data.config.seed + fold_model.seed_index)
     train, valid, test, scaler = split_rows(data, fold)
     seed_everything(config.seed + fold)
-    accelerator, pad_id = make_accelerator(config.mixed_precision), data.backbone.tokenizer.pad_id
+    accelerator = make_accelerator(
+        config.mixed_precision, trackers.find_trackers(config.report_to), data.folder / "logs"
+    )
+    trackers.begin(accelerator, config.to_dict(), f"{data.folder.path.name}-{fold_model.name}")
+    pad_id = data.backbone.tokenizer.pad_id
     model = new_model(data, train, accelerator)
     before_training = time.time() - data.started_at
     fitted = fit(model, train, valid, config, accelerator, pad_id, fold_model.name, session)
@@ -123,6 +119,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     if state.is_main_process:
         times = {"seconds_before_training": before_training, "seconds": time.perf_counter() - started}
         record = _describe_model(data, config, fold_model, fitted, test_tokens, times)
+        trackers.log(accelerator, {f"result/{name}": value for name, value in record.items()})
         on_baseline = config.start_from != "none"
         baseline = load_fold_baseline(data.folder, fold).baseline if on_baseline else None
 
@@ -132,6 +129,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
 
         write_whole(data.folder.model_folder(fold_model), write)
         shutil.rmtree(session.folder, ignore_errors=True)
+    trackers.end(accelerator)
     state.wait_for_everyone()
 
 
@@ -185,4 +183,4 @@ def _write_tables(folder: Path, data: TrainingData, record: dict, fitted: FitRes
     write_table(folder / "oof.csv", prediction_table(valid, fold, _out_of_sample(data, fold, fitted)))
     probs = dict(zip(LABEL_COLUMNS, test_probs.T, strict=True))
     write_table(folder / "test.csv", pd.DataFrame({ID: data.test.ids, **probs}))
-    write_json(folder / "fold.json", record)
+    write_json(folder / "fold.json", record | {"sha256": hash_files(folder)})

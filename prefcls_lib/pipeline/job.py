@@ -12,13 +12,13 @@ import pandas as pd
 from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.features import compute_features
-from prefcls_lib.data.loading import locate_csv, read_rows
+from prefcls_lib.data.loading import locate_csv, read_rows, row_keys
 from prefcls_lib.data.schema import ID, SOURCE, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import sha256
+from prefcls_lib.runtime.files import UserError, sha256
 from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 
@@ -50,9 +50,16 @@ class Job:
     started_at: float = field(default_factory=time.time)
 
     @cached_property
+    def all_rows(self) -> pd.DataFrame:
+        """All rows to train on: the training rows, then the extra rows."""
+        if self.extra_rows is None:
+            return self.rows
+        return pd.concat([self.rows.assign(**{SOURCE: 0}), self.extra_rows], ignore_index=True)
+
+    @cached_property
     def features(self) -> np.ndarray:
-        """(N, F) raw structure features of the training rows."""
-        return compute_features(self.rows)
+        """(N, F) raw structure features of `all_rows`."""
+        return compute_features(self.all_rows)
 
     @cached_property
     def test_features(self) -> np.ndarray:
@@ -78,6 +85,10 @@ def read_job(config: RunConfig) -> Job:
     test_rows = read_rows(paths["test"], labelled=False)
     extra = [find_attached_csv(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
     extra_rows = read_extra_rows(extra) if extra else None
+    seen = set(row_keys(rows)) if extra else set()
+    if known := extra and sum(key in seen for key in row_keys(extra_rows)):
+        print(f"extra_train: {known:,} of {len(extra_rows):,} rows are training rows, too. `prefcls convert --against` "
+              "leaves them out.", flush=True)  # fmt: skip
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
@@ -99,7 +110,11 @@ def open_folder(job: Job, recipe: Mapping[str, object] | None = None) -> Job:
     if job.config.resume_from is not None:
         job.folder.copy_from(job.config.resume_from)
     config = job.config.with_recipe(recipe or {})
-    job.folder.open(config, job.data_sha256)
+    try:
+        job.folder.open(config, job.data_sha256)
+    except UserError:
+        job.folder.unlock()
+        raise
     if not job.folder.complete:
         job.folder.write_folds(job.folds)
     wrote_prior = not (job.folder / "submission.csv").exists()

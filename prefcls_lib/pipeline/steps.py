@@ -19,6 +19,8 @@ from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointi
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import fold_baseline
+from prefcls_lib.pipeline.card import write_cards
+from prefcls_lib.pipeline.estimate import describe_duration
 from prefcls_lib.pipeline.folder import LADDER, FoldModel, RunFolder, fold_models
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
@@ -27,6 +29,7 @@ from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prep
 from prefcls_lib.pipeline.results import describe_run
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import write_json
+from prefcls_lib.runtime.trackers import begin, end, find_trackers, log
 
 
 def start(config: RunConfig) -> Job:
@@ -39,10 +42,15 @@ def start(config: RunConfig) -> Job:
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
     if config.init_from is not None:
         check_reward_model(backbone.path, backbone.config)
-    make_accelerator(config.mixed_precision)
-    if not (job.folder / "config.json").exists():  # else the weights were loaded when the folder was opened first
-        set_gradient_checkpointing(build_model(backbone.path, config).encoder, config.gradient_checkpointing)
-    return open_folder(replace(job, backbone=backbone), backbone.recipe)
+    make_accelerator(config.mixed_precision, find_trackers(config.report_to))
+    is_new = not (job.folder / "config.json").exists()
+    if is_new:  # else the weights were loaded when the folder was opened first
+        model = build_model(backbone.path, config)
+        set_gradient_checkpointing(model.encoder, config.gradient_checkpointing)
+    job = open_folder(replace(job, backbone=backbone), backbone.recipe)
+    if is_new:
+        print(describe_duration(job, model), flush=True)
+    return job
 
 
 def prepare(job: Job) -> TrainingData:
@@ -85,7 +93,7 @@ def fit_folds(data: TrainingData) -> None:
 
 def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
     """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
-    train_models(load_training_data(folder, started_at=started_at), [FoldModel.parse(name) for name in names])
+    train_models(load_training_data(folder, started_at), [FoldModel.parse(name) for name in names])
 
 
 def finish(job: Job) -> dict:
@@ -99,19 +107,33 @@ def finish(job: Job) -> dict:
     probs = job.folder.test_predictions(models)
     write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     result = describe_run(job, records)
+    write_cards(job.folder.path, job.config, result, job.folder.model_folders())
+    _report(job, result)
     write_json(job.folder / "result.json", result)
     shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+    job.folder.unlock()
     return result
+
+
+def _report(job: Job, result: dict) -> None:
+    """The numbers of the whole run to the trackers, if any are set."""
+    accelerator = make_accelerator("no", find_trackers(job.config.report_to), job.folder / "logs")
+    begin(accelerator, job.config.to_dict(), job.folder.path.name)
+    log(accelerator, result)
+    end(accelerator)
 
 
 def run(config: RunConfig) -> RunFolder:
     """All steps; on a folder whose run is complete, only says so."""
     job = start(config)
-    if not said_complete(job):
-        data = prepare(job)
-        fit_baselines(job)
-        fit_folds(data)
-        finish(job)
+    try:
+        if not said_complete(job):
+            data = prepare(job)
+            fit_baselines(job)
+            fit_folds(data)
+            finish(job)
+    finally:
+        job.folder.unlock()
     return job.folder
 
 
@@ -121,10 +143,13 @@ def run_without_network(config: RunConfig) -> RunFolder:
     Of the settings only `start_from` and those of rows and folds matter; history.csv is empty.
     """
     job = open_folder(read_job(replace(config, backbone=LADDER, init_from=None, num_seeds=1)))
-    if not said_complete(job):
-        fit_baselines(job)
-        fold_baseline.save_as_models(job)
-        finish(job)
+    try:
+        if not said_complete(job):
+            fit_baselines(job)
+            fold_baseline.save_as_models(job)
+            finish(job)
+    finally:
+        job.folder.unlock()
     return job.folder
 
 

@@ -43,13 +43,17 @@ def process_state() -> PartialState:
     return PartialState(cpu=_shared_cpu())
 
 
-def make_accelerator(mixed_precision: str) -> Accelerator:
+def make_accelerator(mixed_precision: str, trackers: list[str] | None = None, logs: Path | None = None) -> Accelerator:
     """The engine for device, autocast and gradient scaling, and for several processes where torchrun started them.
 
     A new one may choose another precision.
+
+    Args:
+        trackers: from `trackers.find_trackers`; `logs` is the folder of those that write files.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(cpu=_shared_cpu(), mixed_precision=choose_precision(mixed_precision, process_state().device))
+    precision = choose_precision(mixed_precision, process_state().device)
+    return Accelerator(cpu=_shared_cpu(), mixed_precision=precision, log_with=trackers or None, project_dir=logs)
 
 
 def _shared_cpu() -> bool:

@@ -40,7 +40,7 @@ def is_competition_rerun() -> bool:
 
 def run_folder(out: str, trained: str) -> Path:
     """The folder `out`; "auto": /kaggle/working on Kaggle, else runs/ and the last part of the name `trained`."""
-    auto = Path("/kaggle/working") if on_kaggle() else Path("runs") / Path(trained).name
+    auto = input_root().parent / "working" if on_kaggle() else Path("runs") / Path(trained).name
     return auto if out == "auto" else Path(out)
 
 
@@ -68,10 +68,11 @@ def find_competition_file(name: str) -> Path:
 def backbone_patterns(name: str) -> list[list[str]]:
     """Where an attached input keeps the config.json of a backbone, for `find_first`.
 
-    A data set named as the backbone, a data set with a folder of that name, or a Kaggle model; then each with an
-    extra wrapper folder.
+    A data set named as the backbone, with or without the prefix "prefcls-", a data set with a folder of that name, or a
+    Kaggle model; then each with an extra wrapper folder.
     """
-    mounts = [*(mount.format(name) for mount in DATASET_MOUNTS), *(f"{m.format('*')}/{name}" for m in DATASET_MOUNTS)]
+    mounts = [mount.format(named) for named in (name, f"prefcls-{name}") for mount in DATASET_MOUNTS]
+    mounts += [f"{mount.format('*')}/{name}" for mount in DATASET_MOUNTS]
     mounts += [mount.format(name) for mount in MODEL_MOUNTS]
     wrapped = [*(f"{m.format('*')}/*/{name}" for m in DATASET_MOUNTS), *(f"{mount}/*" for mount in mounts)]
     return [[f"{mount}/config.json" for mount in mounts], [f"{mount}/config.json" for mount in wrapped]]

@@ -26,6 +26,14 @@ HEADER = ("backbone", "tokens a side", "GiB fixed", "KB a token", "most tokens",
           "hours for the test rows")  # fmt: skip
 
 
+def read_config(name: str, dropout: float | None = None) -> PretrainedConfig:
+    """A published configuration from report/backbones/; `dropout`: every kind of it set to this."""
+    config = read_json(FOLDER.parent / "backbones" / f"{name}.json")["config"]
+    if dropout is not None:
+        config |= {key: dropout for key in config if "dropout" in key}
+    return AutoConfig.for_model(**config)
+
+
 def plan_backbone(
     config: PretrainedConfig, max_length: int, lengths: np.ndarray, measured: tuple[float, str] | None = None
 ) -> list[str]:
@@ -70,10 +78,7 @@ def measured_paces(runs: Path) -> dict[tuple[str, int], tuple[float, str]]:
 
 def make_plan(lengths: np.ndarray, runs: Path = FOLDER.parent / "runs") -> str:
     """The plan as Markdown: a line for each backbone and each of LENGTHS that it takes, the smallest first."""
-    configs = {
-        path.stem: AutoConfig.for_model(**read_json(path)["config"])
-        for path in (FOLDER.parent / "backbones").glob("*.json")
-    }
+    configs = {path.stem: read_config(path.stem) for path in (FOLDER.parent / "backbones").glob("*.json")}
     measured = measured_paces(runs)
     lines = [
         [name, *plan_backbone(config, max_length, lengths, measured.get((name, max_length)))]

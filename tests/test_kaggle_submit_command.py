@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
-from kaggle_parts import OWNER, build_tiny_bundle, fetch, score
+from kaggle_parts import OWNER, fetch
+from kaggle_parts import submit as script
 from kaggle_stand_in import KEY, NOT_FOUND
 
 KERNEL = f"{OWNER}/prefcls-submit"
@@ -16,17 +18,10 @@ SCORED = {"submissions": [{"ref": 5, "status": "COMPLETE", "publicScore": "0.987
 pytestmark = pytest.mark.usefixtures("naps")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory, tiny) -> Path:
-    """A bundle whose library is taken over, so that a command need not build it."""
-    return build_tiny_bundle(tmp_path_factory.mktemp("score") / "kaggle", tiny)
-
-
 @pytest.fixture
-def place(tmp_path, finished_run, built, server) -> Path:
+def place(tmp_path, finished_run, server) -> Path:
     """A folder with runs/roberta, a finished run; the server submits, and scores at the second look."""
     shutil.copytree(finished_run, tmp_path / "runs" / "roberta")
-    shutil.copytree(built, tmp_path / "dist" / "kaggle-submit")
     server.script["CreateCodeSubmission"] = [{"message": "Successfully submitted", "ref": 5}]
     server.script["ListSubmissions"] = [PENDING, SCORED]
     return tmp_path
@@ -37,8 +32,8 @@ def submit(place, capfd):
     """submit(*arguments) -> (exit code, stdout, stderr) of `make kaggle-submit`."""
 
     def call(*arguments: str, owner: str = OWNER) -> tuple[int, str, str]:
-        places = ["--bundle", str(place / "dist" / "kaggle-submit"), "--folder", str(place / "runs")]
-        code = score.main([owner, *places, *arguments])
+        places = ["--bundle", str(place / "dist" / "kaggle"), "--folder", str(place / "runs")]
+        code = script.main([owner, *places, *arguments])
         return code, *capfd.readouterr()
 
     return call
@@ -50,7 +45,6 @@ def public_score(place: Path, name: str = "roberta") -> dict | None:
 
 def test_runs_are_uploaded_submitted_and_scored(place, server, submit):
     """From an empty dist/: data sets, kernel without internet, submission of the version that ran, score written."""
-    shutil.rmtree(place / "dist")
     server.script["GetKernelSessionStatus"] = [QUEUED, RUNNING, COMPLETE]
     before = json.loads((place / "runs" / "roberta" / "result.json").read_text())
     code, shown, errors = submit("--runs", str(place / "runs" / "roberta"))
@@ -81,28 +75,14 @@ def test_without_runs_the_training_kernels_outputs_are_read(place, server, submi
     assert public_score(place)["score"] == 0.98765
 
 
-def test_baselines_and_blend_are_made_here(place, server, submit, home):
-    """With TRAIN and TEST: the ladder on the run's folds, the blend, and the score in both results."""
-    server.script["GetKernelSessionStatus"] = [COMPLETE]
-    arguments = ("--train", str(home / "train.csv"), "--test", str(home / "test.csv"))
-    code, _, errors = submit("--runs", str(place / "runs" / "roberta"), *arguments)
-    assert code == 0, errors
-    assert (place / "dist" / "kaggle-submit" / "datasets" / "prefcls-runs" / "blend.json").is_file()
-    assert public_score(place) == public_score(place, "ladder")
-    assert public_score(place)["runs"] == ["roberta", "ladder"]
-
-
 def test_what_was_begun_is_finished_by_watching(place, server, submit, monkeypatch):
     """Ctrl-C while it is scored: named, not submitted twice, and finished by `make kaggle-watch NOTEBOOK=submit`."""
     server.script["GetKernelSessionStatus"] = [COMPLETE]
-    server.data_sets |= {f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-runs"}
-    wait = score.time.sleep
-
-    naps = iter([30])
+    server.data_sets |= {f"{OWNER}/prefcls-{name}": 1 for name in ("lib", "runs")}
+    wait = time.sleep
 
     def press(seconds):
-        if next(naps, None) is None:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", press)
     runs = ("--runs", str(place / "runs" / "roberta"))
@@ -112,7 +92,7 @@ def test_what_was_begun_is_finished_by_watching(place, server, submit, monkeypat
     assert f"make kaggle-watch OWNER={OWNER} NOTEBOOK=submit" in errors
     code, _, errors = submit(*runs)
     assert code == 2
-    assert f"version 7 of {KERNEL}" in errors
+    assert "version 7 of the kernel submit" in errors
     monkeypatch.setattr("time.sleep", wait)
     assert submit("--watch")[0] == 0
     assert public_score(place)["score"] == 0.98765
@@ -155,7 +135,6 @@ def test_submit_kernel_that_fails(place, server, submit):
     ("arguments", "words"),
     [
         (["--runs", "nowhere"], ["nowhere", "no finished run"]),
-        (["--train", "train.csv"], ["TRAIN: needs RUNS"]),
         (["--watch"], ["no submission was begun here", "make kaggle-submit"]),
     ],
 )

@@ -1,0 +1,31 @@
+"""Imported first by every Python of a rehearsal: no network but loopback, and no installed prefcls_lib."""
+
+import socket
+import sys
+
+
+def _is_local(host: object) -> bool:
+    return host in (None, "", "localhost", socket.gethostname()) or str(host).startswith(("127.", "::1"))
+
+
+def _guard(name: str) -> None:
+    function = getattr(socket.socket, name)
+
+    def guarded(self, address, *more):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+            raise OSError(f"a rehearsal has no network: {address[0]}")
+        return function(self, address, *more)
+
+    setattr(socket.socket, name, guarded)
+
+
+def _look_up(host, *more, **options):
+    if not _is_local(host):
+        raise socket.gaierror(f"a rehearsal has no network: {host}")
+    return _getaddrinfo(host, *more, **options)
+
+
+_getaddrinfo, socket.getaddrinfo = socket.getaddrinfo, _look_up
+for _name in ("connect", "connect_ex"):
+    _guard(_name)
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]

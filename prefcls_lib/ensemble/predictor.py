@@ -1,0 +1,134 @@
+"""load: a finished run, one of its models, or a blend of runs, as an object that predicts on texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefcls_lib.data.loading import prompt_group
+from prefcls_lib.data.schema import ID, PROMPT, RESPONSES
+from prefcls_lib.evaluation.calibration import Blend, Calibration
+from prefcls_lib.models.saved import SavedBaseline, SavedNetwork, load_model
+from prefcls_lib.pipeline.folder import RunFolder
+from prefcls_lib.runtime.files import UserError, read_json
+
+Text = str | Sequence[str]  # of one turn, or a text a turn
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Fitted models that predict which of two answers people prefer; made by `prefcls_lib.load`.
+
+    Attributes:
+        classes: the classes in the order of the columns of `predict_proba`.
+        runs: the models of each run; their probabilities are averaged.
+        blend: weights and calibration of the runs.
+    """
+
+    runs: tuple[tuple[SavedNetwork | SavedBaseline, ...], ...]
+    blend: Blend
+    classes: tuple[str, ...] = ("model_a", "model_b", "tie")
+
+    def predict_proba(
+        self, prompts: Sequence[Text], responses_a: Sequence[Text], responses_b: Sequence[Text]
+    ) -> np.ndarray:
+        """Probabilities that people prefer answer A, answer B, or neither.
+
+        Args:
+            prompts, responses_a, responses_b: N each. A text, or for a conversation a list of texts, one a turn.
+
+        Returns:
+            (N, 3) float64, P(A wins), P(B wins), P(tie), each row summing to 1. If A and B are exchanged, the first
+            two columns are exchanged, exactly.
+
+        Raises:
+            UserError: no texts, lists of different lengths, or something that is not a text.
+
+        Example:
+            >>> model = prefcls_lib.load("runs/demo/02_roberta_base-minilm")
+            >>> model.predict_proba(["What is 2 + 3?"], ["5"], ["2 + 3 is 6."]).round(3)
+        """
+        return self.predict_rows(_make_rows(prompts, responses_a, responses_b))
+
+    def predict(self, prompts: Sequence[Text], responses_a: Sequence[Text], responses_b: Sequence[Text]) -> np.ndarray:
+        """(N,) the most probable of `classes`, see `predict_proba`."""
+        return np.array(self.classes)[self.predict_proba(prompts, responses_a, responses_b).argmax(axis=1)]
+
+    def predict_rows(self, rows: pd.DataFrame, label: str = "") -> np.ndarray:
+        """Probabilities (N, 3) of rows from `loading.read_rows`; `label` shows progress bars with this name."""
+        predictions = []
+        for models in self.runs:
+            inputs = models[0].read_inputs(rows)  # the models of a run share tokenizer and text settings
+            predictions.append(sum(model.predict_proba(inputs, label) for model in models) / len(models))
+        if len(predictions) == 1 and self.blend.calibration == Calibration():
+            return predictions[0]
+        return self.blend.apply(predictions)
+
+
+def load(path: str | Path) -> Predictor:
+    """Load what a run has left: a run folder, one of its model folders (model/fold0), or a blend.json.
+
+    Raises:
+        UserError: nothing of these is there, the run is not complete, or a file is damaged or of another version.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _load_blend(path)
+    if (path / "preference.json").is_file() or (path / "baseline.json").is_file():
+        return Predictor(((load_model(path),),), Blend((1.0,), Calibration()))
+    return Predictor((_load_run(path),), Blend((1.0,), Calibration()))
+
+
+def _load_run(path: Path) -> tuple[SavedNetwork | SavedBaseline, ...]:
+    folder = RunFolder(path)
+    if not path.is_dir() or not (folder / "config.json").is_file():
+        raise UserError(
+            f"{path}: holds no run (config.json). Name the folder of a finished run, one of its model folders "
+            "(model/fold0), or a blend.json."
+        )
+    if not folder.complete:
+        raise UserError(f"{path}: the run is not complete. Run the same command again to finish it.")
+    return tuple(load_model(place) for place in folder.model_folders())
+
+
+def _load_blend(path: Path) -> Predictor:
+    state = read_json(path)
+    blend, runs = Blend.from_dict(state), state.get("runs")
+    if not isinstance(runs, list) or len(runs) != len(blend.weights):
+        raise UserError(f"{path}: names {runs!r} as runs for {len(blend.weights)} weights. Fit the blend again.")
+    used = [(path.parent / run, weight) for run, weight in zip(runs, blend.weights, strict=True) if weight > 0]
+    for place, _ in used:
+        if not place.is_dir():
+            raise UserError(f"{path}: its run folder {place} is gone. Put it back, or fit the blend again.")
+    weights = tuple(weight for _, weight in used)
+    return Predictor(tuple(_load_run(place) for place, _ in used), Blend(weights, blend.calibration))
+
+
+def _make_rows(prompts: Sequence[Text], responses_a: Sequence[Text], responses_b: Sequence[Text]) -> pd.DataFrame:
+    columns = {PROMPT: prompts, RESPONSES[0]: responses_a, RESPONSES[1]: responses_b}
+    for name, texts in columns.items():
+        if isinstance(texts, str) or not hasattr(texts, "__len__"):
+            raise UserError(f"{name}: expected a list of texts, one a comparison, not {type(texts).__name__}.")
+        if len(texts) != len(prompts) or not len(texts):
+            raise UserError(f"{name}: {len(texts)} texts, but {len(prompts)} prompts. Give one of each a comparison.")
+    rows = pd.DataFrame(
+        {name: [_turns(name, row, text) for row, text in enumerate(texts)] for name, texts in columns.items()}
+    )
+    for row, cells in enumerate(zip(*(rows[name] for name in columns), strict=True)):
+        if len(set(map(len, cells))) > 1:
+            turns = ", ".join(str(len(cell)) for cell in cells)
+            raise UserError(f"comparison {row}: prompts and answers have {turns} turns. Give as many of each.")
+    return rows.assign(
+        **{ID: [str(row) for row in range(len(rows))], "group": [prompt_group(turns[0]) for turns in rows[PROMPT]]}
+    )
+
+
+def _turns(name: str, row: int, text: Text) -> list[str]:
+    turns = [text] if isinstance(text, str) else text
+    if not isinstance(turns, (list, tuple)) or not turns or not all(isinstance(turn, str) for turn in turns):
+        raise UserError(
+            f"{name}, comparison {row}: {str(text)[:40]!r} is neither a text nor a list of texts, one a turn."
+        )
+    return list(turns)

@@ -1,0 +1,61 @@
+"""How long a run will take on this machine, from the pace of one forward pass: said before anything is computed."""
+
+import math
+import time
+
+import numpy as np
+import torch
+
+from prefcls_lib.data.batching import make_padded_batches
+from prefcls_lib.data.tokenization import encode_rows
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.pipeline.job import Job
+from prefcls_lib.pipeline.launch import count_processes
+from prefcls_lib.runtime.devices import machine_name, make_accelerator
+
+ROWS = 200  # that are tokenised for the mean length of a row
+TOKENS = 512  # of the forward pass that is timed
+BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
+BASELINE_SECONDS = 0.01  # of all fits before training, for each row and fold; measured on a CPU (report/log.md)
+
+
+def describe_duration(job: Job, model: PreferenceModel) -> str:
+    """One sentence on the time that a run needs, a rough estimate."""
+    seconds = estimate_seconds(job, model)
+    hours = job.config.time_budget_hours
+    amount = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
+    budget = f"; time_budget_hours={hours:g} cuts it" if hours is not None and seconds > 3600 * hours else ""
+    return f"this run will take about {amount} on this machine ({machine_name()}){budget}"
+
+
+def estimate_seconds(job: Job, model: PreferenceModel) -> float:
+    """Seconds for baselines, training, validation and prediction of the test rows."""
+    config, folds = job.config, len(job.config.folds)
+    some = job.rows.head(ROWS)
+    encoded = encode_rows(some, job.backbone.tokenizer, config.max_length, config.text_cleaning, config.architecture)
+    tokens = encoded.lengths[encoded.sides].sum(axis=1).mean()  # of a row
+    in_training = tokens / 2 if config.architecture == "cross" else tokens  # one of the two orders
+    valid = np.mean([(job.folds == fold).sum() for fold in config.folds])
+    train = config.num_epochs * (len(job.all_rows) - valid) * in_training
+    validations = config.num_epochs * config.validations_per_epoch * valid * tokens
+    passes = train * (1 + BACKWARD) + validations + len(job.test_rows) * tokens
+    models = folds * config.num_seeds
+    baselines = BASELINE_SECONDS * len(job.all_rows) * folds
+    return baselines + passes * seconds_per_token(job, model) * models / min(
+        count_processes(config.num_processes), models
+    )
+
+
+def seconds_per_token(job: Job, model: PreferenceModel) -> float:
+    """Of a forward pass through the encoder on this machine's device, in the precision of the run."""
+    accelerator = make_accelerator(job.config.mixed_precision)
+    model.to(accelerator.device).eval()
+    length = min(job.config.max_length, 128)
+    ids = np.full(length, job.backbone.tokenizer.pad_id, dtype=np.int32)
+    [batch] = make_padded_batches([ids] * (TOKENS // length), job.backbone.tokenizer.pad_id)
+    batch = batch.to(accelerator.device)
+    with torch.inference_mode(), accelerator.autocast():
+        for _ in range(2):  # the first loads kernels
+            started = time.perf_counter()
+            model.embed(batch).sum().item()
+    return (time.perf_counter() - started) / batch.tokens_computed

@@ -1,0 +1,112 @@
+"""Backbones in the forms that the hub has them: from the downloaded folder to what Kaggle gets, and to a submission."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from conftest import SIZES, make_byte_bpe, make_deberta, make_electra, make_roberta, run_arguments
+from kaggle_parts import backbone
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from prefcls_lib import cli
+from prefcls_lib.data.loading import read_rows
+from prefcls_lib.data.submission import check_submission
+from prefcls_lib.models.backbones import load_encoder
+
+KINDS = ("deberta-v3", "electra", "roberta")
+
+
+def write_deberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
+    """As microsoft/deberta-v3-*: spm.model and no tokenizer.json, fp16 weights with the layers of pretraining."""
+    pieces = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.replace("\n", " ") for text in texts),
+        model_prefix=str(folder / "spm"),
+        vocab_size=500,
+        minloglevel=2,
+        **{f"{name}_id": number for number, name in enumerate(pieces)},
+        **{f"{name}_piece": piece for name, piece in pieces.items()},
+    )
+    (folder / "spm.vocab").unlink()
+    model = make_deberta(512).half()
+    config = model.config.to_dict()
+    del config["transformers_version"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    state = {f"deberta.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({**state, "lm_predictions.lm_head.bias": torch.zeros(512).half()}, folder / "pytorch_model.bin")
+    return model.state_dict()
+
+
+def write_electra(folder: Path, tokenizer: Path) -> dict[str, torch.Tensor]:
+    """As google/electra-*: weights of the year 2020, with a buffer that is a buffer no more."""
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    model = make_electra(len(AutoTokenizer.from_pretrained(tokenizer)))
+    model.config.save_pretrained(folder)
+    state = {f"electra.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["electra.embeddings.position_ids"] = torch.arange(64)[None]
+    state["discriminator_predictions.dense.weight"] = torch.zeros(SIZES["hidden_size"], SIZES["hidden_size"])
+    torch.save(state, folder / "pytorch_model.bin")
+    return model.state_dict()
+
+
+def write_roberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
+    """As an older RoBERTa: vocab.json and merges.txt alone."""
+    tokenizer = make_byte_bpe(texts)
+    model = make_roberta(len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    return model.state_dict()
+
+
+@pytest.fixture
+def source(tmp_path, request, sample_rows, backbone_folders) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The folder of one of KINDS, and its weights."""
+    folder, texts = tmp_path / "source", [turn[:1000] for turns in sample_rows["response_a"] for turn in turns]
+    folder.mkdir()
+    torch.manual_seed(0)
+    if request.param == "electra":
+        return folder, write_electra(folder, backbone_folders["electra"])
+    return folder, (write_deberta if request.param == "deberta-v3" else write_roberta)(folder, texts)
+
+
+@pytest.mark.parametrize("source", KINDS, indirect=True)
+def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
+    """Equal weights, fp16 where they were; a tokenizer.json that gives the same ids; and a run that starts from it."""
+    folder, weights = source
+    prepared = tmp_path / "prepared"
+    backbone.prepare_backbone("mine", folder, prepared)
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= {path.name for path in prepared.iterdir()}
+    assert not [path for path in prepared.iterdir() if path.suffix in (".bin", ".model")]
+    stored = {tensor.dtype for name, tensor in load_file(prepared / "model.safetensors").items() if "ids" not in name}
+    assert stored == {next(iter(weights.values())).dtype}
+    encoder = load_encoder(prepared, dropout=0.0).state_dict()
+    assert set(encoder) == set(weights)
+    assert all(encoder[name].dtype == torch.float32 and torch.equal(encoder[name], weights[name].float())
+               for name in weights)  # fmt: skip
+    one, other = (AutoTokenizer.from_pretrained(place) for place in (folder, prepared))
+    ids = one("Where is it, then?")["input_ids"]
+    assert ids == other("Where is it, then?")["input_ids"]
+    assert (ids[0], ids[-1]) == (one.cls_token_id, one.sep_token_id)
+    assert json.loads((prepared / "config.json").read_text())["transformers_version"]
+    settings = (f"backbone={prepared}", "start_from=none", "folds=[0]")
+    assert cli.main(run_arguments(home, tmp_path / "run", *settings)) == 0
+    ids = list(read_rows(home / "test.csv", labelled=False)["id"])
+    check_submission(tmp_path / "run" / "submission.csv", ids)
+
+
+@pytest.mark.parametrize("source", ["deberta-v3"], indirect=True)
+def test_without_sentencepiece_the_package_is_named(source, tmp_path):
+    """transformers itself asks for tiktoken."""
+    code = (
+        "import sys; sys.modules['sentencepiece'] = None\n"
+        "from prefcls_lib.models.backbones import load_backbone\n"
+        f"load_backbone({str(source[0])!r}, 16)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert "needs packages that are not installed: pip install sentencepiece" in done.stderr.splitlines()[-1]
