@@ -166,6 +166,9 @@ def test_folds_that_cannot_be_are_refused():
         splits.assign_folds(rows, 50, 42)
     with pytest.raises(UserError, match="too few for num_folds=5: 60 rows, 3 different prompts"):
         splits.assign_folds(labelled_rows(60, 20), 5, 42)
+    same = rows.assign(group=rows["group"].where(rows["label"] != 2, "one"))
+    with pytest.raises(UserError, match=r"all .* rows with winner_tie=1 have the same prompt or fall into one fold"):
+        splits.assign_folds(same, 5, 42)
 
 
 def test_rows_are_taken_by_content():
