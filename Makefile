@@ -30,7 +30,7 @@ GIVEN_NOTEBOOK := $(if $(filter file,$(origin NOTEBOOK)),,$(NOTEBOOK))
 GIVEN_BACKBONE := $(if $(filter file,$(origin BACKBONE)),,$(BACKBONE))
 KAGGLE_RUN = "$(OWNER)" "$(GIVEN_NOTEBOOK)" --preset "$(PRESET)" --set $(SET) --backbone "$(GIVEN_BACKBONE)"
 
-.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-train kaggle-watch kaggle-submit \
+.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-first kaggle-train kaggle-watch kaggle-submit \
   kaggle-bundle kaggle-rehearsal benchmark gpu-check
 
 help: ## print this help
@@ -87,6 +87,9 @@ report: install ## build report/report.html and report.pdf from run folders, and
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
 	@$(BIN)/python -m report.studies.study
+
+kaggle-first: install ## half an hour on Kaggle that shows what is true there, into runs/first/ (OWNER=)
+	@$(BIN)/python kaggle/first.py "$(OWNER)"
 
 kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
 	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN)

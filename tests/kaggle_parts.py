@@ -12,6 +12,7 @@ import backbone
 import bundle
 import client
 import fetch
+import first
 import follow
 import kernel_folders
 import layout
@@ -22,8 +23,8 @@ import submit
 import train
 
 OWNER = "tester"
-__all__ = ["OWNER", "backbone", "build_library", "bundle", "client", "fetch", "follow", "kernel_folders", "layout",
-           "push", "rehearse", "rows", "submit", "train"]  # fmt: skip
+__all__ = ["OWNER", "backbone", "build_library", "bundle", "client", "fetch", "first", "follow", "kernel_folders",
+           "layout", "push", "rehearse", "rows", "submit", "train"]  # fmt: skip
 
 build_library = bundle.write_library
 _built = Path(tempfile.mkdtemp(prefix="prefcls-library-")) / "library"

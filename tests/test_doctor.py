@@ -133,10 +133,29 @@ def test_t4_is_fine_and_its_bf16_is_emulated(gpu, monkeypatch):
     assert (check.state, "device-side assert" in check.finding) == ("bad", True)
 
 
-def test_no_gpu_is_a_note():
-    """A CPU can do the demo, and all of the baselines."""
-    if not torch.cuda.is_available():
-        assert checks.check_gpu().state == "note"
+@pytest.mark.parametrize(
+    ("run_type", "megabytes", "limit", "state"),
+    [(None, 184, 0, "note"), ("Batch", 184, 0, "bad"), ("Batch", 184, 2_000, "note"), ("Batch", 2, 0, "note")],
+)
+def test_no_gpu(tmp_path, monkeypatch, run_type, megabytes, limit, state):
+    """On Kaggle a network on all rows would run for half a day; a CPU can do the demo, and all of the baselines."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", run_type) if run_type else None
+    with (tmp_path / "train.csv").open("wb") as file:
+        file.truncate(megabytes * 1_000_000)
+    check = checks.check_gpu(RunConfig(train=str(tmp_path / "train.csv"), max_train_rows=limit))
+    assert check.state == state
+    assert "phone is not verified" in check.advice
+    assert checks.check_gpu().state == "note"  # without a network
+
+
+def test_one_gpu_where_kaggle_has_two_is_said(gpu, monkeypatch):
+    """The hours double."""
+    gpu("Tesla T4", (7, 5))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    check = checks.check_gpu()
+    assert (check.state, check.advice) == ("note", "One GPU; GPU T4 x2 has two.")
 
 
 @pytest.mark.parametrize(
