@@ -3,16 +3,19 @@
 import argparse
 import json
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
-from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting
+from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return arguments.command(arguments) or 0
+        with _interrupts():
+            return arguments.command(arguments) or 0
     except UserError as error:
         print(f"prefcls: {error}", file=sys.stderr)
         return 2
@@ -33,6 +37,25 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 143 if str(error) else 130
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does; a second Ctrl-C does not interrupt what the first has begun."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt("stopped by SIGTERM" if number == signal.SIGTERM else "")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,5 +229,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator:
-        raise UserError(f"--set {text!r}: expected KEY=VALUE, for example --set max_length=256.")
+        raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
     return key.strip(), value

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from sklearn import metrics
 
 from prefcls_lib.data.features import empty_answers, identical_answers
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, PROMPT, SWAP, TEXT_COLUMNS
@@ -17,6 +18,13 @@ TOTAL_CHARS = (1_000, 2_300, 4_000)  # of prompt and answers: near the quartiles
 TOTAL_NAMES = ("under 1,000", "1,000 to 2,300", "2,300 to 4,000", "4,000 or more")
 NO_YES = ("no", "yes")
 MIN_SLICE_GROUPS = 10
+
+
+def confusion_matrix(labels: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
+    """Rows by their vote (lines) and by the class that the model holds for the most probable (columns)."""
+    names = ["A wins", "B wins", "tie"]
+    counts = metrics.confusion_matrix(labels, probs.argmax(axis=1), labels=range(len(names)))
+    return pd.DataFrame(counts, pd.Index(names, name="vote"), pd.Index(names, name="most probable"))
 
 
 def slice_table(

@@ -20,9 +20,9 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.evaluation.calibration import geometric_mean
-from prefcls_lib.pipeline.folder import FoldModel, RunFolder, prediction_table, read_table, write_table
+from prefcls_lib.pipeline.folder import FoldModel, RunFolder, hash_files, prediction_table, read_table, write_table
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.runtime.files import UserError, write_json, write_whole
+from prefcls_lib.runtime.files import reading, write_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,9 @@ def fit_baselines(job: Job) -> pd.DataFrame:
 def load_fold_baseline(folder: RunFolder, fold: int) -> FoldBaseline:
     """What `fit_baselines` left for a fold."""
     place = baseline_folder(folder, fold)
-    try:
+    with reading(place, "Delete it, and the baseline is fitted again."):
         arrays = [np.load(place / f"{name}.npy", allow_pickle=False) for name in ("rows", "test")]
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{place}: cannot be read ({error}). Delete it, and the baseline is fitted again.") from error
-    return FoldBaseline(BaselineMean.load(place), *arrays)
+        return FoldBaseline(BaselineMean.load(place), *arrays)
 
 
 def baseline_folder(folder: RunFolder, fold: int) -> Path:
@@ -122,6 +120,6 @@ def save_as_models(job: Job) -> None:
             probs = softmax(np.load(place / "test.npy"), axis=1)
             columns = dict(zip(LABEL_COLUMNS, probs.T, strict=True))
             write_table(folder / "test.csv", pd.DataFrame({ID: job.test_rows[ID], **columns}))
-            write_json(folder / "fold.json", record)
+            write_json(folder / "fold.json", record | {"sha256": hash_files(folder)})
 
         write_whole(job.folder.model_folder(model), write)

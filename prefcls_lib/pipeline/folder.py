@@ -12,6 +12,7 @@ result.json         the numbers; written last: a run that has it is complete
 checkpoint/         what an interrupted run resumes from; deleted when the run is complete
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +23,22 @@ import pandas as pd
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
+from prefcls_lib.runtime.files import (
+    UserError,
+    lock_folder,
+    read_json,
+    reading,
+    remove_leftovers,
+    sha256,
+    write_json,
+    write_whole,
+)
 from prefcls_lib.runtime.kaggle import find_attached_run
 
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
 FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
+_locks: dict[Path, int] = {}  # folders that this process holds
 FOLD_SETTINGS = ("max_train_rows", "num_folds", "fold_seed")
 
 
@@ -76,6 +87,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file. Name a folder with --out.")
         wanted = {"settings": config.to_dict(), "data_sha256": data_sha256}
+        self.lock()
         if not (self / "config.json").exists():
             write_json(self / "config.json", wanted)
             return
@@ -96,6 +108,19 @@ class RunFolder:
                     f"{self.path}: holds a run on another {name} file ({config.to_dict()[name]} has changed or is a "
                     "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
                 )
+
+    def lock(self) -> None:
+        """Hold the folder for this process until `unlock`; another process that opens it is refused."""
+        path = self.path.resolve()
+        if path not in _locks:
+            _locks[path] = lock_folder(path)
+            remove_leftovers(path)
+
+    def unlock(self) -> None:
+        """Let other processes open the folder."""
+        held = _locks.pop(self.path.resolve(), None)
+        if held is not None:
+            os.close(held)
 
     def read_folds(self, config: RunConfig, data_sha256: dict[str, str]) -> np.ndarray | None:
         """(N,) the plan of the folds that an earlier session of this run has left, or None."""
@@ -223,6 +248,12 @@ def prediction_table(rows: pd.DataFrame, folds: np.ndarray | int, probs: np.ndar
     return table
 
 
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below a model folder, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
 def _save_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:  # np.save appends .npy to a name
         np.save(file, array)
@@ -234,14 +265,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table that `write_table` wrote, ids as text.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
-    try:
-        # Python's float reads back every bit in every version of pandas; an id such as "NA" is text
-        exact = {ID: str, "group": str, **dict.fromkeys(LABEL_COLUMNS, float)}
+    """Read a table that `write_table` wrote, ids as text."""
+    # Python's float reads back every bit in every version of pandas; an id such as "NA" is text
+    exact = {ID: str, "group": str, **dict.fromkeys(LABEL_COLUMNS, float)}
+    with reading(path, "Copy the run folder again."):
         return pd.read_csv(path, converters=exact)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Copy the run folder again.") from error

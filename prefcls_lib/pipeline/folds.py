@@ -21,7 +21,7 @@ from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.fold_baseline import load_fold_baseline
-from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_table
+from prefcls_lib.pipeline.folder import FoldModel, hash_files, prediction_table, write_table
 from prefcls_lib.pipeline.prepared import PreparedRows, TrainingData
 from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, seed_everything
@@ -183,4 +183,4 @@ def _write_tables(folder: Path, data: TrainingData, record: dict, fitted: FitRes
     write_table(folder / "oof.csv", prediction_table(valid, fold, _out_of_sample(data, fold, fitted)))
     probs = dict(zip(LABEL_COLUMNS, test_probs.T, strict=True))
     write_table(folder / "test.csv", pd.DataFrame({ID: data.test.ids, **probs}))
-    write_json(folder / "fold.json", record)
+    write_json(folder / "fold.json", record | {"sha256": hash_files(folder)})

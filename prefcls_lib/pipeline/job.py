@@ -18,7 +18,7 @@ from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import sha256
+from prefcls_lib.runtime.files import UserError, sha256
 from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 
@@ -110,7 +110,11 @@ def open_folder(job: Job, recipe: Mapping[str, object] | None = None) -> Job:
     if job.config.resume_from is not None:
         job.folder.copy_from(job.config.resume_from)
     config = job.config.with_recipe(recipe or {})
-    job.folder.open(config, job.data_sha256)
+    try:
+        job.folder.open(config, job.data_sha256)
+    except UserError:
+        job.folder.unlock()
+        raise
     if not job.folder.complete:
         job.folder.write_folds(job.folds)
     wrote_prior = not (job.folder / "submission.csv").exists()

@@ -17,7 +17,7 @@ from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.runtime.files import UserError, read_json, write_whole
+from prefcls_lib.runtime.files import read_json, reading, write_whole
 
 ENCODED = ("sides", "cut", "answer_seen")
 COLUMNS = ("features", "ids", "groups", "labels", "folds", "files")
@@ -98,13 +98,8 @@ def _write_rows(folder: Path, job: Job, rows: pd.DataFrame, features: np.ndarray
 
 
 def _map_rows(folder: Path) -> PreparedRows:
-    try:
-        maps = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "bounds", *ENCODED, *COLUMNS)
-        }
-        arrays = {name: array.view(np.ndarray) for name, array in maps.items()}
-        token_ids = np.split(arrays["tokens"], arrays["bounds"][1:-1])
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{folder}: cannot be read ({error}). Delete it, and run the same command again.") from error
-    encoded = EncodedRows(token_ids, *(arrays[name] for name in ENCODED))
-    return PreparedRows(encoded, *(arrays[name] for name in COLUMNS))
+    names = ("tokens", "bounds", *ENCODED, *COLUMNS)
+    with reading(folder, "Delete it, and run the same command again."):
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names}
+        encoded = EncodedRows(np.split(arrays["tokens"], arrays["bounds"][1:-1]), *(arrays[name] for name in ENCODED))
+        return PreparedRows(encoded, *(arrays[name] for name in COLUMNS))

@@ -111,6 +111,7 @@ def finish(job: Job) -> dict:
     _report(job, result)
     write_json(job.folder / "result.json", result)
     shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
+    job.folder.unlock()
     return result
 
 
@@ -125,11 +126,14 @@ def _report(job: Job, result: dict) -> None:
 def run(config: RunConfig) -> RunFolder:
     """All steps; on a folder whose run is complete, only says so."""
     job = start(config)
-    if not said_complete(job):
-        data = prepare(job)
-        fit_baselines(job)
-        fit_folds(data)
-        finish(job)
+    try:
+        if not said_complete(job):
+            data = prepare(job)
+            fit_baselines(job)
+            fit_folds(data)
+            finish(job)
+    finally:
+        job.folder.unlock()
     return job.folder
 
 
@@ -139,10 +143,13 @@ def run_without_network(config: RunConfig) -> RunFolder:
     Of the settings only `start_from` and those of rows and folds matter; history.csv is empty.
     """
     job = open_folder(read_job(replace(config, backbone=LADDER, init_from=None, num_seeds=1)))
-    if not said_complete(job):
-        fit_baselines(job)
-        fold_baseline.save_as_models(job)
-        finish(job)
+    try:
+        if not said_complete(job):
+            fit_baselines(job)
+            fold_baseline.save_as_models(job)
+            finish(job)
+    finally:
+        job.folder.unlock()
     return job.folder
 
 
