@@ -93,14 +93,6 @@ def test_all_in_time_is_the_same_as_predict_blend(two, rows, tmp_path):
     assert json.loads((tmp_path / "submit.json").read_text()) == record
 
 
-def test_blocks_do_not_change_the_probabilities(two, rows, tmp_path, monkeypatch):
-    """Looking at the clock after every two rows."""
-    monkeypatch.setattr(predict, "BLOCK_ROWS", 2)
-    submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
-    wanted = blend.predict_blend(Path(two.source), rows)
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
-
-
 class Clock:
     """`time.time()` that advances by an hour whenever it is asked."""
 
