@@ -151,7 +151,7 @@ class Kaggle:
         return max(0.0, total - used - reserved), reserved
 
     def data_set_state(self, name: str) -> tuple[str | None, int]:
-        """("ready", 3): how far Kaggle is with a data set, and the number of its last version; (None, 0): none there."""
+        """("ready", 3): how far Kaggle is with a data set, and the number of its version; (None, 0): none there."""
         state = self._find(f"data set {name}", self._api.dataset_status, name)
         if state in (None, "deleted"):
             return state, 0
@@ -228,7 +228,7 @@ class Kaggle:
         return next((submission for submission in found or [] if submission.ref == number), None)
 
     def _find(self, what: str, function: Callable, *arguments):
-        """As `call`; None where Kaggle does not tell (403, 404), UNKNOWN where the client has no word for the answer."""
+        """As `call`; None where Kaggle does not tell (403, 404), UNKNOWN where its client does not know the answer."""
         try:
             return self.call(what, function, *arguments)
         except Refused as error:
