@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # all but the line break
@@ -124,6 +125,16 @@ def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # np.save would append .npy to the name
+            np.save(file, array)
+
+    write_whole(path, write)
 
 
 def write_json(path: str | Path, value: object) -> None:
