@@ -3,16 +3,19 @@
 import argparse
 import json
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return arguments.command(arguments) or 0
+        with _interrupts():
+            return arguments.command(arguments) or 0
     except UserError as error:
         print(f"prefcls: {error}", file=sys.stderr)
         return 2
@@ -33,6 +37,25 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 143 if str(error) else 130
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does; a second Ctrl-C does not interrupt what the first has begun."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt("stopped by SIGTERM" if number == signal.SIGTERM else "")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +162,7 @@ def _blend(arguments: argparse.Namespace) -> None:
     from prefcls_lib.ensemble import blend
     from prefcls_lib.evaluation.compare import Comparison
 
+    refuse_overwriting(arguments.out, *arguments.runs)
     result = blend.fit_runs(arguments.runs, arguments.out)
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
     c = Comparison.from_dict(result["comparison"])
@@ -156,8 +180,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from prefcls_lib.pipeline.predict import predict_run
 
     test = loading.locate_csv(arguments.test, "test")
-    if Path(arguments.out).resolve() == test.resolve():
-        raise UserError(f"--out {arguments.out}: is the file of the test rows. Name another one for the submission.")
+    refuse_overwriting(arguments.out, test, arguments.blend or arguments.run)
     rows = loading.read_rows(test, labelled=False)
     if arguments.blend:
         probs = blend.predict_blend(arguments.blend, rows)
@@ -182,6 +205,7 @@ def _check_submission(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    refuse_overwriting(arguments.out, *arguments.files, *filter(None, [arguments.against]))
     print("\n".join(convert_files(arguments.files, arguments.out, arguments.against)))
     print(f"extra rows: {arguments.out}")
 
@@ -205,5 +229,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator:
-        raise UserError(f"--set {text!r}: expected KEY=VALUE, for example --set max_length=256.")
+        raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
     return key.strip(), value

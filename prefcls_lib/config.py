@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_typ
 
 import yaml
 
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.files import UserError, reading, shown
 
 
 class Range(NamedTuple):
@@ -38,8 +38,10 @@ class RunConfig:
     max_train_rows: Annotated[int, Range(0)] = 0  # rows of the training file to use, chosen by content; 0: all
     num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
-    fold_seed: Annotated[int | None, Range(0, 2**32 - 1)] = None  # of rows, folds and baselines; None: the same as seed
+    seed: Annotated[int, Range(0, 4_000_000_000)] = 42  # below 2^32 with the fold and the seed's number added
+    fold_seed: Annotated[int | None, Range(0, 4_000_000_000)] = (
+        None  # of rows, folds and baselines; None: the same as seed
+    )
     num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
@@ -72,7 +74,7 @@ class RunConfig:
     resume_from: str | None = None  # an earlier run's folder, only read: it is copied, and that run is resumed
 
     def __post_init__(self):
-        if isinstance(self.extra_train, (list, tuple)):
+        if isinstance(self.extra_train, (list, tuple)) and all(isinstance(p, (str, Path)) for p in self.extra_train):
             object.__setattr__(self, "extra_train", ",".join(map(str, self.extra_train)))
         for name, annotation in get_type_hints(type(self), include_extras=True).items():
             object.__setattr__(self, name, _read_value(name, getattr(self, name), annotation))
@@ -81,7 +83,7 @@ class RunConfig:
         bad = [fold for fold in self.folds if not 0 <= fold < self.num_folds]
         if bad or not self.folds or len(set(self.folds)) != len(self.folds):
             raise UserError(
-                f"setting folds={list(self.folds)}: give different whole numbers from 0 to "
+                f"setting folds={shown(list(self.folds))}: give different whole numbers from 0 to "
                 f"{self.num_folds - 1} (num_folds={self.num_folds})."
             )
         if self.architecture == "cross" and self.head == "concat":
@@ -94,16 +96,13 @@ class RunConfig:
         """Build a config from names and values, as a YAML file, `--set` or papermill deliver them.
 
         Values may be text ("false", "1e-4", "[1,2]"): they are coerced to the setting's type.
-
-        Raises:
-            UserError: a name that is no setting (with the nearest right one), or a value out of range.
         """
         names = [field.name for field in fields(cls)]
         for name in settings:
-            if name not in names:  # a YAML key may be a number, or `on`, which YAML reads as true
-                near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+            if name not in names:
+                near = difflib.get_close_matches(str(name)[:80], names, n=1, cutoff=0.5)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Settings are: {', '.join(names)}."
-                raise UserError(f"{source}: unknown setting {name!r}. {hint}")
+                raise UserError(f"{source}: unknown setting {shown(name)}. {hint}")
         return cls(**settings)
 
     @classmethod
@@ -142,20 +141,12 @@ class RunConfig:
 
 
 def read_settings(path: Path) -> dict[str, object]:
-    """Settings by name as a YAML file has them, not yet checked.
-
-    Raises:
-        UserError: the file is missing (with the nearest name beside it) or broken.
-    """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
-        hint = f"Did you mean {path.with_name(near[0])}?" if near else "Write one `setting: value` a line into it."
-        raise UserError(f"{path}: no such file of settings. {hint}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read as YAML ({reason}). Write one `setting: value` a line.") from error
+    """Settings by name as a YAML file has them, every value a text or a list of texts, not yet checked."""
+    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
+    hint = f"Did you mean {path.with_name(near[0])}?" if near else "Write one `setting: value` a line into it."
+    with reading(path, "Write one `setting: value` a line.", hint):
+        # BaseLoader leaves all values texts, as --set does: YAML reads 0256 as 174, 8:30 as 510 and `no` as false
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader) or {}
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of `setting: value`, found a {type(settings).__name__}.")
     return settings
@@ -170,13 +161,16 @@ def _read_value(name: str, value: object, annotation: object) -> object:
     annotation = get_args(annotation)[0] if optional else annotation
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     text = value.strip().lower() if isinstance(value, str) else value
-    if optional and text in (None, "", "none", "null") and text not in choices:
+    if optional and (text is None or text in ("", "none", "null", "~")) and text not in choices:
         return None
+    if value is False and "no" in choices:  # YAML's `no`, as papermill reads it
+        value = "no"
     value = _coerce(name, value, str if choices else annotation)
+    value = value.lower() if choices else value
     if choices and value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"setting {name}={value!r}: choose one of {', '.join(choices)}.{hint}")
+        raise UserError(f"setting {name}={shown(value)}: choose one of {', '.join(choices)}.{hint}")
     if limits and not (limits.low <= value <= limits.high and math.isfinite(value)):  # false for NaN
         bounded = f"number from {limits.low:g} to {limits.high:g}"
         expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low:g} or more"
@@ -186,25 +180,27 @@ def _read_value(name: str, value: object, annotation: object) -> object:
 
 def _coerce(name: str, value: object, kind: object) -> object:
     """`value` as a `kind`, where it is one or a text that names one; else a UserError."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    error = UserError(f"setting {name}={value!r}: expected {words.get(kind, 'a list of whole numbers like [0, 1]')}.")
-    if kind is str:
-        if isinstance(value, (str, Path)) and str(value).strip():
-            return str(value)
-        raise error
+    words = {int: "a whole number like 256", float: "a number like 0.5", bool: "true or false", str: "text"}
+    error = UserError(f"setting {name}={shown(value)}: expected {words.get(kind, 'whole numbers like [0, 1]')}.")
     if isinstance(value, str):
-        try:
-            value = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 is a date to YAML
-            raise error from None
+        value = value.strip()
+    if kind is str:
+        number = isinstance(value, int) and not isinstance(value, bool)  # papermill's -p out 2024
+        if not (number or isinstance(value, (str, Path))) or not str(value) or "\0" in str(value):
+            raise error
+        return str(value)
     if kind == tuple[int, ...]:
+        if isinstance(value, str):
+            value = [item for item in value.removeprefix("[").removesuffix("]").split(",") if item.strip()]
         return tuple(_coerce(name, item, int) for item in (value if isinstance(value, (list, tuple)) else [value]))
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is bool or isinstance(value, bool):
+    if kind is bool and isinstance(value, str):
+        value = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(value.lower())
+    if isinstance(value, bool) != (kind is bool):
         raise error
+    if kind is bool:
+        return value
     try:
-        number = float(value)  # YAML reads 1e-4 as text
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise error from None
     if kind is int and not number.is_integer():

@@ -1,29 +1,35 @@
 """What a user can get wrong: one message that says where and what to do, exit code 2, and nothing half-written."""
 
 import csv
-import errno
 import gzip
+import io
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from conftest import KINDS, make_row, read_tree, run_arguments
-from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from conftest import TWO_FOLDS, make_row, read_tree, run_arguments
 
 from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.data.submission import write_submission
+from prefcls_lib.data.submission import check_submission, write_submission
 from prefcls_lib.models import saved
+from prefcls_lib.runtime import files
 from prefcls_lib.runtime.files import UserError
 
 TRAIN_ROWS = [make_row(number, number % 3) for number in range(12)]
 TEST_ROWS = [make_row(100 + number) for number in range(3)]
-SHORT = ("folds=[0]", "num_folds=2", "max_train_rows=20")
+SHORT = ("folds=[0]", "num_folds=2", "max_train_rows=20", "start_from=structure_logistic")
+HEADER = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie\r\n"
+ROW = '7,"[""p""]","[""a""]","[""b""]",1,0,0\r\n'
+GOOD = (HEADER + ROW).encode()
 
 
 @pytest.fixture
@@ -69,14 +75,23 @@ def refuse_run(refuse, write_csv, out, tiny):
     return run
 
 
-def changed(number: int, **cells: object) -> list[dict]:
-    """The good training rows with other cells in row `number` (1 = first)."""
-    rows = [dict(row) for row in TRAIN_ROWS]
-    rows[number - 1] |= cells
-    return rows
+def refused(read, *arguments) -> str:
+    """The message of the UserError that it raises."""
+    with pytest.raises(UserError) as error:
+        read(*arguments)
+    return str(error.value)
 
 
-# cells of row 3, words that the message must have
+def zipped(**members: str) -> bytes:
+    """A zip archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name.replace("_csv", ".csv"), text)
+    return buffer.getvalue()
+
+
+# cells of row 3 of the training file, words that the message must have
 BAD_CELLS = [
     ({"prompt": "hello"}, "row 3, column 'prompt': not a JSON list of texts: 'hello'"),
     ({"prompt": ""}, "row 3, column 'prompt': not a JSON list"),
@@ -84,6 +99,7 @@ BAD_CELLS = [
     ({"response_b": '{"a": 1}'}, "row 3, column 'response_b': not a JSON list"),
     ({"response_b": '["cut off'}, "row 3, column 'response_b': not a JSON list"),
     ({"response_b": "[" * 100_000}, "row 3, column 'response_b': not a JSON list"),
+    ({"response_b": "['a', 'b']"}, "This one looks like Python's: apply json.dumps"),
     ({"response_a": '["a", 1]'}, "row 3, column 'response_a': the list holds 1, which is neither text nor null"),
     ({"response_a": "[true]"}, "row 3, column 'response_a': the list holds true"),
     ({"prompt": '[["nested"]]'}, "row 3, column 'prompt': the list holds [\"nested\"]"),
@@ -94,127 +110,131 @@ BAD_CELLS = [
     ({"winner_model_b": "nan"}, "row 3, column 'winner_model_b': 'nan' is not 0 or 1"),
     ({"winner_tie": 0}, "row 3: 0 of the columns winner_model_a, winner_model_b, winner_tie are 1"),
     ({"winner_model_a": 1}, "row 3: 2 of the columns winner_model_a, winner_model_b, winner_tie are 1"),
-    ({"id": "1000"}, "id 1000 is in rows 1 and 3, column 'id'"),
+    ({"id": "1000"}, "id '1000' is in rows 1 and 3, column 'id'"),
     ({"id": " "}, "row 3, column 'id': empty"),
+    ({"prompt": "\x1b[2J\x07"}, "not a JSON list of texts: '\\x1b[2J\\x07'"),
 ]
 
 
 @pytest.mark.parametrize(("cells", "words"), BAD_CELLS)
-def test_bad_cell_is_named_by_file_row_and_column(refuse_run, write_csv, cells, words):
-    """Row 1 is the first row under the header."""
-    path = write_csv("train.csv", changed(3, **cells))
-    message = refuse_run(train=path)
-    assert f"{path}: {words}" in message
-    assert len(message) < 1000
+def test_bad_cell_is_named_by_file_row_and_column(write_csv, cells, words):
+    """Row 1 is the first row under the header; what was found is shown, but not all of it."""
+    rows = [dict(row) for row in TRAIN_ROWS]
+    rows[2] |= cells
+    path = write_csv("train.csv", rows)
+    message = refused(loading.read_rows, path, True)
+    assert message.startswith(f"{path}: ") and words in message
+    assert len(message) < 600
 
 
-def test_missing_file_is_named(refuse_run, tmp_path):
-    """Training and test file alike, with what to do."""
-    path = tmp_path / "none.csv"
-    for message in (refuse_run(train=path), refuse_run(test=path)):
-        assert message == f"prefcls: {path}: no such file. Check the path, or name the shipped rows: sample.\n"
-
-
-@pytest.mark.parametrize("missing", ["id", "prompt", "response_a", "response_b", "winner_tie"])
-def test_missing_column_is_named(refuse_run, write_csv, missing):
-    """With the columns that were found and those that are needed."""
-    path = write_csv("train.csv", [{k: v for k, v in row.items() if k != missing} for row in TRAIN_ROWS])
-    message = refuse_run(train=path)
-    assert f"{path}: column '{missing}' is missing. Columns found:" in message
-    assert "Needed: id, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie" in message
-
-
-def test_doubled_column_is_named(refuse_run, write_csv):
-    """Two columns of one name: nobody knows which is meant."""
-    path = write_csv("train.csv", TRAIN_ROWS)
-    path.write_text(path.read_text(encoding="utf-8").replace("response_b", "prompt", 1), encoding="utf-8")
-    assert f"{path}: column 'prompt' is there more than once" in refuse_run(train=path)
-
-
-def test_empty_cells_where_the_test_file_has_no_answer_column(refuse_run, write_csv):
-    """A test file needs no winner columns, but all texts."""
-    path = write_csv("test.csv", [{k: v for k, v in row.items() if k != "response_b"} for row in TEST_ROWS])
-    message = refuse_run(test=path)
-    assert f"{path}: column 'response_b' is missing" in message
-    assert "winner" not in message
-
-
-GOOD = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie\r\n"
-ROW = '7,"[""p""]","[""a""]","[""b""]",1,0,0\r\n'
 # name, bytes, words that the message must have
 BAD_FILES = {
     "empty.csv": (b"", "the file holds no rows"),
-    "header.csv": (GOOD.encode(), "the file holds no rows"),
+    "header.csv": (HEADER.encode(), "the file holds no rows"),
     "blank.csv": (b"\r\n\r\n", "the file holds no rows"),
-    "cut_in_text.csv": ((GOOD + ROW + '8,"[""p""]","[""a').encode(), "row 2 (line 3) is broken"),
-    "cut_between.csv": ((GOOD + ROW + '8,"[""p""]","[""a""]"').encode(), "row 2 (line 3) has 3 of 7 columns"),
-    "cut_in_labels.csv": ((GOOD + ROW + ROW[:-5].replace("7", "8")).encode(), "row 2 (line 3) has 6 of 7 col"),
-    "too_many.csv": ((GOOD + ROW + ROW.replace(",1,0,0", ",1,0,0,0")).encode(), "row 2 (line 3) has 8 of 7"),
-    "latin1.csv": ((GOOD + ROW.replace("p", "caf\u00e9")).encode("latin-1"), "not UTF-8 text at byte 83"),
-    "utf16.csv": ((GOOD + ROW).encode("utf-16"), "not UTF-8 text at byte 0. Save the file as UTF-8"),
-    "utf16_without_mark.csv": ((GOOD + ROW).encode("utf-16-le"), "not UTF-8 text: it holds zero bytes"),
-    "false.csv.gz": ((GOOD + ROW).encode(), "cannot be read (Not a gzipped file"),
-    "cut.csv.gz": (gzip.compress((GOOD + ROW * 50).encode())[:-30], "cannot be read (Compressed file ended"),
-    "broken.csv.gz": (gzip.compress(GOOD.encode())[:12] + b"\xff" * 30, "cannot be read ("),
-    "cut_inside.csv.gz": (gzip.compress((GOOD + ROW + '8,"[""p""').encode()), "row 2 (line 3) is broken"),
     "empty.csv.gz": (b"", "the file holds no rows"),
-    "zipped.csv": (gzip.compress((GOOD + ROW).encode()), "not UTF-8 text at byte 1"),
+    "cut_in_text.csv": (GOOD + b'8,"[""p""]","[""a', "EOF inside string starting at row 2"),
+    "cut_between.csv": (GOOD + b'8,"[""p""]","[""a""]"', "row 2, column 'response_b': not a JSON list of texts: ''"),
+    "cut_in_labels.csv": (GOOD + ROW[:-5].replace("7", "8").encode(), "row 2, column 'winner_model_b': '' is not 0"),
+    "too_many.csv": (GOOD + ROW.replace(",1,0,0", ",1,0,0,0").encode(), "Expected 7 fields in line 3, saw 8"),
+    "shifted.csv": ((HEADER + ROW.replace(",1,0", ",1,0,0")).encode(), "Expected 7 fields in line 2, saw 8"),
+    "no_tie.csv": (GOOD.replace(b"winner_tie", b"tie"), "column 'winner_tie' is missing. Columns found: id, prompt, r"),
+    "no_prompt.csv": (GOOD.replace(b"prompt", b"text"), "Needed: id, prompt, response_a, response_b, winner_model_a"),
+    "doubled.csv": (GOOD.replace(b"response_b", b"prompt"), "column 'prompt' is there more than once"),
+    "latin1.csv": (GOOD.replace(b'p"', b'caf\xe9"'), "not UTF-8 text near b'"),
+    "utf16.csv": (GOOD.decode().encode("utf-16"), "not UTF-8 text: it holds zero bytes"),
+    "utf16_without_mark.csv": (GOOD.decode().encode("utf-16-le"), "not UTF-8 text: it holds zero bytes"),
+    "hole.csv": (GOOD.replace(b"a", b"\0", 1), "it holds zero bytes"),
+    "cut.csv.gz": (gzip.compress(GOOD * 50)[:-30], "cannot be read (EOFError: Compressed file ended"),
+    "broken.csv.gz": (gzip.compress(GOOD)[:12] + b"\xff" * 30, "cannot be read ("),
+    "flipped.csv.gz": (gzip.compress(GOOD)[:-8] + bytes(8), "cannot be read (CRC check failed"),
+    "cut_inside.csv.gz": (gzip.compress(GOOD + b'8,"[""p""'), "EOF inside string starting at row 2"),
+    "two.zip": (zipped(train_csv="x", test_csv="y"), "is a zip archive of 'train.csv, test.csv'. Unzip it"),
+    "sheet.xlsx": (zipped(workbook="x"), "is a zip archive of 'workbook'"),
+    "cut.zip": (zipped(train_csv=GOOD.decode())[:-30], "cannot be read (BadZipFile: File is not a zip file"),
+    "rows.parquet": (b"PAR1...", "is a Parquet file. `prefcls convert` reads those of the public arena sets"),
+    "rows.csv.xz": (b"\xfd7zXZ\0", "is an xz archive. Unpack it: xz -d"),
+    "rows.csv.bz2": (b"BZh91AY", "is a bzip2 archive"),
+    "rows.jsonl": (
+        b'{"id": "1"}\n{"id": "2"}',
+        "is JSON. Write CSV: one column a field, each text a JSON list",
+    ),
+    "rows.json": (b' [{"id": "1"}]', "is JSON"),
+    "login.csv": (b"<!DOCTYPE html>", "is a web page. Download the file again, signed in"),
+    "pointer.csv": (b"version https://git-lfs.github.com/spec/v1", "is a pointer to a file of Git LFS"),
+    "semicolons.csv": (GOOD.replace(b",", b";"), "has semicolons between its columns. Save it with commas"),
+    "tabs.csv": (GOOD.replace(b",", b"\t"), "has tabs between its columns"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_file_is_named_with_row_and_line(refuse_run, tmp_path, name):
-    """Cut off, of another encoding, or not what its name says; as training and as test file."""
+def test_bad_file_is_named(tmp_path, name):
+    """Cut off, damaged, of another encoding, of another form, or without a column."""
     content, words = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
+    message = refused(loading.read_rows, path, True)
+    assert message.startswith(f"{path}: ") and words in message
+
+
+def test_path_that_is_no_file_is_named(tmp_path):
+    """Missing, a folder, below a file, and a name that no file can have."""
+    (tmp_path / "file").write_bytes(b"")
+    for path, words in {
+        tmp_path / "none.csv": "no such file. Check the path, or name the shipped rows: sample.",
+        tmp_path: "is a folder. Name the CSV file in it.",
+        tmp_path / "file" / "train.csv": "cannot be read (Not a directory)",
+        tmp_path / ("x" * 300): "cannot be read (File name too long)",
+    }.items():
+        assert f"{path}: {words}" in refused(loading.read_rows, path, True)
+
+
+def test_damaged_files_are_refused_whatever_they_raise(tmp_path):
+    """Any byte of a gzip or zip archive flipped: rows as they were, or one message."""
+    rows = loading.read_csv(write(tmp_path / "good.csv", GOOD * 3 + GOOD))
+    for number, content in enumerate((gzip.compress(GOOD * 3 + GOOD), zipped(train_csv=(GOOD * 3 + GOOD).decode()))):
+        for place in range(len(content)):
+            damaged = bytearray(content)
+            damaged[place] ^= 0xFF
+            try:
+                found = loading.read_csv(write(tmp_path / f"{number}.csv", bytes(damaged)))
+            except UserError as error:
+                assert f"{number}.csv: " in str(error)
+            else:
+                assert found == rows
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_command_refuses_bad_rows_before_it_writes(refuse_run, write_csv, tmp_path):
+    """Training file and test file alike; a test file needs no winner columns; ids are there once."""
+    path = write(tmp_path / "bad.csv", BAD_FILES["cut_between.csv"][0])
     for message in (refuse_run(train=path), refuse_run(test=path)):
-        assert f"{path}: {words}" in message
-
-
-def test_folder_in_place_of_a_file_is_refused(refuse_run, tmp_path):
-    """Also one whose name ends like a file's."""
-    folder = tmp_path / "train.csv"
-    folder.mkdir()
-    assert f"{folder}: is a folder. Name the CSV file in it." in refuse_run(train=folder)
-
-
-def test_one_class_only_is_refused(refuse_run, write_csv):
-    """No ties at all, two rows only, and all ties under one prompt, so that some model would train without any."""
-    rows = [make_row(number, number % 2) for number in range(12)]
-    path = write_csv("train.csv", rows)
-    assert f"{path}: no row has winner_tie=1" in refuse_run(train=path)
-    two = write_csv("two.csv", [make_row(0, 0), make_row(1, 2)])
-    assert f"{two}: no row has winner_model_b=1" in refuse_run(train=two)
-    rows += [make_row(20 + number, 2, prompt='["the same"]') for number in range(4)]
-    message = refuse_run(train=write_csv("train.csv", rows))
-    assert f"{path}: all 4 rows with winner_tie=1 have the same prompt or fall into one fold" in message
-
-
-def test_too_few_rows_for_the_folds_are_refused(refuse_run, write_csv):
-    """12 rows, 4 of each class, 5 folds: the numbers and both ways out are in the message."""
-    path = write_csv("few.csv", TRAIN_ROWS)
-    message = refuse_run("num_folds=5", train=path)
-    assert f"{path}: " in message
-    assert "too few for num_folds=5: 12 rows, 12 different prompts, 4 rows of the rarest class" in message
-    assert "Give more rows or set num_folds lower" in message
-
-
-def test_doubled_test_ids_are_refused(refuse_run, write_csv):
-    """A submission needs one row an id."""
+        assert f"{path}: row 2, column 'response_b': not a JSON list" in message
+    path = write_csv("test.csv", [{k: v for k, v in row.items() if k != "response_b"} for row in TEST_ROWS])
+    message = refuse_run(test=path)
+    assert f"{path}: column 'response_b' is missing" in message and "winner" not in message
     path = write_csv("test.csv", [*TEST_ROWS, TEST_ROWS[1]])
-    assert f"{path}: id 1101 is in rows 2 and 4, column 'id'" in refuse_run(test=path)
+    assert f"{path}: id '1101' is in rows 2 and 4, column 'id'" in refuse_run(test=path)
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("learning_rate=nan", "setting learning_rate=nan: expected a number from 0 to 1"),
-        ("dropout=.inf", "setting dropout=inf"),
+        ("time_budget_hours=8:30", "setting time_budget_hours='8:30': expected a number like 0.5"),
         ("folds=[2]", "setting folds=[2]: give different whole numbers from 0 to 1 (num_folds=2)"),
+        (
+            "num_folds=5",
+            "too few for num_folds=5: 12 rows, 12 different prompts, 4 rows of the rarest class",
+        ),
         ("lerning_rate=1", "unknown setting 'lerning_rate'. Did you mean 'learning_rate'?"),
         ("learning_rate", "--set 'learning_rate': expected KEY=VALUE"),
         ("mixed_precision=fp16", "setting mixed_precision='fp16': needs a CUDA GPU. Use auto, bf16 or no."),
+        ("max_length=65", "takes at most 64 tokens"),
     ],
 )
 def test_bad_setting_is_named(refuse_run, setting, words, monkeypatch):
@@ -223,45 +243,25 @@ def test_bad_setting_is_named(refuse_run, setting, words, monkeypatch):
     assert words in refuse_run(setting)
 
 
-def test_nan_in_a_settings_file_is_named(refuse, tmp_path):
-    """The same from YAML."""
-    path = tmp_path / "run.yaml"
-    path.write_text("weight_decay: .nan\n", encoding="utf-8")
-    assert "setting weight_decay=nan: expected a number from 0 to 1" in refuse(["run", "--config", str(path)])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_max_length_over_what_the_backbone_takes_is_refused(refuse_run, backbone_folders, kind):
+@pytest.mark.parametrize(("kind", "words"), [("roberta", "64 tokens"), ("electra", "64 t"), ("deberta-v2", "fp16")])
+def test_max_length_over_what_the_backbone_takes_is_refused(refuse_run, backbone_folders, kind, words):
     """RoBERTa's 66 positions hold 64 tokens; DeBERTa's are relative, so it gets past this check to the next."""
     folder = backbone_folders[kind]
-    if kind == "deberta-v2":
-        message = refuse_run(f"backbone={folder}", "max_length=65", "mixed_precision=fp16")
-        assert "mixed_precision" in message
-    else:
-        message = refuse_run(f"backbone={folder}", "max_length=65")
-        assert f"setting max_length=65: backbone '{folder}' takes at most 64 tokens" in message
-        assert "mixed_precision" in refuse_run(f"backbone={folder}", "max_length=64", "mixed_precision=fp16")
+    assert words in refuse_run(f"backbone={folder}", "max_length=65", "mixed_precision=fp16")
+    assert "mixed_precision" in refuse_run(f"backbone={folder}", "max_length=64", "mixed_precision=fp16")
 
 
-def test_output_folder_that_cannot_be_written_is_refused(refuse, home, tmp_path):
-    """A regular file stands where the folder should be, or above it; root meets this too."""
-    file = tmp_path / "file"
-    file.write_bytes(b"a file")
+def test_place_that_cannot_be_written_is_refused(refuse, finished_run, home, tmp_path):
+    """A regular file stands where the folder should be, or above it, or a folder where the file; so for root."""
+    file, folder = write(tmp_path / "file", b"a file"), tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "kept.txt", b"kept")
+    before = read_tree(tmp_path)
     for out in (file, file / "run", file / "deep" / "run"):
         message = refuse(run_arguments(home, out, *SHORT))
-        assert f"{out}" in message
+        assert f"{out}" in message and "--out" in message
         assert ("is a file" if out == file else "cannot be written") in message
-        assert "--out" in message
-    assert read_tree(tmp_path) == {"file": b"a file"}
-
-
-def test_prediction_that_cannot_be_written_is_refused(refuse, finished_run, home, tmp_path):
-    """`predict --out` below a regular file, and onto a folder."""
-    (tmp_path / "file").write_bytes(b"a file")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "kept.txt").write_bytes(b"kept")
-    before = read_tree(tmp_path)
-    for out in (tmp_path / "file" / "submission.csv", tmp_path / "folder"):
+    for out in (file / "submission.csv", folder):
         arguments = ["predict", "--run", str(finished_run), "--test", str(home / "test.csv"), "--out", str(out)]
         assert f"{out}: cannot be written" in refuse(arguments)
     assert read_tree(tmp_path) == before
@@ -277,22 +277,21 @@ def test_unknown_backbone_lists_what_was_tried(refuse_run, tmp_path, monkeypatch
     assert f"Kaggle input {tmp_path / 'input'}" in message
     assert "Give the path of a folder with config.json, weights and tokenizer" in message
     hub = {"acme/no-such-model": "acme/no-such-model", "roberta-base": "FacebookAI/roberta-base"}.get(name)
-    if hub:
-        assert f"local hub cache {hub} (" in message
-        assert f"\n  hub {hub} (" in message
+    assert hub is None or (f"local hub cache {hub} (" in message and f"\n  hub {hub} (" in message)
 
 
 def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
-# how the backbone folder is broken, words that the message must have; the encoder itself is loaded after the ladder
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# how the backbone folder is broken, words that the message must have
 BROKEN_BACKBONES = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "weights cannot be loaded (Error no file named"),
-    "weights cut off": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-500]),
-        "weights cannot be loaded (",
-    ),
+    "weights cut off": (lambda f: cut(f / "model.safetensors"), "weights cannot be loaded ("),
     "layer missing": (
         lambda f: edit_json(f / "config.json", num_hidden_layers=3),
         "weights do not match the architecture in config.json; missing or of another shape: encoder.layer.2.",
@@ -303,7 +302,7 @@ BROKEN_BACKBONES = {
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer could be loaded from"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "no tokenizer could be loaded from"),
-    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read ("),
     "unsupported type": (
         lambda f: edit_json(f / "config.json", model_type="gpt2"),
         "model type 'gpt2' is not supported. Supported: deberta-v2, roberta, electra, bert, modernbert",
@@ -313,45 +312,29 @@ BROKEN_BACKBONES = {
 
 
 @pytest.mark.parametrize("case", BROKEN_BACKBONES)
-def test_broken_backbone_folder_is_refused(refuse, home, out, tmp_path, case):
-    """The message names the folder; the older submission stays, and no model is there."""
+def test_broken_backbone_folder_is_refused(refuse_run, home, tmp_path, case):
+    """The message names the folder; nothing is written."""
     damage, words = BROKEN_BACKBONES[case]
     folder = tmp_path / "backbone"
     shutil.copytree(home / "backbone", folder)
     damage(folder)
-    message = refuse(run_arguments(home, out, *SHORT, f"backbone={folder}"))
-    assert words in message
-    assert str(folder) in message
-    assert (out / "submission.csv").read_bytes() == b"older"
-    assert {path.name for path in out.iterdir()} <= {"submission.csv", "notes.txt", "config.json"}
+    message = refuse_run(f"backbone={folder}")
+    assert words in message and str(folder) in message
 
 
-def test_other_settings_in_the_folder_of_a_run_are_refused_by_name(refuse, finished_run, home):
-    """The name, the value then and the value now."""
-    before = read_tree(finished_run)
-    message = refuse(run_arguments(home, finished_run, "seed=7"))
+def test_folder_of_another_run_is_refused_by_name(refuse, finished_run, home, tmp_path):
+    """Other settings, other data: the value then and now; a copy of the data under another name does no harm."""
+    before, arguments = read_tree(finished_run), run_arguments(home, finished_run, *TWO_FOLDS)
+    message = refuse([*arguments, "--set", "seed=7"])
     assert f"{finished_run}: holds a run with seed=42, this one has seed=7" in message
-    message = refuse(run_arguments(home, finished_run, "head=concat"))
-    assert "head='symmetric', this one has head='concat'" in message
-    assert read_tree(finished_run) == before
-
-
-@pytest.mark.parametrize("kind", ["train", "test"])
-def test_other_data_in_the_folder_of_a_run_is_refused_by_name(refuse, finished_run, home, tmp_path, kind):
-    """The same path does not help where the content has changed; a copy under another name does no harm."""
-    before = read_tree(finished_run)
-    path = tmp_path / "copy.csv"
-    with (home / f"{kind}.csv").open(encoding="utf-8", newline="") as file:
-        header, *records = csv.reader(file)
-    arguments = run_arguments(home, finished_run)
-    arguments[arguments.index(f"--{kind}") + 1] = str(path)
-    shutil.copy(home / f"{kind}.csv", path)
-    assert cli.main(arguments) == 0
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *records[:-1]])
-    message = refuse(arguments)
-    assert f"{finished_run}: holds a run on another {kind} file ({path}" in message
-    assert "prefcls predict --run" in message
+    for kind in ("train", "test"):
+        path, changed = tmp_path / f"{kind}.csv", list(arguments)
+        changed[changed.index(f"--{kind}") + 1] = str(shutil.copy(home / f"{kind}.csv", path))
+        assert cli.main(changed) == 0
+        write(path, path.read_bytes().rsplit(b"\r\n", 2)[0])
+        message = refuse(changed)
+        assert f"{finished_run}: holds a run on another {kind} file ({path}" in message
+        assert "prefcls predict --run" in message
     assert read_tree(finished_run) == before
 
 
@@ -364,192 +347,173 @@ def test_foreign_config_in_the_output_folder_is_refused(refuse, home, out, conte
     assert read_tree(out) == before
 
 
-# What a full disk looks like, and the file in whose middle it fills up.
-
-
-def full_submission(patch) -> None:
-    plain = pd.DataFrame.to_csv
-
-    def to_csv(self, path, *args, **kwargs):
-        if "submission.csv" in str(path):
-            Path(path).write_text("id,winner_mod", encoding="utf-8")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return plain(self, path, *args, **kwargs)
-
-    patch.setattr(pd.DataFrame, "to_csv", to_csv)
-
-
-def full_head(patch) -> None:
-    def save_file(tensors, path, *args, **kwargs):
-        Path(path).write_bytes(b"half")
-        raise SafetensorError('Error while serializing: I/O error: Os { message: "No space left on device" }')
-
-    patch.setattr(saved, "save_file", save_file)
-
-
-def full_encoder(patch) -> None:
-    def save_pretrained(self, folder, *args, **kwargs):
-        (Path(folder) / "model.safetensors").write_bytes(b"half")
-        raise SafetensorError('Error while serializing: I/O error: Os { message: "No space left on device" }')
-
-    patch.setattr("transformers.PreTrainedModel.save_pretrained", save_pretrained)
-
-
-def full_tokenizer(patch) -> None:
-    def save_pretrained(self, folder, *args, **kwargs):
-        (Path(folder) / "tokenizer.json").write_bytes(b"half")
-        raise Exception("No space left on device (os error 28)")  # what tokenizers raises
-
-    patch.setattr(PreTrainedTokenizerBase, "save_pretrained", save_pretrained)
-
-
-def full_text(name: str):
-    plain = Path.write_text
-
-    def write_text(self, text, *args, **kwargs):
-        if name in self.name:
-            plain(self, text[: len(text) // 2], *args, **kwargs)
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return plain(self, text, *args, **kwargs)
-
-    return lambda patch: patch.setattr(Path, "write_text", write_text)
-
-
-# the file in whose middle the disk fills up: how, whether the older submission was rightly replaced before
-FULL_DISKS = {
-    "submission": (full_submission, False),
-    "head": (full_head, False),
-    "encoder": (full_encoder, False),
-    "tokenizer": (full_tokenizer, False),
-    "preference.json": (full_text("preference.json"), False),
-    "fold.json": (full_text("fold.json"), False),
-    "config.json": (full_text("config.json"), False),
-    "result.json": (full_text("result.json"), True),
-}
-
-
-@pytest.mark.parametrize("case", FULL_DISKS)
-def test_full_disk_leaves_nothing_half_written(refuse, home, out, monkeypatch, case):
-    """One message; no temporary file, no half model, the older submission; with free space again the run resumes."""
-    fill, replaced = FULL_DISKS[case]
-    arguments = run_arguments(home, out, *SHORT)
-    with monkeypatch.context() as patch:
-        fill(patch)
-        message = refuse(arguments)
-    assert "No space left on device" in message
-    assert "cannot be written" in message
-    tree = read_tree(out)
-    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
-    assert "result.json" not in tree
-    assert tree["notes.txt"] == b"foreign"
-    assert (tree["submission.csv"] == b"older") == (not replaced)
-    if case in ("head", "encoder", "tokenizer", "preference.json", "fold.json"):
+def test_full_disk_leaves_nothing_half_written(refuse, home, out):
+    """No file may be larger than so many bytes: one message, no half file, no half model; without limit it resumes."""
+    arguments, free = run_arguments(home, out, *SHORT), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (300, 800, 10_000, 20_000, 200_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, free[1]))
+        try:
+            message = refuse(arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, free)
+        assert message.startswith(f"prefcls: {out}") and "cannot be written (" in message
+        tree = read_tree(out)
+        assert not list(out.rglob("*.tmp")) and "result.json" not in tree
         assert not [name for name in tree if name.startswith("model/")]
+        assert tree["notes.txt"] == b"foreign" and tree["submission.csv"] == b"older"
     assert cli.main(arguments) == 0
     assert cli.main(["check-submission", str(out / "submission.csv"), "--test", str(home / "test.csv")]) == 0
 
 
-def test_run_folder_without_a_model_is_refused(refuse, home, tmp_path):
-    """A folder that is none, and one where no run was."""
-    for run in (tmp_path, tmp_path / "none"):
-        arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
-        assert f"{run}" in refuse(arguments)
+def test_every_error_of_a_writer_is_one_message(tmp_path):
+    """Libraries raise what they like on a full disk; the older file stays. Ctrl-C is no error."""
+    path = write(tmp_path / "file", b"older")
+    for error in (OSError(28, "No space left on device"), Exception("os error 28"), ValueError("x"), MemoryError()):
+
+        def fail(temporary: Path, error: Exception = error) -> None:
+            temporary.write_bytes(b"half")
+            raise error
+
+        assert f"{path}: cannot be written (" in refused(files.write_whole, path, fail)
+
+    def stop(temporary: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_whole(path, stop)
+    assert read_tree(tmp_path) == {"file": b"older"}
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    """Of this file at its next writing, of a whole folder where one asks; not those of a process that runs."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f".a.{ended.pid}.tmp", f".a.{os.getppid()}.tmp", f"sub/.b.{ended.pid}.tmp", ".tmp", "a.1.tmp", ".a.x.tmp"]
+    (tmp_path / "sub" / f".c.{ended.pid}.tmp" / "deep").mkdir(parents=True)
+    for name in names:
+        write(tmp_path / name, b"")
+    files.write_text(tmp_path / "a", "new")
+    assert set(read_tree(tmp_path)) == {"a", *names[1:]}
+    files.remove_leftovers(tmp_path)
+    assert set(read_tree(tmp_path)) == {"a", names[1], *names[3:]}
+    assert not list((tmp_path / "sub").iterdir())
+
+
+def test_folder_in_use_names_the_process(tmp_path):
+    """The lock goes with the process, and leaves no file."""
+    code = "import sys; from pathlib import Path; from prefcls_lib.runtime.files import lock_folder; "
+    code += "lock_folder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    message = refused(files.lock_folder, tmp_path / "run")
+    assert message.startswith(f"{tmp_path / 'run'}: in use by process {holder.pid}. ")
+    holder.communicate()
+    os.close(files.lock_folder(tmp_path / "run"))
     assert read_tree(tmp_path) == {}
 
 
-def test_unfinished_run_does_not_predict(refuse, finished_run, home, tmp_path):
-    """With one of its two folds it would be another model, and nobody would know."""
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    shutil.rmtree(run / "model" / "fold1")
-    arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
-    assert f"{run}: the run is not finished, fold1 is missing in model/. Run the same command" in refuse(arguments)
-    assert not (tmp_path / "s.csv").exists()
+def test_values_in_messages_are_short_and_harmless():
+    """80 characters of any value, also of one whose text would be huge; no control character reaches the terminal."""
+    bomb: list = ["x" * 1000] * 1000
+    for _ in range(9):
+        bomb = [bomb] * 9
+    for value in ("x" * 10**6, bomb, {"a": bomb}, b"y" * 1000, 10**4000):
+        assert len(files.shown(value)) <= 80
+    assert str(UserError("a\x1b[31m\udc80\tb\nc")) == "a\\x1b[31m\\udc80\\tb\nc"
 
 
-@pytest.mark.parametrize(
-    "file", ["preference.json", "head.safetensors", "model.safetensors", "config.json", "tokenizer.json"]
-)
-def test_broken_saved_model_is_refused(refuse, finished_run, home, tmp_path, file):
-    """Missing or cut off: the message names the folder of the fold, and no submission appears."""
+def test_output_over_an_input_is_refused(refuse, finished_run, write_csv, tmp_path):
+    """convert, blend and predict: over what they read, by whatever path; nothing changes."""
+    train, arena = write_csv("train.csv", TRAIN_ROWS), write_csv("arena.csv", [make_row(90, 0)])
+    test = write_csv("test.csv", TEST_ROWS)
+    before = read_tree(tmp_path) | read_tree(finished_run)
+    detour = tmp_path / "." / "no" / ".." / "train.csv"
+    (tmp_path / "no").mkdir()
+    run = ["--run", str(finished_run), "--test", str(test)]
+    for arguments in (
+        ["convert", str(arena), "--out", str(arena)],
+        ["convert", str(arena), "--against", str(train), "--out", str(detour)],
+        ["blend", "--runs", str(finished_run), "--out", str(finished_run / "result.json")],
+        ["predict", *run, "--out", str(test)],
+        ["predict", *run, "--out", str(finished_run / "oof.csv")],
+    ):
+        assert f"--out {arguments[-1]}: would overwrite what is read from " in refuse(arguments)
+    assert read_tree(tmp_path) | read_tree(finished_run) == before
+
+
+# how a finished run is broken, words that the message must have
+BROKEN_RUNS = {
+    "empty": (lambda run: shutil.rmtree(run) or run.mkdir(), ""),
+    "gone": (shutil.rmtree, ""),
+    "no config": (lambda run: (run / "config.json").unlink(), "config.json"),
+    "a model is missing": (
+        lambda run: shutil.rmtree(run / "model" / "fold1"),
+        ": the run is not finished, fold1 is missing in model/. Run the same command",
+    ),
+    "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "is damaged or was changed"),
+}
+for one in ("preference.json", "head.safetensors", "model.safetensors", "config.json", "tokenizer.json"):
+    BROKEN_RUNS[f"{one} cut"] = (lambda run, one=one: cut(run / "model" / "fold1" / one), "/model/fold1")
+    BROKEN_RUNS[f"no {one}"] = (lambda run, one=one: (run / "model" / "fold1" / one).unlink(), "/model/fold1")
+
+
+@pytest.mark.parametrize("case", BROKEN_RUNS)
+def test_broken_run_does_not_predict(refuse, finished_run, home, tmp_path, case):
+    """The message names the folder, and no submission appears."""
+    damage, words = BROKEN_RUNS[case]
     run, submission = tmp_path / "run", tmp_path / "s.csv"
     shutil.copytree(finished_run, run)
-    path = run / "model" / "fold1" / file
-    arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(submission)]
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert str(run / "model" / "fold1") in refuse(arguments)
-    path.unlink()
-    assert str(run / "model" / "fold1") in refuse(arguments)
+    damage(run)
+    message = refuse(["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(submission)])
+    assert str(run) in message and words in message
     assert not submission.exists()
 
 
-def test_model_of_other_structure_features_is_refused(refuse, finished_run, home, tmp_path):
-    """A model saved by another version never gets numbers that mean something else."""
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    path = run / "model" / "fold0" / "preference.json"
-    state = json.loads(path.read_text(encoding="utf-8"))
-    state["feature_scaler"]["names"][0] = "diff_other"
-    path.write_text(json.dumps(state), encoding="utf-8")
-    arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
-    assert "structure features are not those of this version" in refuse(arguments)
-
-
 IDS = ["5", "6", "7"]
-HEADER = ",".join(("id", *LABEL_COLUMNS))
+COLUMNS = ",".join(("id", *LABEL_COLUMNS))
 THIRDS = ["5,0.2,0.3,0.5", "6,0.25,0.25,0.5", "7,0.6,0.3,0.1"]
 # lines of the submission, words that the message must have
 BAD_SUBMISSIONS = {
-    "columns in another order": ([HEADER.replace("model_a", "x"), *THIRDS], "columns are id, winner_x"),
+    "columns in another order": ([COLUMNS.replace("model_a", "x"), *THIRDS], "columns are id, winner_x"),
     "column missing": (["id,winner_model_a,winner_model_b", "5,0.5,0.5"], "expected id, winner_model_a, winner"),
-    "column too many": ([HEADER + ",x", *(line + ",1" for line in THIRDS)], "columns are id,"),
+    "column too many": ([COLUMNS + ",x", *(line + ",1" for line in THIRDS)], "columns are id,"),
     "no header": (THIRDS, "columns are 5, 0.2"),
-    "row missing": ([HEADER, *THIRDS[:2]], "2 rows, but the test file has 3. Predict every test row once."),
-    "row doubled": ([HEADER, *THIRDS, THIRDS[2]], "4 rows, but the test file has 3"),
-    "other id": ([HEADER, *THIRDS[:2], "8,0.6,0.3,0.1"], "row 3 has id 8; the test file has 7 there"),
-    "other spelling of an id": ([HEADER, "05,0.2,0.3,0.5", *THIRDS[1:]], "row 1 has id 05"),
-    "other order": ([HEADER, THIRDS[1], THIRDS[0], THIRDS[2]], "row 1 has id 6; the test file has 5 there. Keep"),
-    "empty cell": ([HEADER, THIRDS[0], "6,,0.5,0.5", THIRDS[2]], "row 2 (id 6): [nan, 0.5, 0.5] are not"),
-    "cut off": ([HEADER, *THIRDS[:2], "7,0.6"], "row 3 (id 7): [0.6, nan, nan] are not"),
-    "NaN": ([HEADER, "5,nan,0.5,0.5", *THIRDS[1:]], "row 1 (id 5): [nan, 0.5, 0.5] are not"),
-    "infinite": ([HEADER, "5,inf,0.5,0.5", *THIRDS[1:]], "row 1 (id 5): [inf, 0.5, 0.5] are not"),
-    "zero and one": ([HEADER, "5,0,0,1", "6,0,1,0", THIRDS[2]], "row 1 (id 5): [0.0, 0.0, 1.0] are not three"),
-    "negative": ([HEADER, "5,-0.1,0.6,0.5", *THIRDS[1:]], "row 1 (id 5): [-0.1, 0.6, 0.5]"),
-    "sum over one": ([HEADER, *THIRDS[:2], "7,0.6,0.3,0.10001"], "row 3 (id 7): [0.6, 0.3, 0.10001] are not"),
-    "text": ([HEADER, "5,high,0.5,0.5", *THIRDS[1:]], "a probability is not a number"),
-    "empty": ([], "cannot be read as CSV"),
+    "row missing": ([COLUMNS, *THIRDS[:2]], "2 rows, but the test file has 3. Predict every test row once."),
+    "row doubled": ([COLUMNS, *THIRDS, THIRDS[2]], "4 rows, but the test file has 3"),
+    "other id": ([COLUMNS, *THIRDS[:2], "8,0.6,0.3,0.1"], "row 3 has id '8'; the test file has '7' there"),
+    "other spelling of an id": ([COLUMNS, "05,0.2,0.3,0.5", *THIRDS[1:]], "row 1 has id '05'"),
+    "other order": ([COLUMNS, THIRDS[1], THIRDS[0], THIRDS[2]], "row 1 has id '6'; the test file has '5' there. Keep"),
+    "empty cell": ([COLUMNS, THIRDS[0], "6,,0.5,0.5", THIRDS[2]], "row 2 (id 6): [nan, 0.5, 0.5] are not"),
+    "cut off": ([COLUMNS, *THIRDS[:2], "7,0.6"], "row 3 (id 7): [0.6, nan, nan] are not"),
+    "NaN": ([COLUMNS, "5,nan,0.5,0.5", *THIRDS[1:]], "row 1 (id 5): [nan, 0.5, 0.5] are not"),
+    "infinite": ([COLUMNS, "5,inf,0.5,0.5", *THIRDS[1:]], "row 1 (id 5): [inf, 0.5, 0.5] are not"),
+    "zero and one": ([COLUMNS, "5,0,0,1", "6,0,1,0", THIRDS[2]], "row 1 (id 5): [0.0, 0.0, 1.0] are not three"),
+    "negative": ([COLUMNS, "5,-0.1,0.6,0.5", *THIRDS[1:]], "row 1 (id 5): [-0.1, 0.6, 0.5]"),
+    "sum over one": ([COLUMNS, *THIRDS[:2], "7,0.6,0.3,0.10001"], "row 3 (id 7): [0.6, 0.3, 0.10001] are not"),
+    "text": ([COLUMNS, "5,high,0.5,0.5", *THIRDS[1:]], "a probability is not a number"),
+    "empty": ([], "the file holds no rows"),
 }
 
 
-@pytest.fixture
-def ids_csv(write_csv) -> Path:
-    return write_csv("ids.csv", [make_row(0, id=row_id) for row_id in IDS])
-
-
 @pytest.mark.parametrize("case", BAD_SUBMISSIONS)
-def test_bad_submission_is_refused(refuse, ids_csv, tmp_path, case):
-    """check-submission names the first row that is wrong, with its id."""
+def test_bad_submission_is_refused(tmp_path, case):
+    """The first row that is wrong, with its id."""
     lines, words = BAD_SUBMISSIONS[case]
-    path = tmp_path / "submission.csv"
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    message = refuse(["check-submission", str(path), "--test", str(ids_csv)])
-    assert f"{path}: {words}" in message or (str(path) in message and words in message)
+    path = write(tmp_path / "submission.csv", "".join(line + "\n" for line in lines).encode())
+    message = refused(check_submission, path, IDS)
+    assert message.startswith(f"{path}: ") and words in message
 
 
-def test_submission_that_is_no_file_is_refused(refuse, ids_csv, tmp_path):
-    """Missing, a folder, and bytes that are no text."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    for name in ("none.csv", "folder", "bytes.csv"):
-        assert str(tmp_path / name) in refuse(["check-submission", str(tmp_path / name), "--test", str(ids_csv)])
-
-
-def test_good_submission_is_accepted(ids_csv, tmp_path, capsys):
-    """Sums may be off by less than 1e-6."""
-    path = tmp_path / "submission.csv"
-    path.write_text("\n".join([HEADER, *THIRDS[:2], "7,0.6,0.3,0.1000005"]), encoding="utf-8")
-    assert cli.main(["check-submission", str(path), "--test", str(ids_csv)]) == 0
+def test_command_checks_a_submission(refuse, write_csv, tmp_path, capsys):
+    """Sums may be off by less than 1e-6; what is no file is named."""
+    arguments = ["--test", str(write_csv("ids.csv", [make_row(0, id=row_id) for row_id in IDS]))]
+    path = write(tmp_path / "submission.csv", "\n".join([COLUMNS, *THIRDS[:2], "7,0.6,0.3,0.1000005"]).encode())
+    assert cli.main(["check-submission", str(path), *arguments]) == 0
     assert capsys.readouterr().out == f"{path}: a valid submission for 3 test rows\n"
+    for path in (tmp_path / "none.csv", tmp_path):
+        assert f"{path}: " in refuse(["check-submission", str(path), *arguments])
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 0.5, 0.5], [np.inf, 0.1, 0.1], [-0.5, 0.75, 0.75], [0.4, 0.4, 0.4]])

@@ -1,141 +1,105 @@
-"""A collapsed encoder is noticed behind structure features that work, and what follows is the user's choice."""
+"""A collapsed encoder is noticed behind structure features that work, training ends early, and the user is told."""
 
-import gc
-import json
-import weakref
+import time
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_arguments
-from prefcls_lib.training.collapse import Collapsed, why_collapsed
-from test_train import make_config, make_examples, make_model
+from test_resume import StopAt
+from test_train import fit, make_config, make_model
 
 from prefcls_lib import cli
-from prefcls_lib.data import loading
-from prefcls_lib.data.submission import check_submission
-from prefcls_lib.pipeline import folds
-from prefcls_lib.pipeline.folder import read_table
-from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.training import collapse, loop
-
-COLLAPSES = ("folds=[0]", "learning_rate=0", "head_learning_rate=0", "validations_per_epoch=1")
+from prefcls_lib.data.batching import Examples
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.runtime.files import read_json
+from prefcls_lib.training import validation
+from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState
 
 
 @pytest.fixture
-def early_verdict(monkeypatch):
-    """A verdict after 20 training rows."""
-    monkeypatch.setattr(collapse, "COLLAPSE_AFTER_ROWS", 20)
+def collapsed(monkeypatch):
+    """The encoder gives one embedding for every side, and is judged 20 rows after the warm-up."""
+    monkeypatch.setattr(PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
+    monkeypatch.setattr(validation, "COLLAPSE_AFTER_ROWS", 20)
 
 
-def fit(folder, config):
-    model = make_model(folder, config)
-    examples = make_examples(48, 1, with_features=True)
-    return loop.fit(model, examples, make_examples(12, 2, with_features=True), config, make_accelerator("no"), 0)
+def test_judged_after_the_warm_up_and_ten_thousand_rows():
+    """Only then a validation flags the encoder; a healthy one between two starts the count anew."""
+    seen, state = [], TrainingState(512, records=[{}])
+    for rows, reason in ((10_999, "r"), (11_000, "r"), (12_000, ""), (13_000, "r"), (14_000, "r")):
+        state.rows_seen, lines = rows, []
+        validation.judge_encoder(state, 1000.0, lambda record, reason=reason: reason, lines.append)
+        seen.append((state.flagged, *lines))
+    end = f"training ends early, because the encoder had collapsed at two validations in a row. {validation.ADVICE}"
+    assert seen == [
+        (0, "the encoder does not contribute yet after 10,999 rows: r"),
+        (1, "the encoder has collapsed after 11,000 rows: r"),
+        (0,),
+        (1, "the encoder has collapsed after 13,000 rows: r"),
+        (2, "the encoder has collapsed after 14,000 rows: r", end),
+    ]
 
 
-def test_collapsed_encoder_behind_structure_features_is_seen(tiny, monkeypatch):
-    """The encoder gives one embedding for every side; features move the predictions, the spread is 0 all the same."""
-    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
-    monkeypatch.setattr(collapse, "COLLAPSE_AFTER_ROWS", 90)
-    history = fit(tiny, make_config(on_collapse="warn")).history
-    assert history["encoder_spread"].max() < 1e-6
-    assert history["collapsed"].tolist() == [False, True]  # 48 rows seen, then 96
+def test_training_of_a_collapsed_encoder_ends_early(tiny, collapsed, tmp_path):
+    """48 rows an epoch, 28.8 of warm-up: not judged at 48, flagged at 96 and 144, and that is the end, also where the
+    run was stopped between the two. Features move the predictions; the spread is 0 all the same."""
+    config = make_config(num_epochs=6)
+    result = fit(make_model(tiny, config), config)
+    assert (result.history["step"].tolist(), result.planned_steps) == ([3, 6, 9], 18)
+    assert result.history["encoder_spread"].max() < 1e-6 < np.ptp(result.valid_probs[-1][:, 0])
+    assert result.encoder_warning.endswith(f"training ended early. {validation.ADVICE}")
+    with pytest.raises(Stopped):
+        fit(make_model(tiny, config), config, session=Session(tmp_path / "state", stop=StopAt(7)))
+    resumed = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
+    assert resumed.history["step"].tolist() == [3, 6, 9] and resumed.encoder_warning == result.encoder_warning
 
 
-def test_healthy_encoder_does_not_count_as_collapsed(tiny, early_verdict):
-    """The toy signal is learned; no verdict of collapse at any validation."""
+def test_rows_that_a_time_budget_left_out_do_not_count(tiny, collapsed):
+    """One step of 16 rows takes the whole time: the encoder is told of, not judged."""
+    config = make_config(num_epochs=6)
+    result = fit(make_model(tiny, config), config, session=Session(deadline=time.perf_counter() - 1))
+    assert result.history["step"].tolist() == [1]
+    assert "differ by 0.0000 from row to row" in result.encoder_warning
+    assert "ended early" not in result.encoder_warning
+
+
+def test_healthy_encoder_does_not_count_as_collapsed(tiny, monkeypatch):
+    """The toy signal is learned, so training goes to its end without a warning."""
+    monkeypatch.setattr(validation, "COLLAPSE_AFTER_ROWS", 20)
     config = make_config(num_epochs=4, learning_rate=2e-3, head_learning_rate=2e-3)
-    history = fit(tiny, config).history
-    assert not history["collapsed"].any()
-    assert (history["encoder_log_loss"] > 0).all()
-    assert np.isfinite(history["gradient_norm"]).all()
+    result = fit(make_model(tiny, config), config)
+    assert result.encoder_warning == "" and result.history["step"].iloc[-1] == result.planned_steps
+    assert (result.history["encoder_log_loss"] > 0).all()
+    assert np.isfinite(result.history["gradient_norm"]).all()
 
 
-def test_stop_ends_with_the_reason_and_a_submission(home, tmp_path, capsys, early_verdict):
-    """Exit code 2; the message has the evidence; the best baseline's submission is in place, not only the prior's."""
+def test_run_with_a_collapsed_encoder_says_so_with_advice(home, tmp_path, collapsed, capsys):
+    """result.json, the log and the printed verdict; the submission is in place."""
     out = tmp_path / "run"
-    assert cli.main(run_arguments(home, out, *COLLAPSES, "on_collapse=stop")) == 2
-    error = capsys.readouterr().err
-    assert "the encoder has collapsed" in error
-    assert "learning_rate lower" in error
-    table = check_submission(out / "submission.csv", list(loading.read_rows(home / "test.csv", labelled=False)["id"]))
-    assert table["winner_tie"].nunique() > 1
-
-
-def test_restarts_are_bounded(home, tmp_path, capsys, early_verdict):
-    """Twice with other settings, then the end."""
-    assert cli.main(run_arguments(home, tmp_path / "run", *COLLAPSES, "on_collapse=restart")) == 2
-    captured = capsys.readouterr()
-    assert captured.out.count("fold0: restart") == 2
-    assert captured.err.count("the encoder has collapsed") == 1
-
-
-def test_warning_continues_and_the_history_has_the_verdict(home, tmp_path, early_verdict):
-    """The run ends as usual; history.csv has the verdict."""
-    out = tmp_path / "run"
-    assert cli.main(run_arguments(home, out, *COLLAPSES, "on_collapse=warn")) == 0
-    assert read_table(out / "history.csv")["collapsed"].tolist() == [True]
-
-
-def test_restart_uses_another_seed_half_the_rate_and_twice_the_warm_up(home, tmp_path, monkeypatch):
-    """The first attempt collapses, the second ends; fold.json keeps the record of the first."""
-    seen = []
-    real = folds.fit
-
-    def collapse_once(model, train_rows, valid, config, *rest):
-        seen.append((config.seed, config.learning_rate, config.warmup_ratio))
-        if len(seen) == 1:
-            raise Collapsed("collapsed", {"step": 3, "encoder_spread": 0.0})
-        return real(model, train_rows, valid, config, *rest)
-
-    monkeypatch.setattr(folds, "fit", collapse_once)
-    out = tmp_path / "run"
-    assert cli.main(run_arguments(home, out, "folds=[0]", "learning_rate=0.001")) == 0
-    assert seen == [(42, 0.001, 0.1), (1042, 0.0005, 0.2)]
-    fold = json.loads((out / "model" / "fold0" / "fold.json").read_text())
-    assert fold["collapsed"] == [{"step": 3, "encoder_spread": 0.0}]
-    assert not (out / "checkpoint").exists()
-
-
-def test_model_is_freed_before_the_next_attempt(home, tmp_path, monkeypatch, early_verdict):
-    """Two models and their moments at once may not fit; nothing waits for the garbage collector."""
-    kept, alive, real = [], [], folds.new_model
-
-    def new_model(*args):
-        alive.append([reference() is not None for reference in kept])
-        model = real(*args)
-        kept.extend((weakref.ref(model), weakref.ref(model.head.output.weight)))
-        return model
-
-    monkeypatch.setattr(folds, "new_model", new_model)
-    gc.collect()
-    gc.disable()
-    try:
-        assert cli.main(run_arguments(home, tmp_path / "run", *COLLAPSES, "on_collapse=restart")) == 2
-    finally:
-        gc.enable()
-    assert alive == [[], [False] * 2, [False] * 4]
-
-
-def test_no_verdict_before_ten_thousand_rows_by_default(tiny, monkeypatch):
-    """DeBERTa-v3 does not move for about so many: 96 rows of a collapsed encoder give no verdict."""
-    monkeypatch.setattr(loop.PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
-    history = fit(tiny, make_config()).history
-    assert history["encoder_spread"].max() < 1e-6
-    assert not history["collapsed"].any()
+    assert cli.main(run_arguments(home, out, "num_epochs=4", "validations_per_epoch=1")) == 0
+    said, result = capsys.readouterr().out, read_json(out / "result.json")
+    assert [(model["steps"], model["planned_steps"]) for model in result["folds"]] == [(10, 20)]
+    warning = result["encoder_warnings"]["fold0"]
+    assert warning.endswith(f"training ended early. {validation.ADVICE}")
+    assert f"fold0: the encoder does not contribute: {warning}" in said
+    assert "fold0: training ends early" in said
+    assert cli.main(["check-submission", str(out / "submission.csv"), "--test", str(home / "test.csv")]) == 0
 
 
 def test_verdict_by_hand():
-    """Alike for every row, or no better than prior and starting baseline: collapsed. Better than one: healthy."""
+    """Alike for every row, or no better than prior (ln 3) and baseline (ln 2): collapsed. Better than one: healthy."""
+    train = Examples([], np.zeros((3, 2), dtype=int), labels=np.array([0, 1, 2]))
+    offsets = np.log(np.array([[0.5, 0.25, 0.25]] * 4, dtype=np.float32))
 
-    def judge(spread: float, alone: float, whole: float, baseline: float | None) -> str:
+    def judge(spread: float, alone: float, whole: float, offsets: np.ndarray | None = offsets) -> str:
+        valid = Examples([], np.zeros((4, 2), dtype=int), labels=np.zeros(4, dtype=int), offsets=offsets)
         record = {"encoder_spread": spread, "encoder_log_loss": alone, "valid_log_loss": whole}
-        return why_collapsed(record, prior_log_loss=1.09, baseline_log_loss=baseline)
+        return validation.collapse_check(train, valid)(record)
 
-    assert "differ by 0.0090 from row to row, which is less than 0.01" in judge(0.009, 1.0, 1.0, 1.05)
-    reason = judge(0.05, 1.0895, 1.0495, 1.05)
-    assert "the network's is 1.0495 (its baseline's 1.0500); at least one must be better by more than 0.001" in reason
-    assert judge(0.05, 1.08, 1.06, 1.05) == ""
-    assert judge(0.05, 1.10, 1.04, 1.05) == ""
-    assert judge(0.05, 1.10, 1.08, None) == ""
+    assert "differ by 0.0090 from row to row, which is less than 0.01" in judge(0.009, 0.5, 0.5)
+    assert judge(0.05, 1.0980, 0.6925) == (
+        "by itself its log loss is 1.0980 (the prior's 1.0986), and the network's is 0.6925 (its baseline's 0.6931); "
+        "at least one must be better by more than 0.001"
+    )
+    assert judge(0.05, 1.09, 0.70) == judge(0.05, 1.10, 0.69) == judge(0.05, 1.10, 1.08, None) == ""

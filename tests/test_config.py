@@ -26,6 +26,13 @@ TEXTS = [
     ("max_length", "256", 256),
     ("batch_size", "1e1", 10),
     ("backbone", "FacebookAI/roberta-base", "FacebookAI/roberta-base"),
+    ("max_length", "0256", 256),
+    ("seed", "010", 10),
+    ("folds", "0,1", (0, 1)),
+    ("out", 2024, "2024"),
+    ("mixed_precision", False, "no"),
+    ("mixed_precision", "No", "no"),
+    ("structure_features", "off", False),
 ]
 
 # setting, wrong value, words that the message must have
@@ -35,10 +42,15 @@ WRONG = [
     ("learning_rate", "2026-13-45", "expected a number"),
     ("learning_rate", float("nan"), "expected a number from 0 to 1"),
     ("learning_rate", "nan", "expected a number from 0 to 1"),
-    ("learning_rate", ".nan", "expected a number from 0 to 1"),
+    ("learning_rate", ".nan", "expected a number like 0.5"),
+    ("time_budget_hours", "8:30", "expected a number like 0.5"),
+    ("extra_train", [["a.csv"]], "expected text"),
+    ("backbone", True, "expected text"),
+    ("backbone", "a\0b", "expected text"),
+    ("seed", 2**32 - 1, "expected a number from 0 to 4e+09"),
     ("learning_rate", -1e-5, "expected a number from 0 to 1"),
     ("learning_rate", 2, "expected a number from 0 to 1"),
-    ("save_every_minutes", math.inf, "a finite number, 0 or more"),
+    ("max_train_rows", -1, "a finite number, 0 or more"),
     ("num_epochs", 0, "expected a number from 1 to 1000"),
     ("num_epochs", 1.5, "expected a whole number"),
     ("num_epochs", True, "expected a whole number"),
@@ -51,7 +63,6 @@ WRONG = [
     ("structure_features", "maybe", "expected true or false"),
     ("structure_features", 1, "expected true or false"),
     ("backbone", "", "expected text"),
-    ("backbone", 5, "expected text"),
     ("head", "siamese", "choose one of symmetric, concat"),
     ("mixed_precision", "fp8", "choose one of auto, no, bf16, fp16"),
     ("folds", "all", "expected a whole number"),
@@ -76,26 +87,17 @@ def test_wrong_value_is_refused_by_name(name, value, words):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("mistyped", "right"),
-    [
-        ("learning_rat", "learning_rate"),
-        ("max_lenght", "max_length"),
-        ("epochs", "num_epochs"),
-        ("fold", "folds"),
-    ],
-)
-def test_mistyped_name_gets_the_nearest_right_one(mistyped, right):
+NAMES = {"learning_rat": "Did you mean 'learning_rate'", "max_lenght": "Did you mean 'max_length'",
+         "epochs": "Did you mean 'num_epochs'", "fold": "Did you mean 'folds'", "x" * 10**6: "Settings are: backbone",
+         "xyzzy": "Settings are: backbone, train", 1: "Settings are: backbone, train"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: str(name)[:20])
+def test_unknown_name_gets_the_nearest_right_one_or_all(name):
     """A setting that does not exist is never ignored."""
-    with pytest.raises(UserError, match=f"unknown setting '{mistyped}'. Did you mean '{right}'"):
-        RunConfig.from_mapping({mistyped: 1})
-
-
-@pytest.mark.parametrize("name", ["xyzzy", 1, True])
-def test_name_like_no_other_gets_the_whole_list(name):
-    """Also where YAML read the name as a number or as true."""
-    with pytest.raises(UserError, match=r"unknown setting .*Settings are: backbone, train"):
+    with pytest.raises(UserError, match=r"^settings: unknown setting ") as error:
         RunConfig.from_mapping({name: 1})
+    assert NAMES[name] in str(error.value) and len(str(error.value)) < 900
 
 
 @pytest.mark.parametrize(
@@ -107,24 +109,6 @@ def test_folds_that_contradict_num_folds_are_refused(num_folds, folds):
         RunConfig(num_folds=num_folds, folds=folds)
 
 
-@pytest.mark.parametrize("value", [10_000, 1e4, "10000", "1e4"])
-def test_removed_setting_at_its_fixed_value_is_ignored(value, tmp_path):
-    """A config of an earlier version still loads, from JSON and from YAML."""
-    assert RunConfig.from_mapping({"seed": 7, "max_grad_norm": "1.0", "collapse_after_rows": value}) == RunConfig(
-        seed=7
-    )
-    path = tmp_path / "run.yaml"
-    path.write_text(f"collapse_after_rows: {value}\n", encoding="utf-8")
-    assert RunConfig.from_yaml(path, {}) == RunConfig()
-
-
-@pytest.mark.parametrize(("name", "value"), [("max_grad_norm", 0.5), ("collapse_after_rows", "1000")])
-def test_removed_setting_at_another_value_is_refused(name, value):
-    """What it asked for would not be done; the message says which value it has now."""
-    with pytest.raises(UserError, match=rf"^run.yaml: setting {name} no longer exists; it is (1|10000) in every run"):
-        RunConfig.from_mapping({name: value}, source="run.yaml")
-
-
 def test_every_number_has_its_range():
     """No number can be set to a senseless value, but for folds, which num_folds bounds."""
     hints = typing.get_type_hints(RunConfig, include_extras=True)
@@ -133,17 +117,17 @@ def test_every_number_has_its_range():
     assert len(free) < len(hints)
 
 
-def test_yaml_file_with_overrides_on_top(tmp_path):
-    """--set wins over the file, the file over the default; 1e-4 is a number although YAML says text."""
+def test_yaml_file_is_read_as_a_person_means_it(tmp_path):
+    """Each value as after --set, which wins over the file; comments alone are no settings."""
     path = tmp_path / "run.yaml"
-    path.write_text("learning_rate: 1e-4\nfolds: [0, 1]\nnum_epochs: 3\n", encoding="utf-8")
-    config = RunConfig.from_yaml(path, {"num_epochs": "5"})
-    assert (config.learning_rate, config.folds, config.num_epochs, config.seed) == (0.0001, (0, 1), 5, 42)
-
-
-def test_empty_yaml_file_and_no_file_are_the_defaults(tmp_path):
-    """Comments alone are no settings."""
-    path = tmp_path / "run.yaml"
+    path.write_text(
+        "learning_rate: 1e-4\nfolds: [0, 1]\nmax_length: 0256\nseed: 010\nmixed_precision: no\n"
+        "structure_features: off\nnum_epochs: 3\ndropout:\nextra_train: [a.csv, b.csv]  # two files\n",
+        encoding="utf-8",
+    )
+    expected = RunConfig(learning_rate=0.0001, folds=(0, 1), max_length=256, seed=10, mixed_precision="no",
+                         structure_features=False, num_epochs=5, extra_train="a.csv,b.csv")  # fmt: skip
+    assert RunConfig.from_yaml(path, {"num_epochs": "5"}) == expected
     path.write_text("# nothing yet\n", encoding="utf-8")
     assert RunConfig.from_yaml(path, {}) == RunConfig.from_yaml(None, {}) == RunConfig()
 
@@ -151,31 +135,28 @@ def test_empty_yaml_file_and_no_file_are_the_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"seed: [1", "cannot be read as YAML"),
-        (b"seed: \xff\xfe", "cannot be read as YAML"),
-        (b"seed: 2026-13-45", "cannot be read as YAML"),
+        (b"seed: [1", "cannot be read (ParserError: "),
+        (b"seed: \xff\xfe", "cannot be read (UnicodeDecodeError: "),
+        (b"seed: 2026-13-45", "setting seed='2026-13-45'"),
+        (b"folds: " + b"[" * 9999, "cannot be read (RecursionError"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\nseed: [*b, *b]", "unknown setting 'a'"),
         (b"- seed\n- 3\n", "found a list"),
         (b"seed 3", "found a str"),
         (b"sed: 3", "unknown setting 'sed'. Did you mean 'seed'"),
-        (b"on: 3", "unknown setting True"),
-        (b"seed: .nan", "setting seed=nan"),
+        (b"on: 3", "unknown setting 'on'"),
+        (b"seed: .nan", "setting seed='.nan'"),
+        (None, "no such file. Write one `setting: value` a line into it."),
     ],
 )
 def test_bad_yaml_file_is_refused_with_its_name(tmp_path, content, words):
     """One message that says which file; a wrong value is named by its setting."""
     path = tmp_path / "run.yaml"
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UserError) as error:
         RunConfig.from_yaml(path, {})
     assert words in str(error.value)
     assert str(path) in str(error.value) or str(error.value).startswith("setting seed")
-
-
-def test_missing_yaml_file_is_refused(tmp_path):
-    """As a folder is, each in its own words."""
-    for path, words in ((tmp_path, "cannot be read as YAML"), (tmp_path / "none.yaml", "no such file of settings")):
-        with pytest.raises(UserError, match=words):
-            RunConfig.from_yaml(path, {})
 
 
 def test_namespace_of_a_notebook_is_read_without_what_is_ipythons():
@@ -185,8 +166,12 @@ def test_namespace_of_a_notebook_is_read_without_what_is_ipythons():
         "get_ipython": lambda: None, "exit": types.SimpleNamespace(), "RunConfig": RunConfig,
         "backbone": "minilm", "num_epochs": "2", "folds": [0, 1],
     }  # fmt: skip
-    config = RunConfig.from_namespace(namespace)
-    assert config == RunConfig(backbone="minilm", num_epochs=2, folds=(0, 1))
+    expected = RunConfig(backbone="minilm", num_epochs=2, folds=(0, 1))
+    assert RunConfig.from_namespace(namespace) == expected
+    namespace |= {"side": 1, "ids": [1, 2], "ece": 0.1, "name": "x"}  # of later cells: the first can be run again
+    assert RunConfig.from_namespace(namespace) == expected
+    with pytest.raises(UserError, match="'lerning_rate'"):
+        RunConfig.from_namespace({**namespace, "lerning_rate": 1e-4})
 
 
 @pytest.mark.parametrize("value", [1e-4, "1e-4", None, [1], True])
@@ -218,13 +203,3 @@ def test_every_recipe_completes_a_config(model_type):
     assert {name for name, value in settings.items() if value is None} == {
         "time_budget_hours", "resume_from", "num_processes", "init_from", "extra_train"
     }  # fmt: skip
-
-
-def test_config_cell_can_be_run_again():
-    """Later cells leave names of their own; a near miss of a setting is still refused."""
-    namespace = {"num_epochs": 2}
-    assert RunConfig.from_namespace(namespace).num_epochs == 2
-    namespace |= {"side": 1, "ids": [1, 2], "ece": 0.1, "name": "x", "num_epochs": 3}
-    assert RunConfig.from_namespace(namespace).num_epochs == 3
-    with pytest.raises(UserError, match="'lerning_rate'"):
-        RunConfig.from_namespace({**namespace, "lerning_rate": 1e-4})

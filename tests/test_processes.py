@@ -1,132 +1,111 @@
 """Several processes: the same numbers as one, every model trained, and no hang when one ends. gloo, on this machine."""
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_arguments
-from prefcls_lib.training.collapse import Collapsed
+from conftest import TWO_FOLDS, predict, read_probs, run_arguments, run_small
 
 from prefcls_lib import cli
-from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
-from prefcls_lib.pipeline import folds, job, predict, results, steps
-from prefcls_lib.pipeline import launch as processes
-from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table
+from prefcls_lib.pipeline import folds, launch, steps
+from prefcls_lib.pipeline.folder import FoldModel, read_table
+from prefcls_lib.pipeline.predict import predict_models
 from prefcls_lib.runtime.files import UserError
 
-ONE_MODEL = ("folds=[0]", "batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3")
 
-
-def history_of(run: Path) -> np.ndarray:
-    return read_table(run / "history.csv")[["step", "train_log_loss", "valid_log_loss"]].to_numpy()
-
-
-def launch(command: list[str], **popen: object) -> subprocess.Popen:
+def start_process(command: list[str]) -> subprocess.Popen:
     """A process of its own, as a user starts it: warnings and workers as usual."""
     environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **popen,
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *command], env=environment, **output)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-5), ("bf16", 1e-3)])
-def test_two_processes_give_the_losses_of_one(home, tmp_path, precision, tolerance, capsys):
-    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. Head-only phase included."""
-    settings = (*ONE_MODEL, f"mixed_precision={precision}", "head_only_rows=20")
-    assert cli.main(run_arguments(home, tmp_path / "one", *settings)) == 0
-    assert cli.main(run_arguments(home, tmp_path / "two", *settings, "num_processes=2")) == 0
-    assert "fold0: 2 processes share each step" in capsys.readouterr().out
-    one, two = history_of(tmp_path / "one"), history_of(tmp_path / "two")
-    np.testing.assert_allclose(two, one, atol=tolerance, rtol=0)
-    assert np.ptp(one[:, 1]) > 10 * tolerance  # something was learned
-    tokens = [
-        json.loads((tmp_path / name / "model/fold0/fold.json").read_text())["tokens"][0] for name in ("one", "two")
-    ]
-    assert tokens[0] == tokens[1]
-
-
-def test_two_nodes_on_loopback_give_the_same(home, reward_folders, tmp_path):
-    """torchrun on two nodes of one process each, on `prefcls run` itself, from a reward model: its layouts are
-    compared by one process, and the other takes the result."""
-    settings = (*ONE_MODEL, f"init_from={reward_folders['bert']}", "mixed_precision=no")
-    assert cli.main(run_arguments(home, tmp_path / "one", *settings)) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rendezvous = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-backend=c10d"]
-    command = ["-m", "torch.distributed.run", *rendezvous, "-m", "prefcls_lib"]
-    nodes = [launch([*command, *run_arguments(home, tmp_path / "nodes", *settings)]) for _ in range(2)]
-    outputs = [node.communicate(timeout=240)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    np.testing.assert_allclose(history_of(tmp_path / "nodes"), history_of(tmp_path / "one"), atol=1e-5, rtol=0)
-    assert sum("fold0: 2 processes share each step" in output for output in outputs) == 1
-    assert sum(output.count("reward model: pairs ranked as voted") for output in outputs) == 1
+def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, capsys):
+    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. One of the two logs. They start from a
+    reward model, whose temperature both fit alike."""
+    settings = ("batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3", "mixed_precision=no",
+                f"init_from={reward_folders['bert']}")  # fmt: skip
+    results, histories, outputs = [], [], []
+    for out, more in ((tmp_path / "one", ()), (tmp_path / "two", ("num_processes=2",))):
+        results.append(run_small(home, out, *settings, *more))
+        histories.append(read_table(out / "history.csv")[["step", "train_log_loss", "valid_log_loss"]])
+        outputs.append(capsys.readouterr().out)
+    np.testing.assert_allclose(*histories, atol=1e-5, rtol=0)
+    assert np.ptp(histories[0]["train_log_loss"]) > 1e-4  # something was learned
+    assert results[0]["folds"][0]["tokens"][0] == results[1]["folds"][0]["tokens"][0]
+    np.testing.assert_allclose(*(read_probs(tmp_path / run / "submission.csv") for run in ("one", "two")), atol=1e-5)
+    for said in ("reward model: temperature", "valid log loss"):
+        assert outputs[0].count(said) == outputs[1].count(said) > 0
 
 
 def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, capsys):
-    """Two folds of two seeds: four models, the same bytes of weights, out-of-sample file complete, seeds averaged;
-    the result has the standard deviation of the two seeds' log losses over all rows."""
-    settings = ("num_seeds=2", "mixed_precision=no")
-    assert cli.main(run_arguments(home, tmp_path / "one", *settings)) == 0
-    assert cli.main(run_arguments(home, tmp_path / "two", *settings, "num_processes=2")) == 0
+    """Two folds of two seeds: four models, the same predictions, seeds averaged. The workers read what was prepared,
+    not the CSVs, which are gone by then; what they predict of the test rows is what `predict` makes of their models."""
+    settings = (*TWO_FOLDS, "num_seeds=2", "mixed_precision=no")
+    run_small(home, tmp_path / "one", *settings)
+    copies = Path(shutil.copytree(home, tmp_path / "copies"))
+    arguments = cli._parser().parse_args(run_arguments(copies, tmp_path / "two", *settings, "num_processes=2"))
+    job = steps.start(cli._config(arguments))
+    data = steps.prepare(job)
+    steps.fit_baselines(job)
+    for name in ("train.csv", "test.csv"):
+        (copies / name).unlink()
+    steps.fit_folds(data)
+    result = steps.finish(job)
     assert "[fold0 fold1] " in capsys.readouterr().out
-    names = ["fold0", "fold0-seed1", "fold1", "fold1-seed1"]
+    names, columns = ["fold0", "fold0-seed1", "fold1", "fold1-seed1"], list(LABEL_COLUMNS)
     assert sorted(path.name for path in (tmp_path / "two" / "model").iterdir()) == names
     for name in names:
-        one, two = (read_table(tmp_path / run / "model" / name / "oof.csv") for run in ("one", "two"))
-        np.testing.assert_allclose(two[list(LABEL_COLUMNS)], one[list(LABEL_COLUMNS)], atol=1e-5)
-    seeds = [read_table(tmp_path / "two" / "model" / name / "oof.csv") for name in names[:2]]
+        for table in ("oof.csv", "test.csv"):
+            one, two = (read_probs(tmp_path / run / "model" / name / table) for run in ("one", "two"))
+            np.testing.assert_allclose(two, one, atol=1e-5)
+    again = predict(tmp_path / "two", home / "test.csv", tmp_path / "again.csv")
+    np.testing.assert_allclose(again, read_probs(tmp_path / "two" / "submission.csv"), atol=1e-12)
+    seeds = [pd.concat([read_table(tmp_path / "two" / "model" / name / "oof.csv") for name in names[seed::2]])
+             for seed in (0, 1)]  # fmt: skip
     oof = read_table(tmp_path / "two" / "oof.csv")
     assert not oof["id"].duplicated().any()
-    mean = (seeds[0][list(LABEL_COLUMNS)] + seeds[1][list(LABEL_COLUMNS)]) / 2
-    np.testing.assert_allclose(oof.loc[oof["fold"] == 0, list(LABEL_COLUMNS)].to_numpy(), mean, atol=1e-12)
-    assert np.abs(seeds[0][list(LABEL_COLUMNS)] - seeds[1][list(LABEL_COLUMNS)]).to_numpy().max() > 1e-4
-    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    first, second = (table[columns].to_numpy() for table in seeds)
+    np.testing.assert_allclose(oof[columns].to_numpy(), (first + second) / 2, atol=1e-12)
+    assert np.abs(first - second).max() > 1e-4
     assert [fold["seed"] for fold in result["folds"]] == [42, 43, 42, 43]
-    tables = [pd.concat([read_table(tmp_path / "two" / "model" / name / "oof.csv") for name in names[seed::2]])
-              for seed in (0, 1)]  # fmt: skip
-    one, two = (log_loss(table["label"].to_numpy(), table[list(LABEL_COLUMNS)].to_numpy()) for table in tables)
+    one, two = (log_loss(table["label"].to_numpy(), table[columns].to_numpy()) for table in seeds)
     assert result["log_loss_seed_sd"] == pytest.approx(abs(one - two) / np.sqrt(2)) != 0
 
 
-def test_rows_predicted_side_by_side(finished_run, home, monkeypatch):
-    """Twelve rows by two processes: in the order of the rows, and what one process predicts."""
-    rows = loading.read_rows(home / "test.csv", labelled=False)
-    alone, _ = predict.predict_run(RunFolder(finished_run), rows)
-    monkeypatch.setattr(predict, "BLOCK_ROWS", 6)
-    shared, _ = predict.predict_run(RunFolder(finished_run), rows, num_processes=2)
-    np.testing.assert_allclose(shared, alone, atol=2e-3)  # bf16, and other rows beside each in a padded batch
-    assert np.ptp(alone[:, 0]) > 0.01
+def test_rows_predicted_by_two_processes(finished_run, home, tmp_path):
+    """What one process predicts, model by model; one that cannot be read is left out, and the reason is told."""
+    broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
+    (broken / "head.safetensors").write_bytes(b"cut off")
+    folders = [finished_run / "model" / "fold0", broken, finished_run / "model" / "fold1"]
+    rows, found = loading.read_rows(home / "test.csv", labelled=False), {}
+    for num_processes in (1, 2):
+        probs, failed = {}, {}
+        predict_models(folders, rows, probs.__setitem__, num_processes, fail=failed.__setitem__)
+        assert list(failed) == [1] and "cannot be read" in str(failed[1])
+        found[num_processes] = probs
+    for number in (0, 2):
+        np.testing.assert_array_equal(found[2][number], found[1][number])
+    np.testing.assert_allclose((found[1][0] + found[1][2]) / 2, read_probs(finished_run / "submission.csv"), atol=1e-12)
+    with pytest.raises(UserError, match="broken"):
+        predict_models(folders, rows, lambda *_: None)
 
 
-def test_failing_worker_ends_the_run_with_its_message(home, tmp_path, capsys):
-    """A worker that cannot write its model: its message is ours, the other is stopped, and nothing hangs."""
-    out = tmp_path / "run"
-    blocked = out / "model"
-    out.mkdir()
-    blocked.write_text("a file where a folder must be")
-    started = time.monotonic()
-    assert cli.main(run_arguments(home, out, "num_processes=2")) == 2
-    assert "model" in capsys.readouterr().err
-    assert time.monotonic() - started < 120
+def test_failing_worker_ends_the_run_with_its_message(tmp_path):
+    """Its last message becomes the caller's."""
+    with pytest.raises(UserError, match=rf"fold1 failed: {tmp_path / 'config.json'}: no such file"):
+        launch.run_side_by_side([["fit", str(tmp_path), "fold1"]], ["fold1"])
 
 
 def test_killed_worker_ends_the_others(capsys):
@@ -135,20 +114,20 @@ def test_killed_worker_ends_the_others(capsys):
     killed = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     started = time.monotonic()
     with pytest.raises(UserError, match=r"second failed: exit code -9. Its last lines:\n  here"):
-        processes._run([["-c", sleeper], ["-c", killed]], ["first", "second"], [dict(os.environ)] * 2)
+        launch._run([["-c", sleeper], ["-c", killed]], ["first", "second"], [dict(os.environ)] * 2)
     assert time.monotonic() - started < 30
     assert "[first] asleep" in capsys.readouterr().out
 
 
 def test_worker_ends_when_its_parent_is_killed(tmp_path):
-    """SIGKILL of the parent closes the workers' standard input, and they go."""
+    """SIGKILL of the parent closes the workers' standard input, and they end."""
     mark = tmp_path / "pid"
     worker = (
         "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
         f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
     )
     start = f"p._run([['-c', {worker!r}]], ['worker'], [p._worker_environment(1, None)])"
-    parent = launch(["-c", f"from prefcls_lib.pipeline import launch as p; {start}"])
+    parent = start_process(["-c", f"from prefcls_lib.pipeline import launch as p; {start}"])
     deadline = time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -162,103 +141,58 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path):
 
 def test_count_of_processes(monkeypatch):
     """One a GPU; a wish; never inside a worker; not more than there are GPUs."""
-    assert processes.count_processes(None) == 1
-    assert processes.count_processes(3) == 3
-    monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 2)
-    assert processes.count_processes(None) == 2
-    assert processes.count_processes(1) == 1
+    assert launch.count_processes(None) == 1
+    assert launch.count_processes(3) == 3
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    assert launch.count_processes(None) == 2
+    assert launch.count_processes(1) == 1
     with pytest.raises(UserError, match="num_processes=3: this machine has 2 GPUs"):
-        processes.count_processes(3)
-    monkeypatch.setenv(processes.WORKER, "2")
-    assert processes.count_processes(None) == 1
+        launch.count_processes(3)
+    monkeypatch.setenv(launch.WORKER, "2")
+    assert launch.count_processes(None) == 1
 
 
-def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
-    """Also where the user has chosen GPUs; without any, none is named."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert "CUDA_VISIBLE_DEVICES" not in processes._worker_environment(2, 1)
-    monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: True)
-    assert processes._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "1"
+def test_environment_of_a_worker(monkeypatch):
+    """A GPU of its own, also where the user has chosen some, and without any, none; memory that does not fragment where
+    sides have all lengths, unless the user has a choice of their own."""
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert "CUDA_VISIBLE_DEVICES" not in launch._worker_environment(2, 1)
+    assert launch._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: True)
+    assert launch._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert processes._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "5"
-    assert processes._worker_environment(2, None)["CUDA_VISIBLE_DEVICES"] == "3,5"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
+    assert launch._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "5"
+    assert launch._worker_environment(2, None)["CUDA_VISIBLE_DEVICES"] == "3,5"
+    assert launch._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
 
 
 def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch):
-    """torchrun would kill them 30 s after SIGTERM, and wait for the host's name to be resolved, in vain without a
-    network."""
+    """torchrun would kill them 30 s after SIGTERM, and would resolve the host's name, in vain without a network."""
     started = []
-    monkeypatch.setattr(
-        processes, "_run", lambda commands, names, environments: started.append((commands, environments))
-    )
-    processes.run_together(["fit", "run", "fold0"], 2)
-    [([command], [environment])] = started
+    monkeypatch.setattr(launch, "_run", lambda *given: started.append(given))
+    launch.run_together(["fit", "run", "fold0"], 2)
+    [([command], _, [environment], _)] = started
     assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]
     assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} <= set(command[2:-5])
-    assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == processes.SECONDS_TO_STOP >= 120
+    assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == launch.SECONDS_TO_STOP >= 120
 
 
-def start_job(home: Path, out: Path, **settings: object) -> job.Job:
-    """A started job on the files of `home`, two of three folds."""
-    paths = {"train": home / "train.csv", "test": home / "test.csv", "backbone": home / "backbone", "out": out}
-    small = {"num_folds": 3, "folds": (0, 1), "max_length": 32, "batch_size": 8, "num_epochs": 1}
-    return steps.start(RunConfig(**{name: str(path) for name, path in paths.items()}, **{**small, **settings}))
+def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, monkeypatch):
+    """Of an hour, 40 minutes are left: 20 for the first of two models, and all that is left for the second."""
+    arguments = cli._parser().parse_args(run_arguments(home, tmp_path / "run", *TWO_FOLDS, "time_budget_hours=1"))
+    job, deadlines = steps.start(cli._config(arguments)), []
+    data = replace(steps.prepare(job), started_at=time.time() - 1200)
+    monkeypatch.setattr(folds, "_train_model", lambda data, model, session: deadlines.append(session))
+    now = time.perf_counter()
+    folds.train_models(data, [FoldModel(0), FoldModel(1)])
+    assert [session.deadline - now for session in deadlines] == pytest.approx([1200, 2400], abs=30)
+    tokens = sum(map(len, data.test.encoded.token_ids))
+    assert {session.tokens_to_predict for session in deadlines} == {tokens}
 
 
-def test_workers_know_how_many_predict_with_them(home, tmp_path, monkeypatch):
-    """Two models side by side: each plans with half of the tokens that are predicted afterwards."""
-    commands, planned = [], []
-    job = start_job(home, tmp_path / "run", num_processes=2)
-    encoded = steps.encode(job)
-    monkeypatch.setattr(steps, "run_side_by_side", lambda command, names: commands.extend(command))
-    steps.fit_folds(job, encoded)
-    arguments = [cli._parser().parse_args(command) for command in commands]
-    assert [(a.side_by_side, a.models) for a in arguments] == [(2, ["fold0"]), (2, ["fold1"])]
-    monkeypatch.setattr(folds, "_fit_model", lambda job, encoded, model, session: planned.append(session))
-    folds.fit_here(job, encoded, [FoldModel(0)])
-    folds.fit_here(job, encoded, [FoldModel(0)], side_by_side=2)
-    assert planned[0].tokens_to_predict // 2 == planned[1].tokens_to_predict > 0
-
-
-def test_one_process_says_that_a_fold_is_restarted(home, tmp_path, monkeypatch, capsys):
-    """Of all processes that train one model together, the first."""
-
-    def collapse(*_):
-        raise Collapsed("collapsed", {"encoder_spread": 0.0})
-
-    job = start_job(home, tmp_path / "run", learning_rate=0.001)
-    encoded = steps.encode(job)
-    monkeypatch.setattr(folds, "fit", collapse)
-    said = {}
-    for first in (True, False):
-        state = SimpleNamespace(is_main_process=first, wait_for_everyone=lambda: None)
-        monkeypatch.setattr(folds, "process_state", lambda state=state: state)
-        with pytest.raises(UserError, match="collapsed"):
-            folds.fit_here(job, encoded, [FoldModel(0)])
-        said[first] = capsys.readouterr().out.count("restart")
-        shutil.rmtree(tmp_path / "run" / "checkpoint", ignore_errors=True)
-    assert said == {True: 2, False: 0}
-
-
-def test_seconds_of_a_run_by_hand(monkeypatch):
-    """The session 900 to 1000 s; two folds side by side 100 to 300 and 150 to 350 of an earlier one; one that this
-    session trained; one whose record is older than `finished_at` and lies before the session: 100 + 250 + 0 + 50."""
-    monkeypatch.setattr(results.time, "time", lambda: 1000.0)
-    monkeypatch.setattr(results.time, "perf_counter", lambda: 5100.0)
-    records = [{"seconds": 200.0, "finished_at": 300.0}, {"seconds": 200.0, "finished_at": 350.0},
-               {"seconds": 60.0, "finished_at": 970.0}, {"seconds": 50.0}]  # fmt: skip
-    assert results._total_seconds(SimpleNamespace(started=5000.0), records) == 100 + 250 + 0 + 50
-
-
-def test_workers_do_not_fragment_the_memory(monkeypatch):
-    """Sides have all lengths, so segments of one size would not be used again; a user's own choice stays."""
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
-    assert processes._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
-    assert processes._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
-
-
-def test_names_of_members():
+def test_names_of_models():
     """There and back; nothing else is a name."""
     for fold_model, name in ((FoldModel(3), "fold3"), (FoldModel(0, 1), "fold0-seed1")):
         assert fold_model.name == name

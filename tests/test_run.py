@@ -66,7 +66,7 @@ def test_predict_does_not_overwrite_its_test_rows(finished_run, home, tmp_path, 
     """The submission must go elsewhere; the rows are as they were."""
     rows = Path(shutil.copy(home / "test.csv", tmp_path / "new.csv"))
     assert cli.main(["predict", "--run", str(finished_run), "--test", str(rows), "--out", str(rows)]) == 2
-    assert "is the file of the test rows" in capsys.readouterr().err
+    assert "would overwrite what is read from" in capsys.readouterr().err
     assert rows.read_bytes() == (home / "test.csv").read_bytes()
 
 

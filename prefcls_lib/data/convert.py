@@ -1,37 +1,42 @@
 """`prefcls convert`: public arena files as they are published, in the competition's columns, for `extra_train`.
 
-A file is told by its columns, see FORMS. Whatever form it has, a row's texts become lists of turns, and "both bad" is a
-tie. Rows that the training file has are left out, and of rows that are there twice one is kept: the same prompt and the
-same answers, in either order, but for white space. Rows that show more than text are left out, too.
+A file is told by its columns, see FORMS. Whatever form it has, its cells become those of the competition, which
+`loading.parse_rows` reads as a training file's; "both bad" is a tie. Rows that the training file has are left out, and
+of rows that are there twice one is kept (see `loading.row_keys`). What is no conversation in texts is counted.
 """
 
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from prefcls_lib.data.loading import read_csv, read_rows, write_rows
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, PROMPT, TEXT_COLUMNS
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.data.loading import parse_rows, read_csv, read_rows, row_keys, write_rows
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, TEXT_COLUMNS
+from prefcls_lib.runtime.files import UserError, reading, shown
 
 CONVERSATIONS = ("conversation_a", "conversation_b")  # lists of {role, content}; content: a text, or a list of parts
 WINNER = "winner"
 WINNERS = {"model_a": 0, "model_b": 1, "tie": 2, "tie (bothbad)": 2, "both_bad": 2}
 IDS = (ID, "question_id")
+ORDER = "evaluation_order"  # of the votes of a session: a later one is on a turn whose context the row lacks
 FORMS = {
-    "55k": (ID, *TEXT_COLUMNS, *LABEL_COLUMNS),
+    "55k": (*TEXT_COLUMNS, *LABEL_COLUMNS),  # the competition's own
     "33k, 100k, 140k": (*CONVERSATIONS, WINNER),
     "WSDM": (*TEXT_COLUMNS, WINNER),  # plain texts of one turn; no ties
 }
-USED = {*CONVERSATIONS, *TEXT_COLUMNS, *MODEL_COLUMNS, *IDS, WINNER}
+USED = {*CONVERSATIONS, *TEXT_COLUMNS, *LABEL_COLUMNS, *MODEL_COLUMNS, *IDS, WINNER, ORDER}
 LICENCES = """licences, as the data sets' pages have them:
   33k   lmsys/chatbot_arena_conversations         prompts CC-BY-4.0, answers CC-BY-NC-4.0
   55k   lmarena-ai/arena-human-preference-55k     Apache-2.0; the competition's own training rows
   100k  lmarena-ai/arena-human-preference-100k    prompts CC-BY-4.0, answers under their providers' terms
   140k  lmarena-ai/arena-human-preference-140k    prompts CC-BY-4.0, answers under their providers' terms
   WSDM  wsdm-cup-multilingual-chatbot-arena       the rules of that Kaggle competition"""
+
+
+class LeftOut(Exception):
+    """Why a row is not taken."""
 
 
 def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None) -> list[str]:
@@ -43,99 +48,114 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
         against: the training file, whose rows are left out.
 
     Returns:
-        For each file a line that says how many rows it has and how many were written.
-
-    Raises:
-        UserError: a file cannot be read, or is in none of the forms; no row is left.
+        For each file a line that says how many rows it has, how many were written, and why others were not.
     """
-    seen = set() if against is None else set(_row_keys(read_rows(against, labelled=True)))
+    seen = set() if against is None else set(row_keys(read_rows(against, labelled=True)))
     tables, lines = [], []
     for path in paths:
-        rows = _read_arena_rows(path)
-        keys = pd.Series(_row_keys(rows), index=rows.index)
+        rows, left_out = _read_arena_rows(path)
+        keys = pd.Series(row_keys(rows), index=rows.index, dtype=object)
         tables.append(rows[~(keys.isin(seen) | keys.duplicated())])
         seen |= set(keys)
-        new = len(tables[-1])
-        lines.append(f"{path}: {len(rows):,} rows of text, {new:,} written, {len(rows) - new:,} known")
+        new, total = len(tables[-1]), left_out.total()
+        reasons = "; ".join(f"{count:,} {why}" for why, count in left_out.items())
+        line = f"{path}: {len(rows):,} rows of text, {new:,} written, {len(rows) - new:,} known"
+        lines.append(f"{line}, {total:,} left out ({reasons})" if total else line)
     table = pd.concat(tables, ignore_index=True)
     if table.empty:
-        raise UserError(f"{', '.join(map(str, paths))}: every row is known already; {out} was not written.")
+        raise UserError("\n".join([*lines, f"every row is known already or left out; {out} was not written."]))
+    repeated = table[ID].duplicated(keep=False)  # in files of the same name, as train.parquet
+    ids = [f"{row_id}-{key.hex()[:8]}" for row_id, key in zip(table[ID], row_keys(table), strict=True)]
+    table[ID] = table[ID].where(~repeated, ids)
     write_rows(out, table)
     return lines
 
 
-def _read_arena_rows(path: Path) -> pd.DataFrame:
-    """The rows of one file as `loading.read_rows` gives them."""
+def _read_arena_rows(path: Path) -> tuple[pd.DataFrame, Counter]:
+    """The rows of one file as `loading.read_rows` gives them, and how many were left out for which reason."""
     table = _read_table(path)
     form = next((form for form, needed in FORMS.items() if set(needed) <= table.keys()), None)
     if form is None:
-        known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in FORMS.items())
-        raise UserError(f"{path}: in none of the known forms. Columns found: {', '.join(table)}. Known are {known}.")
-    if form == "55k":
-        rows = read_rows(path, labelled=True)
-    else:
-        cells = zip(*(table[name] for name in FORMS[form] if name != WINNER), strict=True)
-        read = [_read_texts(path, number, row) for number, row in enumerate(cells, 1)]
-        rows = pd.DataFrame(read, columns=TEXT_COLUMNS)
-        rows["label"] = [WINNERS.get(cell, -1) for cell in table[WINNER]]
-        rows = rows.assign(**{name: table.get(name, "") for name in MODEL_COLUMNS})
-        rows[ID] = next((table[name] for name in IDS if name in table), rows.index)
-        if (rows["label"] < 0).any():
-            number = int(rows["label"].argmin())
-            cell = table[WINNER][number]
-            raise UserError(f"{path}: row {number + 1}, column {WINNER!r}: {cell!r} is none of {', '.join(WINNERS)}.")
-    rows[ID] = [f"{path.stem}-{row_id}" for row_id in rows[ID]]
-    return rows[rows[PROMPT].notna()]
+        found, known = ", ".join(table)[:300], "; ".join(f"{name}: {', '.join(form)}" for name, form in FORMS.items())
+        raise UserError(f"{path}: in none of the known forms. Columns found: {found}. Known are {known}.")
+    left_out: Counter = Counter()
+    with reading(path):
+        size = len(table[FORMS[form][0]])
+        ids = next((table[name] for name in IDS if name in table), range(1, size + 1))
+        if form == "55k":
+            cells, taken = {name: _as_cells(name, table[name]) for name in FORMS[form]}, range(size)
+        else:
+            cells, taken = _take_rows(path, table, form, left_out)
+        cells[ID] = [str(number) for number in range(len(taken))]
+        for name in MODEL_COLUMNS:
+            cells[name] = [str(table[name][row] or "") for row in taken] if name in table else [""] * len(taken)
+        rows = parse_rows(path, cells, labelled=True)
+        return rows.assign(**{ID: [f"{path.stem}-{ids[row]}" for row in taken]}), left_out
+
+
+def _as_cells(name: str, cells: Sequence) -> list[str]:
+    """Cells as the competition's CSV has them; those of Parquet may be lists, numbers or null."""
+    if name in LABEL_COLUMNS:
+        return [cell if isinstance(cell, str) else str(int(cell or 0)) for cell in cells]
+    return [cell if isinstance(cell, str) else json.dumps(cell or [None]) for cell in cells]
+
+
+def _take_rows(path: Path, table: dict[str, Sequence], form: str, left_out: Counter) -> tuple[dict, list[int]]:
+    """The competition's cells of rows with a `winner`, and which rows they are; others are counted in `left_out`."""
+    taken, rows = [], []
+    for row, (*cells, winner) in enumerate(zip(*(table[name] for name in FORMS[form]), strict=True)):
+        if winner not in WINNERS:
+            found, known = shown(winner), ", ".join(WINNERS)
+            raise UserError(f"{path}: row {row + 1}, column {WINNER!r}: {found} is none of {known}.")
+        try:
+            if int(table.get(ORDER, {row: 1})[row] or 1) > 1:
+                raise LeftOut("later votes of a session")
+            sides = [[cell or ""] for cell in cells] if form == "WSDM" else _read_conversations(cells)
+            if not any(turn.strip() for turns in sides for turn in turns):
+                raise LeftOut("without any text")
+        except LeftOut as why:
+            left_out[str(why)] += 1
+            continue
+        taken.append(row)
+        rows.append([*map(json.dumps, sides), *("1" if WINNERS[winner] == label else "0" for label in range(3))])
+    return pd.DataFrame(rows, columns=[*TEXT_COLUMNS, *LABEL_COLUMNS]).to_dict("list"), taken
+
+
+def _read_conversations(cells: Sequence) -> list[list[str]]:
+    """Prompts, answers of A and answers of B, a text each turn; a last prompt without any answer is dropped."""
+    (prompts, a), (others, b) = map(_read_conversation, cells)
+    if any(one != other for one, other in zip(prompts, others, strict=False)):
+        raise LeftOut("with other prompts on both sides")
+    turns = max(len(a), len(b))
+    return [max(prompts, others, key=len)[:turns], a, b]
+
+
+def _read_conversation(cell: object) -> tuple[list[str], list[str]]:
+    """Prompts and answers of one side."""
+    try:
+        messages = [m for m in (json.loads(cell) if isinstance(cell, str) else cell) if m["role"] != "system"]
+        roles, contents = [m["role"] for m in messages], [m["content"] for m in messages]
+        parts = [[{"type": "text", "text": c}] if c is None or isinstance(c, str) else c for c in contents]
+        if any(part["type"] != "text" for content in parts for part in content):
+            raise LeftOut("with more than text")
+        texts = ["\n".join(part["text"] or "" for part in content) for content in parts]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise LeftOut("without a list of messages with role and content") from None
+    if len(roles) < 2 or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+        raise LeftOut("whose messages are not of user and assistant in turn")
+    return texts[::2], texts[1::2]
 
 
 def _read_table(path: Path) -> dict[str, Sequence]:
-    """Columns by name: of a CSV all of them, as texts; of a Parquet file those that are used."""
-    if path.suffix != ".parquet":
-        header, records = read_csv(path)
-        return dict(zip(header, zip(*records, strict=True), strict=True))
+    """Cells by column: of a CSV as texts, of a Parquet file those that are used, as Python has them."""
+    with reading(path), path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            return read_csv(path)
     try:
         from pyarrow import parquet
-
-        names = parquet.read_schema(path).names
-        table = pd.read_parquet(path, columns=[name for name in names if name in USED])
     except ImportError:
         raise UserError(f"{path}: Parquet is read by pyarrow, which Kaggle has. Run `pip install pyarrow`.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error}). Download the file again.") from error
-    return {name: table[name].tolist() if name in table else () for name in names if name not in LABEL_COLUMNS}
-
-
-def _read_texts(path: Path, number: int, cells: Sequence) -> tuple[list[str] | None, ...]:
-    """Prompt and answers of a row, a text each turn, from three plain texts or from two conversations.
-
-    None where a conversation shows more than text.
-    """
-    if len(cells) > len(CONVERSATIONS):
-        return tuple([cell or ""] for cell in cells)
-    sides = []
-    for name, cell in zip(CONVERSATIONS, cells, strict=True):
-        turns: dict[str, list[str]] = {"user": [], "assistant": []}
-        try:
-            for message in json.loads(cell) if isinstance(cell, str) else cell:
-                content = message["content"]
-                parts = [{"type": "text", "text": content}] if content is None or isinstance(content, str) else content
-                if any(part["type"] != "text" for part in parts):
-                    return (None,) * len(TEXT_COLUMNS)
-                turns.setdefault(message["role"], []).append("\n".join(part["text"] or "" for part in parts))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{path}: row {number}, column {name!r}: no list of messages with role and content "
-                f"({type(error).__name__}: {error}). Download the file again."
-            ) from None
-        sides.append(turns)
-    return sides[0]["user"], *(turns["assistant"] for turns in sides)
-
-
-def _row_keys(rows: pd.DataFrame) -> list[bytes]:
-    """What is the same for the same prompt and answers, in either order and with any white space."""
-    keys = []
-    for prompt, *answers in zip(*(rows[name] for name in TEXT_COLUMNS), strict=True):
-        words = [[" ".join(turn.split()) for turn in turns] for turns in (prompt, *answers)]
-        text = json.dumps([words[0], *sorted(words[1:])])
-        keys.append(hashlib.blake2b(text.encode(), digest_size=16).digest())
-    return keys
+    with reading(path):
+        names = parquet.read_schema(path).names
+        table = parquet.read_table(path, columns=[name for name in names if name in USED]).to_pydict()
+        return {name: table.get(name, ()) for name in names}

@@ -10,13 +10,12 @@ Any other deviation from the competition's format is an error that names file, r
 """
 
 import atexit
-import csv
 import gzip
 import hashlib
 import io
 import json
 import re
-import sys
+import zipfile
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
@@ -28,14 +27,13 @@ from prefcls_lib.data.schema import (
     ID,
     LABEL_COLUMNS,
     MODEL_COLUMNS,
-    NUM_CLASSES,
     PROMPT,
     RESPONSES,
     TEXT_COLUMNS,
     class_shares,
 )
-from prefcls_lib.runtime.files import UserError, write_whole
-from prefcls_lib.runtime.kaggle import find_competition_file
+from prefcls_lib.runtime.files import UserError, reading, shown, write_whole
+from prefcls_lib.runtime.kaggle import find_competition_file, is_competition_rerun
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SAMPLES = {"train": ("train.csv.gz", "train.csv"), "test": ("test.csv",)}  # Kaggle unpacks archives
@@ -60,7 +58,7 @@ def locate_csv(name: str, kind: str) -> Path:
 
 
 def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
-    """Read a CSV (or .csv.gz) in the competition's columns.
+    """Read a CSV (plain, in gzip, or alone in a zip archive) in the competition's columns.
 
     Args:
         path: the file.
@@ -69,34 +67,29 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
     Returns:
         One row a comparison: `id` (str, exactly as in the file), `prompt`, `response_a`, `response_b` (lists
         of str, one a turn, of equal length), `group` (str, the prompt group); where labelled also `label`
-        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them.
-
-    Raises:
-        UserError: anything wrong with the file, naming file, row (1 = first row under the header), column.
+        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them. What is wrong with the file is
+        told with its row (1 = first row under the header) and column.
     """
-    path = Path(path)
-    header, records = read_csv(path)
+    return parse_rows(path, read_csv(Path(path)), labelled)
+
+
+def parse_rows(path: str | Path, table: dict[str, list[str]], labelled: bool) -> pd.DataFrame:
+    """Rows as `read_rows` gives them, of cells by column; `path` is for messages."""
     needed = (ID, *TEXT_COLUMNS, *(LABEL_COLUMNS if labelled else ()))
     for name in needed:
-        if header.count(name) != 1:
-            state = "missing" if name not in header else "there more than once"
-            raise UserError(
-                f"{path}: column {name!r} is {state}. Columns found: {', '.join(header)}. Needed: {', '.join(needed)}."
-            )
-    table = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
-    del records  # as each column of cells below, so that the file fits into the memory of a small machine
-    rows = pd.DataFrame({ID: pd.Series(table[ID], dtype=object)})
+        if name not in table:
+            found = ", ".join(table)[:300]
+            raise UserError(f"{path}: column {name!r} is missing. Columns found: {found}. Needed: {', '.join(needed)}.")
     _check_ids(path, table[ID])
-    for name in TEXT_COLUMNS:
-        rows[name] = pd.Series(
-            [_parse_turns(path, number, name, cell) for number, cell in enumerate(table.pop(name), 1)],
-            dtype=object,
-        )
+    rows = pd.DataFrame({ID: pd.Series(table[ID], dtype=object)})
+    for name in TEXT_COLUMNS:  # each column of cells is dropped at once: the file fits into a small machine's memory
+        cells = enumerate(table.pop(name), 1)
+        rows[name] = pd.Series([_parse_turns(path, number, name, cell) for number, cell in cells], dtype=object)
     _fill_missing_turns(rows)
     if labelled:
         rows["label"] = _parse_labels(path, table)
         for name in MODEL_COLUMNS:
-            if header.count(name) == 1:
+            if name in table:
                 rows[name] = table[name]
     rows["group"] = [prompt_group(turns[0]) for turns in rows[PROMPT]]
     return rows
@@ -115,6 +108,20 @@ def prompt_group(first_turn: str) -> str:
     """The group that keeps rows with the same prompt in one fold: a hash of the normalised first turn."""
     normalised = " ".join(first_turn.casefold().split())
     return hashlib.blake2b(normalised.encode("utf-8"), digest_size=8).hexdigest()
+
+
+def row_keys(rows: pd.DataFrame) -> list[bytes]:
+    """What is the same for the same prompts and answers, A and B in either order, with any white space.
+
+    Last turns in which both answers are empty do not count: one file has them, another leaves them out.
+    """
+    keys = []
+    for cells in zip(*(rows[name] for name in TEXT_COLUMNS), strict=True):
+        prompt, a, b = ([" ".join(turn.split()) for turn in turns] for turns in cells)
+        turns = max((number for number, answers in enumerate(zip(a, b, strict=True), 1) if any(answers)), default=1)
+        text = json.dumps([prompt[:turns], *sorted((a[:turns], b[:turns]))])
+        keys.append(hashlib.blake2b(text.encode(), digest_size=16).digest())
+    return keys
 
 
 def describe_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -150,76 +157,108 @@ def format_row(row: pd.Series, max_chars: int = 3000) -> str:
     return "\n".join(lines)
 
 
-def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and records of a CSV file, each record as long as the header."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder. Name the CSV file in it.")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Check the path, or name the shipped rows: sample.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}. Save the file as UTF-8.") from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Download the file again.") from error
-    if "\0" in text:  # UTF-16 without a byte order mark passes as UTF-8; the cells escape what is not ASCII
-        raise UserError(f"{path}: not UTF-8 text: it holds zero bytes, as UTF-16 does. Save the file as UTF-8.")
-    del text  # StringIO would hold it with four bytes a character
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""), strict=True)
-    records: list[list[str]] = []
-    try:
-        header = next(reader, None)
-        for record in reader:
-            if not record:
-                continue  # a blank line
-            if len(record) != len(header):
-                raise UserError(
-                    f"{path}: row {len(records) + 1} (line {reader.line_num}) has {len(record)} of "
-                    f"{len(header)} columns. Is the file cut off? Download it again."
-                )
-            records.append(record)
-    except csv.Error as error:
-        raise UserError(
-            f"{path}: row {len(records) + 1} (line {reader.line_num}) is broken ({error}). "
-            "Is the file cut off? Download it again."
-        ) from None
-    if not header or not records:
+# first bytes of files that are no CSV, what they are, and what to do
+_FOREIGN = {
+    b"PAR1": "a Parquet file. `prefcls convert` reads those of the public arena sets",
+    b"\xfd7zXZ": "an xz archive. Unpack it: xz -d",
+    b"BZh": "a bzip2 archive. Unpack it: bzip2 -d",
+    b"(\xb5/\xfd": "a zstd archive. Unpack it: zstd -d",
+    b"7z\xbc\xaf": "a 7z archive. Unpack it",
+    b"\xd0\xcf\x11\xe0": "an Excel file. Save it as CSV UTF-8",
+    b"version https://git-lfs": "a pointer to a file of Git LFS. Run: git lfs pull",
+    b"<": "a web page. Download the file again, signed in",
+    b"{": 'JSON. Write CSV: one column a field, each text a JSON list like ["first turn", "second turn"]',
+    b"[": 'JSON. Write CSV: one column a field, each text a JSON list like ["first turn", "second turn"]',
+}
+
+
+def read_csv(path: Path) -> dict[str, list[str]]:
+    """The cells of a CSV file by column, as texts; it may be in gzip, or alone in a zip archive."""
+    with reading(path, "Is it cut off? Download it again.", "Check the path, or name the shipped rows: sample."):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder. Name the CSV file in it.")
+        raw = _unpack(path, path.read_bytes())
+        head = raw[:100].removeprefix(b"\xef\xbb\xbf").lstrip()
+        for start, what in _FOREIGN.items():
+            if head.startswith(start):
+                raise UserError(f"{path}: is {what}.")
+        line = raw[:1000].partition(b"\n")[0].decode("utf-8", "replace")
+        for mark, name in {";": "semicolons", "\t": "tabs", "|": "bars"}.items():
+            if mark in line and "," not in line:
+                raise UserError(f"{path}: has {name} between its columns. Save it with commas.")
+        if b"\0" in raw:  # UTF-16 without a byte order mark passes as UTF-8; pandas would end the cell there
+            raise UserError(f"{path}: not UTF-8 text: it holds zero bytes, as UTF-16 does. Save the file as UTF-8.")
+        try:  # the header is read as a row: else pandas renames doubled columns and makes an index of surplus cells
+            exact = {"header": None, "dtype": object, "na_filter": False, "encoding": "utf-8-sig"}
+            table = pd.concat(pd.read_csv(io.BytesIO(raw), chunksize=4096, **exact))  # in one piece: 150 MB more
+        except UnicodeDecodeError as error:
+            near = shown(error.object[max(error.start - 20, 0) : error.start + 20])
+            raise UserError(f"{path}: not UTF-8 text near {near}. Save the file as UTF-8.") from None
+        except pd.errors.EmptyDataError:
+            table = pd.DataFrame()
+    if len(table) < 2:
         raise UserError(f"{path}: the file holds no rows.")
-    return header, records
+    header = table.iloc[0].tolist()
+    for name in header:
+        if header.count(name) > 1:
+            raise UserError(f"{path}: column {shown(name)} is there more than once. Remove one of them.")
+    return {name: table[column].tolist()[1:] for column, name in enumerate(header)}
 
 
-def _check_ids(path: Path, ids: list[str]) -> None:
+def _unpack(path: Path, raw: bytes) -> bytes:
+    """The bytes of the CSV file itself."""
+    if raw.startswith(b"\x1f\x8b"):
+        return gzip.decompress(raw)
+    if not raw.startswith(b"PK\x03\x04"):
+        return raw
+    archive = zipfile.ZipFile(io.BytesIO(raw))
+    names = [name for name in archive.namelist() if not name.endswith("/")]
+    if len(names) != 1 or not names[0].lower().endswith(".csv"):
+        raise UserError(f"{path}: is a zip archive of {shown(', '.join(names))}. Unzip it and name the CSV file.")
+    return archive.read(names[0])
+
+
+def _refuse(message: str) -> None:
+    """Raise; but in a competition rerun, which nobody could correct, print: a broken cell is then read as one text."""
+    if not is_competition_rerun():
+        raise UserError(message)
+    print(message, flush=True)
+
+
+def _check_ids(path: str | Path, ids: list[str]) -> None:
     seen: dict[str, int] = {}
     for number, row_id in enumerate(ids, 1):
         if not row_id.strip():
-            raise UserError(f"{path}: row {number}, column {ID!r}: empty. Every row needs an id.")
-        if row_id in seen:
-            raise UserError(
-                f"{path}: id {row_id} is in rows {seen[row_id]} and {number}, column {ID!r}. "
+            _refuse(f"{path}: row {number}, column {ID!r}: empty. Every row needs an id.")
+        first = seen.setdefault(row_id, number)
+        if first != number:
+            _refuse(
+                f"{path}: id {shown(row_id)} is in rows {first} and {number}, column {ID!r}. "
                 "Ids must be unique: remove the double rows."
             )
-        seen[row_id] = number
 
 
-def _parse_turns(path: Path, number: int, column: str, cell: str) -> list[str]:
+def _parse_turns(path: str | Path, number: int, column: str, cell: str) -> list[str]:
     """One cell to its turns; `null` is the empty text."""
     try:
         turns = json.loads(cell)
     except (ValueError, RecursionError):
         turns = None
     if not isinstance(turns, list):
-        raise UserError(
-            f"{path}: row {number}, column {column!r}: not a JSON list of texts: {cell[:60]!r}. "
-            'Each cell must look like ["first turn", "second turn"].'
+        python = " This one looks like Python's: apply json.dumps to the column." if cell.startswith("['") else ""
+        _refuse(
+            f"{path}: row {number}, column {column!r}: not a JSON list of texts: {shown(cell)}. "
+            f'Each cell must look like ["first turn", "second turn"].{python}'
         )
+        turns = [cell]
     for turn in turns:
         if turn is not None and not isinstance(turn, str):
-            raise UserError(
+            _refuse(
                 f"{path}: row {number}, column {column!r}: the list holds {json.dumps(turn)[:40]}, "
                 "which is neither text nor null. Each turn must be a quoted text."
             )
+            turns = [cell]
+            break
     return [_SURROGATES.sub("\ufffd", turn) if turn else "" for turn in turns]
 
 
@@ -230,19 +269,21 @@ def _fill_missing_turns(rows: pd.DataFrame) -> None:
             turns.extend([""] * (most - len(turns)))
 
 
-def _parse_labels(path: Path, table: dict[str, list[str]]) -> np.ndarray:
+def _parse_labels(path: str | Path, table: dict[str, list[str]]) -> np.ndarray:
     """(N,) labels 0, 1, 2 from the three winner columns, exactly one of which is 1."""
-    values = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
-    winners = np.zeros((len(table[ID]), NUM_CLASSES), dtype=np.int64)
-    for column, name in enumerate(LABEL_COLUMNS):
-        for number, cell in enumerate(table[name], 1):
-            if cell.strip() not in values:
-                raise UserError(f"{path}: row {number}, column {name!r}: {cell!r} is not 0 or 1.")
-            winners[number - 1, column] = values[cell.strip()]
-    wrong = np.flatnonzero(winners.sum(axis=1) != 1)
+    winners = []
+    for name in LABEL_COLUMNS:
+        values = [{"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(cell.strip()) for cell in table[name]]
+        if None in values:
+            number = values.index(None)
+            cell = shown(table[name][number])
+            raise UserError(f"{path}: row {number + 1}, column {name!r}: {cell} is not 0 or 1. Is the file cut off?")
+        winners.append(values)
+    winners = np.array(winners)
+    wrong = np.flatnonzero(winners.sum(axis=0) != 1)
     if len(wrong):
         raise UserError(
-            f"{path}: row {wrong[0] + 1}: {winners[wrong[0]].sum()} of the columns {', '.join(LABEL_COLUMNS)} "
+            f"{path}: row {wrong[0] + 1}: {winners[:, wrong[0]].sum()} of the columns {', '.join(LABEL_COLUMNS)} "
             f"are 1; exactly one must be ({len(wrong)} such rows)."
         )
-    return winners.argmax(axis=1)
+    return winners.argmax(axis=0)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from prefcls_lib.data.loading import read_csv
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.runtime.files import UserError, write_whole
+from prefcls_lib.runtime.files import UserError, reason, shown, write_whole
 
 SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1
 
@@ -18,9 +19,6 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
         path: the CSV to write.
         ids: N ids, as in test.csv and in its order.
         probs: (N, 3) in LABEL_COLUMNS order.
-
-    Raises:
-        UserError: the probabilities are not a submission, or the file cannot be written.
     """
     good = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
     if not good.all():  # clipping would hide it
@@ -45,30 +43,24 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
 
     Returns:
         The submission, ids as text.
-
-    Raises:
-        UserError: the first thing that is wrong, with its row.
     """
     path = Path(path)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)  # an id such as "NA" is text
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]}).") from error
-    columns = [ID, *LABEL_COLUMNS]
-    if list(table.columns) != columns:
-        raise UserError(f"{path}: columns are {', '.join(map(str, table.columns))}; expected {', '.join(columns)}.")
-    if len(table) != len(ids):
-        raise UserError(f"{path}: {len(table)} rows, but the test file has {len(ids)}. Predict every test row once.")
+    table, columns = read_csv(path), [ID, *LABEL_COLUMNS]
+    if list(table) != columns:
+        raise UserError(f"{path}: columns are {', '.join(table)[:300]}; expected {', '.join(columns)}.")
+    if len(table[ID]) != len(ids):
+        count = len(table[ID])
+        raise UserError(f"{path}: {count} rows, but the test file has {len(ids)}. Predict every test row once.")
     for number, (found, wanted) in enumerate(zip(table[ID], ids, strict=True), 1):
         if found != wanted:
-            raise UserError(f"{path}: row {number} has id {found}; the test file has {wanted} there. Keep its order.")
+            raise UserError(
+                f"{path}: row {number} has id {shown(found)}; the test file has {shown(wanted)} there. Keep its order."
+            )
     try:
         # Python's float reads back every bit in every version of pandas; an empty cell is NaN, refused below
         probs = np.array([[float(cell or "nan") for cell in table[name]] for name in LABEL_COLUMNS]).T
     except ValueError as error:
-        raise UserError(f"{path}: a probability is not a number ({error}).") from error
+        raise UserError(f"{path}: a probability is not a number ({reason(error)}).") from error
     bad = ~np.isfinite(probs).all(axis=1) | (probs <= 0).any(axis=1) | (probs >= 1).any(axis=1)
     bad |= ~(np.abs(probs.sum(axis=1) - 1) <= 1e-6)
     if bad.any():

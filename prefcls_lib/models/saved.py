@@ -28,7 +28,7 @@ from prefcls_lib.models.network import PreferenceHead, PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.reward import RewardPooler, load_reward_model, make_pooler
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.runtime.files import UserError, read_json, write_json
+from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,16 @@ class SavedBaseline:
 def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
     """A fold's model from its folder: a network of `prefcls run`, or a baseline of `prefcls ladder`.
 
-    Raises:
-        UserError: a file is missing or broken.
+    Its files must be those that were saved: fold.json, where the folder has it, knows their SHA-256.
     """
-    if not (folder / "preference.json").exists():
-        return SavedBaseline(BaselineMean.load(folder))
-    state = read_json(folder / "preference.json")
-    try:
+    known = read_json(folder / "fold.json").get("sha256", {}) if (folder / "fold.json").is_file() else {}
+    with reading(folder, "Copy the run folder again."):
+        for name, wanted in known.items():
+            if sha256(folder / name) != wanted:
+                raise UserError(f"{folder / name}: is damaged or was changed. Copy the run folder again.")
+        if not (folder / "preference.json").exists():
+            return SavedBaseline(BaselineMean.load(folder))
+        state = read_json(folder / "preference.json")
         config = RunConfig(**state["settings"])
         scaler = state["feature_scaler"] and FeatureScaler.from_dict(state["feature_scaler"])
         backbone = load_backbone(str(folder), config.max_length)
@@ -117,11 +120,7 @@ def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
         model = _assemble(encoder, config, pooler, skip)
         weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
         model.load_state_dict(weights | load_file(folder / "head.safetensors"))
-    except UserError:
-        raise
-    except Exception as error:  # torch, transformers and safetensors each raise their own
-        raise UserError(f"{folder}: the saved model cannot be read ({error}). Copy the run folder again.") from error
-    baseline = None if config.start_from == "none" else BaselineMean.load(folder / "baseline")
+        baseline = None if config.start_from == "none" else BaselineMean.load(folder / "baseline")
     return SavedNetwork(model, backbone, config, scaler, baseline)
 
 

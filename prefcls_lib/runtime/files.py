@@ -1,51 +1,75 @@
-"""Files that are written atomically, whole or not at all, and the one exception whose message is for users."""
+"""Files: whatever goes wrong is one message for the user (`UserError`), and what is written is whole or not there."""
 
+import glob
 import hashlib
 import json
 import os
+import re
+import reprlib
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import numpy as np
+import psutil
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # all but the line break
 
 
 class UserError(Exception):
-    """Something the user can put right. The message says what, where, and what to do next.
+    """Something the user can put right: what, where, what to do next. A command prints it and exits with code 2."""
 
-    The command line prints it without a traceback and exits with code 2.
-    """
+    def __str__(self) -> str:
+        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), super().__str__())
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its `repr`, of 80 characters at most."""
+    text = repr(value[:80]) if isinstance(value, (str, bytes)) else reprlib.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason(error: Exception) -> str:
+    """What a library says went wrong, in one line."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
+    return text if text and isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def reading(path: str | Path, remedy: str = "Download the file again.", missing: str = "Check the path.") -> Iterator:
+    """Turn whatever goes wrong in the body, which reads `path`, into one message: damaged files raise anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. {missing}") from None
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}). {remedy}") from error
 
 
 def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename it over `path`.
-
-    Until the rename an older good file (or folder) stays as it was; after a failure nothing half-written
-    is left behind.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
+    """Call `write` with a temporary path beside `path`, then rename it over `path`: an older file or folder stays until
+    then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
         write(temporary)
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(backup_of(path), ignore_errors=True)
             path.replace(backup_of(path))  # killed after this line, the older folder is still there under that name
         temporary.replace(path)
         shutil.rmtree(backup_of(path), ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}). "
-            "Free some space or name another place with --out; what was there before is untouched."
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # on a full disk each library raises its own
+        remedy = "Free some space or name another place with --out; what was there before is untouched."
+        raise UserError(f"{path}: cannot be written ({reason(error)}). {remedy}") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):  # mostly: it is not there; below a regular file that is another error
-                temporary.unlink()
+        _remove(temporary)
 
 
 def backup_of(path: Path) -> Path:
@@ -53,9 +77,64 @@ def backup_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written of `name` in `folder`; without a name, of anything below it."""
+    for path in list(folder.glob(f".{glob.escape(name)}.*.tmp" if name else "**/.*.tmp")):
+        found = re.search(r"\.(\d{1,9})\.tmp$", path.name)
+        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # of a file it does nothing
+    with suppress(OSError):
+        path.unlink()
+
+
+def lock_folder(folder: Path) -> int:
+    """Hold a folder for this process until it ends, or until `os.close` of what is returned."""
+    import fcntl  # not on Windows
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({reason(error)}). Name another place with --out.") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        end, holder = f":{os.fstat(held).st_ino}", "another"
+        os.close(held)
+        with suppress(OSError):  # Linux alone has this list
+            lines = map(str.split, Path("/proc/locks").read_text().splitlines())
+            holder = next((line[4] for line in lines if line[5].endswith(end)), holder)
+        raise UserError(f"{folder}: in use by process {holder}. Wait for its end, or name another --out.") from None
+    except OSError:  # a file system without locks
+        pass
+    return held
+
+
+def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
+    """Refuse an output that is one of the files that are read, or a file inside a folder that is read."""
+    place = Path(out).resolve()
+    for path in (Path(path).resolve() for path in inputs):
+        if place == path or (place.exists() and path in place.parents):
+            raise UserError(f"--out {out}: would overwrite what is read from {path}. Name another place.")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # np.save would append .npy to the name
+            np.save(file, array)
+
+    write_whole(path, write)
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -64,20 +143,14 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: str | Path) -> dict:
-    """Read a JSON file that this library wrote.
-
-    Raises:
-        UserError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Is this the folder of a finished run?") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Copy the run folder again.") from error
+    """Read a JSON object that this library wrote."""
+    with reading(path, "Copy the run folder again.", "Is this the folder of a finished run?"):
+        if isinstance(value := json.loads(Path(path).read_text(encoding="utf-8")), dict):
+            return value
+        raise ValueError(f"not an object, but a {type(value).__name__}")
 
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with Path(path).open("rb") as file:
+    with reading(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

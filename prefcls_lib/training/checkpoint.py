@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from prefcls_lib.data.batching import TokenCount
-from prefcls_lib.runtime.files import UserError, backup_of, read_json, write_json, write_whole
+from prefcls_lib.runtime.files import backup_of, read_json, reading, write_json, write_whole
 
 
 class Stopped(KeyboardInterrupt):
@@ -127,16 +127,12 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path | None, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> TrainingState | None:
-    """Put a checkpoint into model, optimizer, scaler and random states; None where there is none.
-
-    Raises:
-        UserError: the checkpoint is broken.
-    """
+    """Put a checkpoint into model, optimizer, scaler and random states; None where there is none."""
     if folder is not None and not folder.is_dir():
         folder = backup_of(folder)
     if folder is None or not folder.is_dir():
         return None
-    try:
+    with reading(folder, "Delete it to train this fold from its start."):
         position = read_json(folder / "position.json")
         model.load_state_dict(load_file(folder / "model.safetensors"))
         tensors = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
@@ -153,11 +149,6 @@ def load_checkpoint(
         return TrainingState(
             **position, **counts, valid_probs=valid_probs, swapped_probs=swapped_probs, best_weights=best_weights
         )
-    except Exception as error:  # torch, safetensors, numpy and pickle each raise their own
-        raise UserError(
-            f"{folder}: this checkpoint cannot be read ({type(error).__name__}: {error}). Delete it to train this fold "
-            "from its start."
-        ) from error
 
 
 @contextmanager
