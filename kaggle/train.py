@@ -64,11 +64,8 @@ def read_given(preset: str, settings: list[str]) -> dict:
 def read_parameters(notebook: str, backbone: str, given: dict, extra: list[Path]) -> dict:
     """The parameters that a kernel gets: its defaults, over them what is `given`; of their right types.
 
-    Args:
-        notebook: of layout.NOTEBOOKS.
-        backbone: the one that is uploaded, which takes the place of the one that is given.
-        given: of `read_given`.
-        extra: files of extra rows; on Kaggle they have the names that they have in their data set.
+    The backbone that is uploaded takes the place of the one that is given, and files of extra rows have the names that
+    they have in their data set.
     """
     slug = layout.backbone_slug(backbone)
     there = {name: slug for name in BACKBONE_SETTINGS if name in given}
