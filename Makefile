@@ -82,7 +82,6 @@ gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, 
 	@$(BIN)/python -m report.studies.gpu_check $(ARGS)
 
 report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
-	@$(BIN)/python -m report.studies.curve
 	@$(BIN)/python -m report.build --runs report/runs $(RUNS) --readme README.md
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)

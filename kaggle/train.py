@@ -171,10 +171,10 @@ class Training:
         """Build the bundle of this notebook and of `submit`, which reads its output."""
         if resumed:
             parameters = {**parameters, "resume_from": self.kernel.slug}
+        sources = [self.kernel.name]
         bundle.build_bundle(
-            out, self.owner, {self.notebook: parameters}, [self.kernel.name], [backbone], extra=extra,
-            training_sources=[self.kernel.name] if resumed else [],
-        )  # fmt: skip
+            out, self.owner, self.notebook, parameters, backbone, extra, sources=sources, resumed=resumed
+        )
 
     def start(self, parameters: dict, backbone: str, extra: list[Path], out: Path) -> None:
         """Quota, bundle, data sets, kernel."""

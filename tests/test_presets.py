@@ -72,7 +72,7 @@ def hours_of_training(name: str, backbone: str) -> tuple[float, float]:
     config = AutoConfig.for_model(**read_json(ROOT / "report" / "backbones" / f"{backbone}.json")["config"])
     cut = np.minimum(count_tokens(), settings["max_length"])
     rows = 3 * t4_plan.EPOCH_ROWS * settings["num_epochs"] * settings["num_seeds"] / 2
-    fast, slow = (rows * 2 * seconds / len(cut) / 3600 for seconds in capacity.t4_seconds(config, cut))
+    fast, slow = (rows * 2 * seconds / len(cut) / 3600 for seconds in t4_plan.t4_seconds(config, cut))
     return fast, slow
 
 
@@ -96,7 +96,7 @@ def test_strong_fits_a_t4_and_its_disk():
     settings = read_preset("strong")
     config = AutoConfig.for_model(**read_json(ROOT / "report" / "backbones" / "deberta-v3-large.json")["config"])
     length = settings["max_length"]
-    assert capacity.largest_micro_batch(config, capacity.T4_BYTES, True, length) >= 2 * length
+    assert capacity.largest_micro_batch(config, t4_plan.T4_BYTES, True, length) >= 2 * length
     assert capacity.disk_bytes(config, settings["num_seeds"], 1) < 20e9 < capacity.disk_bytes(config, 2, 2)
 
 

@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 from test_report import edit_json, no_pdf, quick, read_page, write_run  # noqa: F401
 
-from prefcls_lib.evaluation import compare
-from prefcls_lib.runtime.files import read_json
 from report import build, page
-from report.studies import curve
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -123,48 +120,6 @@ def test_built_twice_the_bytes_are_the_same(committed, tmp_path):
     names = sorted(path.name for path in committed.iterdir())
     assert names == sorted(path.name for path in tmp_path.iterdir()) and "report.html" in names
     assert [name for name in names if (committed / name).read_bytes() != (tmp_path / name).read_bytes()] == []
-
-
-def test_the_learning_curve_in_the_report_is_the_measured_one(tmp_path):
-    """The committed table and numbers are what the study's program makes of the committed points."""
-    shutil.copyfile(curve.FOLDER / "learning_curve.json", tmp_path / "learning_curve.json")
-    curve.main(tmp_path)
-    assert read_json(tmp_path / "curve.json") == read_json(curve.FOLDER / "curve.json")
-    assert (tmp_path / "learning_curve.svg").stat().st_size > 10_000
-
-
-def test_a_learning_curve_of_several_seeds_by_hand(tmp_path):
-    """Two seeds of 500 rows: means, the range of the differences, and verdicts corrected for both points."""
-    names = ("prior", "structure_logistic", "baseline", "network")
-    points = [
-        {"rows": 500, "seed": seed, "log_loss": dict.fromkeys(names, loss),
-         "comparison": compare.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
-        for seed, loss, d, p in ((42, 1.0, -0.02, 0.02), (43, 0.9, -0.01, 0.04))
-    ]  # fmt: skip
-    (line,) = curve.summarise([{"source": "s", "title": "votes", "backbone": "b", "eval_rows": 1400, "points": points}])
-    assert (line["difference"], line["low"], line["high"]) == pytest.approx((-0.015, -0.02, -0.01))
-    assert line["log_loss"]["network"] == pytest.approx(0.95)
-    assert [c.verdict for c in line["found"]] == ["BEATS", "BEATS"] and [c.p for c in line["found"]] == [0.04, 0.04]
-    assert "| 500 | 2 | 0.9500 |" in curve.make_table([line]) and curve.make_table([line]).endswith("| 2 / 0 |")
-
-
-def test_other_settings_are_compared_by_hand():
-    """The difference is that to the network without the last setting; a point without that beside it is left out."""
-    default = compare.Comparison(0.03, 0.01, 0.05, 0.01, 1400, 157, 0.001).to_dict()
-    baseline = compare.Comparison(-0.5, -0.6, -0.4, 0.01, 1400, 157, 0.001).to_dict()
-    points = [{"rows": rows, "seed": 42, "log_loss": {"network": 0.87}, "comparison": baseline,
-               "comparison_default": found} for rows, found in ((500, None), (2000, default))]  # fmt: skip
-    recipe = {
-        "source": "s",
-        "title": "votes",
-        "backbone": "mini+seed=1+num_epochs=2",
-        "eval_rows": 1400,
-        "points": points,
-    }
-    table = curve.make_recipe_table(curve.summarise([recipe], "comparison_default"))
-    (line,) = table.splitlines()[2:]
-    numbers = "0.8700 | +0.0300 | +0.0100 to +0.0500 | 0 / 1 |"
-    assert line == f"| num&#95;epochs=2<br><small>with\u00a0seed=1</small> | mini | 2,000 | 1 | {numbers}"
 
 
 def sentences(document: str) -> set[str]:
