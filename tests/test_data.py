@@ -88,7 +88,7 @@ def test_id_is_kept_exactly(write_csv, row_id):
 
 
 def test_wrapping_byte_order_mark_and_line_ends_change_nothing(tmp_path, write_csv):
-    """The same rows from plain UTF-8, with a byte order mark, in gzip or zip whatever the name, with \\n, blank lines."""
+    """The same rows from plain UTF-8, with a byte order mark, in gzip or zip by whatever name, other line ends."""
     plain = write_csv("train.csv", [make_row(number, number % 3) for number in range(5)])
     content = plain.read_bytes()
     expected = loading.read_rows(plain, labelled=True)
