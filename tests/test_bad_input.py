@@ -452,13 +452,7 @@ BROKEN_RUNS = {
         lambda run: shutil.rmtree(run / "model" / "fold1"),
         ": the run is not finished, fold1 is missing in model/. Run the same command",
     ),
-    "other features": (
-        lambda run: write(
-            run / "model" / "fold0" / "preference.json",
-            (run / "model" / "fold0" / "preference.json").read_bytes().replace(b"diff_log_chars", b"diff_other"),
-        ),
-        "structure features are not those of this version",
-    ),
+    "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "is damaged or was changed"),
 }
 for one in ("preference.json", "head.safetensors", "model.safetensors", "config.json", "tokenizer.json"):
     BROKEN_RUNS[f"{one} cut"] = (lambda run, one=one: cut(run / "model" / "fold1" / one), "/model/fold1")

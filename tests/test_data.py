@@ -1,7 +1,9 @@
 """CSV to rows, what is done with odd cells, and the one fold plan."""
 
 import gzip
+import io
 import json
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -85,15 +87,22 @@ def test_id_is_kept_exactly(write_csv, row_id):
     assert rows["id"].tolist() == [row_id]
 
 
-def test_gzip_byte_order_mark_and_line_ends_change_nothing(tmp_path, write_csv):
-    """The same rows from plain UTF-8, with a byte order mark, gzipped, with \\n and with blank lines."""
+def test_wrapping_byte_order_mark_and_line_ends_change_nothing(tmp_path, write_csv):
+    """The same rows from plain UTF-8, with a byte order mark, in gzip or zip by whatever name, other line ends."""
     plain = write_csv("train.csv", [make_row(number, number % 3) for number in range(5)])
     content = plain.read_bytes()
     expected = loading.read_rows(plain, labelled=True)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        members.writestr("folder/train.csv", content)
+        members.writestr("__MACOSX/folder/._train.csv", "of the Finder")
     variants = {
         "bom.csv": b"\xef\xbb\xbf" + content,
         "zipped.csv.gz": gzip.compress(content),
         "bom.csv.gz": gzip.compress(b"\xef\xbb\xbf" + content),
+        "zipped.csv": gzip.compress(content),
+        "plain.csv.gz": content,
+        "macos.zip": archive.getvalue(),
         "unix.csv": content.replace(b"\r\n", b"\n"),
         "blank.csv": content + b"\r\n\r\n",
     }
@@ -101,6 +110,17 @@ def test_gzip_byte_order_mark_and_line_ends_change_nothing(tmp_path, write_csv):
         path = tmp_path / name
         path.write_bytes(variant)
         pd.testing.assert_frame_equal(loading.read_rows(path, labelled=True), expected)
+
+
+@pytest.mark.parametrize("place", [0, 1, 4094, 4095, 4096, 8191, 9999])
+def test_surplus_cell_is_refused_in_any_row(tmp_path, place):
+    """Also where pandas begins a new piece of the file, whose rows would shift by one column."""
+    rows = ["1,2,3"] * 10_000
+    rows[place] = "1,2,3,4"
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["a,b,c", *rows]), encoding="utf-8")
+    with pytest.raises(UserError, match=f"Expected 3 fields in line {place + 2}, saw 4"):
+        loading.read_csv(path)
 
 
 def test_prompt_group_is_the_normalised_first_turn():

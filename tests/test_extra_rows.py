@@ -14,7 +14,7 @@ from prefcls_lib.baselines import columns, logistic
 from prefcls_lib.baselines.estimators import MODELS, Baseline
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
+from prefcls_lib.data.features import DENSE_SIGNS, FEATURE_NAMES
 from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE, SWAP
 from prefcls_lib.pipeline import fold_baseline, folds, steps
@@ -28,7 +28,7 @@ WITHOUT_TEXT = ("prior", "length_bins", "structure_logistic", "structure_boostin
 def draw(count: int, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Features, and votes by length in which `shift` is added to the log-odds of a tie."""
     random = np.random.default_rng(seed)
-    structure = random.normal(size=(count, len(SIGNS)))
+    structure = random.normal(size=(count, len(DENSE_SIGNS)))
     gap = structure[:, FEATURE_NAMES.index("diff_log_chars")]
     probs = softmax(np.column_stack([gap, -gap, np.full(count, 0.1 + shift)]), axis=1)
     return structure, (random.random((count, 1)) > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
@@ -65,7 +65,7 @@ def test_logistic_model_with_extra_rows_is_the_optimum_of_its_loss():
     random = np.random.default_rng(3)
     anti, sym, labels = random.normal(size=(150, 3)), random.normal(size=(150, 2)), random.integers(0, 3, 150)
     sources = np.repeat([0, 2], 75)
-    found = logistic.fit_logistic(anti, sym, labels, 0.02, sources)
+    found = logistic.fit_logistic([anti], [sym], labels, 0.02, sources)
 
     def loss(p: np.ndarray) -> float:
         tie = sym @ p[3:5] + p[5] + np.where(sources == 2, p[7], 0.0)
@@ -83,7 +83,7 @@ def test_swapped_rows_teach_the_same(name):
     parts = [(*draw(300, 0.0, 4), 0), (*draw(300, 1.0, 5), 1)]
     structure, labels = draw(300, -9.0, 6)
     inputs, labels = join(*parts, (structure, labels % 2, 2))
-    swapped = replace(inputs, structure=inputs.structure * SIGNS)
+    swapped = replace(inputs, dense=inputs.dense * DENSE_SIGNS)
     one, other = fit(name, inputs, labels), fit(name, swapped, np.array(SWAP)[labels])
     probs = one.predict_proba(inputs)
     np.testing.assert_allclose(one.predict_proba(swapped)[:, list(SWAP)], probs, atol=1e-12)

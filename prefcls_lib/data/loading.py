@@ -212,7 +212,7 @@ def _unpack(path: Path, raw: bytes) -> bytes:
     if not raw.startswith(b"PK\x03\x04"):
         return raw
     archive = zipfile.ZipFile(io.BytesIO(raw))
-    names = [name for name in archive.namelist() if not name.endswith("/")]
+    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     if len(names) != 1 or not names[0].lower().endswith(".csv"):
         raise UserError(f"{path}: is a zip archive of {shown(', '.join(names))}. Unzip it and name the CSV file.")
     return archive.read(names[0])

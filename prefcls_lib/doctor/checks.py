@@ -87,9 +87,9 @@ def format_checks(checks: list[Check]) -> str:
 
 
 def first_look(config: RunConfig | None = None):
-    """The notebooks' first cell with the library: the checks as a table; a bad one stops the notebook.
+    """The notebooks' first cell with the library: the checks as a table.
 
-    It does not stop a competition rerun, where less is better than nothing.
+    A bad one stops the notebook, but not a competition rerun, where less is better than nothing.
     """
     checks = examine(config)
     bad = [check for check in checks if check.state == "bad"]

@@ -45,8 +45,7 @@ def slice_table(
 
     Returns:
         One line for each slice that has rows: name, value, count, log_loss, low, high (95 % interval; NaN for fewer
-        than MIN_SLICE_GROUPS prompts), accuracy; with `other_probs` also difference, difference_low, difference_high
-        (negative: better than `other_probs`).
+        than MIN_SLICE_GROUPS prompts), accuracy; with `other_probs` also difference (negative: better), its low, high.
     """
     groups = rows["group"].to_numpy()
     losses = row_losses(labels, probs)
@@ -74,9 +73,7 @@ def _slice_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, floa
 def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:
     """Share of rows whose predicted class changes when A and B change places: position bias, at best 0.
 
-    Args:
-        probs: (N, 3).
-        swapped_probs: (N, 3) predictions of the same rows with the answers swapped, in that order's columns.
+    `swapped_probs` (N, 3): predictions of the same rows with the answers swapped, in that order's columns.
     """
     return float((probs.argmax(axis=1) != swapped_probs[:, list(SWAP)].argmax(axis=1)).mean())
 
