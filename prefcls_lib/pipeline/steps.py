@@ -16,7 +16,6 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
-from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import fold_baseline
 from prefcls_lib.pipeline.card import write_cards
@@ -40,8 +39,6 @@ def start(config: RunConfig) -> Job:
     """
     job = read_job(config)
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
-    if config.init_from is not None:
-        check_reward_model(backbone.path, backbone.config)
     make_accelerator(config.mixed_precision, config.report_to)
     if (job.folder / "config.json").exists():  # the weights were loaded when the folder was opened first
         return open_folder(replace(job, backbone=backbone))
