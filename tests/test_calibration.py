@@ -50,12 +50,6 @@ def test_fit_finds_the_temperature_and_bias_that_spoiled_the_probabilities():
     assert found.tie_bias == pytest.approx(0.4, abs=0.05)
 
 
-def test_calibration_does_not_explode_on_two_rows():
-    """Two rows that are right would ask for temperature 0; the penalties keep both near where nothing changes."""
-    found = fit_calibration(np.array([0, 1]), np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]]))
-    assert 0.9 < found.temperature < 1.0 and -0.01 < found.tie_bias < 0
-
-
 def test_penalised_optimum_by_hand():
     """The derivatives vanish: 90 rows sure of a class to 3:1:1, 60 of them right, have n (q - r) ln 3 + 25 (power - 1)
     = 0 with q = 3^power / (3^power + 2); 90 uniform rows, 40 of them ties, have n p(tie) - 40 + 400 tie_bias = 0."""
@@ -142,15 +136,6 @@ def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
     assert blend.calibration.temperature == pytest.approx(0.5, rel=0.05)
     nested = blend_out_of_fold(labels, [first, second], *_plan(6000, 4))
     assert log_loss(labels, nested) < min(log_loss(labels, first), log_loss(labels, second)) - 0.02
-
-
-def test_blend_of_one_is_its_calibration():
-    """With a single run the weight is 1 and the rest is temperature and bias."""
-    probs = _random_probs(200, 11)
-    labels = _draw_labels(probs, 12)
-    blend = fit_blend(labels, [probs])
-    assert blend.weights == (1.0,)
-    assert blend.apply([probs]) == pytest.approx(fit_calibration(labels, probs).apply(probs))
 
 
 def test_blend_out_of_fold_never_sees_the_fold_it_scores():

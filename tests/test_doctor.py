@@ -83,17 +83,10 @@ def test_packages(name, version, state, words):
 
 @pytest.mark.parametrize(
     ("capability", "built", "can"),
-    [
-        ((6, 0), CU128, False),  # P100
-        ((6, 0), ["sm_50", "sm_60", "sm_70"], True),
-        ((7, 5), CU128, True),  # T4
-        ((8, 9), CU128, True),  # L4: sm_86 code runs on it
-        ((8, 0), ["sm_86"], False),
-        ((9, 0), ["sm_90a"], True),
-        ((12, 1), ["sm_90", "compute_90"], True),
-        ((12, 1), ["sm_90"], False),
-    ],
-)
+    [((6, 0), CU128, False), ((6, 0), ["sm_50", "sm_60", "sm_70"], True), ((7, 5), CU128, True), ((8, 9), CU128, True),
+     ((8, 0), ["sm_86"], False), ((9, 0), ["sm_90a"], True), ((12, 1), ["sm_90", "compute_90"], True),
+     ((12, 1), ["sm_90"], False)],
+)  # fmt: skip
 def test_which_gpus_a_torch_runs_on(capability, built, can):
     """Same major number and no older minor one; or portable code."""
     assert capacity.can_run(capability, built) is can

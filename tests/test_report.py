@@ -200,12 +200,9 @@ def test_verdicts_of_a_table_are_corrected_for_all_of_them():
 
 def test_difference_in_a_sentence():
     """The direction is a word; the interval has signs, so that one that holds zero is seen at once."""
-    assert tables.format_difference({"difference": -0.0164, "low": -0.0255, "high": -0.0072}) == (
-        "0.0164 lower [−0.0255, −0.0072]"
-    )
-    assert tables.format_difference({"difference": 0.0001, "low": -0.0006, "high": 0.0008}) == (
-        "0.0001 higher [−0.0006, +0.0008]"
-    )
+    for numbers, text in (((-0.0164, -0.0255, -0.0072), "0.0164 lower [−0.0255, −0.0072]"),
+                          ((0.0001, -0.0006, 0.0008), "0.0001 higher [−0.0006, +0.0008]")):  # fmt: skip
+        assert tables.format_difference(dict(zip(("difference", "low", "high"), numbers, strict=True))) == text
 
 
 def test_a_table_counts_its_networks_and_blends(runs):

@@ -186,7 +186,7 @@ def main() -> None:
         prepare(out, arguments.rows, seed)
         for name in arguments.variants:
             results.append(run_variant(name, out, seed))
-            write_json(arguments.out / "known_floor.json", results)
+            write_json(arguments.out / "known_floor.json", {"lines": results})
             (arguments.out / "known_floor.svg").write_bytes(draw_svg(plot_variants(pd.DataFrame(results))))
             print(pd.DataFrame(results).to_string(index=False, float_format="{:.4f}".format), flush=True)
 
