@@ -6,7 +6,6 @@ each assumption of README.md with what was seen of it, and writes them into runs
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import fetch
@@ -21,47 +20,35 @@ from prefcls_lib.runtime.files import read_json, write_json
 SMALL = ("num_epochs=1", "time_budget_hours=0.5")
 STEPS = {"01-deberta-v3-xsmall": "max_train_rows=2000", "submit": "", "03-electra-large": "max_train_rows=1000"}
 NOT_TRIED = "not tried here: it shows when a session is cut off"
-ASSUMPTIONS: dict[str, Callable[[dict], str]] = {
-    "A folder sent as `prefcls_lib.zip` is unpacked as a folder of that name.": lambda seen: (
-        f"the library of commit {seen['01']['versions']['commit']} ran"
-    ),
-    "`machine_shape: NvidiaTeslaT4` gives two T4; the image has transformers 5.0 or newer.": lambda seen: (
-        f"{seen['01']['versions']['machine']}, transformers {seen['01']['versions']['transformers']}"
-    ),
-    "A version of a kernel is asked for as `v7`; a data set's next version has the next number.": lambda seen: (
-        f"followed to its end, output in {seen['01_folder']}"
-    ),
-    "The log that is followed holds what the cells print, with the training's progress.": lambda seen: (
-        f"{len(seen['log'])} lines, {sum(bool(PROGRESS.search(line)) for line in seen['log'])} of them of progress"
-    ),
-    "The T4's pace, from which hours are projected.": lambda seen: (
-        f"{seen['01']['tokens_per_second']:,.0f} tokens a second in {seen['01']['backbone']}"
-    ),
-    "The first run of `submit` uses up little quota, its rerun none.": lambda seen: (
-        f"{seen['hours'][0] - seen['hours'][1]:.2f} GPU hours"
-    ),
-    "A rerun has the files of the first run and a longer `test.csv`, and sets `KAGGLE_IS_COMPETITION_RERUN`.": (
-        lambda seen: f"public score {seen['01']['public_score']['score']}"
-    ),
-    "Both T4 train one model together over NCCL.": lambda seen: (
-        f"{seen['03']['tokens_per_second']:,.0f} tokens a second in {seen['03']['backbone']}"
-    ),
-    "A kernel whose status cannot be read (403 or 404) does not exist.": lambda seen: seen["before"],
-    "The output of a session that was killed is kept, and a kernel may have its own output as an input.": lambda _: (
-        NOT_TRIED
-    ),
-    "A notebook may have 1 MB, a data set 50 files and folders at its top, all private ones together 200 GB.": (
-        lambda seen: f"nothing was refused for {seen['01']['backbone']} and {seen['03']['backbone']}"
-    ),
-}
+ASSUMPTIONS = {  # each of README.md, and what is seen of it
+    "A folder sent as `prefcls_lib.zip` is unpacked as a folder of that name.":
+        "the library of commit {train[versions][commit]} ran",
+    "`machine_shape: NvidiaTeslaT4` gives two T4; the image has transformers 5.0 or newer.":
+        "{train[versions][machine]}, transformers {train[versions][transformers]}",
+    "A version of a kernel is asked for as `v7`; a data set's next version has the next number.":
+        "training was followed to its end: log loss {train[log_loss]:.4f}",
+    "The log that is followed holds what the cells print, with the training's progress.":
+        "{log} lines, {progress} of them of progress",
+    "The T4's pace, from which hours are projected.":
+        "{train[tokens_per_second]:,.0f} tokens a second in {train[backbone]}",
+    "The first run of `submit` uses up little quota, its rerun none.": "{hours:.2f} GPU hours",
+    "A rerun has the files of the first run and a longer `test.csv`, and sets `KAGGLE_IS_COMPETITION_RERUN`.":
+        "public score {train[public_score][score]}",
+    "Both T4 train one model together over NCCL.":
+        "{together[tokens_per_second]:,.0f} tokens a second in {together[backbone]}",
+    "A kernel whose status cannot be read (403 or 404) does not exist.": "{before}",
+    "The output of a session that was killed is kept, and a kernel may have its own output as an input.": NOT_TRIED,
+    "A notebook may have 1 MB, a data set 50 files and folders at its top, all private ones together 200 GB.":
+        "nothing was refused for {train[backbone]} and {together[backbone]}",
+}  # fmt: skip
 
 
 def describe(seen: dict) -> dict[str, str]:
     """Each assumption with what was seen of it."""
     found = {}
-    for text, look in ASSUMPTIONS.items():
+    for text, words in ASSUMPTIONS.items():
         try:
-            found[text] = look(seen)
+            found[text] = words.format(**seen)
         except (KeyError, TypeError):  # its step was not reached, or Kaggle does not tell
             found[text] = "not seen"
     return found
@@ -73,13 +60,16 @@ def run_step(kaggle: Kaggle, owner: str, step: str, arguments: argparse.Namespac
     if step == "submit":
         before = kaggle.gpu_hours()
         code = submit.main([owner, *places, "--folder", str(arguments.runs)])
-        seen["hours"] = [quota and quota[0] for quota in (before, kaggle.gpu_hours())]
+        if before and (after := kaggle.gpu_hours()):
+            seen["hours"] = before[0] - after[0]
     else:
         given = ["--backbone", arguments.backbone, "--set", STEPS[step], *SMALL]
         code = train.main([owner, step, *places, "--runs", str(arguments.runs), *given])
-        seen.setdefault("log", list(kaggle.log_lines(Kernel(owner, layout.kernel_slug(step)))))
-    for path in sorted(arguments.runs.glob("0*/result.json"), key=lambda path: path.stat().st_mtime):
-        seen |= {path.parent.name[:2]: read_json(path), f"{path.parent.name[:2]}_folder": str(path.parent)}
+        lines = list(kaggle.log_lines(Kernel(owner, layout.kernel_slug(step))))
+        seen |= {"log": len(lines), "progress": sum(bool(PROGRESS.search(line)) for line in lines)}
+    for name, start in (("train", "01"), ("together", "03")):
+        for path in sorted(arguments.runs.glob(f"{start}*/result.json"), key=lambda path: path.stat().st_mtime):
+            seen[name] = read_json(path)
     return code
 
 

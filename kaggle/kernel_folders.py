@@ -70,15 +70,9 @@ def write_kernel(
     data_sets: Sequence[Path],
     kernel_sources: Sequence[str] = (),
 ) -> None:
-    """Write a kernel's folder.
+    """Write a kernel's folder, which is named as the kernel: a notebook of `read_notebook` with its parameters.
 
-    Args:
-        folder: named as the kernel.
-        owner: Kaggle user name.
-        notebook: as `read_notebook` takes it.
-        parameters: that are put into it.
-        data_sets: the folders of those that it needs; it stops where it finds other versions.
-        kernel_sources: kernels whose output it gets as an input.
+    It gets the data sets (folders), whose versions it checks, and the output of kernels as inputs.
     """
     slug = layout.kernel_slug(folder.name)
     prepared = put_parameters(read_notebook(notebook), parameters)

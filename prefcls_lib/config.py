@@ -96,9 +96,6 @@ class RunConfig:
         """Build a config from names and values, as a YAML file, `--set` or papermill deliver them.
 
         Values may be text ("false", "1e-4", "[1,2]"): they are coerced to the setting's type.
-
-        Raises:
-            UserError: a name that is no setting (with the nearest right one), or a value out of range.
         """
         names = [field.name for field in fields(cls)]
         for name in settings:

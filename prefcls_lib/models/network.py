@@ -40,25 +40,16 @@ HEAD_WIDTH = 256
 
 
 class PreferenceHead(nn.Module):
-    """(u, v, x) -> logits, in fp32 whatever the autocast around it.
-
-    Args:
-        hidden_size: H, width of an embedding.
-        symmetric: average both orders of A and B (default head), or use one order (the original's).
-        use_features: whether x is given.
-        dropout: on the hidden layer.
-        architecture: "siamese", u and v are of one answer each; "cross", of both answers, in either order.
-        on_baseline: whether the logits are a correction that is added to a baseline's offset.
-    """
+    """(u, v, x) -> logits, in fp32 whatever the autocast around it."""
 
     def __init__(
         self,
-        hidden_size: int,
-        symmetric: bool,
-        use_features: bool,
-        dropout: float,
-        architecture: str = "siamese",
-        on_baseline: bool = False,
+        hidden_size: int,  # H, width of an embedding
+        symmetric: bool,  # average both orders of A and B (default head), or use one order (the original's)
+        use_features: bool,  # whether x is given
+        dropout: float,  # on the hidden layer
+        architecture: str = "siamese",  # u and v are of one answer each; "cross": of both, in either order
+        on_baseline: bool = False,  # whether the logits are a correction that is added to a baseline's offset
     ):
         super().__init__()
         self.symmetric = symmetric
@@ -116,11 +107,8 @@ class PreferenceHead(nn.Module):
             return logits, auxiliary
 
     def _one_order(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.is_cross:
-            fused = [self.norm(u)]  # (B, H)
-        else:
-            u, v = self.norm(u), self.norm(v)
-            fused = [u, v, u - v, u * v]  # (B, 4H)
+        u, v = self.norm(u), None if self.is_cross else self.norm(v)
+        fused = [u] if self.is_cross else [u, v, u - v, u * v]  # (B, H) or (B, 4H) together
         fused = torch.cat(fused + ([] if x is None else [x]), dim=1)
         hidden = self.dropout(nn.functional.gelu(self.hidden(fused)))
         logits = self.output(hidden) if x is None else self.output(hidden) + self.wide(x)
@@ -128,19 +116,14 @@ class PreferenceHead(nn.Module):
 
 
 class PreferenceModel(nn.Module):
-    """A shared encoder and a head over its two embeddings.
+    """A shared encoder, with fp32 weights, and a head over its two embeddings.
 
-    Args:
-        encoder: a transformers encoder; fp32 weights.
-        head: over embeddings of the encoder's width.
-        pooler: a reward model's; None: the mean over real tokens, in fp32.
+    `pooler`: a reward model's; None: the mean over real tokens, in fp32.
     """
 
     def __init__(self, encoder: PreTrainedModel, head: PreferenceHead, pooler: nn.Module | None = None):
         super().__init__()
-        self.encoder = encoder
-        self.head = head
-        self.pooler = pooler
+        self.encoder, self.head, self.pooler = encoder, head, pooler
 
     def embed(self, batch: PaddedBatch) -> Tensor:
         """Embeddings (S, H) fp32 of the sides of a padded batch; padding changes nothing."""

@@ -1,5 +1,7 @@
 """Probabilities for rows: each different side is embedded once, sorted by length."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -17,32 +19,21 @@ PREDICT_TOKENS = 8192
 def predict_proba(
     model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
 ) -> tuple[np.ndarray, TokenCount]:
-    """Probabilities of the three classes for every row.
+    """Probabilities of the three classes for every row; `label` shows a progress bar with this name.
 
     The sides are embedded in an order that depends on their token ids alone (length, then ids), and both orders of
     a pair go through the head in calls of equal shape. So with the symmetric head, swapping A and B in the rows
     permutes the probabilities exactly, in any precision.
 
-    Args:
-        model: on `accelerator.device`.
-        examples: the rows.
-        accelerator: gives device and autocast.
-        pad_id: padding token of the backbone.
-        label: shows a progress bar with this name; "" shows none.
-
     Returns:
         (N, 3) float64 in LABEL_COLUMNS order, each row summing to 1; and the tokens that it took.
     """
     embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
-    return predict_from_embeddings(model, embeddings, examples, accelerator), tokens
+    return predict_from_embeddings(model, embeddings, examples, accelerator.device), tokens
 
 
 def predict_from_embeddings(
-    model: PreferenceModel,
-    embeddings: torch.Tensor,
-    examples: Examples,
-    accelerator: Accelerator,
-    auxiliary: bool = False,
+    model: PreferenceModel, embeddings: torch.Tensor, examples: Examples, device: torch.device, auxiliary: bool = False
 ) -> np.ndarray:
     """Probabilities (N, 3) float64 from the embeddings (U, H) of the examples' sides: the head alone.
 
@@ -53,15 +44,18 @@ def predict_from_embeddings(
     with torch.inference_mode():
         for start in range(0, len(examples), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            sides = to_device(examples.sides[rows].copy(), accelerator.device)
-            x, offset = (
-                None if column is None else to_device(column[rows], accelerator.device)
-                for column in (examples.features, examples.offsets)
-            )
-            logits, alone = model.head.outputs(embeddings[sides[:, 0]], embeddings[sides[:, 1]], x, offset)
-            logits = alone if auxiliary else logits
-            probs[rows] = torch.softmax(logits.cpu().double(), dim=1).numpy()
+            u, v = (embeddings[side] for side in to_device(examples.sides[rows].copy(), device).T)
+            outputs = model.head.outputs(u, v, *features_and_offsets(examples, rows, device))
+            probs[rows] = torch.softmax(outputs[auxiliary].cpu().double(), dim=1).numpy()
     return probs
+
+
+def features_and_offsets(
+    examples: Examples, rows: np.ndarray | slice, device: torch.device
+) -> Iterator[torch.Tensor | None]:
+    """Structure features (B, F) and offsets (B, 3) of some rows on the device; None for those that there are not."""
+    columns = (examples.features, examples.offsets)
+    return (None if column is None else to_device(column[rows], device) for column in columns)
 
 
 def score_differences(model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int) -> np.ndarray:

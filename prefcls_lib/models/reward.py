@@ -10,13 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.activations import ACT2FN
 
 from prefcls_lib.models.backbones import load_pretrained, read_config, read_pretrained
@@ -60,16 +55,10 @@ def is_reward_model(config: PretrainedConfig) -> bool:
 
 
 def check_reward_model(path: Path, config: PretrainedConfig) -> None:
-    """Refuse a checkpoint that is no reward model.
-
-    Raises:
-        UserError: its model type is not supported, it is no sequence classifier, or it has several outputs.
-    """
+    """Refuse a checkpoint that is no reward model."""
     if config.model_type not in LAYERS:
-        raise UserError(
-            f"setting init_from: {path} is of model type {config.model_type!r}; "
-            f"a reward model can be of {', '.join(LAYERS)}."
-        )
+        what = f"is of model type {config.model_type!r}; a reward model can be of {', '.join(LAYERS)}"
+        raise UserError(f"setting init_from: {path} {what}.")
     if not is_reward_model(config):
         kind = ", ".join(config.architectures or ["no named architecture"])
         outputs = f" with {config.num_labels} outputs" if _is_classifier(config) else ""
@@ -84,11 +73,7 @@ def _is_classifier(config: PretrainedConfig) -> bool:
 
 
 def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, RewardPooler, nn.Linear]:
-    """Encoder, pooler and score (H -> 1, without bias, which no difference of scores has) of a reward model's folder.
-
-    Raises:
-        UserError: it is no reward model, or its weights do not fit.
-    """
+    """Encoder, pooler and score (H -> 1, without bias: no difference of scores has one) of a reward model's folder."""
     config = read_config(path)
     check_reward_model(path, config)
     model = load_pretrained(AutoModelForSequenceClassification, path, dropout)
@@ -103,13 +88,9 @@ def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, Rewa
     return encoder, pooler.train(), score
 
 
-def make_pooler(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> RewardPooler:
+def make_pooler(config: PretrainedConfig, tokenizer: Tokenizer) -> RewardPooler:
     """The pooler of an encoder with this configuration and tokenizer, its weights not yet set."""
     has_types = getattr(config, "type_vocab_size", 0) > 1
-    return RewardPooler(config.hidden_size, _activation(config), tokenizer.sep_token_id if has_types else None)
-
-
-def _activation(config: PretrainedConfig) -> str:
-    if config.model_type == "deberta-v2":
-        return config.pooler_hidden_act
-    return "gelu" if config.model_type == "electra" else "tanh"
+    activations = {"electra": "gelu", "deberta-v2": getattr(config, "pooler_hidden_act", None)}
+    activation = activations.get(config.model_type, "tanh")
+    return RewardPooler(config.hidden_size, activation, tokenizer.sep_token_id if has_types else None)

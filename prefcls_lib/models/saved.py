@@ -63,11 +63,9 @@ class SavedNetwork:
         return NetworkInputs(Examples(encoded.token_ids, encoded.sides, self.scaler and features), baseline)
 
     def predict_proba(self, inputs: NetworkInputs, label: str = "") -> np.ndarray:
-        """Probabilities (N, 3), on this machine's device and in the precision that the model was trained in.
+        """Probabilities (N, 3) of what `read_inputs` has read, on this machine's device, in the precision of training.
 
-        Args:
-            inputs: from `read_inputs`.
-            label: shows a progress bar with this name.
+        `label` shows a progress bar with this name.
         """
         examples = inputs.examples
         if self.baseline is not None:
@@ -135,14 +133,9 @@ def build_model(path: Path, config: RunConfig) -> PreferenceModel:
 def _assemble(
     encoder: PreTrainedModel, config: RunConfig, pooler: RewardPooler | None = None, skip: nn.Linear | None = None
 ) -> PreferenceModel:
-    head = PreferenceHead(
-        encoder.config.hidden_size,
-        config.head == "symmetric",
-        config.structure_features,
-        config.dropout or 0.0,  # None: no recipe, in doctor
-        config.architecture,
-        config.start_from not in ("none", None),
-    )
+    symmetric, on_baseline = config.head == "symmetric", config.start_from not in ("none", None)
+    given = (symmetric, config.structure_features, config.dropout or 0.0, config.architecture, on_baseline)
+    head = PreferenceHead(encoder.config.hidden_size, *given)
     head.skip = skip
     return PreferenceModel(encoder, head, pooler)
 

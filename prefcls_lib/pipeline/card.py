@@ -32,7 +32,7 @@ If A and B are exchanged, the probabilities are exchanged{exactly}.
 
 ## Result
 
-Log loss {log_loss:.4f} (95 % interval {low:.4f} to {high:.4f}), accuracy {accuracy:.3f}, on {valid_rows:,} rows that no
+Log loss {log_loss:.4f} (95 % interval {interval}), accuracy {accuracy:.3f}, on {valid_rows:,} rows that no
 part of the model was fitted on; no prompt of theirs was in the training rows.
 {comparison}
 Guessing the class shares gives about 1.097 on the competition's rows, a uniform guess 1.099.
@@ -60,26 +60,26 @@ def write_cards(folder: Path, config: RunConfig, result: dict, models: list[Path
 
 def make_card(place: Path, config: RunConfig, result: dict) -> str:
     """The text of a card, from result.json and the settings."""
-    base = None if result["encoder_share"] is None else HUB_NAMES.get(result["backbone"], result["backbone"])
-    base = "sentence-transformers/all-MiniLM-L6-v2" if base == "minilm" else base
+    share, baseline, base = result["encoder_share"], result["baseline"], ""
+    what, comparison = f"the baseline {baseline}, without a network", ""
+    if share:
+        base = HUB_NAMES.get(result["backbone"], result["backbone"])
+        base = "sentence-transformers/all-MiniLM-L6-v2" if base == "minilm" else base
+        what = f"a network on {base} that corrects the baseline {baseline}"
+        told = Comparison.from_dict(share).describe()
+        comparison = f"Its baseline has {result['baseline_log_loss']:.4f}: with the network it is {told}.\n"
     header = ModelCardData(
         language="en",
         license="apache-2.0",
         library_name="prefcls-lib",
-        base_model=base if base and base.count("/") == 1 and not Path(base).exists() else None,
+        base_model=base if base.count("/") == 1 and not Path(base).exists() else None,
         tags=["preference-prediction", "reward-model", "chatbot-arena", "siamese"],
         metrics=["log_loss", "accuracy"],
         pipeline_tag="text-classification",
     )
     default, (low, high) = RunConfig().to_dict(), result["log_loss_interval"]
     hidden = ("train", "test", "out", "resume_from")
-    changed = {k: v for k, v in config.to_dict().items() if v != default[k] and k not in hidden}
-    what = f"the baseline {result['baseline']}, without a network"
-    comparison = ""
-    if result["encoder_share"]:
-        what = f"a network on {base or result['backbone']} that corrects the baseline {result['baseline']}"
-        share = Comparison.from_dict(result["encoder_share"])
-        comparison = f"Its baseline has {result['baseline_log_loss']:.4f}: with the network it is {share.describe()}.\n"
+    changed = [f"- `{k}: {v}`" for k, v in config.to_dict().items() if v != default[k] and k not in hidden]
     return TEXT.format(
         header=header.to_yaml(),
         title=f"{place.resolve().name}: preference between two answers",
@@ -87,11 +87,10 @@ def make_card(place: Path, config: RunConfig, result: dict) -> str:
         what=what,
         folder=place.name,
         exactly=", exactly" if config.head == "symmetric" else " only about: this head reads one order of them",
-        low=low,
-        high=high,
+        interval=f"{low:.4f} to {high:.4f}",
         comparison=comparison,
         data=result["data_sha256"]["train"],
-        settings="\n".join(f"- `{name}: {value}`" for name, value in changed.items()) or "- none",
+        settings="\n".join(changed) or "- none",
         licence=f"The licence of {base} holds, too." if base else "",
         **{name: result[name] for name in ("log_loss", "accuracy", "valid_rows", "rows", "seed")},
     )

@@ -30,20 +30,18 @@ def describe_duration(job: Job, model: PreferenceModel) -> str:
 
 def estimate_seconds(job: Job, model: PreferenceModel) -> float:
     """Seconds for baselines, training, validation and prediction of the test rows."""
-    config, folds = job.config, len(job.config.folds)
-    some = job.rows.head(ROWS)
-    encoded = encode_rows(some, job.backbone.tokenizer, config.max_length, config.text_cleaning, config.architecture)
+    config, num_folds, num_rows = job.config, len(job.config.folds), len(job.all_rows)
+    texts = (config.max_length, config.text_cleaning, config.architecture)
+    encoded = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
     tokens = encoded.lengths[encoded.sides].sum(axis=1).mean()  # of a row
     in_training = tokens / 2 if config.architecture == "cross" else tokens  # one of the two orders
-    valid = np.mean([(job.folds == fold).sum() for fold in config.folds])
-    train = config.num_epochs * (len(job.all_rows) - valid) * in_training
+    valid = np.isin(job.folds, config.folds).sum() / num_folds
+    train = config.num_epochs * (num_rows - valid) * in_training
     validations = config.num_epochs * config.validations_per_epoch * valid * tokens
     passes = train * (1 + BACKWARD) + validations + len(job.test_rows) * tokens
-    models = folds * config.num_seeds
-    baselines = BASELINE_SECONDS * len(job.all_rows) * folds
-    return baselines + passes * seconds_per_token(job, model) * models / min(
-        count_processes(config.num_processes), models
-    )
+    models = num_folds * config.num_seeds
+    in_a_row = models / min(count_processes(config.num_processes), models)
+    return BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_token(job, model) * in_a_row
 
 
 def seconds_per_token(job: Job, model: PreferenceModel) -> float:

@@ -8,6 +8,7 @@ checkpoint/baseline-fold0/   baseline.json ...            its models; the networ
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,19 @@ from scipy.special import softmax
 
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.out_of_fold import BaselineMean, fit_out_of_fold, fit_simple
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
+from prefcls_lib.data.schema import ID, NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.evaluation.calibration import geometric_mean
-from prefcls_lib.pipeline.folder import FoldModel, RunFolder, hash_files, prediction_table, read_table, write_table
+from prefcls_lib.pipeline import folder as run_folder
+from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table, write_table
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.runtime.files import reading, write_json, write_whole
+from prefcls_lib.runtime.files import reading, write_whole
 
 
 @dataclass(frozen=True)
 class FoldBaseline:
-    """A fold's baseline, and its offsets of the rows (N, 3), extra rows last, and of the test rows.
-
-    Those of extra rows that the fold leaves out are NaN.
-    """
+    """A fold's baseline; its offsets (N, 3) of the rows, extra rows last (NaN: left out), and of the test rows."""
 
     baseline: BaselineMean
     rows: np.ndarray
@@ -43,8 +42,8 @@ def fit_baselines(job: Job) -> pd.DataFrame:
     Where the run folder holds only the prior's submission, the baseline's takes its place.
 
     Returns:
-        Out-of-sample predictions of each validated row by each baseline, as they are written to oof_baselines.csv: id,
-        fold, label, group, three probabilities, the baseline's name, and the seconds in which the fold's were fitted.
+        The content of oof_baselines.csv: predictions as in oof.csv, with the baseline's name (`model`) and the seconds
+        in which those of the fold were fitted.
     """
     left = [fold for fold in job.config.folds if not baseline_folder(job.folder, fold).is_dir()]
     if left:
@@ -88,18 +87,16 @@ def _fit_fold(job: Job, inputs: BaselineInputs, test_inputs: BaselineInputs, fol
     offsets = np.full((len(rows), NUM_CLASSES), np.nan)
     offsets[train], offsets[valid] = fitted, np.mean(list(members.values()), axis=0)
     probs = {one: model.predict_proba(valid_inputs) for one, model in fit_simple(train_inputs, labels).items()}
-    probs |= {one: softmax(values, axis=1) for one, values in members.items()}
-    probs[name] = softmax(offsets[valid], axis=1)
+    probs |= {one: softmax(values, axis=1) for one, values in (members | {name: offsets[valid]}).items()}
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
         baseline.save(temporary)
         np.save(temporary / "rows.npy", offsets)
         np.save(temporary / "test.npy", baseline.predict(test_inputs))
-        seconds = time.perf_counter() - started
-        tables = [prediction_table(job.rows.iloc[valid], fold, values).assign(model=one, seconds=seconds)
-                  for one, values in probs.items()]  # fmt: skip
-        write_table(temporary / "oof.csv", pd.concat(tables))
+        predictions = partial(run_folder.prediction_table, job.rows.iloc[valid], fold)
+        oof = pd.concat([predictions(values).assign(model=one) for one, values in probs.items()])
+        write_table(temporary / "oof.csv", oof.assign(seconds=time.perf_counter() - started))
 
     write_whole(baseline_folder(job.folder, fold), write)
 
@@ -107,19 +104,14 @@ def _fit_fold(job: Job, inputs: BaselineInputs, test_inputs: BaselineInputs, fol
 def save_as_models(job: Job) -> None:
     """The baselines of the folds as the models of the run, with the tables of a network's model folder."""
     for fold in job.config.folds:
-        place, model = baseline_folder(job.folder, fold), FoldModel(fold)
+        place = baseline_folder(job.folder, fold)
         predictions = read_table(place / "oof.csv")
         oof = predictions[predictions["model"] == job.baseline_name].drop(columns=["model", "seconds"])
         record = {"fold": fold, "valid_rows": len(oof), "seconds": float(predictions["seconds"].iloc[0])}
-        record["finished_at"] = time.time()
+        tables = (record | {"finished_at": time.time()}, pd.DataFrame(columns=["fold"]), oof, job.test_rows[ID])
 
-        def write(folder: Path, place=place, oof=oof, record=record) -> None:
+        def write(folder: Path, place=place, tables=tables) -> None:
             BaselineMean.load(place).save(folder)
-            write_table(folder / "oof.csv", oof)
-            write_table(folder / "history.csv", pd.DataFrame(columns=["fold"]))
-            probs = softmax(np.load(place / "test.npy"), axis=1)
-            columns = dict(zip(LABEL_COLUMNS, probs.T, strict=True))
-            write_table(folder / "test.csv", pd.DataFrame({ID: job.test_rows[ID], **columns}))
-            write_json(folder / "fold.json", record | {"sha256": hash_files(folder)})
+            run_folder.write_model_tables(folder, *tables, softmax(np.load(place / "test.npy"), axis=1))
 
-        write_whole(job.folder.model_folder(model), write)
+        write_whole(job.folder.model_folder(FoldModel(fold)), write)

@@ -23,23 +23,15 @@ import pandas as pd
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.runtime.files import (
-    UserError,
-    lock_folder,
-    read_json,
-    reading,
-    remove_leftovers,
-    sha256,
-    write_json,
-    write_whole,
-)
+from prefcls_lib.runtime import files
+from prefcls_lib.runtime.files import UserError, read_json, reading, write_json, write_whole
 from prefcls_lib.runtime.kaggle import find_attached_run
 
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
 FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
-_locks: dict[Path, int] = {}  # folders that this process holds
 FOLD_SETTINGS = ("max_train_rows", "num_folds", "fold_seed")
+_locks: dict[Path, int] = {}  # folders that this process holds
 
 
 @dataclass(frozen=True, order=True)
@@ -79,42 +71,49 @@ class RunFolder:
         return self.path / name
 
     def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
-        """Claim the folder for this run, or make sure that the run in it is the same one.
+        """Hold the folder for this run, until `unlock` or the end of this process.
 
         Raises:
-            UserError: it holds a run with other settings or data (named), or it cannot be written.
+            UserError: another process holds it, it has a run with other settings or data, or it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file. Name a folder with --out.")
-        wanted = {"settings": config.to_dict(), "data_sha256": data_sha256}
-        self.lock()
-        if not (self / "config.json").exists():
-            write_json(self / "config.json", wanted)
-            return
-        found = read_json(self / "config.json")
-        if not isinstance(found, dict) or set(found) != set(wanted):
-            raise UserError(f"{self / 'config.json'}: is not of a run of this version. Name another folder with --out.")
-        earlier = found["settings"]
-        for name in sorted(earlier.keys() | wanted["settings"].keys(), reverse=True):  # seed before fold_seed
-            before, now = earlier.get(name), wanted["settings"].get(name)
-            if name not in FREE_SETTINGS and before != now:
-                raise UserError(
-                    f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
-                    "Name another folder with --out, or delete that one."
-                )
-        for name, before in found["data_sha256"].items():
-            if before != data_sha256[name]:
-                raise UserError(
-                    f"{self.path}: holds a run on another {name} file ({config.to_dict()[name]} has changed or is a "
-                    "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
-                )
+        self._lock()
+        try:
+            if (self / "config.json").exists():
+                self._refuse_another(config, data_sha256)
+            else:
+                write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
+        except UserError:
+            self.unlock()
+            raise
+        if self.complete:
+            self.unlock()
 
-    def lock(self) -> None:
-        """Hold the folder for this process until `unlock`; another process that opens it is refused."""
+    def _refuse_another(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
+        """Raise a UserError that names the setting or the data file in which the run here differs."""
+        with reading(self / "config.json", "It is not of a run of this version: name another folder with --out."):
+            found = read_json(self / "config.json")
+            earlier, settings = found["settings"], config.to_dict()
+            for name in sorted(earlier.keys() | settings.keys(), reverse=True):  # seed before fold_seed
+                before, now = earlier.get(name), settings.get(name)
+                if name not in FREE_SETTINGS and before != now:
+                    raise UserError(
+                        f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
+                        "Name another folder with --out, or delete that one."
+                    )
+            for name, before in found["data_sha256"].items():
+                if before != data_sha256[name]:
+                    raise UserError(
+                        f"{self.path}: holds a run on another {name} file ({settings[name]} has changed or is a "
+                        "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
+                    )
+
+    def _lock(self) -> None:
         path = self.path.resolve()
         if path not in _locks:
-            _locks[path] = lock_folder(path)
-            remove_leftovers(path)
+            _locks[path] = files.lock_folder(path)
+            files.remove_leftovers(path)
 
     def unlock(self) -> None:
         """Let other processes open the folder."""
@@ -132,25 +131,14 @@ class RunFolder:
         known = known and all(found["settings"].get(name) == settings[name] for name in FOLD_SETTINGS)
         return np.load(place, allow_pickle=False) if known else None
 
-    def write_folds(self, folds: np.ndarray) -> None:
-        """Keep the plan of the folds for later sessions."""
-        write_whole(self / "checkpoint" / "folds.npy", lambda temporary: _save_array(temporary, folds))
-
     def copy_from(self, earlier: str | Path) -> None:
-        """Copy an earlier run's folder (see `find_earlier`; read-only is fine) to here, unless a run is here already.
-
-        Raises:
-            UserError: there is no run in `earlier`, or the copy cannot be written.
-        """
+        """Copy an earlier run's folder (see `find_earlier`; may be read-only) to here, unless a run is here already."""
         if (self / "config.json").exists():
             return
         earlier = find_earlier(earlier)
-        for name in ("model", "checkpoint"):
-            if (earlier / name).is_dir() and not (self / name).exists():
-                write_whole(self / name, lambda temporary, name=name: _copy_tree(earlier / name, temporary))
-        for name in ("submission.csv", "config.json"):  # config.json last: with it the copy is a run
-            if (earlier / name).is_file():
-                write_whole(self / name, lambda temporary, name=name: shutil.copyfile(earlier / name, temporary))
+        for name in ("model", "checkpoint", "submission.csv", "config.json"):  # with the last one the copy is a run
+            if (earlier / name).exists() and not (self / name).is_dir():
+                write_whole(self / name, lambda temporary, name=name: _copy(earlier / name, temporary))
 
     @property
     def complete(self) -> bool:
@@ -166,11 +154,7 @@ class RunFolder:
         return self.path / "checkpoint" / model.name
 
     def model_folders(self) -> list[Path]:
-        """Folders of all models of the run.
-
-        Raises:
-            UserError: there is none, or not all that the run's settings name.
-        """
+        """Folders of all models of the run; a UserError where there is none, or not all that its settings name."""
         found = sorted((self / "model").glob("fold*"), key=lambda path: FoldModel.parse(path.name))
         if not found:
             raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
@@ -189,9 +173,9 @@ class RunFolder:
         The predictions of a fold's seeds are averaged.
         """
         folders = [self.model_folder(model) for model in models]
-        history = [read_table(folder / "history.csv") for folder in folders]
         tables = [[read_table(self.model_folder(model) / "oof.csv") for model in models if model.fold == fold]
                   for fold in dict.fromkeys(model.fold for model in models)]  # fmt: skip
+        history = [read_table(folder / "history.csv") for folder in folders]
         write_table(self / "history.csv", pd.concat(history, ignore_index=True))
         write_table(self / "oof.csv", pd.concat(map(_mean_predictions, tables), ignore_index=True))
         return [read_json(folder / "fold.json") for folder in folders]
@@ -203,11 +187,7 @@ class RunFolder:
 
 
 def find_earlier(resume_from: str | Path) -> Path:
-    """The folder that `resume_from` names: a path, or the name of an attached notebook's output.
-
-    Raises:
-        UserError: there is no run in it.
-    """
+    """The folder that `resume_from` names: a path, or the name of an attached notebook's output."""
     earlier = find_attached_run(resume_from)
     if not (earlier / "config.json").is_file():
         raise UserError(f"setting resume_from={str(resume_from)!r}: holds no run (config.json). Name a run folder.")
@@ -220,9 +200,8 @@ def describe_progress(resume_from: str | Path | None) -> str:
         return "No earlier session is given (resume_from): every model is trained from its start."
     earlier = find_earlier(resume_from)
     parts = [f"{path.name} is done" for path in sorted(earlier.glob("model/fold*"))]
-    for position in sorted(earlier.glob("checkpoint/fold*/position.json")):
-        reached = read_json(position)
-        parts.append(f"{position.parent.name} reached step {reached['step']:,}")
+    parts += [f"{position.parent.name} reached step {read_json(position)['step']:,}"
+              for position in sorted(earlier.glob("checkpoint/fold*/position.json"))]  # fmt: skip
     return f"The earlier session in {earlier}: {', '.join(parts) or 'no model was started'}."
 
 
@@ -233,30 +212,33 @@ def _mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return tables[0].assign(**dict(zip(columns, mean.T, strict=True)))
 
 
-def _copy_tree(source: Path, target: Path) -> None:
-    """Copy files and folders without their permissions: an attached input is read-only."""
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder without permissions: an attached input is read-only."""
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
     shutil.copytree(source, target, copy_function=shutil.copyfile)
     for folder in (target, *(p for p in target.rglob("*") if p.is_dir())):
         folder.chmod(0o755)
 
 
-def prediction_table(rows: pd.DataFrame, folds: np.ndarray | int, probs: np.ndarray) -> pd.DataFrame:
+def prediction_table(rows: pd.DataFrame, folds: int, probs: np.ndarray) -> pd.DataFrame:
     """Out-of-sample predictions in their one format: id, fold, label, group and three probabilities."""
-    columns = {name: rows[name].to_numpy() for name in (ID, "label", "group")}
-    table = pd.DataFrame(columns | {name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)})
+    table = rows[[ID, "label", "group"]].reset_index(drop=True)
     table.insert(1, "fold", folds)
-    return table
+    return table.assign(**dict(zip(LABEL_COLUMNS, probs.T, strict=True)))
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file below a model folder, by its path in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save appends .npy to a name
-        np.save(file, array)
+def write_model_tables(
+    folder: Path, record: dict, history: pd.DataFrame, oof: pd.DataFrame, test_ids: Sequence[str], probs: np.ndarray
+) -> None:
+    """Write beside a model's files its history.csv, oof.csv and test.csv, then fold.json with the SHA-256 of all."""
+    write_table(folder / "history.csv", history)
+    write_table(folder / "oof.csv", oof)
+    write_table(folder / "test.csv", pd.DataFrame({ID: test_ids, **dict(zip(LABEL_COLUMNS, probs.T, strict=True))}))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
+    write_json(folder / "fold.json", record | {"sha256": hashes})
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

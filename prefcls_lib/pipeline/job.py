@@ -1,7 +1,6 @@
 """A job: inputs found and checked, folds planned, run folder opened."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import UserError, sha256
+from prefcls_lib.runtime.files import sha256, write_array
 from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 
@@ -28,14 +27,13 @@ class Job:
 
     Attributes:
         config: with the backbone's recipe filled in.
-        folder: where everything goes.
         rows, test_rows: from `loading.read_rows`.
         extra_rows: more rows to train on, never validated on, with the number of their file; None: none.
         folds: (N,) the fold in which each training row is validated.
         data_sha256: of the train and the test file, and of the extra rows' where there are any.
         backbone: found, its tokenizer checked; None for a run without a network.
         wrote_prior: the submission in the folder is the prior's, written by `open_folder` just now.
-        started_at: `time.time()`.
+        started_at: `time.time()` of this session.
     """
 
     config: RunConfig
@@ -84,11 +82,7 @@ def read_job(config: RunConfig) -> Job:
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
     extra = [find_attached_csv(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
-    extra_rows = read_extra_rows(extra) if extra else None
-    seen = set(row_keys(rows)) if extra else set()
-    if known := extra and sum(key in seen for key in row_keys(extra_rows)):
-        print(f"extra_train: {known:,} of {len(extra_rows):,} rows are training rows, too. `prefcls convert --against` "
-              "leaves them out.", flush=True)  # fmt: skip
+    extra_rows = read_extra_rows(extra, rows) if extra else None
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
@@ -99,28 +93,27 @@ def read_job(config: RunConfig) -> Job:
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at=started_at)
 
 
-def read_extra_rows(paths: list[Path]) -> pd.DataFrame:
-    """The rows of all extra files, with the number of their file, 1 for the first."""
+def read_extra_rows(paths: list[Path], train_rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all extra files, with the number of their file, 1 for the first; says how many are known already."""
     tables = [read_rows(path, labelled=True).assign(**{SOURCE: number}) for number, path in enumerate(paths, 1)]
-    return pd.concat(tables, ignore_index=True)
+    rows, seen = pd.concat(tables, ignore_index=True), set(row_keys(train_rows))
+    if known := sum(key in seen for key in row_keys(rows)):
+        print(f"extra_train: {known:,} of {len(rows):,} rows are training rows, too. `prefcls convert --against` "
+              "leaves them out.", flush=True)  # fmt: skip
+    return rows
 
 
-def open_folder(job: Job, recipe: Mapping[str, object] | None = None) -> Job:
+def open_folder(job: Job) -> Job:
     """Take the run folder for this job; where it holds no submission yet, write the training prior's."""
+    folder, submission = job.folder, job.folder / "submission.csv"
     if job.config.resume_from is not None:
-        job.folder.copy_from(job.config.resume_from)
-    config = job.config.with_recipe(recipe or {})
-    try:
-        job.folder.open(config, job.data_sha256)
-    except UserError:
-        job.folder.unlock()
-        raise
-    if not job.folder.complete:
-        job.folder.write_folds(job.folds)
-    wrote_prior = not (job.folder / "submission.csv").exists()
+        folder.copy_from(job.config.resume_from)
+    config = job.config.with_recipe(job.backbone.recipe if job.backbone else {})
+    folder.open(config, job.data_sha256)
+    if not folder.complete:
+        write_array(folder / "checkpoint" / "folds.npy", job.folds)
+    wrote_prior = not submission.exists()
     if wrote_prior:
-        prior = class_shares(job.rows["label"])
-        write_submission(
-            job.folder / "submission.csv", list(job.test_rows[ID]), np.tile(prior, (len(job.test_rows), 1))
-        )
+        prior = np.tile(class_shares(job.rows["label"]), (len(job.test_rows), 1))
+        write_submission(submission, list(job.test_rows[ID]), prior)
     return replace(job, config=config, wrote_prior=wrote_prior)

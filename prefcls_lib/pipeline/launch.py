@@ -5,7 +5,6 @@ its message is the caller's. A subprocess whose parent was killed ends at once: 
 """
 
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 import torch
 
@@ -28,11 +28,7 @@ class WorkerFailed(UserError):
 
 
 def count_processes(wanted: int | None) -> int:
-    """How many processes to work in: `num_processes`, or one a GPU; 1 inside a worker or under torchrun.
-
-    Raises:
-        UserError: more than there are GPUs, on a machine that has some.
-    """
+    """How many processes to work in: `num_processes`, or one a GPU; 1 inside a worker or under torchrun."""
     if WORKER in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return 1
     gpus = torch.cuda.device_count()
@@ -54,19 +50,14 @@ def run_side_by_side(commands: Sequence[Sequence[str]], names: Sequence[str]) ->
     _run([["-m", "prefcls_lib", *command] for command in commands], names, environments)
 
 
-def run_together(command: Sequence[str], num_processes: int, poll: Callable[[], bool] | None = None) -> None:
+def run_together(command: Sequence[str], num_processes: int, poll: Callable[[], bool] = lambda: False) -> None:
     """Run one `python -m prefcls_lib COMMAND` in several processes that work on the same model (torch.distributed.run).
 
-    Args:
-        poll: called several times a second; once it returns True the processes are ended.
-
-    Raises:
-        WorkerFailed, Stopped: as `run_side_by_side`.
+    `poll` is called several times a second; once it returns True the processes are ended. Errors: `run_side_by_side`.
     """
     launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
     launch += [f"--nproc-per-node={num_processes}", "-m", "prefcls_lib"]
-    name = f"{num_processes} processes"
-    _run([[*launch, *command]], [name], [_worker_environment(num_processes, None)], poll)
+    _run([[*launch, *command]], [f"{num_processes} processes"], [_worker_environment(num_processes, None)], poll)
 
 
 def end_with_parent() -> None:
@@ -94,64 +85,42 @@ def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
 
 
 def _run(
-    commands: list[list[str]],
-    names: Sequence[str],
-    environments: list[dict[str, str]],
-    poll: Callable[[], bool] | None = None,
+    commands: list[list[str]], names: Sequence[str], environments: list[dict], poll: Callable = lambda: False
 ) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what this process holds, the workers may need
-    lines: queue.Queue[tuple[int, str]] = queue.Queue()
-    tails = [deque(maxlen=200) for _ in commands]
-    workers, readers = [], []
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    workers, readers, tails = [], [], [deque(maxlen=200) for _ in commands]
     with stop_on_sigterm() as stop:
         try:
-            for number, (command, environment) in enumerate(zip(commands, environments, strict=True)):
-                worker = subprocess.Popen(
-                    [sys.executable, *command],
-                    env=environment,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                )
-                workers.append(worker)
-                readers.append(threading.Thread(target=_read_lines, args=(worker, number, lines), daemon=True))
+            for command, name, environment, tail in zip(commands, names, environments, tails, strict=True):
+                command = [sys.executable, *command]
+                workers.append(subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes))
+                given = (workers[-1].stdout, f"[{name}] " if len(names) > 1 else "", tail)
+                readers.append(threading.Thread(target=_pass_on, args=given, daemon=True))
                 readers[-1].start()
             while True:
                 codes = [worker.poll() for worker in workers]
-                _pass_on(lines, tails, names)
-                if stop.is_set():
+                if stop.wait(0.2):
                     raise Stopped("stopped")
-                failed = [number for number, code in enumerate(codes) if code]
-                if failed:
-                    reason = _reason(tails[failed[0]], codes[failed[0]])
-                    raise WorkerFailed(f"{names[failed[0]]} failed: {reason}")
-                if all(code == 0 for code in codes) or (poll is not None and poll()):
+                for number, code in enumerate(codes):
+                    if code:
+                        readers[number].join(timeout=10)
+                        raise WorkerFailed(f"{names[number]} failed: {_reason(tails[number], code)}")
+                if None not in codes or poll():
                     return
         finally:
             _stop(workers)
             for reader in readers:
                 reader.join(timeout=10)
-            _pass_on(lines, tails, names)
 
 
-def _read_lines(worker: subprocess.Popen, number: int, lines: queue.Queue) -> None:
-    with worker.stdout:
-        for line in worker.stdout:
-            lines.put((number, line.rstrip()))
-
-
-def _pass_on(lines: queue.Queue, tails: list[deque], names: Sequence[str]) -> None:
-    """Print what the workers have written; wait a moment where they have written nothing."""
-    while True:
-        try:
-            number, line = lines.get(timeout=0.2)
-        except queue.Empty:
-            return
-        tails[number].append(line)
-        print(f"[{names[number]}] {line}" if len(names) > 1 else line, flush=True)
+def _pass_on(output: TextIO, prefix: str, tail: deque) -> None:
+    """Print the lines of a worker as they come, and keep the last ones."""
+    with output:
+        for line in output:
+            tail.append(line.rstrip())
+            print(prefix + tail[-1], flush=True)
 
 
 def _stop(workers: list[subprocess.Popen]) -> None:

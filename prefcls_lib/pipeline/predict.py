@@ -14,21 +14,13 @@ from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import NUM_CLASSES, TEXT_COLUMNS
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.pipeline.launch import WorkerFailed, run_together
+from prefcls_lib.pipeline.launch import run_together
 from prefcls_lib.runtime.devices import process_state
-from prefcls_lib.runtime.files import UserError, write_whole
+from prefcls_lib.runtime.files import UserError, write_array
 from prefcls_lib.runtime.progress import progress_bar
 
 BLOCK_ROWS = 512  # rows between two looks at the clock
 SECONDS_PAST_DEADLINE = 300  # for the block under way, before a process that does not end is stopped
-
-
-class ModelFailed(Exception):
-    """Predicting with one of several models failed; `number` says which, `__cause__` why."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
 
 
 def predict_run(folder: RunFolder, rows: pd.DataFrame) -> np.ndarray:
@@ -64,8 +56,8 @@ def predict_models(
     left = dict(enumerate(folders))
 
     def finish(number: int, probs: np.ndarray) -> None:
-        del left[number]
         add(number, probs)
+        del left[number]
 
     while left:
         try:
@@ -75,83 +67,61 @@ def predict_models(
                 for number, probs in predict_blocks(dict(left), rows, deadline):
                     finish(number, probs)
             return
-        except ModelFailed as failed:
-            if fail is None:
-                raise failed.__cause__ from None
-            left.pop(failed.number, None)
-            fail(failed.number, failed.__cause__)
+        except Exception as error:
+            if fail is None or not left:
+                raise
+            number = min(left)  # they are predicted in this order, so it is the one that failed
+            del left[number]
+            fail(number, error)
 
 
 def predict_blocks(folders: dict[int, Path], rows: pd.DataFrame, deadline: float) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, probabilities (N, 3)) of each model in turn, by blocks of rows of similar length, while there is time.
-
-    Raises:
-        ModelFailed: on whatever goes wrong with a model.
-    """
+    """(number, probabilities (N, 3)) of each model in turn, by blocks of rows of similar length, until the deadline."""
     lengths = sum(rows[name].map(lambda turns: sum(map(len, turns))) for name in TEXT_COLUMNS)
     order = np.argsort(-lengths.to_numpy(), kind="stable")
     blocks = [order[start : start + BLOCK_ROWS] for start in range(0, len(order), BLOCK_ROWS)]
     run = inputs = None
     with progress_bar(len(folders) * len(rows), "predict", "row", process_state().is_main_process) as bar:
         for number, folder in folders.items():
-            try:
-                model = load_model(folder)
-                if folder.parent != run:  # a run's models share its inputs; another's are freed first
-                    run, inputs = folder.parent, None
-                    inputs = model.read_inputs(rows)
-                probs = np.empty((len(rows), NUM_CLASSES))
-                for block in blocks:
-                    if any(gather_object([time.time() > deadline])):  # in all processes alike
-                        return
-                    probs[block] = model.predict_proba(inputs.take(block))
-                    bar.update(len(block))
-                if not np.isfinite(probs).all():
-                    raise UserError(f"{folder}: predicts probabilities that are not finite. Train the run again.")
-            except Exception as error:
-                raise ModelFailed(number) from error
+            model, probs = load_model(folder), np.empty((len(rows), NUM_CLASSES))
+            if folder.parent != run:  # a run's models share its inputs; another's are freed first
+                run, inputs = folder.parent, None
+                inputs = model.read_inputs(rows)
+            for block in blocks:
+                if any(gather_object([time.time() > deadline])):  # in all processes alike
+                    return
+                probs[block] = model.predict_proba(inputs.take(block))
+                bar.update(len(block))
+            if not np.isfinite(probs).all():
+                raise UserError(f"{folder}: predicts probabilities that are not finite. Train the run again.")
             yield number, probs
 
 
 def predict_to_files(folders: list[Path], rows: Path, out: Path, deadline: float) -> None:
     """What a process of `predict_models` does: predict the rows, a CSV; the first writes `out`/NUMBER.npy a model."""
-
-    def write(temporary: Path, probs: np.ndarray) -> None:
-        with temporary.open("wb") as file:
-            np.save(file, probs)
-
-    try:
-        for number, probs in predict_blocks(dict(enumerate(folders)), read_rows(rows, labelled=False), deadline):
-            if process_state().is_main_process:
-                write_whole(out / f"{number}.npy", lambda temporary, probs=probs: write(temporary, probs))
-    except ModelFailed as failed:
-        raise failed.__cause__ from None
+    for number, probs in predict_blocks(dict(enumerate(folders)), read_rows(rows, labelled=False), deadline):
+        if process_state().is_main_process:
+            write_array(out / f"{number}.npy", probs)
 
 
 def _predict_in_processes(
-    folders: dict[int, Path],
-    rows: pd.DataFrame,
-    num_processes: int,
-    deadline: float,
-    finish: Callable[[int, np.ndarray], None],
+    folders: dict[int, Path], rows: pd.DataFrame, num_processes: int, deadline: float, finish: Callable
 ) -> None:
     """`predict_blocks` by several processes, which share the batches of each model."""
-    numbers, finished = list(folders), set()
+    waiting = list(enumerate(folders))
     with TemporaryDirectory() as temporary:
         out = Path(temporary)
         write_rows(out / "rows.csv", rows)
 
         def collect() -> bool:
             """Hand on what is finished; whether the processes must be stopped."""
-            for place, number in enumerate(numbers):
-                if number not in finished and (out / f"{place}.npy").exists():
-                    finished.add(number)
-                    finish(number, np.load(out / f"{place}.npy", allow_pickle=False))
+            while waiting and (out / f"{waiting[0][0]}.npy").exists():
+                place, number = waiting.pop(0)
+                finish(number, np.load(out / f"{place}.npy", allow_pickle=False))
             return time.time() > deadline + SECONDS_PAST_DEADLINE
 
         command = ["predict-models", "--rows", str(out / "rows.csv"), "--out", str(out), "--deadline", str(deadline)]
         try:
             run_together([*command, *map(str, folders.values())], num_processes, collect)
-        except WorkerFailed as error:
-            raise ModelFailed(numbers[min(len(finished), len(numbers) - 1)]) from error
         finally:
             collect()

@@ -65,11 +65,12 @@ class TrainingData:
 def prepare_rows(job: Job) -> TrainingData:
     """Write what networks read of the rows into checkpoint/, but for what an earlier session has written."""
     folds = np.append(job.folds, np.full(len(job.all_rows) - len(job.rows), -1))
-    parts = {"rows": (job.all_rows, job.features, folds), "test": (job.test_rows, job.test_features, None)}
-    for name, (rows, features, folds) in parts.items():
+    parts = {"rows": (job.all_rows, job.features, folds),
+             "test": (job.test_rows, job.test_features, np.full(len(job.test_rows), -1))}  # fmt: skip
+    for name, given in parts.items():
         place = job.folder / "checkpoint" / name
         if not place.is_dir():
-            write_whole(place, lambda folder, r=rows, x=features, f=folds: _write_rows(folder, job, r, x, f))
+            write_whole(place, lambda folder, given=given: _write_rows(folder, job, *given))
     return load_training_data(job.folder, job.started_at, job.config, job.backbone)
 
 
@@ -83,14 +84,13 @@ def load_training_data(
     return TrainingData(config, folder, backbone, rows, test, started_at)
 
 
-def _write_rows(folder: Path, job: Job, rows: pd.DataFrame, features: np.ndarray, folds: np.ndarray | None) -> None:
-    settings = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
-    encoded, unknown = encode_rows(rows, job.backbone.tokenizer, *settings), np.full(len(rows), -1)
+def _write_rows(folder: Path, job: Job, rows: pd.DataFrame, features: np.ndarray, folds: np.ndarray) -> None:
+    texts = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
+    encoded = encode_rows(rows, job.backbone.tokenizer, *texts)
     arrays = {"tokens": np.concatenate(encoded.token_ids), "bounds": np.append(0, np.cumsum(encoded.lengths))}
-    arrays |= {name: getattr(encoded, name) for name in ENCODED} | {"features": features}
+    arrays |= {name: getattr(encoded, name) for name in ENCODED} | {"features": features, "folds": folds}
     arrays |= {"ids": np.array(rows[ID], dtype=str), "groups": np.array(rows["group"], dtype=str)}
-    arrays["labels"] = rows["label"].to_numpy() if "label" in rows else unknown
-    arrays["folds"] = unknown if folds is None else folds
+    arrays["labels"] = rows["label"].to_numpy() if "label" in rows else np.full(len(rows), -1)
     arrays["files"] = rows[SOURCE].to_numpy() if SOURCE in rows else np.zeros(len(rows), dtype=np.int64)
     folder.mkdir()
     for name, array in arrays.items():

@@ -16,16 +16,16 @@ from prefcls_lib.training.loop import StepPlan
 def settings_html(given: RunConfig, filled: RunConfig) -> str:
     """The settings of a run as HTML: those that differ from the defaults, the backbone's recipe, the others folded."""
     default, given, filled = (config.to_dict() for config in (RunConfig(), given, filled))
-    changed = {name for name in filled if given[name] != default[name]}
-    recipe = {name for name in filled if filled[name] != given[name]}
-    parts = []
-    for title, names in (("set for this run", changed), ("from the backbone's recipe", recipe - changed),
-                         ("defaults", set(filled) - changed - recipe)):  # fmt: skip
-        values = pd.Series({name: str(filled[name]) for name in filled if name in names}, dtype=object, name="value")
+
+    def kind(name: str) -> str:
+        changed, by_recipe = given[name] != default[name], filled[name] != given[name]
+        return "set for this run" if changed else "from the backbone's recipe" if by_recipe else "defaults"
+
+    table, parts = pd.Series(filled, dtype=object).map(str), []
+    for title in ("set for this run", "from the backbone's recipe", "defaults"):
+        values = table[[kind(name) == title for name in filled]].to_frame("value")
         is_open = " open" * (title != "defaults")
-        parts.append(
-            f"<details{is_open}><summary>{title}: {len(values)}</summary>{values.to_frame().to_html()}</details>"
-        )
+        parts.append(f"<details{is_open}><summary>{title}: {len(values)}</summary>{values.to_html()}</details>")
     return "".join(parts)
 
 

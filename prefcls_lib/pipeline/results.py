@@ -29,26 +29,22 @@ def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
 
 def baseline_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """A line a baseline: log_loss, low, high (95 % interval), accuracy, seconds; of out-of-sample predictions."""
-    lines = []
+    lines = {}
     for name, table in predictions.groupby("model", sort=False):
         labels, probs = table["label"].to_numpy(), table[list(LABEL_COLUMNS)].to_numpy()
         losses = scores.row_losses(labels, probs)
         low, high = compare.bootstrap_interval(losses, table["group"].to_numpy())
-        line = {"model": name, "log_loss": losses.mean(), "low": low, "high": high}
         seconds = table.groupby("fold")["seconds"].first().sum()  # all baselines of a fold are fitted together
-        lines.append(line | {"accuracy": scores.accuracy(labels, probs), "seconds": seconds})
-    return pd.DataFrame(lines).set_index("model")
+        lines[name] = (losses.mean(), low, high, scores.accuracy(labels, probs), seconds)
+    columns = ["log_loss", "low", "high", "accuracy", "seconds"]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("model")
 
 
 def describe_run(job: Job, records: list[dict]) -> dict:
-    """The content of result.json. All log losses are unsmoothed.
+    """The content of result.json, from the tables of the run and fold.json of every model. No log loss is smoothed.
 
     `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
     prompt groups).
-
-    Args:
-        job: its tables written.
-        records: fold.json of every model.
     """
     rows, probs = read_out_of_sample(job)
     labels, groups, folds = rows["label"].to_numpy(), rows["group"].to_numpy(), job.folds[job.validated]
@@ -58,7 +54,6 @@ def describe_run(job: Job, records: list[dict]) -> dict:
     start_probs = _probs_of(job.folder / "oof_baselines.csv", start, rows)
     result = {
         **compare.score_predictions(labels, probs, groups, folds),
-        "reliability": scores.reliability_table(labels, probs).to_dict(orient="records"),
         "calibrated_log_loss": scores.log_loss(labels, calibrated),
         "calibrated_expected_calibration_error": scores.expected_calibration_error(labels, calibrated),
         "baseline": job.baseline_name,
@@ -66,7 +61,6 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "baselines": baseline_table(predictions).reset_index().to_dict(orient="records"),
         "rows": len(job.rows),
         "valid_rows": len(rows),
-        "test_rows": len(job.test_rows),
         "backbone": job.config.init_from or job.config.backbone,
         "seed": job.config.seed,
         "seconds": _total_seconds(job, records),
@@ -81,23 +75,23 @@ def describe_run(job: Job, records: list[dict]) -> dict:
 
 
 def _describe_training(job: Job, records: list[dict]) -> dict:
-    tokens = sum((TokenCount(*record["tokens"]) for record in records), TokenCount())
-    predicted = sum((TokenCount(*record["predicted_tokens"]) for record in records), TokenCount())
-    names, sizes = [model.name for model in fold_models(job.config)], [record["valid_rows"] for record in records]
-    losses = np.array([record["log_loss"] for record in records]).reshape(-1, job.config.num_seeds)
-    of_seeds = np.average(losses, axis=0, weights=sizes[:: job.config.num_seeds])
-    warnings = {name: record["encoder_warning"] for name, record in zip(names, records, strict=True)}
+    of = {name: [record[name] for record in records] for name in records[0]}
+    tokens, predicted = (sum((TokenCount(*counts) for counts in of[name]), TokenCount())
+                         for name in ("tokens", "predicted_tokens"))  # fmt: skip
+    losses = np.array(of["log_loss"]).reshape(-1, job.config.num_seeds)
+    of_seeds = np.average(losses, axis=0, weights=of["valid_rows"][:: job.config.num_seeds])
+    warnings = zip([model.name for model in fold_models(job.config)], of["encoder_warning"], strict=True)
     return {
         "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else None,
         "start_from": job.config.start_from,
-        "encoder_only_log_loss": float(np.average([record["encoder_log_loss"] for record in records], weights=sizes)),
-        "encoder_warnings": {name: warning for name, warning in warnings.items() if warning},
-        "flip_rate": float(np.average([record["flip_rate"] for record in records], weights=sizes)),
+        "encoder_only_log_loss": float(np.average(of["encoder_log_loss"], weights=of["valid_rows"])),
+        "encoder_warnings": {name: warning for name, warning in warnings if warning},
+        "flip_rate": float(np.average(of["flip_rate"], weights=of["valid_rows"])),
         "useful_token_share": tokens.useful_share,
         "predict_useful_token_share": predicted.useful_share,
-        "tokens_per_second": tokens.real / sum(record["step_seconds"] for record in records),
-        "seconds_before_training": min(record["seconds_before_training"] for record in records),
-        "best_epoch": float(np.mean([record["best_epoch"] for record in records])),
+        "tokens_per_second": tokens.real / sum(of["step_seconds"]),
+        "seconds_before_training": min(of["seconds_before_training"]),
+        "best_epoch": float(np.mean(of["best_epoch"])),
     }
 
 
@@ -124,8 +118,7 @@ def result_table(result: dict) -> pd.DataFrame:
     low, high = result["log_loss_interval"]
     network = {"model": f"network: {Path(result['backbone']).name}", "low": low, "high": high}
     network |= {name: result[name] for name in ("log_loss", "accuracy", "seconds")}
-    lines = [*result["baselines"], *([network] if result["encoder_share"] else [])]
-    return pd.DataFrame(lines).set_index("model")
+    return pd.DataFrame([*result["baselines"], *([network] if result["encoder_share"] else [])]).set_index("model")
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

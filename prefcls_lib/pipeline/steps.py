@@ -16,7 +16,6 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
-from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import fold_baseline
 from prefcls_lib.pipeline.card import write_cards
@@ -27,9 +26,9 @@ from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
 from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prepare_rows
 from prefcls_lib.pipeline.results import describe_run
+from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import write_json
-from prefcls_lib.runtime.trackers import begin, end, find_trackers, log
 
 
 def start(config: RunConfig) -> Job:
@@ -40,16 +39,13 @@ def start(config: RunConfig) -> Job:
     """
     job = read_job(config)
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
-    if config.init_from is not None:
-        check_reward_model(backbone.path, backbone.config)
-    make_accelerator(config.mixed_precision, find_trackers(config.report_to))
-    is_new = not (job.folder / "config.json").exists()
-    if is_new:  # else the weights were loaded when the folder was opened first
-        model = build_model(backbone.path, config)
-        set_gradient_checkpointing(model.encoder, config.gradient_checkpointing)
-    job = open_folder(replace(job, backbone=backbone), backbone.recipe)
-    if is_new:
-        print(describe_duration(job, model), flush=True)
+    make_accelerator(config.mixed_precision, config.report_to)
+    if (job.folder / "config.json").exists():  # the weights were loaded when the folder was opened first
+        return open_folder(replace(job, backbone=backbone))
+    model = build_model(backbone.path, config)
+    set_gradient_checkpointing(model.encoder, config.gradient_checkpointing)
+    job = open_folder(replace(job, backbone=backbone))
+    print(describe_duration(job, model), flush=True)
     return job
 
 
@@ -59,11 +55,7 @@ def prepare(job: Job) -> TrainingData:
 
 
 def fit_baselines(job: Job) -> pd.DataFrame:
-    """The plain baselines, fitted and scored on the folds of this run; the networks start from one of them.
-
-    Returns:
-        Their out-of-sample predictions, see `fold_baseline.fit_baselines`.
-    """
+    """Fit and score the plain baselines of each fold: see `fold_baseline.fit_baselines`."""
     return fold_baseline.fit_baselines(job)
 
 
@@ -102,38 +94,29 @@ def finish(job: Job) -> dict:
     Returns:
         The content of result.json.
     """
-    models = fold_models(job.config)
-    records = job.folder.gather_tables(models)
-    probs = job.folder.test_predictions(models)
-    write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
+    models, folder = fold_models(job.config), job.folder
+    records = folder.gather_tables(models)
+    write_submission(folder / "submission.csv", list(job.test_rows[ID]), folder.test_predictions(models))
     result = describe_run(job, records)
-    write_cards(job.folder.path, job.config, result, job.folder.model_folders())
-    _report(job, result)
-    write_json(job.folder / "result.json", result)
-    shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
-    job.folder.unlock()
+    write_cards(folder.path, job.config, result, folder.model_folders())
+    accelerator = make_accelerator("no", job.config.report_to, folder / "logs")
+    trackers.begin(accelerator, job.config.to_dict(), folder.path.name)
+    trackers.log(accelerator, result)
+    trackers.end(accelerator)
+    write_json(folder / "result.json", result)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    folder.unlock()
     return result
-
-
-def _report(job: Job, result: dict) -> None:
-    """The numbers of the whole run to the trackers, if any are set."""
-    accelerator = make_accelerator("no", find_trackers(job.config.report_to), job.folder / "logs")
-    begin(accelerator, job.config.to_dict(), job.folder.path.name)
-    log(accelerator, result)
-    end(accelerator)
 
 
 def run(config: RunConfig) -> RunFolder:
     """All steps; on a folder whose run is complete, only says so."""
     job = start(config)
-    try:
-        if not said_complete(job):
-            data = prepare(job)
-            fit_baselines(job)
-            fit_folds(data)
-            finish(job)
-    finally:
-        job.folder.unlock()
+    if not said_complete(job):
+        data = prepare(job)
+        fit_baselines(job)
+        fit_folds(data)
+        finish(job)
     return job.folder
 
 
@@ -143,13 +126,10 @@ def run_without_network(config: RunConfig) -> RunFolder:
     Of the settings only `start_from` and those of rows and folds matter; history.csv is empty.
     """
     job = open_folder(read_job(replace(config, backbone=LADDER, init_from=None, num_seeds=1)))
-    try:
-        if not said_complete(job):
-            fit_baselines(job)
-            fold_baseline.save_as_models(job)
-            finish(job)
-    finally:
-        job.folder.unlock()
+    if not said_complete(job):
+        fit_baselines(job)
+        fold_baseline.save_as_models(job)
+        finish(job)
     return job.folder
 
 

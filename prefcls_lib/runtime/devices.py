@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 import prefcls_lib
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.kaggle import library_commit
+from prefcls_lib.runtime.trackers import find_trackers
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
             "numpy", "pandas", "scikit-learn")  # fmt: skip
@@ -25,9 +26,6 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
     "auto" is bf16 where the hardware has it natively (emulation is slower than fp32), fp16 on other CUDA GPUs, and
     fp32 elsewhere.
-
-    Raises:
-        UserError: "fp16" on a CPU, where it is slower and less stable than both others.
     """
     if setting == "fp16" and device.type != "cuda":
         raise UserError("setting mixed_precision='fp16': needs a CUDA GPU. Use auto, bf16 or no.")
@@ -43,17 +41,15 @@ def process_state() -> PartialState:
     return PartialState(cpu=_shared_cpu())
 
 
-def make_accelerator(mixed_precision: str, trackers: list[str] | None = None, logs: Path | None = None) -> Accelerator:
+def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path | None = None) -> Accelerator:
     """The engine for device, autocast and gradient scaling, and for several processes where torchrun started them.
 
-    A new one may choose another precision.
-
-    Args:
-        trackers: from `trackers.find_trackers`; `logs` is the folder of those that write files.
+    A new one may choose another precision. `report_to` names trackers; `logs` is the folder of those that write files.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     precision = choose_precision(mixed_precision, process_state().device)
-    return Accelerator(cpu=_shared_cpu(), mixed_precision=precision, log_with=trackers or None, project_dir=logs)
+    trackers = find_trackers(report_to) or None
+    return Accelerator(cpu=_shared_cpu(), mixed_precision=precision, log_with=trackers, project_dir=logs)
 
 
 def _shared_cpu() -> bool:
@@ -70,14 +66,15 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a run's numbers, and the machine."""
-    found = {"prefcls-lib": prefcls_lib.__version__, "commit": library_commit(), "python": platform.python_version()}
-    for name in PACKAGES:
+
+    def version_of(package: str) -> str:
         try:
-            found[name] = importlib.metadata.version(name)
+            return importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = MISSING
-    found["machine"] = machine_name()
-    return found
+            return MISSING
+
+    found = {"prefcls-lib": prefcls_lib.__version__, "commit": library_commit(), "python": platform.python_version()}
+    return found | {name: version_of(name) for name in PACKAGES} | {"machine": machine_name()}
 
 
 def machine_name() -> str:
@@ -85,11 +82,6 @@ def machine_name() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def load_average() -> float | None:
-    """Processes that ran or waited for a core in the last minute, on average; None where the system does not say."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _cpu_has_bf16() -> bool:

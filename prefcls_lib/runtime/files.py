@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # all but the line break
@@ -94,9 +95,11 @@ def lock_folder(folder: Path) -> int:
     """Hold a folder for this process until it ends, or until `os.close` of what is returned."""
     import fcntl  # not on Windows
 
-    with reading(folder, "Name another place with --out."):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({reason(error)}). Name another place with --out.") from error
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -122,6 +125,16 @@ def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # np.save would append .npy to the name
+            np.save(file, array)
+
+    write_whole(path, write)
 
 
 def write_json(path: str | Path, value: object) -> None:

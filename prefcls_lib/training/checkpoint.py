@@ -18,9 +18,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
 
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.runtime.files import backup_of, read_json, reading, write_json, write_whole
+
+ARRAYS, COUNTS = ("valid_probs", "swapped_probs"), ("tokens", "valid_tokens")  # of a TrainingState
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,57 +33,36 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Session:
-    """What a fit needs to know of the session it runs in.
+    """What a fit needs to know of the session it runs in."""
 
-    Attributes:
-        folder: where checkpoints go, and where an earlier one is looked for; None: none are kept.
-        deadline: `time.perf_counter()` by which model and test predictions must be there; None: no time budget.
-        tokens_to_predict: tokens of the test rows, which are predicted after `fit` and before the deadline.
-        stop: set from outside to end training after the step at hand, its state saved.
-    """
-
-    folder: Path | None = None
-    deadline: float | None = None
-    tokens_to_predict: int = 0
-    stop: threading.Event | None = None
+    folder: Path | None = None  # where checkpoints go, and where an earlier one is looked for; None: none are kept
+    deadline: float | None = None  # `time.perf_counter()` by which model and test predictions must be there
+    tokens_to_predict: int = 0  # of the test rows, which are predicted after `fit` and before the deadline
+    stop: threading.Event | None = None  # set from outside to end training after the step at hand, its state saved
 
 
 @dataclass
 class TrainingState:
-    """Where a training run is; all of it is in a checkpoint.
+    """Where a training run is; all of it is in a checkpoint."""
 
-    Attributes:
-        max_tokens: tokens held for one backward pass; halved when memory runs out.
-        step: optimizer steps done.
-        position: `step`, or what a time budget makes of it: training ends where it reaches the planned steps.
-        rows_seen: training rows of all steps so far.
-        loss_sum, loss_rows: unsmoothed training loss since the last validation (a tensor, so that no step waits).
-        tokens, step_seconds: of all training steps so far; elapsed: seconds since the start, over all sessions.
-        skipped_steps: steps left out because a gradient was not finite; skipped_in_a_row: just now.
-        records, valid_probs, swapped_probs: one for each validation so far, the last with A and B swapped.
-        valid_tokens: of one validation.
-        best: the validation whose weights are `best_weights`, or None where none are kept.
-        flagged: validations in a row in which the encoder counted as collapsed.
-    """
-
-    max_tokens: int
-    step: int = 0
-    position: float = 0
-    rows_seen: int = 0
-    loss_sum: torch.Tensor | float = 0.0
+    max_tokens: int  # held for one backward pass; halved when memory runs out
+    step: int = 0  # optimizer steps done
+    position: float = 0  # `step`, or what a time budget makes of it: training ends at the planned number of steps
+    rows_seen: int = 0  # training rows of all steps so far
+    loss_sum: torch.Tensor | float = 0.0  # unsmoothed, since the last validation; a tensor, so that no step waits
     loss_rows: int = 0
-    tokens: TokenCount = field(default_factory=TokenCount)
-    step_seconds: float = 0.0
-    elapsed: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    records: list[dict] = field(default_factory=list)
-    valid_probs: list[np.ndarray] = field(default_factory=list)
-    swapped_probs: list[np.ndarray] = field(default_factory=list)
-    valid_tokens: TokenCount = field(default_factory=TokenCount)
-    best: int | None = None
+    tokens: TokenCount = field(default_factory=TokenCount)  # of all training steps so far
+    step_seconds: float = 0.0  # in them
+    elapsed: float = 0.0  # seconds since the start, over all sessions
+    skipped_steps: int = 0  # left out because a gradient was not finite
+    skipped_in_a_row: int = 0  # just now
+    records: list[dict] = field(default_factory=list)  # one for each validation so far, as the next two
+    valid_probs: list[np.ndarray] = field(default_factory=list)  # (N, 3) each
+    swapped_probs: list[np.ndarray] = field(default_factory=list)  # with A and B swapped
+    valid_tokens: TokenCount = field(default_factory=TokenCount)  # of one validation
+    best: int | None = None  # the validation whose weights are `best_weights`, or None where none are kept
     best_weights: dict[str, torch.Tensor] | None = None
-    flagged: int = 0
+    flagged: int = 0  # validations in a row in which the encoder counted as collapsed
 
     @property
     def train_log_loss(self) -> float | None:
@@ -93,17 +76,11 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: Path,
-    state: TrainingState,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
+    folder: Path, state: TrainingState, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
 ) -> None:
     """Write a checkpoint, in place of the last one."""
-    arrays = ("valid_probs", "swapped_probs")
-    position = {name: value for name, value in vars(state).items() if name not in (*arrays, "best_weights")}
-    position |= {"loss_sum": float(state.loss_sum)}
-    position |= {name: vars(getattr(state, name)) for name in ("tokens", "valid_tokens")}
+    position = {name: value for name, value in vars(state).items() if name not in (*ARRAYS, "best_weights")}
+    position |= {"loss_sum": float(state.loss_sum)} | {name: vars(getattr(state, name)) for name in COUNTS}
     device, cuda = accelerator.device, accelerator.device.type == "cuda"
     tensors = {
         "optimizer": optimizer.state_dict(),
@@ -118,14 +95,14 @@ def save_checkpoint(
         if state.best_weights is not None:
             save_file(state.best_weights, temporary / "best.safetensors")
         torch.save(tensors, temporary / "state.pt")
-        np.save(temporary / "valid_probs.npy", np.array([getattr(state, name) for name in arrays]))
+        np.save(temporary / "valid_probs.npy", np.array([getattr(state, name) for name in ARRAYS]))
         write_json(temporary / "position.json", position)
 
     write_whole(folder, write)
 
 
 def load_checkpoint(
-    folder: Path | None, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    folder: Path | None, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
 ) -> TrainingState | None:
     """Put a checkpoint into model, optimizer, scaler and random states; None where there is none."""
     if folder is not None and not folder.is_dir():
@@ -133,7 +110,7 @@ def load_checkpoint(
     if folder is None or not folder.is_dir():
         return None
     with reading(folder, "Delete it to train this fold from its start."):
-        position = read_json(folder / "position.json")
+        position, best = read_json(folder / "position.json"), folder / "best.safetensors"
         model.load_state_dict(load_file(folder / "model.safetensors"))
         tensors = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(tensors["optimizer"])
@@ -142,13 +119,9 @@ def load_checkpoint(
         torch.set_rng_state(tensors["random"]["cpu"])
         if tensors["random"]["cuda"] and accelerator.device.type == "cuda":  # the first is the main process's
             torch.cuda.set_rng_state(tensors["random"]["cuda"][0], accelerator.device)
-        best = folder / "best.safetensors"
-        valid_probs, swapped_probs = map(list, np.load(folder / "valid_probs.npy", allow_pickle=False))
-        counts = {name: TokenCount(**position.pop(name)) for name in ("tokens", "valid_tokens")}
-        best_weights = load_file(best) if best.is_file() else None
-        return TrainingState(
-            **position, **counts, valid_probs=valid_probs, swapped_probs=swapped_probs, best_weights=best_weights
-        )
+        position |= zip(ARRAYS, map(list, np.load(folder / "valid_probs.npy", allow_pickle=False)), strict=True)
+        position |= {name: TokenCount(**position[name]) for name in COUNTS}
+        return TrainingState(**position, best_weights=load_file(best) if best.is_file() else None)
 
 
 @contextmanager

@@ -26,9 +26,7 @@ def sum_gradients(model: torch.nn.Module, accelerator: Accelerator) -> None:
         torch.distributed.all_reduce(parameter.grad)
 
 
-def sum_counts(
-    loss_sum: torch.Tensor, counts: list[float], accelerator: Accelerator
-) -> tuple[torch.Tensor, list[float]]:
+def sum_counts(loss_sum: torch.Tensor, counts: list[float], accelerator: Accelerator) -> tuple[torch.Tensor, list]:
     """The loss of a step, and other counts of it, summed over the processes."""
     if accelerator.num_processes == 1:
         return loss_sum, counts

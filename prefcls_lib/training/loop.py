@@ -21,7 +21,7 @@ from prefcls_lib.runtime.progress import progress_bar
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
 from prefcls_lib.training.distributed import share_weights, sum_counts
 from prefcls_lib.training.optim import make_optimizer, rate_factor, set_learning_rate
-from prefcls_lib.training.step import epoch_examples, train_step, update_weights
+from prefcls_lib.training.step import train_step, update_weights
 from prefcls_lib.training.validation import ADVICE, collapse_check, judge_encoder, validate
 
 SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
@@ -33,29 +33,20 @@ FORWARD_SHARE = 0.5  # of a step's time, for its tokens without a backward pass:
 class FitResult:
     """What `fit` measured. The model itself holds the chosen weights.
 
-    Attributes:
-        history: one line a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
-            valid_accuracy, encoder_log_loss and encoder_spread (see `validate`), learning_rate, gradient_norm,
-            tokens_per_second, skipped_steps, seconds.
-        valid_probs: (V, N, 3) probabilities of the validation rows at each validation.
-        chosen: which validation's weights the model holds.
-        encoder_warning: why their encoder contributes nothing, "" where it may contribute.
-        swapped_probs: (N, 3) of the validation rows with A and B swapped, by those weights.
-        tokens: of all training steps.
-        valid_tokens: of one pass over the validation rows.
-        step_seconds: seconds in training steps, validation left out.
-        planned_steps: of which a time budget, or a collapse, may have left some out.
+    A line of `history` is a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
+    valid_accuracy, encoder_log_loss and encoder_spread (see `validate`), learning_rate, gradient_norm,
+    tokens_per_second, skipped_steps, seconds.
     """
 
     history: pd.DataFrame
-    valid_probs: np.ndarray
-    chosen: int
-    encoder_warning: str
-    swapped_probs: np.ndarray
-    tokens: TokenCount
-    valid_tokens: TokenCount
-    step_seconds: float
-    planned_steps: int
+    valid_probs: np.ndarray  # (V, N, 3) probabilities of the validation rows at each validation
+    chosen: int  # which validation's weights the model holds
+    encoder_warning: str  # why their encoder contributes nothing, "" where it may contribute
+    swapped_probs: np.ndarray  # (N, 3) of the validation rows with A and B swapped, by those weights
+    tokens: TokenCount  # of all training steps
+    valid_tokens: TokenCount  # of one pass over the validation rows
+    step_seconds: float  # in training steps, validation left out
+    planned_steps: int  # of which a time budget, or a collapse, may have left some out
 
 
 def fit(
@@ -68,14 +59,13 @@ def fit(
     label: str = "train",
     session: Session | None = None,
 ) -> FitResult:
-    """Train `model` in place.
+    """Train `model` in place; untrained, it predicts its baseline, or the class shares where it starts from none.
 
     With at least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are
     kept. Where an earlier session left a checkpoint, training resumes from it. On a CPU of the same kind the end is the
     same to the bit; on a GPU nearly, because some kernels add in any order there.
 
     Args:
-        model: untrained; it predicts its baseline, or the class shares where it starts from none.
         config: with the recipe filled in.
         pad_id: padding token of the backbone.
         label: name of the progress bar.
@@ -104,18 +94,13 @@ def fit(
             norm = update_weights(model, optimizer, accelerator, state, log)
             stopping = clock.count_step(state, started, batch, loss_sum, tokens, norm, accelerator)
             show_progress(bar, state)
-            validation_due = plan.validation_due(before, state.position)
-            if validation_due:
+            if validation_due := plan.validation_due(before, state.position):
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
                          "learning_rate": rate * config.learning_rate, "gradient_norm": norm}  # fmt: skip
                 with clock.time_validation(state):
                     validate(model, valid, state, place, accelerator, pad_id, log)
                 judge_encoder(state, plan.warmup_rows, why_collapsed, log)
-            if (
-                session.folder is not None
-                and accelerator.is_main_process
-                and clock.save_due(validation_due or stopping)
-            ):
+            if clock.save_due(validation_due or stopping, accelerator):
                 save_checkpoint(session.folder, state, model, optimizer, accelerator)
             if stopping:
                 raise Stopped(f"{label}: stopped at step {state.step}")
@@ -140,11 +125,7 @@ def start_or_resume(
 
 
 def finish(
-    model: PreferenceModel,
-    state: TrainingState,
-    config: RunConfig,
-    planned_steps: int,
-    why_collapsed: Callable[[dict], str],
+    model: PreferenceModel, state: TrainingState, config: RunConfig, planned_steps: int, why_collapsed: Callable
 ) -> FitResult:
     """What was measured; the model gets the weights of the chosen validation."""
     if config.gradient_checkpointing:
@@ -182,7 +163,9 @@ class StepPlan:
         """The rows as the epoch of this step trains on them, and the numbers (B,) of those of the step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.examples = epoch, epoch_examples(self.train, self.config, epoch)
+            self.epoch, self.examples = epoch, self.train
+            if self.config.architecture == "cross":  # one order of A and B, half the tokens of both
+                self.examples = self.train.in_random_order(self.config.seed, epoch)
             self.batches = plan_epoch(self.examples.lengths, self.config.batch_size, self.config.seed, epoch)
         return self.examples, self.batches[place]
 
@@ -211,15 +194,9 @@ class Clock:
         return self.elapsed_before + time.perf_counter() - self.opened
 
     def count_step(
-        self,
-        state: TrainingState,
-        started: float,
-        batch: np.ndarray,
-        loss_sum: torch.Tensor,
-        tokens: TokenCount,
-        norm: float | None,
-        accelerator: Accelerator,
-    ) -> bool:
+        self, state: TrainingState, started: float, batch: np.ndarray, loss_sum: torch.Tensor, tokens: TokenCount,
+        norm: float | None, accelerator: Accelerator,
+    ) -> bool:  # fmt: skip
         """Put a step, begun at `started`, into the state, its counts summed over the processes; whether to stop."""
         asked = self.session.stop is not None and self.session.stop.is_set()
         state.step += 1
@@ -245,8 +222,10 @@ class Clock:
         self.seconds_per_token = (time.perf_counter() - started) / max(1, state.valid_tokens.real)
         state.elapsed = state.records[-1]["seconds"] = self.elapsed
 
-    def save_due(self, asked: bool) -> bool:
-        """Whether to write a checkpoint: where it is asked for, and after SAVE_EVERY_SECONDS."""
+    def save_due(self, asked: bool, accelerator: Accelerator) -> bool:
+        """Whether this process writes a checkpoint: where it is asked for, and after SAVE_EVERY_SECONDS."""
+        if self.session.folder is None or not accelerator.is_main_process:
+            return False
         due = asked or time.perf_counter() - self.saved >= SAVE_EVERY_SECONDS
         self.saved = time.perf_counter() if due else self.saved
         return due

@@ -40,11 +40,8 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
         if name.startswith("head.") and not name.startswith("head.skip."):
             peak = WIDE_LEARNING_RATE if name.startswith("head.wide.") else config.head_learning_rate
             peak *= CORRECTION_RATE_SHARE if name.startswith("head.correction.") else 1
-        group = groups.setdefault(
-            (peak, decays),
-            {"params": [], "lr": peak, "peak": peak, "weight_decay": config.weight_decay if decays else 0.0},
-        )
-        group["params"].append(parameter)
+        new = {"params": [], "lr": peak, "peak": peak, "weight_decay": config.weight_decay if decays else 0.0}
+        groups.setdefault((peak, decays), new)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -62,11 +59,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def rate_factor(position: float, steps: int, records: list[dict], config: RunConfig) -> float:
     """Share of the peak learning rate, by `config.schedule`.
 
-    Args:
-        position: from 0 (the first step) to `steps` (the end), see `TrainingState.position`.
-        steps: planned optimizer steps.
-        records: the validations so far; "plateau" looks at those at the end of an epoch.
-        config: `schedule` and `warmup_ratio`.
+    `position` goes from 0 (the first step) to `steps` (the end), see `TrainingState.position`; `records` are the
+    validations so far, of which "plateau" looks at those at the end of an epoch.
     """
     if config.schedule == "plateau":
         per_epoch = [record["valid_log_loss"] for record in records if float(record["epoch"]).is_integer()]

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import cross_entropy, pad
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, split_batch, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import features_and_offsets
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.checkpoint import TrainingState
 from prefcls_lib.training.distributed import sum_gradients
@@ -67,20 +68,19 @@ def accumulate_gradients(
     """
     model.zero_grad()  # of an attempt that ran out of memory
     model.train()
-    device = accelerator.device
+    device, tokens = accelerator.device, TokenCount()
     loss_sum = torch.zeros((), device=device)
-    tokens = TokenCount()
     for some in split_batch(rows, train.lengths, max_tokens):
         used, places = np.unique(train.sides[some], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
         padded = [one.to(device) for one in make_padded_batches(token_ids, pad_id, **padding_for(device))]
         with accelerator.autocast():
             embeddings = model.embed_sides(padded)
-        outputs = head_outputs(model, train, some, embeddings, device, places.reshape(len(some), -1))
-        loss = training_loss(outputs, train, some, label_smoothing)
-        accelerator.backward(loss / batch_size)
+        u, *v = (embeddings[side] for side in to_device(places.reshape(len(some), -1), device).T)
+        outputs = model.head.outputs(u, v[0] if v else None, *features_and_offsets(train, some, device))
+        accelerator.backward(training_loss(outputs, train, some, label_smoothing) / batch_size)
         labels = to_device(train.labels[some], device)
-        loss_sum += torch.nn.functional.cross_entropy(outputs[0].detach(), labels, reduction="sum")
+        loss_sum += cross_entropy(outputs[0].detach(), labels, reduction="sum")
         tokens += TokenCount(sum(map(len, token_ids)), sum(one.tokens_computed for one in padded))
     return loss_sum, tokens
 
@@ -96,9 +96,6 @@ def update_weights(
 
     Returns:
         The norm of the gradients before they were clipped; None where it was not finite and the step was left out.
-
-    Raises:
-        UserError: that has happened MAX_SKIPPED_IN_A_ROW times in a row.
     """
     within_memory(lambda: sum_gradients(model, accelerator), state, log, repeat=accelerator.num_processes == 1)
     scaler, parameters = accelerator.scaler, list(model.parameters())
@@ -126,8 +123,7 @@ def within_memory(
 ) -> Result:
     """`work()`; when memory runs out, half the tokens per micro-batch, the allocator's cache emptied, and again.
 
-    Raises:
-        UserError: memory runs out with the smallest micro-batches, or where nothing can be repeated: in a collective.
+    A UserError where the micro-batches are the smallest, and where nothing can be repeated: in a collective.
     """
     while True:
         try:
@@ -157,31 +153,7 @@ def training_loss(
     """
     labels = to_device(train.labels[rows], outputs[0].device)
     if train.tie_shifts is not None:
-        shift = torch.nn.functional.pad(to_device(train.tie_shifts[rows], labels.device)[:, None], (NUM_CLASSES - 1, 0))
+        shift = pad(to_device(train.tie_shifts[rows], labels.device)[:, None], (NUM_CLASSES - 1, 0))
         outputs = tuple(logits + shift for logits in outputs)
-    entropy = partial(torch.nn.functional.cross_entropy, label_smoothing=label_smoothing, reduction="sum")
-    logits, auxiliary = outputs
-    loss = entropy(logits, labels)
-    return loss if train.offsets is None else loss + entropy(auxiliary, labels)
-
-
-def head_outputs(
-    model: PreferenceModel,
-    examples: Examples,
-    rows: np.ndarray,
-    embeddings: torch.Tensor,
-    device: torch.device,
-    places: np.ndarray | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The head's two outputs (B, 3) of `rows`; `places` (B, 1 or 2): their sides in `embeddings`, else `.sides`."""
-    sides = to_device(examples.sides[rows] if places is None else places, device)
-    x, offset = (
-        None if column is None else to_device(column[rows], device) for column in (examples.features, examples.offsets)
-    )
-    u, *v = (embeddings[side] for side in sides.T)
-    return model.head.outputs(u, v[0] if v else None, x, offset)
-
-
-def epoch_examples(train: Examples, config: RunConfig, epoch: int) -> Examples:
-    """The rows as an epoch trains on them: a cross-encoder's in one order of A and B, half the tokens of both."""
-    return train.in_random_order(config.seed, epoch) if config.architecture == "cross" else train
+    used = outputs if train.offsets is not None else outputs[:1]
+    return sum(cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum") for logits in used)

@@ -39,10 +39,7 @@ def validate(
     A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
     more by the auxiliary output, which knows no baseline, with the features at their mean (zero, once
     standardised): `encoder_log_loss` is that prediction's, `encoder_spread` its standard deviation over the rows,
-    averaged over the classes.
-
-    Args:
-        place: where training is; the first values of the record.
+    averaged over the classes. `place`, where training is, has the first values of the record.
     """
     probs, encoder_probs, swapped_probs, state.valid_tokens = within_memory(
         lambda: predict_valid(model, valid, accelerator, pad_id), state, log
@@ -82,15 +79,15 @@ def collapse_check(train: Examples, valid: Examples) -> Callable[[dict], str]:
     not better than the prior by itself, while the whole network is not better than the baseline that it starts from.
     """
     prior = scores.log_loss(valid.labels, np.tile(class_shares(train.labels[train.own]), (len(valid), 1)))
-    offsets = valid.offsets
-    baseline = None if offsets is None else scores.log_loss(valid.labels, softmax(offsets.astype(float), axis=1))
+    if valid.offsets is not None:
+        baseline = scores.log_loss(valid.labels, softmax(valid.offsets.astype(float), axis=1))
 
     def why_collapsed(record: dict) -> str:
         spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
         if spread < COLLAPSED_SPREAD:
             why = f"with the structure features at their mean its predictions differ by {spread:.4f} from row to row"
             return f"{why}, which is less than {COLLAPSED_SPREAD}"
-        if baseline is None or max(prior - alone, baseline - whole) > USEFUL_GAIN:
+        if valid.offsets is None or max(prior - alone, baseline - whole) > USEFUL_GAIN:
             return ""
         return (
             f"by itself its log loss is {alone:.4f} (the prior's {prior:.4f}), and the network's is {whole:.4f} "
@@ -121,4 +118,4 @@ def predict_valid(
     embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
     at_mean = replace(valid, features=None if valid.features is None else np.zeros_like(valid.features))
     asked = ((valid, False), (at_mean, True), (valid.swapped(), False))
-    return *(predict_from_embeddings(model, embeddings, rows, accelerator, aux) for rows, aux in asked), tokens
+    return *(predict_from_embeddings(model, embeddings, rows, accelerator.device, aux) for rows, aux in asked), tokens
