@@ -1,5 +1,4 @@
-"""Several finished runs: read and compared (`finished`), blended (`blend`), loaded as one object (`predictor`), submitted
-together (`submit`).
+"""Several finished runs: read (`finished`), blended (`blend`), loaded as one object (`predictor`), submitted (`submit`).
 
 Open `blend` first.
 """
