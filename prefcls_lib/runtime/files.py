@@ -121,12 +121,12 @@ def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, atomically."""
+    """Write `text` as UTF-8, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy, atomically."""
+    """Write an array as .npy, whole or not at all."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # np.save would append .npy to the name
@@ -136,7 +136,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write `value` to `path` as readable JSON, atomically; NaN is refused."""
+    """Write `value` as readable JSON, whole or not at all; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
