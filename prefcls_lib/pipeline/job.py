@@ -76,8 +76,7 @@ def read_job(config: RunConfig) -> Job:
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
     folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
-    folds = folder.read_folds(config, hashes)
-    if folds is None:
+    if (folds := folder.read_folds()) is None:
         folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at)
 

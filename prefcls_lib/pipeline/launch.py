@@ -116,7 +116,7 @@ def _pass_on(output: TextIO, prefix: str, tail: deque) -> None:
     with output:
         for line in output:
             tail.append(line.rstrip())
-            print(prefix + tail[-1], flush=True)
+            print(f"{prefix}{tail[-1]}\n", end="", flush=True)  # written at once: other threads print, too
 
 
 def _stop(workers: list[subprocess.Popen]) -> None:

@@ -200,13 +200,11 @@ class Clock:
         """Put a step, begun at `started`, into the state, its counts summed over the processes; whether to stop."""
         asked = self.session.stop is not None and self.session.stop.is_set()
         state.step += 1
-        own = np.array([time.perf_counter() - started, self._position(state)])
-        own *= accelerator.is_main_process  # one clock counts, so that all processes make the same plan
-        counts = [tokens.real, tokens.computed, asked, *own.tolist()]
-        loss_sum, counts = sum_counts(loss_sum, counts, accelerator)
+        own = [time.perf_counter() - started, self._position(state)]
+        own = own if accelerator.is_main_process else [0, 0]  # one clock counts: all processes make the same plan
+        loss_sum, counts = sum_counts(loss_sum, [tokens.real, tokens.computed, asked, *own], accelerator)
         real, computed, asked, seconds, position = counts
-        state.position = max(state.position, position)
-        state.rows_seen += len(batch)
+        state.position, state.rows_seen = max(state.position, position), state.rows_seen + len(batch)
         state.tokens += TokenCount(int(real), int(computed))
         state.step_seconds, state.elapsed = state.step_seconds + seconds, self.elapsed
         self.seconds, self.tokens = self.seconds + seconds, self.tokens + real

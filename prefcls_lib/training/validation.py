@@ -15,7 +15,7 @@ from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.checkpoint import TrainingState
+from prefcls_lib.training.checkpoint import Log, TrainingState
 from prefcls_lib.training.step import within_memory
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
@@ -32,7 +32,7 @@ def validate(
     place: dict,
     accelerator: Accelerator,
     pad_id: int,
-    log: Callable[[str], None],
+    log: Log,
 ) -> None:
     """Score the validation rows, and keep the weights where they are the best so far.
 
@@ -97,9 +97,7 @@ def collapse_check(train: Examples, valid: Examples) -> Callable[[dict], str]:
     return why_collapsed
 
 
-def judge_encoder(
-    state: TrainingState, warmup_rows: float, why_collapsed: Callable[[dict], str], log: Callable[[str], None]
-) -> None:
+def judge_encoder(state: TrainingState, warmup_rows: float, why_collapsed: Callable, log: Log) -> None:
     """Log an encoder that contributes nothing; count the validations in a row in which it counts as collapsed."""
     reason = why_collapsed(state.records[-1])
     judged = state.rows_seen >= warmup_rows + COLLAPSE_AFTER_ROWS
