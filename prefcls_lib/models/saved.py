@@ -141,13 +141,9 @@ def _assemble(
 
 
 def save_model(
-    folder: Path,
-    model: PreferenceModel,
-    backbone: Backbone,
-    scaler: FeatureScaler | None,
-    config: RunConfig,
+    folder: Path, model: PreferenceModel, backbone: Backbone, scaler: FeatureScaler | None, config: RunConfig,
     baseline: BaselineMean | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a fold's model into `folder`; `baseline`: what it starts from, if it does."""
     folder.mkdir(exist_ok=True)
     with quiet_transformers():

@@ -50,15 +50,9 @@ class FitResult:
 
 
 def fit(
-    model: PreferenceModel,
-    train: Examples,
-    valid: Examples,
-    config: RunConfig,
-    accelerator: Accelerator,
-    pad_id: int,
-    label: str = "train",
-    session: Session | None = None,
-) -> FitResult:
+    model: PreferenceModel, train: Examples, valid: Examples, config: RunConfig, accelerator: Accelerator,
+    pad_id: int, label: str = "train", session: Session | None = None,
+) -> FitResult:  # fmt: skip
     """Train `model` in place; untrained, it predicts its baseline, or the class shares where it starts from none.
 
     With at least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are
@@ -71,7 +65,6 @@ def fit(
         label: name of the progress bar.
 
     Raises:
-        UserError: gradients or predictions are no longer finite, or not even one pair fits into memory.
         Stopped: `session.stop` was set; the state is saved.
     """
     session, plan = session or Session(), StepPlan(train, config)

@@ -28,15 +28,9 @@ Result = TypeVar("Result")
 
 
 def train_step(
-    model: PreferenceModel,
-    train: Examples,
-    batch: np.ndarray,
-    state: TrainingState,
-    config: RunConfig,
-    accelerator: Accelerator,
-    pad_id: int,
-    log: Log,
-) -> tuple[torch.Tensor, TokenCount]:
+    model: PreferenceModel, train: Examples, batch: np.ndarray, state: TrainingState, config: RunConfig,
+    accelerator: Accelerator, pad_id: int, log: Log,
+) -> tuple[torch.Tensor, TokenCount]:  # fmt: skip
     """Gradients of this process's share of one optimizer step, with smaller micro-batches where memory runs out.
 
     `batch` has the row numbers (B,) of all processes' pairs; `state.max_tokens` are held for one backward pass at most.
@@ -51,15 +45,9 @@ def train_step(
 
 
 def accumulate_gradients(
-    model: PreferenceModel,
-    train: Examples,
-    rows: np.ndarray,
-    batch_size: int,
-    max_tokens: int,
-    label_smoothing: float,
-    accelerator: Accelerator,
-    pad_id: int,
-) -> tuple[torch.Tensor, TokenCount]:
+    model: PreferenceModel, train: Examples, rows: np.ndarray, batch_size: int, max_tokens: int,
+    label_smoothing: float, accelerator: Accelerator, pad_id: int,
+) -> tuple[torch.Tensor, TokenCount]:  # fmt: skip
     """Gradients of some rows (B,), summed over micro-batches of at most `max_tokens` tokens; see `train_step`.
 
     The loss of every micro-batch is divided by `batch_size`, the pairs of the whole step, so the gradient is that of
@@ -104,10 +92,8 @@ def update_weights(
     state.skipped_steps += not is_finite
     state.skipped_in_a_row = 0 if is_finite else state.skipped_in_a_row + 1
     if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-        raise UserError(
-            f"training: the gradients of {state.skipped_in_a_row} steps in a row were not finite (now step "
-            f"{state.step + 1}). Set learning_rate lower, or mixed_precision=no."
-        )
+        what = f"the gradients of {state.skipped_in_a_row} steps in a row were not finite (now step {state.step + 1})"
+        raise UserError(f"training: {what}. Set learning_rate lower, or mixed_precision=no.")
     return norm if is_finite else None
 
 

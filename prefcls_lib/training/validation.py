@@ -26,14 +26,9 @@ ADVICE = "Set learning_rate to half of it and warmup_ratio to twice of it, or tr
 
 
 def validate(
-    model: PreferenceModel,
-    valid: Examples,
-    state: TrainingState,
-    place: dict,
-    accelerator: Accelerator,
-    pad_id: int,
-    log: Log,
-) -> None:
+    model: PreferenceModel, valid: Examples, state: TrainingState, place: dict, accelerator: Accelerator,
+    pad_id: int, log: Log,
+) -> None:  # fmt: skip
     """Score the validation rows, and keep the weights where they are the best so far.
 
     A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
@@ -45,10 +40,8 @@ def validate(
         lambda: predict_valid(model, valid, accelerator, pad_id), state, log
     )
     if not np.isfinite(probs).all():
-        raise UserError(
-            f"training: at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left "
-            "out). Set learning_rate lower, or mixed_precision=no."
-        )
+        what = f"at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left out)"
+        raise UserError(f"training: {what}. Set learning_rate lower, or mixed_precision=no.")
     record = place | {
         "train_log_loss": state.train_log_loss,
         "valid_log_loss": scores.log_loss(valid.labels, probs),
