@@ -30,7 +30,7 @@ GIVEN_NOTEBOOK := $(if $(filter file,$(origin NOTEBOOK)),,$(NOTEBOOK))
 GIVEN_BACKBONE := $(if $(filter file,$(origin BACKBONE)),,$(BACKBONE))
 KAGGLE_RUN = "$(OWNER)" "$(GIVEN_NOTEBOOK)" --preset "$(PRESET)" --set $(SET) --backbone "$(GIVEN_BACKBONE)"
 
-.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-train kaggle-watch kaggle-submit \
+.PHONY: help install demo test test-oldest lint notebooks figs study report kaggle-first kaggle-train kaggle-watch kaggle-submit \
   kaggle-bundle kaggle-rehearsal benchmark gpu-check
 
 help: ## print this help
@@ -82,11 +82,13 @@ gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, 
 	@$(BIN)/python -m report.studies.gpu_check $(ARGS)
 
 report: install ## build report/report.html and report.pdf from run folders, and the table in README.md (RUNS=)
-	@$(BIN)/python -m report.studies.curve
 	@$(BIN)/python -m report.build --runs report/runs $(RUNS) --readme README.md
 
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
 	@$(BIN)/python -m report.studies.study
+
+kaggle-first: install ## half an hour on Kaggle that shows what is true there, into runs/first/ (OWNER=)
+	@$(BIN)/python kaggle/first.py "$(OWNER)"
 
 kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
 	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN)

@@ -74,7 +74,6 @@ class Canvas:
         self.title, self.height = title, height
         self.texts: list[Text] = []
         self.boxes: list[Box] = []
-        self.arrows: list[list[Point]] = []
         with matplotlib.rc_context(STYLE):
             self.figure = Figure(figsize=(WIDTH / 2.54, height / 2.54))
             self.axes = self.figure.add_axes((0, 0, 1, 1))
@@ -156,7 +155,6 @@ class Canvas:
             dashed: for a relation that carries no tensor.
             head: whether there is one.
         """
-        self.arrows.append(list(points))
         (x0, y0), (x1, y1) = points[-2:]
         length = abs(x1 - x0) + abs(y1 - y0)
         ux, uy = (x1 - x0) / length, (y1 - y0) / length

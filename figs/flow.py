@@ -26,7 +26,7 @@ def draw() -> Canvas:
     evaluation = place(RIGHT, 2, "evaluation", "log loss, intervals")
     folder = place(RIGHT, 3, "run folder", "submission.csv, model/", WHITE)
     ensemble = place(MIDDLE, 3, "ensemble", "several runs, blended")
-    report = place(MIDDLE, 4, "report", "tables and figures")
+    report = place(MIDDLE, 4, "report/", "tables and figures", WHITE)
     submission = place(LEFT, 3, "submission.csv", "of the blend, checked", WHITE)
     page = place(LEFT, 4, "report.html, .pdf", "one page to read", WHITE)
     around = (

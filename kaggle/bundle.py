@@ -4,24 +4,19 @@ Equal inputs give equal bytes, so that a data set is uploaded again only where s
 """
 
 import gzip
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import backbone
+import backbone as backbones
 import kernel_folders
 import layout
 
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
 RUN_FILES = ("config.json", "result.json", "submission.csv", "oof.csv", "history.csv")
-EPOCH = "946684800"  # SOURCE_DATE_EPOCH of the wheel: 2000-01-01
 ABOUT = {
-    layout.LIBRARY: ("apache-2.0", "The library of the prefcls notebooks, as source and as a wheel"),
+    layout.LIBRARY: ("apache-2.0", "The library of the prefcls notebooks, to read and to import"),
     layout.RUNS: ("other", "Trained prefcls runs and their blend, for the submit notebook"),
     layout.EXTRA: ("other", "Rows for training beside the competition's, for extra_train"),
 }
@@ -31,34 +26,34 @@ ABOUT_BACKBONE = ("other", "Encoder and tokenizer for a prefcls notebook, under 
 def build_bundle(
     out: Path,
     owner: str,
-    training: Mapping[str, Mapping[str, object]],
-    submit_sources: Sequence[str] = (),
-    backbones: Sequence[str] = (),
-    runs: Sequence[str] = (),
+    notebook: str = "",
+    parameters: Mapping[str, object] | None = None,
+    backbone: str = "",
     extra: Sequence[Path] = (),
-    training_sources: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    resumed: bool = False,
 ) -> None:
     """Build everything into `out`, whole or not at all.
 
     Args:
         out: the bundle's folder; an older bundle there is replaced.
         owner: Kaggle user name.
-        training: the parameters of each training notebook that gets a kernel.
-        submit_sources: kernels whose outputs `submit` reads; the data set of runs if there are none.
-        backbones: names or folders.
-        runs: folders of finished runs, and at most one blend.json, whose runs come with it.
+        notebook, parameters, backbone: a training notebook, its parameters, and a name or folder; "": no training.
         extra: CSV files of rows for training alone.
-        training_sources: kernels whose outputs the training kernels get.
+        runs: folders of finished runs, and at most one blend.json, whose runs come with it.
+        sources: kernels whose outputs `submit` gets; the training kernel, too, if it is `resumed`.
     """
     commit = layout.library_commit()
     run_folders, blend = collect_runs(runs)
-    sources = {f"prefcls-{layout.backbone_slug(name)}": (name, backbone.find_source(name)) for name in backbones}
+    weights = f"prefcls-{layout.backbone_slug(backbone)}" if notebook else ""
+    found = backbones.find_source(backbone) if notebook else None
 
     def write(folder: Path) -> None:
-        data_sets = folder / "datasets"
+        data_sets, kernels = folder / "datasets", folder / "kernels"
         write_library(data_sets / layout.LIBRARY, commit)
-        for data_set, (name, source) in sources.items():
-            backbone.prepare_backbone(name, source, data_sets / data_set)
+        if notebook:
+            backbones.prepare_backbone(backbone, found, data_sets / weights)
         if run_folders:
             write_runs(data_sets / layout.RUNS, run_folders, blend)
         if extra:
@@ -66,43 +61,27 @@ def build_bundle(
         for path in sorted(data_sets.iterdir()):
             describe_data_set(path, owner)
             layout.mark_data_set(path, commit if path.name == layout.LIBRARY else "")
-            size = sum((path / name).stat().st_size for name in layout.list_files(path)) / 1e6
-            print(f"{path.name}: {size:.1f} MB", flush=True)
-        for notebook, parameters in training.items():
-            names = [layout.LIBRARY, f"prefcls-{parameters['backbone']}", *([layout.EXTRA] if extra else [])]
-            kernel_folders.write_kernel(
-                folder / "kernels" / layout.kernel_name(notebook), owner, notebook, parameters,
-                [data_sets / name for name in names], training_sources,
-            )  # fmt: skip
-        kernel_folders.write_kernel(
-            folder / "kernels" / layout.SUBMIT, owner, layout.SUBMIT,
-            {"time_budget_hours": kernel_folders.SUBMIT_HOURS},
-            [data_sets / name for name in (layout.LIBRARY, *([layout.RUNS] if run_folders else []))], submit_sources,
-        )  # fmt: skip
+        library = data_sets / layout.LIBRARY
+        if notebook:
+            given = [library, data_sets / weights, *([data_sets / layout.EXTRA] if extra else [])]
+            kernel = kernels / layout.kernel_name(notebook)
+            kernel_folders.write_kernel(kernel, owner, notebook, parameters, given, sources if resumed else ())
+        given = [library, *([data_sets / layout.RUNS] if run_folders else [])]
+        hours = {"time_budget_hours": kernel_folders.SUBMIT_HOURS}
+        kernel_folders.write_kernel(kernels / layout.SUBMIT, owner, layout.SUBMIT, hours, given, sources)
 
     write_whole(out, write)
 
 
 def write_library(folder: Path, commit: str) -> None:
-    """The data set of the library: its folder, to read and to import, and its wheel."""
-    with tempfile.TemporaryDirectory() as scratch:
-        stage = Path(scratch) / "stage"
-        for name in [*layout.source_files(layout.ROOT, "prefcls_lib"), "pyproject.toml", "README.md", "LICENSE"]:
-            content, target = (layout.ROOT / name).read_bytes(), stage / name
-            if target.suffix == ".gz":  # Kaggle would unpack it
-                content, target = gzip.decompress(content), target.with_suffix("")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        (stage / "prefcls_lib" / "commit.txt").write_text(commit + "\n", encoding="utf-8")
-        for path in stage.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # whatever this user's umask is
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-        command += ["--wheel-dir", str(folder), str(stage)]
-        variables = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
-        done = subprocess.run(command, env=variables, umask=0o022, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
-        shutil.copytree(stage / "prefcls_lib", folder / "prefcls_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    """The data set of the library: its folder with the commit, to read and to import."""
+    for name in layout.source_files(layout.ROOT, "prefcls_lib"):
+        content, target = (layout.ROOT / name).read_bytes(), folder / name
+        if target.suffix == ".gz":  # Kaggle would unpack it
+            content, target = gzip.decompress(content), target.with_suffix("")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    (folder / "prefcls_lib" / "commit.txt").write_text(commit + "\n", encoding="utf-8")
 
 
 def collect_runs(items: Sequence[str]) -> tuple[dict[str, Path], dict | None]:

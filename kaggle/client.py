@@ -1,12 +1,12 @@
 """Kaggle's own client, with the answers and the patience that the other modules here need.
 
-Its class `KaggleApi` is called, not the program `kaggle`, which prints sentences where facts are needed (a status code,
-the number of a version), ends with exit code 0 after some failures, and always speaks of a kernel's last version.
-Credentials are read by that class; what it prints is kept back, since with VERBOSE=1 it prints them.
+Its class `KaggleApi` is called, not the program `kaggle`, which prints sentences where facts are needed and ends with
+exit code 0 after some failures. What the class prints is kept back: with VERBOSE=1 it prints credentials.
 """
 
 import contextlib
 import io
+import json
 import os
 import sys
 import time
@@ -25,6 +25,7 @@ SETTINGS = f"{SITE}/settings"
 ENDED = ("complete", "error", "cancel_acknowledged")
 SECONDS_TO_ANSWER = 120  # the client sets no limit: after a laptop's sleep it would wait forever
 LONGEST_WAIT = 60  # seconds between two tries
+UNKNOWN = "unknown"  # a status that the client has no word for
 TRIES = 30  # of one request that Kaggle answers with 429, too many requests
 TOKEN_PREFIX = "KGAT"  # of the tokens that Kaggle's settings page makes
 HOW_TO_SIGN_IN = (
@@ -126,10 +127,12 @@ class Kaggle:
             except KeyError as error:
                 raise Refused(f"{what}: Kaggle's answer {error} is unknown to its client.", 0) from error
             except (requests.RequestException, ValueError) as error:
-                if not renewed and _status_code(error) == 401 and self._renew_token():
+                source = error if isinstance(error, requests.RequestException) else error.__context__
+                response = getattr(source, "response", None)
+                if not renewed and response is not None and response.status_code == 401 and self._renew_token():
                     renewed = True
                     continue
-                wait = _seconds_to_wait(what, error, attempt, waited < self.patience)
+                wait = _seconds_to_wait(what, error, response, attempt, waited < self.patience)
                 waited, attempt = waited + wait, attempt + 1
                 time.sleep(wait)
                 continue
@@ -139,12 +142,8 @@ class Kaggle:
 
     def gpu_hours(self) -> tuple[float, float] | None:
         """GPU hours of this week's quota that are left, and those that running kernels reserve; None if unknown."""
-        try:
-            quota = self.call("the GPU quota", self._api.quota_view).gpu_quota
-        except Refused as error:
-            if error.code in (403, 404):
-                return None
-            raise
+        answer = self._find("the GPU quota", self._api.quota_view)
+        quota = answer and answer.gpu_quota
         if quota is None or quota.total_time_allowed is None:
             return None
         times = (quota.total_time_allowed, quota.time_used, quota.time_reserved)
@@ -152,27 +151,13 @@ class Kaggle:
         return max(0.0, total - used - reserved), reserved
 
     def data_set_state(self, name: str) -> tuple[str | None, int]:
-        """("ready", 3): how far Kaggle is with a data set, and the number of its last version; (None, 0): none there.
-
-        The state is "unknown" where the client has no word for it.
-        """
-        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
-
-        request = ApiGetDatasetRequest()
-        request.owner_slug, request.dataset_slug = name.split("/")
-        try:
-            state = self.call(f"data set {name}", self._api.dataset_status, name)
-        except Refused as error:
-            if error.code in (403, 404):
-                return None, 0
-            if error.code:
-                raise
-            state = "unknown"
-        if state == "deleted":
+        """("ready", 3): how far Kaggle is with a data set, and the number of its version; (None, 0): none there."""
+        state = self._find(f"data set {name}", self._api.dataset_status, name)
+        if state in (None, "deleted"):
             return state, 0
-        with self._api.build_kaggle_client() as client:
-            found = self.call(f"data set {name}", client.datasets.dataset_api_client.get_dataset, request)
-        return state, found.current_version_number
+        number = "json(current_version_number)"
+        answer = self.call(f"data set {name}", self._api.dataset_status, name, number)
+        return state, json.loads(answer)["current_version_number"]
 
     def upload_data_set(self, folder: Path, name: str, notes: str | None) -> None:
         """Create a data set, or, with `notes`, add a version to it."""
@@ -205,15 +190,10 @@ class Kaggle:
         """("running", "") and the like, with the failure; None where there is no such kernel or version."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
 
-        try:
-            answer = self._ask("get_kernel_session_status", Request, kernel)
-        except Refused as error:
-            if error.code in (403, 404):
-                return None
-            if error.code:
-                raise
-            return "unknown", ""
-        return answer.status.name.lower(), answer.failure_message
+        answer = self._find(*self._request("get_kernel_session_status", Request, kernel))
+        if answer == UNKNOWN:
+            return UNKNOWN, ""
+        return answer and (answer.status.name.lower(), answer.failure_message)
 
     def log_lines(self, kernel: Kernel) -> Iterator[str]:
         """What a kernel's last version printed, from its start; of a running one until it ends.
@@ -231,7 +211,8 @@ class Kaggle:
 
         token = ""
         while True:
-            answer = self._ask("list_kernel_session_output", Request, kernel, page_size=100, page_token=token)
+            fields = {"page_size": 100, "page_token": token}
+            answer = self.call(*self._request("list_kernel_session_output", Request, kernel, **fields))
             yield from ((file.file_name, file.url) for file in answer.files or [])
             if not (token := answer.next_page_token):
                 return
@@ -246,8 +227,19 @@ class Kaggle:
         found = self.call("the list of submissions", self._api.competition_submissions, COMPETITION)
         return next((submission for submission in found or [] if submission.ref == number), None)
 
-    def _ask(self, method: str, request_class: type, kernel: Kernel, **fields: object):
-        """A request about one version of a kernel, which the client's own methods cannot name."""
+    def _find(self, what: str, function: Callable, *arguments):
+        """As `call`; None where Kaggle does not tell (403, 404), UNKNOWN where its client does not know the answer."""
+        try:
+            return self.call(what, function, *arguments)
+        except Refused as error:
+            if error.code in (403, 404):
+                return None
+            if error.code == 0:
+                return UNKNOWN
+            raise
+
+    def _request(self, method: str, request_class: type, kernel: Kernel, **fields: object) -> tuple[str, Callable]:
+        """A request about one version of a kernel, which the client's own methods cannot name, for `call`."""
         request = request_class()
         request.user_name, request.kernel_slug = kernel.owner, kernel.slug
         if kernel.version is not None:
@@ -259,7 +251,7 @@ class Kaggle:
             with self._api.build_kaggle_client() as client:
                 return getattr(client.kernels.kernels_api_client, method)(request)
 
-        return self.call(f"kernel {kernel}", send)
+        return f"kernel {kernel}", send
 
     def _renew_token(self) -> bool:
         """A new access token of `kaggle auth login`; False where the credentials are others or have ended too."""
@@ -292,28 +284,18 @@ def run_command(name: str, command: Callable[[Kaggle], int], come_back: str) -> 
     return code
 
 
-def _response(error: Exception) -> requests.Response | None:
-    return getattr(error if isinstance(error, requests.RequestException) else error.__context__, "response", None)
-
-
-def _status_code(error: Exception) -> int | None:
-    response = _response(error)
-    return None if response is None else response.status_code
-
-
-def _seconds_to_wait(what: str, error: Exception, attempt: int, patient: bool) -> float:
+def _seconds_to_wait(
+    what: str, error: Exception, response: requests.Response | None, attempt: int, patient: bool
+) -> float:
     """How long to wait before the next try of a request; raises where another would not help."""
-    response = _response(error)
     backoff = min(LONGEST_WAIT, 5 * 2**attempt)
     if response is None:
         if not isinstance(error, requests.RequestException):
             raise UserError(f"{what}: Kaggle's client refuses: {error}") from error
         if patient:
             return backoff
-        raise UserError(
-            f"{what}: Kaggle cannot be reached ({type(error).__name__}). Check the network, then run the same command "
-            "again."
-        ) from error
+        reason = f"Kaggle cannot be reached ({type(error).__name__})"
+        raise UserError(f"{what}: {reason}. Check the network, then run the same command again.") from error
     if response.status_code == 429 and attempt < TRIES:
         told = response.headers.get("Retry-After", "")
         return float(told) if told.isdigit() else backoff

@@ -36,9 +36,7 @@ def download_files(kaggle: Kaggle, files: Iterable[tuple[str, str]], folder: Pat
     for name, address in files:
         path = folder / name
         if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"the output holds a file {name!r}, which cannot lie in its folder. Nothing was downloaded."
-            )
+            raise UserError(f"the output holds {name!r}, which cannot lie in its folder. Nothing was downloaded.")
         path.parent.mkdir(parents=True, exist_ok=True)
         line.show(f"downloading {name}")
         kaggle.call(f"download of {name}", _download, address, path)
@@ -49,8 +47,7 @@ def _download(address: str, path: Path) -> None:
     """Download a file, or what is missing of it, and compare its length with what was announced."""
     have = path.stat().st_size if path.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with requests.get(address, stream=True, headers=headers) as answer:
-        answer.raise_for_status()
+    with _get(address, stream=True, headers=headers) as answer:
         resumed = answer.status_code == 206
         with path.open("ab" if resumed else "wb") as file:
             for part in answer.iter_content(BYTES_AT_ONCE):
@@ -63,12 +60,13 @@ def _download(address: str, path: Path) -> None:
 def read_remote(kaggle: Kaggle, address: str) -> dict:
     """A JSON file of an output."""
 
-    def read() -> dict:
-        answer = requests.get(address)
-        answer.raise_for_status()
-        return answer.json()
+    return kaggle.call("a file of the output", lambda: _get(address).json())
 
-    return kaggle.call("a file of the output", read)
+
+def _get(address: str, **options) -> requests.Response:
+    answer = requests.get(address, **options)
+    answer.raise_for_status()
+    return answer
 
 
 def find_here(result: dict, runs: Path) -> Path | None:

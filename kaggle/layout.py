@@ -1,7 +1,7 @@
 """What is sent to Kaggle: names there, the commit, and the mark by which a kernel knows its data sets.
 
 dist/kaggle/
-  datasets/prefcls-lib/           the library: folder to browse, wheel
+  datasets/prefcls-lib/           the library
   datasets/prefcls-roberta-base/  one data set for each backbone
   datasets/prefcls-runs/          finished runs and their blend.json
   datasets/prefcls-extra/         files of extra rows
@@ -24,7 +24,7 @@ OWN_BACKBONE = dict(zip(NOTEBOOKS, ("deberta-v3-xsmall", "roberta-base", "electr
 SUBMIT = "submit"
 CONTENT = "content.txt"  # in every data set: its mark
 METADATA = "dataset-metadata.json"  # for Kaggle's client, which does not upload it
-SOURCES = ("prefcls_lib", "notebooks", "kaggle", "pyproject.toml", "README.md", "LICENSE")  # what is sent is made of
+SOURCES = ("prefcls_lib", "notebooks", "kaggle")  # what is sent is made of
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 

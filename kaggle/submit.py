@@ -1,9 +1,8 @@
 """Submit runs to the competition and bring the score back: make kaggle-submit OWNER=me
 
-Without RUNS the submit kernel reads the outputs of the training kernels whose runs are here, and nothing large is
-uploaded; with RUNS these are. The kernel is followed and submitted, and the public score is written into result.json of
-each run that took part. What was begun is noted in dist/kaggle-submitted.json; with --watch
-(make kaggle-watch NOTEBOOK=submit) it is finished.
+Without RUNS the submit kernel reads the outputs of the training kernels whose runs are here; with RUNS these are
+uploaded. The public score goes into result.json of each run that took part. What was begun is noted in
+dist/kaggle-submitted.json; with --watch (make kaggle-watch NOTEBOOK=submit) it is finished.
 """
 
 import argparse
@@ -47,12 +46,12 @@ def start(kaggle: Kaggle, owner: str, items: list[str], runs: Path, out: Path, r
     """Upload what is needed, push the submit kernel, and note in `record` what was begun."""
     found, _ = bundle.collect_runs(items)
     kernels, folders = ([], list(found.values())) if found else find_trained(kaggle, owner, runs)
-    bundle.build_bundle(out, owner, {}, submit_sources=kernels, runs=items)
+    bundle.build_bundle(out, owner, runs=items, sources=kernels)
     push.push_data_sets(kaggle, out, owner, layout.library_commit())
     kernel = Kernel(owner, layout.kernel_slug(layout.SUBMIT))
     version = kaggle.push_kernel(out / "kernels" / layout.SUBMIT, kernel).version
     begun = {"owner": owner, "slug": kernel.slug, "version": version, "runs": list(map(str, folders))}
-    write_json(record, {**begun, "submission": None})
+    write_json(record, begun | {"submission": None})
 
 
 def finish(kaggle: Kaggle, record: Path) -> int:

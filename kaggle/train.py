@@ -64,11 +64,8 @@ def read_given(preset: str, settings: list[str]) -> dict:
 def read_parameters(notebook: str, backbone: str, given: dict, extra: list[Path]) -> dict:
     """The parameters that a kernel gets: its defaults, over them what is `given`; of their right types.
 
-    Args:
-        notebook: of layout.NOTEBOOKS.
-        backbone: the one that is uploaded, which takes the place of the one that is given.
-        given: of `read_given`.
-        extra: files of extra rows; on Kaggle they have the names that they have in their data set.
+    The backbone that is uploaded takes the place of the one that is given, and files of extra rows have the names that
+    they have in their data set.
     """
     slug = layout.backbone_slug(backbone)
     there = {name: slug for name in BACKBONE_SETTINGS if name in given}
@@ -171,10 +168,10 @@ class Training:
         """Build the bundle of this notebook and of `submit`, which reads its output."""
         if resumed:
             parameters = {**parameters, "resume_from": self.kernel.slug}
+        sources = [self.kernel.name]
         bundle.build_bundle(
-            out, self.owner, {self.notebook: parameters}, [self.kernel.name], [backbone], extra=extra,
-            training_sources=[self.kernel.name] if resumed else [],
-        )  # fmt: skip
+            out, self.owner, self.notebook, parameters, backbone, extra, sources=sources, resumed=resumed
+        )
 
     def start(self, parameters: dict, backbone: str, extra: list[Path], out: Path) -> None:
         """Quota, bundle, data sets, kernel."""

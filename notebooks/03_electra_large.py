@@ -95,6 +95,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # plain progre
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
+import prefcls_lib
 from prefcls_lib.data import loading, submission, tokenization
 from prefcls_lib.doctor import checks
 from prefcls_lib.evaluation import plots, scores, slices
@@ -302,10 +303,13 @@ plots.plot_reliability(scores.reliability_table(labels, probs), ece)
 # %% [markdown]
 # ## 14. Slices
 #
-# Each slice of the validation rows with its number of rows and its 95 % interval; slices with fewer than ten prompts
-# get none. Look at count and interval before you believe a difference.
+# The first table counts the votes (lines) by the class that the model holds for the most probable (columns). Ties are
+# seldom the most probable class, although their probabilities are right on average. The second table has each slice
+# of the validation rows with its number of rows and its 95 % interval; slices with fewer than ten prompts get none.
+# Look at count and interval before you believe a difference.
 
 # %%
+display(slices.confusion_matrix(labels, probs))
 cut = encoded.cut[: len(job.rows)][job.validated].any(axis=1)
 slices.slice_table(rows, labels, probs, cut=cut).round(3)
 
@@ -329,6 +333,19 @@ for position in mistakes.index:
 
 # %%
 submission.check_submission(job.folder / "submission.csv", list(job.test_rows["id"])).head()
+
+# %% [markdown]
+# ## 17. A pair of your own
+#
+# The run folder is a model that can be loaded anywhere the library is installed. Change the question and the two
+# answers. In the second line the answers have changed places, and so have the first two probabilities.
+
+# %%
+question = "Name three planets."
+answers = ["Mars, Venus and Saturn.", "Sure! Here are three planets:\n\n1. Mars\n2. Venus\n3. Saturn"]
+model = prefcls_lib.load(job.folder.path)
+for first, second in (answers, answers[::-1]):
+    print(pd.Series(model.predict_proba([question], [first], [second])[0], model.classes).round(3).to_dict())
 
 # %% [markdown]
 # ## What this run showed

@@ -15,7 +15,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
-from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting
+from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,7 +120,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     for text in arguments.set:
         key, separator, value = text.partition("=")
         if not separator:
-            raise UserError(f"--set {text!r}: expected KEY=VALUE, for example --set max_length=256.")
+            raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
         overrides[key.strip()] = value
     names = ("train", "test", "out", "backbone", "max_length")
     given = {name: getattr(arguments, name, None) for name in names}

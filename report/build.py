@@ -55,13 +55,13 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
 
 def _study_values() -> dict:
     """What the studies measured."""
-    remedies = read_json(STUDIES / "known_floor_remedies.json")
+    remedies = read_json(STUDIES / "known_floor_remedies.json")["lines"]
     return {
         **{name: read_json(STUDIES / f"{name}.json") for name in ("more_rows", "curve")},
         "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
         "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
-        "fewer_rows": {line["variant"]: line for line in read_json(STUDIES / "known_floor_12000_rows.json")},
+        "fewer_rows": {line["variant"]: line for line in read_json(STUDIES / "known_floor_12000_rows.json")["lines"]},
         "remedies": {name: [line for line in remedies if line["variant"] == name]
                      for name in dict.fromkeys(line["variant"] for line in remedies)},
     }  # fmt: skip

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
 from prefcls_lib.ensemble.finished import Run
@@ -43,13 +42,13 @@ class ComparedRuns:
     @cached_property
     def compared(self) -> dict[Path | str, tuple[compare.Comparison, str]]:
         """Networks (by path) against their baseline, blends (by name) against their best run; the name of the other."""
-        networks = {run.path: (run.share, baseline_of(run)) for run in self.networks}
+        networks = {run.path: (run.share, run.result["baseline"]) for run in self.networks}
         return networks | {name: (content["comparison"], escape_text(parts[content["best_run"]].name))
                            for name, content, parts in self.blends}  # fmt: skip
 
     def readme_table(self) -> str:
         """The prior, the first network with its baseline, and its first blend: a line each, the verdict in words."""
-        wanted = ["prior", *(baseline_of(run) for run in self.networks[:1])]
+        wanted = ["prior", *(run.result["baseline"] for run in self.networks[:1])]
         lines = [[*UNIFORM, "", "", ""], *(self._baseline_line(b) for b in self.baselines if b["model"] in wanted)]
         verdicts = dict(zip(self.compared, format_verdicts(list(self.compared.values())), strict=True))
         lines += [[describe_run(run), *_scores(run.result)[:3], verdicts[run.path]] for run in self.networks[:1]]
@@ -75,7 +74,7 @@ class ComparedRuns:
         lines = []
         for run in self.networks:
             alone = run.result.get("encoder_only_log_loss")
-            lines.append([escape_text(run.name), baseline_of(run), f"{run.result['baseline_log_loss']:.4f}",
+            lines.append([escape_text(run.name), run.result["baseline"], f"{run.result['baseline_log_loss']:.4f}",
                           f"{run.result['log_loss']:.4f}", "" if alone is None else f"{alone:.4f}"])  # fmt: skip
         for name, content, _ in self.blends:
             best = f"{content['run_log_loss'][content['best_run']]:.4f}"
@@ -131,11 +130,6 @@ def make_groups(found: Found) -> list[ComparedRuns]:
         by_key.setdefault(run.group, []).append(run)
     ordered = sorted(by_key.items(), key=lambda item: item[0][0] != sample)
     return [ComparedRuns(str(n), runs, found, key[0] == sample) for n, (key, runs) in enumerate(ordered, 1)]
-
-
-def baseline_of(run: Run) -> str:
-    """The baseline that a network is compared with: the one that it starts from."""
-    return ENSEMBLE if run.settings.start_from == "none" else run.settings.start_from
 
 
 def describe_run(run: Run) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import KINDS, make_row, read_tree, run_arguments
+from conftest import TWO_FOLDS, make_row, read_tree, run_arguments
 
 from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.data.submission import write_submission
+from prefcls_lib.data.submission import check_submission, write_submission
 from prefcls_lib.models import saved
 from prefcls_lib.runtime import files
 from prefcls_lib.runtime.files import UserError
@@ -221,36 +221,20 @@ def test_command_refuses_bad_rows_before_it_writes(refuse_run, write_csv, tmp_pa
     assert f"{path}: id '1101' is in rows 2 and 4, column 'id'" in refuse_run(test=path)
 
 
-def test_one_class_only_is_refused(refuse_run, write_csv):
-    """No ties at all, two rows only, and all ties under one prompt, so that some model would train without any."""
-    rows = [make_row(number, number % 2) for number in range(12)]
-    path = write_csv("train.csv", rows)
-    assert f"{path}: no row has winner_tie=1" in refuse_run(train=path)
-    two = write_csv("two.csv", [make_row(0, 0), make_row(1, 2)])
-    assert f"{two}: no row has winner_model_b=1" in refuse_run(train=two)
-    rows += [make_row(20 + number, 2, prompt='["the same"]') for number in range(4)]
-    message = refuse_run(train=write_csv("train.csv", rows))
-    assert f"{path}: all 4 rows with winner_tie=1 have the same prompt or fall into one fold" in message
-
-
-def test_too_few_rows_for_the_folds_are_refused(refuse_run, write_csv):
-    """12 rows, 4 of each class, 5 folds: the numbers and both ways out are in the message."""
-    path = write_csv("few.csv", TRAIN_ROWS)
-    message = refuse_run("num_folds=5", train=path)
-    assert f"{path}: " in message
-    assert "too few for num_folds=5: 12 rows, 12 different prompts, 4 rows of the rarest class" in message
-    assert "Give more rows or set num_folds lower" in message
-
-
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("learning_rate=nan", "setting learning_rate=nan: expected a number from 0 to 1"),
         ("time_budget_hours=8:30", "setting time_budget_hours='8:30': expected a number like 0.5"),
         ("folds=[2]", "setting folds=[2]: give different whole numbers from 0 to 1 (num_folds=2)"),
+        (
+            "num_folds=5",
+            "too few for num_folds=5: 12 rows, 12 different prompts, 4 rows of the rarest class",
+        ),
         ("lerning_rate=1", "unknown setting 'lerning_rate'. Did you mean 'learning_rate'?"),
         ("learning_rate", "--set 'learning_rate': expected KEY=VALUE"),
         ("mixed_precision=fp16", "setting mixed_precision='fp16': needs a CUDA GPU. Use auto, bf16 or no."),
+        ("max_length=65", "takes at most 64 tokens"),
     ],
 )
 def test_bad_setting_is_named(refuse_run, setting, words, monkeypatch):
@@ -259,44 +243,25 @@ def test_bad_setting_is_named(refuse_run, setting, words, monkeypatch):
     assert words in refuse_run(setting)
 
 
-def test_nan_in_a_settings_file_is_named(refuse, tmp_path):
-    """The same from YAML."""
-    path = write(tmp_path / "run.yaml", b"weight_decay: nan\n")
-    assert "setting weight_decay=nan: expected a number from 0 to 1" in refuse(["run", "--config", str(path)])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_max_length_over_what_the_backbone_takes_is_refused(refuse_run, backbone_folders, kind):
+@pytest.mark.parametrize(("kind", "words"), [("roberta", "64 tokens"), ("electra", "64 t"), ("deberta-v2", "fp16")])
+def test_max_length_over_what_the_backbone_takes_is_refused(refuse_run, backbone_folders, kind, words):
     """RoBERTa's 66 positions hold 64 tokens; DeBERTa's are relative, so it gets past this check to the next."""
     folder = backbone_folders[kind]
-    if kind == "deberta-v2":
-        message = refuse_run(f"backbone={folder}", "max_length=65", "mixed_precision=fp16")
-        assert "mixed_precision" in message
-    else:
-        message = refuse_run(f"backbone={folder}", "max_length=65")
-        assert f"setting max_length=65: backbone '{folder}' takes at most 64 tokens" in message
-        assert "mixed_precision" in refuse_run(f"backbone={folder}", "max_length=64", "mixed_precision=fp16")
+    assert words in refuse_run(f"backbone={folder}", "max_length=65", "mixed_precision=fp16")
+    assert "mixed_precision" in refuse_run(f"backbone={folder}", "max_length=64", "mixed_precision=fp16")
 
 
-def test_output_folder_that_cannot_be_written_is_refused(refuse, home, tmp_path):
-    """A regular file stands where the folder should be, or above it; root meets this too."""
-    file = tmp_path / "file"
-    file.write_bytes(b"a file")
+def test_place_that_cannot_be_written_is_refused(refuse, finished_run, home, tmp_path):
+    """A regular file stands where the folder should be, or above it, or a folder where the file; so for root."""
+    file, folder = write(tmp_path / "file", b"a file"), tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "kept.txt", b"kept")
+    before = read_tree(tmp_path)
     for out in (file, file / "run", file / "deep" / "run"):
         message = refuse(run_arguments(home, out, *SHORT))
-        assert f"{out}" in message
+        assert f"{out}" in message and "--out" in message
         assert ("is a file" if out == file else "cannot be written") in message
-        assert "--out" in message
-    assert read_tree(tmp_path) == {"file": b"a file"}
-
-
-def test_prediction_that_cannot_be_written_is_refused(refuse, finished_run, home, tmp_path):
-    """`predict --out` below a regular file, and onto a folder."""
-    (tmp_path / "file").write_bytes(b"a file")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "kept.txt").write_bytes(b"kept")
-    before = read_tree(tmp_path)
-    for out in (tmp_path / "file" / "submission.csv", tmp_path / "folder"):
+    for out in (file / "submission.csv", folder):
         arguments = ["predict", "--run", str(finished_run), "--test", str(home / "test.csv"), "--out", str(out)]
         assert f"{out}: cannot be written" in refuse(arguments)
     assert read_tree(tmp_path) == before
@@ -312,22 +277,21 @@ def test_unknown_backbone_lists_what_was_tried(refuse_run, tmp_path, monkeypatch
     assert f"Kaggle input {tmp_path / 'input'}" in message
     assert "Give the path of a folder with config.json, weights and tokenizer" in message
     hub = {"acme/no-such-model": "acme/no-such-model", "roberta-base": "FacebookAI/roberta-base"}.get(name)
-    if hub:
-        assert f"local hub cache {hub} (" in message
-        assert f"\n  hub {hub} (" in message
+    assert hub is None or (f"local hub cache {hub} (" in message and f"\n  hub {hub} (" in message)
 
 
 def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
-# how the backbone folder is broken, words that the message must have; the encoder itself is loaded after the ladder
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# how the backbone folder is broken, words that the message must have
 BROKEN_BACKBONES = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "weights cannot be loaded (Error no file named"),
-    "weights cut off": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-500]),
-        "weights cannot be loaded (",
-    ),
+    "weights cut off": (lambda f: cut(f / "model.safetensors"), "weights cannot be loaded ("),
     "layer missing": (
         lambda f: edit_json(f / "config.json", num_hidden_layers=3),
         "weights do not match the architecture in config.json; missing or of another shape: encoder.layer.2.",
@@ -338,7 +302,7 @@ BROKEN_BACKBONES = {
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer could be loaded from"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "no tokenizer could be loaded from"),
-    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read ("),
     "unsupported type": (
         lambda f: edit_json(f / "config.json", model_type="gpt2"),
         "model type 'gpt2' is not supported. Supported: deberta-v2, roberta, electra, bert, modernbert",
@@ -348,45 +312,29 @@ BROKEN_BACKBONES = {
 
 
 @pytest.mark.parametrize("case", BROKEN_BACKBONES)
-def test_broken_backbone_folder_is_refused(refuse, home, out, tmp_path, case):
-    """The message names the folder; the older submission stays, and no model is there."""
+def test_broken_backbone_folder_is_refused(refuse_run, home, tmp_path, case):
+    """The message names the folder; nothing is written."""
     damage, words = BROKEN_BACKBONES[case]
     folder = tmp_path / "backbone"
     shutil.copytree(home / "backbone", folder)
     damage(folder)
-    message = refuse(run_arguments(home, out, *SHORT, f"backbone={folder}"))
-    assert words in message
-    assert str(folder) in message
-    assert (out / "submission.csv").read_bytes() == b"older"
-    assert {path.name for path in out.iterdir()} <= {"submission.csv", "notes.txt", "config.json"}
+    message = refuse_run(f"backbone={folder}")
+    assert words in message and str(folder) in message
 
 
-def test_other_settings_in_the_folder_of_a_run_are_refused_by_name(refuse, finished_run, home):
-    """The name, the value then and the value now."""
-    before = read_tree(finished_run)
-    message = refuse(run_arguments(home, finished_run, "seed=7"))
+def test_folder_of_another_run_is_refused_by_name(refuse, finished_run, home, tmp_path):
+    """Other settings, other data: the value then and now; a copy of the data under another name does no harm."""
+    before, arguments = read_tree(finished_run), run_arguments(home, finished_run, *TWO_FOLDS)
+    message = refuse([*arguments, "--set", "seed=7"])
     assert f"{finished_run}: holds a run with seed=42, this one has seed=7" in message
-    message = refuse(run_arguments(home, finished_run, "head=concat"))
-    assert "head='symmetric', this one has head='concat'" in message
-    assert read_tree(finished_run) == before
-
-
-@pytest.mark.parametrize("kind", ["train", "test"])
-def test_other_data_in_the_folder_of_a_run_is_refused_by_name(refuse, finished_run, home, tmp_path, kind):
-    """The same path does not help where the content has changed; a copy under another name does no harm."""
-    before = read_tree(finished_run)
-    path = tmp_path / "copy.csv"
-    with (home / f"{kind}.csv").open(encoding="utf-8", newline="") as file:
-        header, *records = csv.reader(file)
-    arguments = run_arguments(home, finished_run)
-    arguments[arguments.index(f"--{kind}") + 1] = str(path)
-    shutil.copy(home / f"{kind}.csv", path)
-    assert cli.main(arguments) == 0
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *records[:-1]])
-    message = refuse(arguments)
-    assert f"{finished_run}: holds a run on another {kind} file ({path}" in message
-    assert "prefcls predict --run" in message
+    for kind in ("train", "test"):
+        path, changed = tmp_path / f"{kind}.csv", list(arguments)
+        changed[changed.index(f"--{kind}") + 1] = str(shutil.copy(home / f"{kind}.csv", path))
+        assert cli.main(changed) == 0
+        write(path, path.read_bytes().rsplit(b"\r\n", 2)[0])
+        message = refuse(changed)
+        assert f"{finished_run}: holds a run on another {kind} file ({path}" in message
+        assert "prefcls predict --run" in message
     assert read_tree(finished_run) == before
 
 
@@ -495,50 +443,32 @@ def test_output_over_an_input_is_refused(refuse, finished_run, write_csv, tmp_pa
     assert read_tree(tmp_path) | read_tree(finished_run) == before
 
 
-def test_run_folder_without_a_model_is_refused(refuse, home, tmp_path):
-    """A folder that is none, and one where no run was."""
-    for run in (tmp_path, tmp_path / "none"):
-        arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
-        assert f"{run}" in refuse(arguments)
-    assert read_tree(tmp_path) == {}
+# how a finished run is broken, words that the message must have
+BROKEN_RUNS = {
+    "empty": (lambda run: shutil.rmtree(run) or run.mkdir(), ""),
+    "gone": (shutil.rmtree, ""),
+    "no config": (lambda run: (run / "config.json").unlink(), "config.json"),
+    "a model is missing": (
+        lambda run: shutil.rmtree(run / "model" / "fold1"),
+        ": the run is not finished, fold1 is missing in model/. Run the same command",
+    ),
+    "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "is damaged or was changed"),
+}
+for one in ("preference.json", "head.safetensors", "model.safetensors", "config.json", "tokenizer.json"):
+    BROKEN_RUNS[f"{one} cut"] = (lambda run, one=one: cut(run / "model" / "fold1" / one), "/model/fold1")
+    BROKEN_RUNS[f"no {one}"] = (lambda run, one=one: (run / "model" / "fold1" / one).unlink(), "/model/fold1")
 
 
-def test_unfinished_run_does_not_predict(refuse, finished_run, home, tmp_path):
-    """With one of its two folds it would be another model, and nobody would know."""
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    shutil.rmtree(run / "model" / "fold1")
-    arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
-    assert f"{run}: the run is not finished, fold1 is missing in model/. Run the same command" in refuse(arguments)
-    assert not (tmp_path / "s.csv").exists()
-
-
-@pytest.mark.parametrize(
-    "file", ["preference.json", "head.safetensors", "model.safetensors", "config.json", "tokenizer.json"]
-)
-def test_broken_saved_model_is_refused(refuse, finished_run, home, tmp_path, file):
-    """Missing or cut off: the message names the folder of the fold, and no submission appears."""
+@pytest.mark.parametrize("case", BROKEN_RUNS)
+def test_broken_run_does_not_predict(refuse, finished_run, home, tmp_path, case):
+    """The message names the folder, and no submission appears."""
+    damage, words = BROKEN_RUNS[case]
     run, submission = tmp_path / "run", tmp_path / "s.csv"
     shutil.copytree(finished_run, run)
-    path = run / "model" / "fold1" / file
-    arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(submission)]
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert str(run / "model" / "fold1") in refuse(arguments)
-    path.unlink()
-    assert str(run / "model" / "fold1") in refuse(arguments)
+    damage(run)
+    message = refuse(["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(submission)])
+    assert str(run) in message and words in message
     assert not submission.exists()
-
-
-def test_model_of_other_structure_features_is_refused(refuse, finished_run, home, tmp_path):
-    """A model saved by another version never gets numbers that mean something else."""
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    path = run / "model" / "fold0" / "preference.json"
-    state = json.loads(path.read_text(encoding="utf-8"))
-    state["feature_scaler"]["names"][0] = "diff_other"
-    path.write_text(json.dumps(state), encoding="utf-8")
-    arguments = ["predict", "--run", str(run), "--test", str(home / "test.csv"), "--out", str(tmp_path / "s.csv")]
-    assert "structure features are not those of this version" in refuse(arguments)
 
 
 IDS = ["5", "6", "7"]
@@ -567,35 +497,23 @@ BAD_SUBMISSIONS = {
 }
 
 
-@pytest.fixture
-def ids_csv(write_csv) -> Path:
-    return write_csv("ids.csv", [make_row(0, id=row_id) for row_id in IDS])
-
-
 @pytest.mark.parametrize("case", BAD_SUBMISSIONS)
-def test_bad_submission_is_refused(refuse, ids_csv, tmp_path, case):
-    """check-submission names the first row that is wrong, with its id."""
+def test_bad_submission_is_refused(tmp_path, case):
+    """The first row that is wrong, with its id."""
     lines, words = BAD_SUBMISSIONS[case]
-    path = tmp_path / "submission.csv"
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    message = refuse(["check-submission", str(path), "--test", str(ids_csv)])
-    assert f"{path}: {words}" in message or (str(path) in message and words in message)
+    path = write(tmp_path / "submission.csv", "".join(line + "\n" for line in lines).encode())
+    message = refused(check_submission, path, IDS)
+    assert message.startswith(f"{path}: ") and words in message
 
 
-def test_submission_that_is_no_file_is_refused(refuse, ids_csv, tmp_path):
-    """Missing, a folder, and bytes that are no text."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    for name in ("none.csv", "folder", "bytes.csv"):
-        assert str(tmp_path / name) in refuse(["check-submission", str(tmp_path / name), "--test", str(ids_csv)])
-
-
-def test_good_submission_is_accepted(ids_csv, tmp_path, capsys):
-    """Sums may be off by less than 1e-6."""
-    path = tmp_path / "submission.csv"
-    path.write_text("\n".join([COLUMNS, *THIRDS[:2], "7,0.6,0.3,0.1000005"]), encoding="utf-8")
-    assert cli.main(["check-submission", str(path), "--test", str(ids_csv)]) == 0
+def test_command_checks_a_submission(refuse, write_csv, tmp_path, capsys):
+    """Sums may be off by less than 1e-6; what is no file is named."""
+    arguments = ["--test", str(write_csv("ids.csv", [make_row(0, id=row_id) for row_id in IDS]))]
+    path = write(tmp_path / "submission.csv", "\n".join([COLUMNS, *THIRDS[:2], "7,0.6,0.3,0.1000005"]).encode())
+    assert cli.main(["check-submission", str(path), *arguments]) == 0
     assert capsys.readouterr().out == f"{path}: a valid submission for 3 test rows\n"
+    for path in (tmp_path / "none.csv", tmp_path):
+        assert f"{path}: " in refuse(["check-submission", str(path), *arguments])
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 0.5, 0.5], [np.inf, 0.1, 0.1], [-0.5, 0.75, 0.75], [0.4, 0.4, 0.4]])

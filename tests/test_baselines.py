@@ -1,6 +1,7 @@
 """The baselines: exact swaps, what they learn computed in a second way, odd rows, and nothing of rows held out."""
 
 import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from prefcls_lib.baselines import columns, logistic, out_of_fold, trees
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, LENGTH_EDGES, MEMBERS, MODELS, LengthBins, Prior
 from prefcls_lib.baselines.out_of_fold import INNER_FOLDS, BaselineMean, fit_out_of_fold, fit_simple, log_odds
-from prefcls_lib.data import loading, splits
-from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
+from prefcls_lib.data import features, loading, splits
+from prefcls_lib.data.features import DENSE, DENSE_SIGNS, FEATURE_NAMES
 from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.evaluation import scores
 from prefcls_lib.runtime.files import UserError
@@ -59,8 +60,8 @@ def fitted(known) -> dict:
 
 @pytest.fixture
 def fixed_strength(monkeypatch):
-    """The strength is chosen on all training rows, so it may move with any label; here it stays."""
-    monkeypatch.setattr(out_of_fold, "choose_strength", lambda *_: 0.01)
+    """The strength is chosen on training rows, so it may move with any label; here it stays."""
+    monkeypatch.setattr("prefcls_lib.baselines.estimators.STRENGTHS", (0.01,))
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -75,7 +76,7 @@ def test_swapping_the_answers_swaps_the_probabilities(name, known, swapped, fitt
 def test_training_on_swapped_rows_learns_the_same_baseline(name, known, swapped):
     """A fit sees every row in both orders, so a data set with A and B exchanged teaches it the same."""
     inputs, labels, _ = known
-    strength = (*MODELS[name].strengths, 0)[0]
+    strength = MODELS[name].strengths(len(labels))[0]
     one = MODELS[name].fit(inputs, labels, strength).predict_proba(inputs)
     other = MODELS[name].fit(swapped, np.array(SWAP)[labels], strength).predict_proba(inputs)
     np.testing.assert_allclose(other, one, rtol=0, atol=2e-3)
@@ -104,14 +105,14 @@ def test_a_saved_baseline_predicts_the_same_bytes(name, known, fitted, tmp_path)
 
 
 def test_broken_baselines_are_named(fitted, tmp_path):
-    """Missing or cut files, arrays that are missing, and other features stop with one message."""
+    """Missing or cut files, and other columns stop with one message."""
     with pytest.raises(UserError, match=r"baseline\.json: no such file"):
         BaselineMean.load(tmp_path)
     fitted["prior"][0].save(tmp_path)
     (tmp_path / "baseline.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"baseline\.safetensors: cannot be read"):
         BaselineMean.load(tmp_path)
-    (tmp_path / "baseline.json").write_text(json.dumps({"models": ["prior"], "features": ["other"]}))
+    (tmp_path / "baseline.json").write_text(json.dumps({"models": ["prior"], "columns": ["other"]}))
     with pytest.raises(UserError, match="not a baseline of this version"):
         BaselineMean.load(tmp_path)
 
@@ -125,10 +126,10 @@ def test_the_logistic_model_is_that_of_scikit_learn_on_rows_and_swapped_copies()
     doubled = np.vstack([np.hstack([anti, sym]), np.hstack([-anti, sym])])
     model = LogisticRegression(C=0.02, solver="newton-cg", tol=1e-10)
     model.fit(doubled, np.concatenate([labels, np.array(SWAP)[labels]]))
-    ours = logistic.predict_logistic(logistic.fit_logistic(anti, sym, labels, 0.02, own), anti, sym)
+    ours = logistic.predict_logistic(logistic.fit_logistic([anti], [sym], labels, 0.02, own), [anti], [sym])
     np.testing.assert_allclose(ours, model.predict_proba(doubled[:200]), atol=2e-4)
-    thin = [sparse.csr_matrix(block.astype(np.float32)) for block in (anti, sym)]
-    found = logistic.predict_logistic(logistic.fit_logistic(*thin, labels, 0.02, own), *thin)
+    parts = [(block[:, :2], sparse.csr_matrix(block[:, 2:].astype(np.float32))) for block in (anti, sym)]
+    found = logistic.predict_logistic(logistic.fit_logistic(*parts, labels, 0.02, own), *parts)
     np.testing.assert_allclose(found, ours, atol=1e-3)
 
 
@@ -143,7 +144,7 @@ def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch):
 
     monkeypatch.setattr(trees, "HistGradientBoostingClassifier", Kept)
     generator = np.random.default_rng(4)
-    structure, unseen = generator.standard_normal((2, 300, len(SIGNS)))
+    structure, unseen = generator.standard_normal((2, 300, len(DENSE)))
     labels = np.where(structure[:, 0] > 0.5, 0, generator.integers(0, 3, 300))
     fitted = trees.fit_trees(structure, labels, num_steps=12)
     np.testing.assert_allclose(trees.predict_trees(fitted, unseen), models[0].predict_proba(unseen), rtol=0, atol=1e-12)
@@ -154,7 +155,7 @@ def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch):
 def test_trees_do_not_depend_on_the_last_bits_of_the_features():
     """Another processor's logarithm differs in the last bits: the same trees to the bit, and the same predictions."""
     generator = np.random.default_rng(8)
-    structure = np.log1p(generator.integers(0, 60, (300, len(SIGNS)))) - np.log1p(generator.integers(0, 60, (300, 1)))
+    structure = np.log1p(generator.integers(0, 60, (300, len(DENSE)))) - np.log1p(generator.integers(0, 60, (300, 1)))
     labels = np.where(structure[:, 0] > 0.5, 0, generator.integers(0, 3, 300))
     other = structure + generator.choice([-4e-16, 0, 4e-16], structure.shape)
     one, two = trees.fit_trees(structure, labels, num_steps=8), trees.fit_trees(other, labels, num_steps=8)
@@ -164,7 +165,7 @@ def test_trees_do_not_depend_on_the_last_bits_of_the_features():
 
 def test_length_bins_by_hand():
     """Two rows of ratio about 2, the longer wins once and ties once, and 10 rows of prior (1/4, 1/4, 1/2)."""
-    structure = np.zeros((4, len(SIGNS)))
+    structure = np.zeros((4, len(DENSE)))
     structure[:, FEATURE_NAMES.index("diff_log_chars")] = [0.8, -0.8, 0.0, 0.0]
     inputs = BaselineInputs(structure, np.zeros(4, dtype=int), None)
     model = LengthBins.fit(inputs, np.array([0, 2, 1, 2]))
@@ -198,23 +199,64 @@ def test_kinds_of_rows_are_read_from_the_texts(known):
     assert (kinds[4:12:2] == columns.EMPTY_A).all() and (kinds[5:12:2] == columns.EMPTY_B).all()
 
 
-def test_tf_idf_is_learned_from_training_texts_only():
-    """Columns and IDF follow the fitted rows alone: a column that only other rows have is not kept."""
-    counts = sparse.csr_matrix(np.array([[1, 0, 2], [3, 0, 0], [1, 4, 0], [0, 5, 0]], dtype=np.float32))
-    state = columns.fit_text((counts[:2], counts[:2]))
-    assert state["kept"].tolist() == [0]
-    assert state["idf"] == pytest.approx([1 + np.log(5 / 5)])
-    every = columns.fit_text((counts, counts))
-    assert every["kept"].tolist() == [0, 1] and every["idf"] == pytest.approx([1 + np.log(9 / 7), 1 + np.log(9 / 5)])
-
-
-def test_sides_are_weighed_sublinearly_to_one_length():
-    """Counts (1, e) with equal IDF weigh 1 to 2 and have length TEXT_SCALE; an empty side stays zero."""
-    counts = sparse.csr_matrix(np.array([[1, np.e], [0, 0]], dtype=np.float32))
+def test_tf_idf_by_hand():
+    """Four texts have the first column, two the second: too few. Counts (1, e) of equal IDF weigh 1 to 2 and have
+    length TEXT_SCALE; a side without words stays zero."""
+    counts = sparse.csr_matrix(np.array([[1, 0, 2], [3, 5, 0]], dtype=np.float32))
+    state = columns.fit_text((counts, counts))
+    assert state["kept"].tolist() == [0] and state["idf"] == pytest.approx([1 + np.log(5 / 5)])
+    counts = sparse.csr_matrix(np.array([[0, 0], [1, np.e], [0, 0]], dtype=np.float32))
+    nothing = sparse.csr_matrix((3, 2), dtype=np.float32)
     state = {"kept": np.array([0, 1]), "idf": np.ones(2, dtype=np.float32)}
-    weighed = columns._weigh_side(counts, state).toarray()
-    assert weighed[0] == pytest.approx(columns.TEXT_SCALE * np.array([1, 2]) / np.sqrt(5), rel=1e-6)
-    assert (weighed[1] == 0).all()
+    difference, distance = columns.text_columns(state, (nothing, counts))
+    weights = columns.TEXT_SCALE * np.array([1, 2]) / np.sqrt(5)
+    np.testing.assert_allclose(difference.toarray(), [[0, 0], -weights, [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(distance.toarray(), [[0, 0], weights, [0, 0]], rtol=1e-6)
+
+
+def test_measures_and_columns_by_hand():
+    """ "The the the cat" twice: of seven pairs two different ones are (the, the), (the, cat), a third (cat, the)."""
+    turns = ["The the the cat.\n\nThe the the cat"]
+    repeated, function, paragraphs = features.measure_answer(turns, features.find_words(turns[0]))
+    assert (repeated, function, paragraphs) == pytest.approx((1 - 3 / 7, 6 / 8, np.log(2)))
+    assert features.measure_answer([""], []) == (0, 0, 0)
+    measures = np.array([[[0.5, 0.25, 1.0], [0.1, 0.75, 3.0]]])
+    known = dict(zip(FEATURE_NAMES, np.arange(len(FEATURE_NAMES)), strict=True))
+    dense = features.compute_dense(np.arange(len(FEATURE_NAMES))[None], measures)[0]
+    found = dict(zip([column.name for column in DENSE], dense, strict=True))
+    assert found["diff_repeated_pairs"] == pytest.approx(0.4) and found["mean_log_paragraphs"] == 2
+    expected = known["diff_log_words"] * (known["mean_log_chars"] - features.TYPICAL_LOG_CHARS)
+    assert found["diff_log_words_times_length"] == pytest.approx(expected)
+
+
+def test_a_swap_changes_the_signs_of_the_columns(known, swapped):
+    """What DENSE says of each column is what happens to it when A and B change places."""
+    np.testing.assert_allclose(swapped.dense, known[0].dense * DENSE_SIGNS, atol=1e-12)
+    assert len({column.name for column in DENSE}) == len(DENSE)
+
+
+@pytest.mark.parametrize("text", [" ", "\n", "\t \n", "7", "`", "-", "*", "#", "- ", "1.\n", "**a", "a", "\u4e00"])
+def test_reading_takes_time_in_proportion_to_length(text):
+    """Twice the characters take about twice the time, whatever they are: four times would be a quadratic pattern."""
+    seconds = {}
+    for count in (100_000, 200_000, 100_000, 200_000, 100_000, 200_000):
+        answer = text * (count // len(text))
+        row = pd.DataFrame({"prompt": [["why"]], RESPONSES[0]: [[answer]], RESPONSES[1]: [["x"]]})
+        started = time.process_time()
+        read_inputs(row)
+        seconds[count] = min(time.process_time() - started, seconds.get(count, np.inf))
+    assert seconds[200_000] < 3.5 * seconds[100_000]
+
+
+def test_rows_that_are_hardly_any_text(known):
+    """Texts without words, a missing model name, one prompt for all rows, a class with two rows: probabilities."""
+    texts = ["", " \n", "!?", "\ud800", "é", "```"]
+    table = pd.DataFrame([(["?"], [a], [b]) for a in texts for b in texts if a != b], columns=["prompt", *RESPONSES])
+    inputs, labels = read_inputs(table), np.where(np.arange(30) < 2, 2, np.arange(30) % 2)
+    for groups in (np.full(30, "one prompt"), np.arange(30).astype(str)):
+        baseline, offsets = fit_out_of_fold(ENSEMBLE, inputs, labels, groups, seed=0)
+        scores.check_probs(softmax(offsets, axis=1), "offsets")
+        scores.check_probs(baseline.predict_proba(known[0]), "new rows")
 
 
 def test_every_baseline_learns_that_the_longer_answer_wins():
@@ -296,13 +338,26 @@ def test_a_class_that_is_missing_in_an_inner_fold(known, capsys):
     np.testing.assert_array_equal(lacking.predict_proba(inputs), expected)
 
 
-def test_tuning_folds_keep_groups_together_and_stay_within_the_row_limit(monkeypatch):
-    """The strength is chosen on at most TUNING_ROWS rows, never with one prompt on both sides."""
+def test_the_strength_is_chosen_on_enough_rows(known, monkeypatch):
+    """All strengths are tried in as many inner folds as hold TUNING_ROWS rows; the best of their sum is fitted in the
+    others, too."""
+    inputs, labels, groups = known
+    strengths, inner = (0.0005, 0.002, 0.05), out_of_fold.assign_inner_folds(groups, seed=1)
+    monkeypatch.setattr("prefcls_lib.baselines.estimators.STRENGTHS", strengths)
+    tried = []
+    fit_path = out_of_fold._fit_path
+    monkeypatch.setattr(out_of_fold, "_fit_path", lambda *given: tried.append(len(given[4])) or fit_path(*given))
     monkeypatch.setattr(out_of_fold, "TUNING_ROWS", 60)
-    groups = np.repeat(np.arange(50), 2).astype(str)
-    labels = np.arange(100) % 3
-    found = list(out_of_fold.tuning_splits(labels, groups, seed=0))
-    assert len(found) == out_of_fold.TUNING_FOLDS
-    for train, valid in found:
-        assert len(train) + len(valid) == 60 and not set(groups[train]) & set(groups[valid])
-    assert sorted(np.concatenate([valid for _, valid in found])) == sorted(np.union1d(*found[0]))
+    fitted, _ = fit_out_of_fold(NAME, inputs, labels, groups, seed=1)
+    assert sum(inner == 0) < 60 < sum(inner < 2) and tried == [3, 3, 1, 1, 1]
+    losses = [
+        sum(
+            scores.row_losses(labels[here], MODELS[NAME].fit(inputs.take(~here), labels[~here], strength)
+                               .predict_proba(inputs.take(here))).sum()
+            for here in (inner == 0, inner == 1)
+        )
+        for strength in strengths
+    ]  # fmt: skip
+    best = strengths[int(np.argmin(losses))]
+    expected = MODELS[NAME].fit(inputs.take(inner != 4), labels[inner != 4], best)
+    np.testing.assert_array_equal(fitted.models[4].state["w"], expected.state["w"])

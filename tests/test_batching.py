@@ -7,6 +7,8 @@ import torch
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, plan_epoch, split_batch
 from prefcls_lib.data.features import SIGNS
 
+SIDES = [np.array(ids, dtype=np.int32) for ids in ([7, 8], [1, 2, 3, 4], [5], [1, 2, 3, 9], [6, 6])]
+
 
 def lengths_of(num_rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, 60, (num_rows, 2))
@@ -26,37 +28,24 @@ def test_epoch_is_fixed_by_seed_and_number():
     """The same twice; another epoch or another seed has other steps, not only another order of them."""
     lengths = lengths_of(200)
     plans = {key: plan_epoch(lengths, 8, *key) for key in ((1, 0), (1, 1), (2, 0))}
-    again = plan_epoch(lengths, 8, 1, 0)
-    assert [step.tolist() for step in plans[1, 0]] == [step.tolist() for step in again]
+    assert [step.tolist() for step in plans[1, 0]] == [step.tolist() for step in plan_epoch(lengths, 8, 1, 0)]
     sets = {key: {frozenset(step.tolist()) for step in plan} for key, plan in plans.items()}
-    assert not sets[1, 0] & sets[1, 1]
-    assert not sets[1, 0] & sets[2, 0]
+    assert not sets[1, 0] & sets[1, 1] and not sets[1, 0] & sets[2, 0]
 
 
-def test_pairs_of_a_step_are_alike():
-    """The spread of lengths inside a step is a fraction of that among all rows."""
-    lengths = lengths_of(640)
-    totals = lengths.sum(axis=1)
-    inside = np.mean([totals[step].std() for step in plan_epoch(lengths, 8, 0, 0)])
-    assert inside < totals.std() / 3
-
-
-def test_steps_come_in_no_order_of_length():
-    """Short steps first would be a curriculum nobody asked for: first and last half are alike."""
-    lengths = lengths_of(1600)
-    means = [lengths[step].sum(axis=1).mean() for step in plan_epoch(lengths, 8, 0, 0)]
-    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
+def test_pairs_of_a_step_are_alike_and_steps_come_in_no_order_of_length():
+    """The spread inside a step is a fraction of that among all rows; short steps first would be a curriculum."""
+    totals = (lengths := lengths_of(1600)).sum(axis=1)
+    steps = plan_epoch(lengths, 8, 0, 0)
+    assert np.mean([totals[step].std() for step in steps]) < totals.std() / 3
+    assert abs(np.corrcoef([totals[step].mean() for step in steps], np.arange(len(steps)))[0, 1]) < 0.2
 
 
 def test_micro_batches_by_hand():
-    """Rows of 10, 30, 20, 50 tokens under a cap of 40, sorted by their longer side."""
+    """Rows of 10, 30, 20, 50 tokens under a cap of 40, by their longer side: 10 + 20; 30; 50 alone is over it."""
     lengths = np.array([[5, 5], [10, 20], [12, 8], [25, 25]])
     micro_batches = split_batch(np.array([3, 1, 0, 2]), lengths, max_tokens=40)
-    assert [rows.tolist() for rows in micro_batches] == [
-        [0, 2],
-        [1],
-        [3],
-    ]  # 10 + 20; 30; 50 alone is over the cap
+    assert [rows.tolist() for rows in micro_batches] == [[0, 2], [1], [3]]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 200, 10**9])
@@ -67,61 +56,47 @@ def test_micro_batches_hold_whole_pairs_under_the_cap(max_tokens):
     micro_batches = split_batch(step, lengths, max_tokens)
     assert sorted(np.concatenate(micro_batches).tolist()) == sorted(step.tolist())
     assert all(len(rows) == 1 or lengths[rows].sum() <= max_tokens for rows in micro_batches)
-    if max_tokens == 10**9:
-        assert len(micro_batches) == 1
-
-
-SIDES = [np.array(ids, dtype=np.int32) for ids in ([7, 8], [1, 2, 3, 4], [5], [1, 2, 3, 9], [6, 6])]
+    assert len(micro_batches) == 1 or max_tokens < 10**9
 
 
 def test_padded_batches_by_hand():
-    """Longest first (equal lengths: the larger ids first), padded on the right to the padded batch's longest."""
-    first, second, third = make_padded_batches(SIDES, pad_id=0, max_sides=2)
-    assert first.indices.tolist() == [3, 1]
-    assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4]]
-    assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
-    assert second.indices.tolist() == [0, 4]
-    assert second.input_ids.tolist() == [[7, 8], [6, 6]]
-    assert third.indices.tolist() == [2]
-    assert third.input_ids.tolist() == [[5]]
+    """Longest first (equal lengths: larger ids first), padded on the right and masked; numbers are the caller's."""
+    first, second = make_padded_batches(SIDES, 99, 3)
+    assert first.indices.tolist() == [3, 1, 0]
+    assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4], [7, 8, 99, 99]]
+    assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert (second.indices.tolist(), second.input_ids.tolist()) == ([4, 2], [[6, 6], [5, 99]])
+    assert first.tokens_computed == 12
 
 
-def test_padding_by_hand():
-    """Lengths are rounded up to 8; the padding is masked and not counted as useful."""
-    (batch,) = make_padded_batches([np.array([5, 5]), np.arange(1, 8), np.arange(11, 17)], pad_id=99, multiple_of=4)
-    assert batch.input_ids.tolist() == [
-        [1, 2, 3, 4, 5, 6, 7, 99],
-        [11, 12, 13, 14, 15, 16, 99, 99],
-        [5, 5, 99, 99, 99, 99, 99, 99],
-    ]
-    assert batch.attention_mask.sum(dim=1).tolist() == [7, 6, 2]
-    assert batch.indices.tolist() == [1, 2, 0]
-    assert batch.tokens_computed == 24
-    assert TokenCount(15, 24).useful_share == 0.625
+@pytest.mark.parametrize(
+    ("lengths", "limits", "expected"),
+    [
+        # most padding, 128: 1 and 100 are 101, another 100 would be 201; exactly 128 is taken, 129 is not
+        ([200, 100, 100, 199, 100], {}, [[200, 199, 100], [100, 100]]),
+        ([228, 100, 227, 98], {}, [[228, 227], [100, 98]]),
+        ([228, 100], {}, [[228, 100]]),
+        # most sides, most tokens (4 sides of 4 are 16, a fifth would be 20), and a side over the cap alone
+        ([2, 2, 2, 2, 2], {"max_sides": 2}, [[2, 2], [2, 2], [2]]),
+        ([4, 3, 2, 1, 1], {"max_tokens": 16}, [[4, 3, 2, 1], [1]]),
+        ([9, 2, 1], {"max_tokens": 8}, [[9], [2, 1]]),
+        # rounded up to 8, 201 and 200 are 208 and 200; what rounding adds does not count as padding
+        ([201, 200, 30], {"multiple_of": 8, "max_padding": 184}, [[201, 200, 30]]),
+        ([201, 200, 30], {"multiple_of": 8, "max_padding": 183}, [[201, 200], [30]]),
+    ],
+)
+def test_greedy_cuts_by_hand(lengths, limits, expected):
+    """A batch takes the next shorter side until a limit is reached."""
+    batches = make_padded_batches([np.arange(length) for length in lengths], 0, **limits)
+    assert [batch.attention_mask.sum(dim=1).tolist() for batch in batches] == expected
 
 
-def test_padded_batches_are_cut_where_it_is_cheapest():
-    """A padded batch costs 128 tokens: 199 beside 200 pads 1; three of 100 would pad 300, one pads 100."""
-    sides = [np.arange(length) for length in (200, 100, 100, 199, 100)]
-    lengths = [batch.attention_mask.sum(dim=1).tolist() for batch in make_padded_batches(sides, 0)]
-    assert lengths == [[200, 199], [100, 100, 100]]
-    (one,) = make_padded_batches(sides[:2], 0)
-    assert one.attention_mask.sum(dim=1).tolist() == [200, 100]
-
-
-def test_another_batch_costs_more_on_a_gpu():
-    """200 and 30 tokens: one batch pads 170, which is more than 128 and less than 256; on a GPU lengths are rounded."""
+def test_a_gpu_pads_more_and_rounds_up():
+    """201 and 30 tokens: one batch pads 171, which is more than 128 and less than 256."""
     sides = [np.arange(length) for length in (201, 30)]
     on = {kind: make_padded_batches(sides, 0, **padding_for(torch.device(kind))) for kind in ("cpu", "cuda")}
     assert [tuple(batch.input_ids.shape) for batch in on["cpu"]] == [(1, 201), (1, 30)]
     assert [tuple(batch.input_ids.shape) for batch in on["cuda"]] == [(2, 208)]
-
-
-def test_padded_batch_caps():
-    """At most 8 places in a padded batch: two sides of 4, then three in places of 2; a side over the cap goes alone."""
-    assert [len(batch.indices) for batch in make_padded_batches(SIDES, 0, max_tokens=8)] == [2, 3]
-    assert [len(batch.indices) for batch in make_padded_batches(SIDES, 0, max_tokens=3)] == [1, 1, 1, 1, 1]
-    assert [len(batch.indices) for batch in make_padded_batches([SIDES[0]] * 5, 0, max_sides=2)] == [1, 2, 2]
 
 
 def test_padded_batches_do_not_depend_on_the_order_of_the_sides():

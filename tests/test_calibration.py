@@ -1,4 +1,7 @@
+"""Calibration and blends: worked out by hand, and fitted on other rows than those that they score."""
+
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -47,12 +50,6 @@ def test_fit_finds_the_temperature_and_bias_that_spoiled_the_probabilities():
     assert found.tie_bias == pytest.approx(0.4, abs=0.05)
 
 
-def test_calibration_does_not_explode_on_two_rows():
-    """Two rows that are right would ask for temperature 0; the penalties keep both near where nothing changes."""
-    found = fit_calibration(np.array([0, 1]), np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]]))
-    assert 0.9 < found.temperature < 1.0 and -0.01 < found.tie_bias < 0
-
-
 def test_penalised_optimum_by_hand():
     """The derivatives vanish: 90 rows sure of a class to 3:1:1, 60 of them right, have n (q - r) ln 3 + 25 (power - 1)
     = 0 with q = 3^power / (3^power + 2); 90 uniform rows, 40 of them ties, have n p(tie) - 40 + 400 tie_bias = 0."""
@@ -89,7 +86,7 @@ def test_calibration_and_blend_swap_with_the_answers_exactly():
     blend = fit_blend(labels, predictions)
     other = fit_blend(np.array(SWAP)[labels], [probs[:, list(SWAP)] for probs in predictions])
     assert other.weights == pytest.approx(blend.weights, abs=1e-6)
-    assert other.calibration.to_dict() == pytest.approx(blend.calibration.to_dict(), abs=1e-6)
+    assert asdict(other.calibration) == pytest.approx(asdict(blend.calibration), abs=1e-6)
     swapped = blend.apply([probs[:, list(SWAP)] for probs in predictions])
     assert (swapped[:, list(SWAP)] == blend.apply(predictions)).all()
 
@@ -106,17 +103,6 @@ def test_calibration_of_noise_flatters_on_its_own_rows_and_not_out_of_fold():
         new.append(-np.log(fresh).mean())  # of uniform labels
         nested.append(log_loss(labels, blend_out_of_fold(labels, [probs], *_plan(200, 5))))
     assert np.mean(own) + 0.001 < np.mean(new) < np.mean(nested)
-
-
-def test_out_of_fold_calibration_never_sees_the_fold_it_scores():
-    """Changing the labels of one fold leaves that fold's own calibrated probabilities as they were."""
-    probs, (folds, groups) = _random_probs(90, 4), _plan(90, 3)
-    labels = _draw_labels(probs, 5)
-    changed = np.where(folds == 1, (labels + 1) % 3, labels)
-    before = blend_out_of_fold(labels, [probs], folds, groups)
-    after = blend_out_of_fold(changed, [probs], folds, groups)
-    assert (before[folds == 1] == after[folds == 1]).all()
-    assert (before[folds != 1] != after[folds != 1]).all()
 
 
 def test_one_fold_is_calibrated_in_two_halves_of_its_prompts():
@@ -152,15 +138,6 @@ def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
     assert log_loss(labels, nested) < min(log_loss(labels, first), log_loss(labels, second)) - 0.02
 
 
-def test_blend_of_one_is_its_calibration():
-    """With a single run the weight is 1 and the rest is temperature and bias."""
-    probs = _random_probs(200, 11)
-    labels = _draw_labels(probs, 12)
-    blend = fit_blend(labels, [probs])
-    assert blend.weights == (1.0,)
-    assert blend.apply([probs]) == pytest.approx(fit_calibration(labels, probs).apply(probs))
-
-
 def test_blend_out_of_fold_never_sees_the_fold_it_scores():
     """A planted leak, a run that knows the labels of fold 0 only: the blend of all rows rushes to it, while
     the nested one scores fold 0 with what the other folds taught."""
@@ -185,25 +162,12 @@ def test_blend_and_calibration_come_back_from_json_to_the_bit():
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"weights": [0.5, 0.6]},
-        {"weights": [-0.5, 1.5]},
-        {"weights": None},
-        {"weights": ["a", 1.0]},
-        {"temperature": 0.0},
-        {"temperature": float("nan")},
-        {"tie_bias": "0"},
-    ],
-)
+    [{"weights": [0.5, 0.6]}, {"weights": [-0.5, 1.5]}, {"weights": None}, {"weights": []}, {"weights": ["a", 1.0]},
+     {"temperature": 0.0}, {"temperature": float("nan")}, {"tie_bias": "a"}, {"tie_bias": float("inf")}],
+)  # fmt: skip
 def test_broken_blend_files_are_refused(change):
     """A weight or temperature that cannot be right stops with one message."""
     good = {"weights": [0.5, 0.5], "temperature": 1.0, "tie_bias": 0.0}
     assert Blend.from_dict(good) == Blend((0.5, 0.5), Calibration())
-    with pytest.raises(UserError, match=r"again"):
+    with pytest.raises(UserError, match="again"):
         Blend.from_dict({**good, **change})
-
-
-def test_blend_refuses_another_number_of_runs():
-    """A missing run is no blend of the rest."""
-    with pytest.raises(UserError, match="fitted on 2 predictions, given 1"):
-        Blend((0.5, 0.5), Calibration()).apply([_random_probs(3, 19)])

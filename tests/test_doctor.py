@@ -1,11 +1,10 @@
 """`prefcls doctor`: each finding, and bad machines told from good ones before anything is spent."""
 
 import json
-import os
 import re
 import threading
-import time
 from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -69,17 +68,12 @@ def test_supported_range_is_what_pyproject_and_constraints_say():
 
 @pytest.mark.parametrize(
     ("name", "version", "state", "words"),
-    [
-        ("python", "3.10.9", "bad", "python>=3.11"),
-        ("python", "3.13.5", "ok", ""),
-        ("python", "3.14.0", "note", "python 3.13"),
-        ("transformers", "4.57.1", "bad", "transformers>=5.0"),
-        ("transformers", devices.MISSING, "bad", "transformers>=5.0"),
-        ("transformers", "5.0.0", "ok", ""),
-        ("transformers", "5.23.0+local", "ok", ""),
-        ("transformers", "6.1.0", "note", "transformers 5.23.0"),
-    ],
-)
+    [("python", "3.10.9", "bad", "python>=3.11"), ("python", "3.13.5", "ok", ""),
+     ("python", "3.14.0", "note", "python 3.13"), ("transformers", "4.57.1", "bad", "transformers>=5.0"),
+     ("transformers", devices.MISSING, "bad", "transformers>=5.0"),
+     ("transformers", "5.0.0", "ok", ""), ("transformers", "5.23.0+local", "ok", ""),
+     ("transformers", "6.1.0", "note", "transformers 5.23.0")],
+)  # fmt: skip
 def test_packages(name, version, state, words):
     """Missing, too old, the floor, a local build of the newest, newer than tested."""
     installed = {name: newest for name, (_, newest) in checks.SUPPORTED.items()}
@@ -89,17 +83,10 @@ def test_packages(name, version, state, words):
 
 @pytest.mark.parametrize(
     ("capability", "built", "can"),
-    [
-        ((6, 0), CU128, False),  # P100
-        ((6, 0), ["sm_50", "sm_60", "sm_70"], True),
-        ((7, 5), CU128, True),  # T4
-        ((8, 9), CU128, True),  # L4: sm_86 code runs on it
-        ((8, 0), ["sm_86"], False),
-        ((9, 0), ["sm_90a"], True),
-        ((12, 1), ["sm_90", "compute_90"], True),
-        ((12, 1), ["sm_90"], False),
-    ],
-)
+    [((6, 0), CU128, False), ((6, 0), ["sm_50", "sm_60", "sm_70"], True), ((7, 5), CU128, True), ((8, 9), CU128, True),
+     ((8, 0), ["sm_86"], False), ((9, 0), ["sm_90a"], True), ((12, 1), ["sm_90", "compute_90"], True),
+     ((12, 1), ["sm_90"], False)],
+)  # fmt: skip
 def test_which_gpus_a_torch_runs_on(capability, built, can):
     """Same major number and no older minor one; or portable code."""
     assert capacity.can_run(capability, built) is can
@@ -133,10 +120,29 @@ def test_t4_is_fine_and_its_bf16_is_emulated(gpu, monkeypatch):
     assert (check.state, "device-side assert" in check.finding) == ("bad", True)
 
 
-def test_no_gpu_is_a_note():
-    """A CPU can do the demo, and all of the baselines."""
-    if not torch.cuda.is_available():
-        assert checks.check_gpu().state == "note"
+@pytest.mark.parametrize(
+    ("run_type", "megabytes", "limit", "state"),
+    [(None, 184, 0, "note"), ("Batch", 184, 0, "bad"), ("Batch", 184, 2_000, "note"), ("Batch", 2, 0, "note")],
+)
+def test_no_gpu(tmp_path, monkeypatch, run_type, megabytes, limit, state):
+    """On Kaggle a network on all rows would run for half a day; a CPU can do the demo, and all of the baselines."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", run_type) if run_type else None
+    with (tmp_path / "train.csv").open("wb") as file:
+        file.truncate(megabytes * 1_000_000)
+    check = checks.check_gpu(RunConfig(train=str(tmp_path / "train.csv"), max_train_rows=limit))
+    assert check.state == state
+    assert "phone is not verified" in check.advice
+    assert checks.check_gpu().state == "note"  # without a network
+
+
+def test_one_gpu_where_kaggle_has_two_is_said(gpu, monkeypatch):
+    """The hours double."""
+    gpu("Tesla T4", (7, 5))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    check = checks.check_gpu()
+    assert (check.state, check.advice) == ("note", "One GPU; GPU T4 x2 has two.")
 
 
 @pytest.mark.parametrize(
@@ -152,21 +158,14 @@ def test_parameters_are_counted_within_three_percent(config):
     assert capacity.count_parameters(config) == pytest.approx(real, rel=0.03)
 
 
-def test_electra_large_needs_what_was_measured():
-    """A checkpoint of 5.3 GB, weights of 1.3 GB, and just under 1 MB for a token held."""
-    assert capacity.state_bytes(ELECTRA) == pytest.approx(5.35e9, rel=0.03)
-    assert capacity.disk_bytes(ELECTRA, 1, 0) == pytest.approx(1.33e9, rel=0.03)
-    assert capacity.disk_bytes(ELECTRA, 1, 1) == capacity.state_bytes(ELECTRA) + 12 * capacity.count_parameters(ELECTRA)
-    assert capacity.bytes_per_token(ELECTRA, half=True) == pytest.approx(1.0e6, rel=0.02)
+def test_disk_by_hand():
+    """Saved weights have 4 bytes a parameter; two checkpoints of weights, moments and best weights 32.
 
-
-def test_two_large_models_at_once_on_kaggles_disk():
-    """28 bytes a parameter each, of 20 GB: ELECTRA's 334 M fit, DeBERTa-v3-large's 434 M only one after the other."""
-    assert capacity.disk_bytes(ELECTRA, 2, 2) == pytest.approx(2 * 28 * 334e6, rel=0.01)
-    assert capacity.disk_bytes(ELECTRA, 2, 2) < 20e9
-    shape = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    large = DebertaV2Config(**{**DEBERTA.to_diff_dict(), **shape})
-    assert capacity.disk_bytes(large, 2, 1) < 20e9 < capacity.disk_bytes(large, 2, 2)
+    So ELECTRA's 334 M (and DeBERTa-v3-large's 434 M) fit into Kaggle's 20 GB one after the other, not two at a time.
+    """
+    assert capacity.disk_bytes(ELECTRA, 1, 0) == pytest.approx(4 * 334e6, rel=0.01)
+    assert capacity.disk_bytes(ELECTRA, 2, 1) == pytest.approx(36 * 334e6, rel=0.01)
+    assert capacity.disk_bytes(ELECTRA, 2, 1) < 20e9 < capacity.disk_bytes(ELECTRA, 2, 2)
 
 
 def test_largest_micro_batch_by_hand():
@@ -182,17 +181,11 @@ def test_largest_micro_batch_by_hand():
     assert capacity.largest_micro_batch(ELECTRA, 10**9, half=True) == 0
 
 
-def test_free_memory_is_less_than_there_is_and_not_nothing():
-    """Of a CPU, in bytes."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 10**8 < capacity.free_bytes(torch.device("cpu")) < whole
-
-
 def settings_of(folder: Path, **settings: object) -> tuple[Backbone, RunConfig]:
     """A backbone, and the settings of a run with it."""
     config = RunConfig(**{"backbone": str(folder), "max_length": 64, "mixed_precision": "no", **settings})
     backbone = load_backbone(config.backbone, 16)
-    return backbone, config.with_recipe(backbone.recipe("default"))
+    return backbone, config.with_recipe(backbone.recipe)
 
 
 @pytest.mark.parametrize(
@@ -253,16 +246,6 @@ def test_precision_is_compared_with_fp32(tiny, monkeypatch):
     assert checks.check_precision(backbone, accelerator).state == "bad"
 
 
-def test_settings_reach_the_checks(tiny, monkeypatch, capsys):
-    """Where 16 bits are bad, as is advised: mixed_precision=no passes, and auto and bf16 do not."""
-    monkeypatch.setattr(checks, "LARGEST_PRECISION_ERROR", 1e-9)
-    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda: True)
-    for setting, code in (("auto", 1), ("bf16", 1), ("no", 0)):
-        settings = ["--set", f"mixed_precision={setting}", "--set", "max_length=32"]
-        assert cli.main(["doctor", "--backbone", str(tiny), *settings]) == code
-        assert ("Set mixed_precision=no." in capsys.readouterr().out) == bool(code)
-
-
 @pytest.mark.parametrize("settings", [{"mixed_precision": "fp16"}, {"max_length": 65}, {"init_from": "{tiny}"}])
 def test_settings_that_a_run_would_refuse_are_bad(tiny, settings):
     """With the words of the run: no fp16 on a CPU, no side longer than positions, no encoder as a reward model."""
@@ -277,7 +260,7 @@ def test_reward_model_is_examined(reward_folders):
     folder = reward_folders["electra"]
     found = {check.name: check for check in checks.examine(RunConfig(init_from=str(folder), max_length=32))}
     assert found["backbone"].finding == str(folder)
-    assert {found[name].state for name in ("backbone", "memory", "precision", "disk")} == {"ok"}
+    assert {found[name].state for name in ("backbone", "memory", "disk")} == {"ok"}
 
 
 def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
@@ -300,7 +283,7 @@ def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
 def test_internet(monkeypatch):
     """Off; on, which the competition refuses; a name server that does not answer is not waited for."""
     assert checks.check_internet().finding.startswith("off")
-    monkeypatch.setattr(checks.socket, "create_connection", lambda *a, **k: namedtuple("c", "close")(lambda: None))
+    monkeypatch.setattr(checks.socket, "create_connection", lambda *a, **k: nullcontext())
     assert checks.check_internet().state == "ok"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     assert checks.check_internet().state == "note"
@@ -320,13 +303,6 @@ def test_time_left(monkeypatch, rerun, hours, finding, state):
     monkeypatch.setattr(kaggle, "session_seconds", lambda: hours * 3600)
     check = checks.check_time()
     assert (check.finding.startswith(finding), check.state) == (True, state)
-
-
-def test_session_is_as_old_as_the_first_process():
-    """It grows, and is not that of this process."""
-    first = kaggle.session_seconds()
-    time.sleep(0.05)
-    assert 0 < first < kaggle.session_seconds()
 
 
 def test_copies_of_another_commit_are_a_note(monkeypatch, tmp_path):
@@ -355,10 +331,7 @@ def test_doctor_as_a_command(tiny, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_first_look_is_a_table(tiny, monkeypatch):
-    """As the notebooks show it, one line a check, the commit among them; on a CPU the encoder is not loaded for it."""
-    monkeypatch.setattr(checks, "load_encoder", None)
+def test_first_look_is_a_table(tiny):
+    """As the notebooks show it, one line a check, the commit among them."""
     html = checks.first_look(RunConfig(backbone=str(tiny), max_length=32)).to_html()
-    for name in ("python", "gpu", "memory", "disk", "commit not recorded"):
-        assert name in html
-    assert "precision" not in html
+    assert [name for name in ("python", "gpu", "memory", "disk", "commit not recorded") if name not in html] == []

@@ -13,25 +13,22 @@ from scipy.special import log_softmax, softmax
 from prefcls_lib.baselines import columns, logistic
 from prefcls_lib.baselines.estimators import MODELS, Baseline
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data import loading, splits
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
-from prefcls_lib.data.schema import SOURCE, SWAP
-from prefcls_lib.pipeline import cross_validation, folds, steps
-from prefcls_lib.pipeline.job import read_job
+from prefcls_lib.data.features import DENSE_SIGNS, FEATURE_NAMES
+from prefcls_lib.data.loading import read_rows, write_rows
+from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE, SWAP
+from prefcls_lib.pipeline import fold_baseline, folds, steps
+from prefcls_lib.pipeline.job import open_folder, read_job
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.step import training_loss
 
 WITHOUT_TEXT = ("prior", "length_bins", "structure_logistic", "structure_boosting")
 
 
-FITTED = ("structure_tfidf", "structure_boosting", "structure_ensemble")  # not asked for
-
-
 def draw(count: int, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Features, and votes by length in which `shift` is added to the log-odds of a tie."""
     random = np.random.default_rng(seed)
-    structure = random.normal(size=(count, len(SIGNS)))
+    structure = random.normal(size=(count, len(DENSE_SIGNS)))
     gap = structure[:, FEATURE_NAMES.index("diff_log_chars")]
     probs = softmax(np.column_stack([gap, -gap, np.full(count, 0.1 + shift)]), axis=1)
     return structure, (random.random((count, 1)) > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
@@ -68,7 +65,7 @@ def test_logistic_model_with_extra_rows_is_the_optimum_of_its_loss():
     random = np.random.default_rng(3)
     anti, sym, labels = random.normal(size=(150, 3)), random.normal(size=(150, 2)), random.integers(0, 3, 150)
     sources = np.repeat([0, 2], 75)
-    found = logistic.fit_logistic(anti, sym, labels, 0.02, sources)
+    found = logistic.fit_logistic([anti], [sym], labels, 0.02, sources)
 
     def loss(p: np.ndarray) -> float:
         tie = sym @ p[3:5] + p[5] + np.where(sources == 2, p[7], 0.0)
@@ -86,7 +83,7 @@ def test_swapped_rows_teach_the_same(name):
     parts = [(*draw(300, 0.0, 4), 0), (*draw(300, 1.0, 5), 1)]
     structure, labels = draw(300, -9.0, 6)
     inputs, labels = join(*parts, (structure, labels % 2, 2))
-    swapped = replace(inputs, structure=inputs.structure * SIGNS)
+    swapped = replace(inputs, dense=inputs.dense * DENSE_SIGNS)
     one, other = fit(name, inputs, labels), fit(name, swapped, np.array(SWAP)[labels])
     probs = one.predict_proba(inputs)
     np.testing.assert_allclose(one.predict_proba(swapped)[:, list(SWAP)], probs, atol=1e-12)
@@ -105,26 +102,10 @@ def test_weights_and_shifts_by_hand():
     assert added.tolist() == [0] * 4 + [shifts[0]] * 2 + [shifts[1]] * 2 + [shifts[2]] * 2
 
 
-def test_extra_rows_with_a_validation_prompt_are_left_out():
-    """A planted leak: extra rows with the prompts of fold 0 teach the other folds, and nothing to fold 0."""
-    rows = loading.read_rows(loading.sample_path("train"), labelled=True).head(120)
-    plan = splits.assign_folds(rows, 3, seed=0)
-    leak = rows[plan == 0].assign(**{SOURCE: 1})
-    probs = []
-    for labels in (leak["label"], (leak["label"] + 1) % 3):
-        results = cross_validation.cross_validate(rows, plan, (0, 1), 0, extra=leak.assign(label=labels), fitted=FITTED)
-        probs.append(results["structure_logistic"].probs)
-    alone = cross_validation.cross_validate(rows, plan, (0,), 0, fitted=FITTED)
-    assert (probs[0][plan == 0] == alone["structure_logistic"].probs[plan == 0]).all()
-    assert (probs[1][plan == 0] == probs[0][plan == 0]).all()
-    assert (probs[1][plan == 1] != probs[0][plan == 1]).any()
-
-
 def test_training_loss_by_hand():
     """A row of the training file, one of a file with a tie shift of 1."""
     logits = np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
-    targets, shifts = np.eye(3, dtype=np.float32)[[0, 2]], np.array([0, 1], dtype=np.float32)
-    examples = Examples([], np.zeros((2, 2), int), None, np.array([0, 2]), targets, tie_shifts=shifts)
+    examples = Examples([], np.zeros((2, 2), int), None, np.array([0, 2]), tie_shifts=np.array([0, 1], np.float32))
     first, second = log_softmax(logits[0]), log_softmax(logits[1] + [0, 0, 1])
     expected = -(0.8 * first[0] + 0.8 * second[2]) - 0.2 * (first.mean() + second.mean())
     found = training_loss((torch.tensor(logits, requires_grad=True),) * 2, examples, np.arange(2), 0.2)
@@ -174,23 +155,40 @@ def test_several_files_are_read_with_their_source(files):
     assert len(job.data_sha256["extra_train"].split(",")) == 2
 
 
-@pytest.mark.parametrize("start_from", ["none", "structure_logistic", "structure_ensemble"])
-def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
-    """That of the shares, or on a baseline the mean of its models' own.
+def test_training_rows_among_the_extra_rows_leak_nothing(home, tmp_path, capsys):
+    """A planted leak: rows of fold 0, whose votes change nothing of fold 0's baseline, and much of fold 1's."""
+    places = {name: str(home / f"{name}.csv") for name in ("train", "test")}
+    probs = []
+    for turn in (0, 1):
+        config = RunConfig(**places, extra_train=str(tmp_path / f"leak{turn}.csv"), out=str(tmp_path / f"run{turn}"),
+                           num_folds=3, folds=[0, 1], start_from="structure_logistic")  # fmt: skip
+        rows = read_rows(home / "train.csv", labelled=True)
+        leak = rows[read_job(replace(config, extra_train=None)).folds == 0]
+        write_rows(config.extra_train, leak.assign(label=(leak["label"] + turn) % 3))
+        table = fold_baseline.fit_baselines(open_folder(read_job(config)))
+        assert f"extra_train: {len(leak)} of {len(leak)} rows are training rows, too." in capsys.readouterr().out
+        table = table[table["model"] == "structure_logistic"]
+        probs.append([table.loc[table["fold"] == fold, list(LABEL_COLUMNS)].to_numpy() for fold in (0, 1)])
+    np.testing.assert_array_equal(probs[0][0], probs[1][0])
+    assert np.abs(probs[0][1] - probs[1][1]).max() > 0.01
 
-    Trees have none of their own: they count with that of the shares.
-    """
+
+@pytest.mark.parametrize("start_from", ["none", "structure_ensemble"])
+def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
+    """That of the shares, or on a baseline the mean of its models' own; trees count with that of the shares."""
     places, folder = files
     config = RunConfig(**places, extra_train=f"{folder / 'one.csv'},{folder / 'two.csv'}", out=str(folder / "run"),
                        backbone=str(home / "backbone"), num_folds=3, max_length=32, start_from=start_from)  # fmt: skip
     job = steps.start(config)
-    train, valid, _ = folds.split_rows(job, steps.encode(job), 0)
+    data = steps.prepare(job)
+    steps.fit_baselines(job)
+    train, valid, _, _ = folds.split_rows(data, 0)
     own = int((job.folds != 0).sum())
     ties = int((train.labels[:own] == 2).sum())
     shifts = np.log([2.5 / 4.5, 0.5 / 4.5]) - np.log((ties + 0.5) / (own - ties + 0.5))
     if start_from != "none":
-        models = folds.fold_offset(job, 0).baseline.models
-        found = [model.state.get("tie_shifts", shifts) for model in models]
-        shifts = np.mean([values if len(values) == 2 else shifts for values in found], axis=0)
-    expected = [0] * own + [shifts[0]] * 6 + [shifts[1]] * 4
-    assert train.tie_shifts == pytest.approx(expected, abs=1e-5) and valid.tie_shifts is None
+        models = fold_baseline.load_fold_baseline(job.folder, 0).baseline.models
+        assert len({model.name for model in models}) == 2
+        shifts = np.mean([model.state.get("tie_shifts", shifts) for model in models], axis=0)
+    assert train.tie_shifts == pytest.approx(np.repeat([0, *shifts], [own, 6, 4]), abs=1e-5)
+    assert valid.tie_shifts is None

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from prefcls_lib.training.state import Session, Stopped
 from test_resume import StopAt
-from test_train import make_config, make_examples, make_model
+from test_train import LEARNS, assert_same_weights, fit, make_config, make_examples, make_model
 
-from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.training import loop
-
-LEARNS = {"learning_rate": 2e-3, "head_learning_rate": 2e-3, "label_smoothing": 0.0, "structure_features": False}
+from prefcls_lib.training.checkpoint import Session, Stopped
 
 
 def make_fp16_accelerator(scale: float = 2.0**16, growth_interval: int = 2000) -> Accelerator:
@@ -26,15 +24,11 @@ def make_fp16_accelerator(scale: float = 2.0**16, growth_interval: int = 2000) -
     return accelerator
 
 
-def fit(model, config, accelerator, session=None, rows=48):
-    seed_everything(config.seed)
-    return loop.fit(model, make_examples(rows, 1), make_examples(24, 2), config, accelerator, 0, "fold", session)
-
-
 def test_fit_learns_in_fp16(tiny):
     """As in fp32: from the prior's loss to less than half of it, on rows that were not trained on."""
     config = make_config(num_epochs=6, **LEARNS)
-    result = fit(make_model(tiny, config), config, make_fp16_accelerator(), rows=192)
+    given = {"valid": make_examples(24, 2), "accelerator": make_fp16_accelerator()}
+    result = fit(make_model(tiny, config), config, 192, **given)
     assert result.history["valid_log_loss"].iloc[-1] < 0.5
     assert result.history["skipped_steps"].iloc[-1] == 0
 
@@ -43,7 +37,7 @@ def test_skipped_steps_are_counted_exactly(tiny):
     """The scale starts at 2^26; each overflow halves it and is one skipped step, so the scale tells their number."""
     config = make_config(num_epochs=6, validations_per_epoch=3, **LEARNS)
     accelerator = make_fp16_accelerator(2.0**26)
-    result = fit(make_model(tiny, config), config, accelerator)
+    result = fit(make_model(tiny, config), config, accelerator=accelerator)
     skipped = result.history["skipped_steps"]
     assert 2 <= skipped.iloc[-1] == 26 - math.log2(accelerator.scaler.get_scale())
     is_skipped = skipped.diff(1).fillna(skipped[0]) == 1  # every step is validated
@@ -56,15 +50,15 @@ def test_skipped_steps_are_counted_exactly(tiny):
 def test_stopped_and_resumed_in_fp16_ends_the_same(tiny, tmp_path):
     """Scale, its growth counter, dropout and weights to the bit, stopped while steps are still skipped and after."""
     config = make_config(num_epochs=4, dropout=0.1, **LEARNS)
-    whole, accelerator = make_model(tiny, config), make_fp16_accelerator(2.0**26, growth_interval=3)
-    expected = fit(whole, config, accelerator)
+    whole, accelerator = make_model(tiny, config), make_fp16_accelerator(2.0**26, 3)
+    expected = fit(whole, config, accelerator=accelerator)
     for step in (1, 6):
+        given = {"session": Session(tmp_path / "state", stop=StopAt(step))}
         with pytest.raises(Stopped):
-            session = Session(tmp_path / "state", stop=StopAt(step))
-            fit(make_model(tiny, config), config, make_fp16_accelerator(2.0**26, growth_interval=3), session)
+            fit(make_model(tiny, config), config, accelerator=make_fp16_accelerator(2.0**26, 3), **given)
     model, again = make_model(tiny, config), make_fp16_accelerator(growth_interval=3)
-    result = fit(model, config, again, Session(tmp_path / "state"))
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    result = fit(model, config, session=Session(tmp_path / "state"), accelerator=again)
+    assert_same_weights(model, whole)
     assert again.scaler.state_dict() == accelerator.scaler.state_dict()
     np.testing.assert_array_equal(result.valid_probs, expected.valid_probs)
     assert result.history["skipped_steps"].equals(expected.history["skipped_steps"])
@@ -79,7 +73,7 @@ def test_finished_model_leaves_nothing_in_memory(tiny, monkeypatch):
     gc.collect()
     gc.disable()
     try:
-        fit(model, config, make_fp16_accelerator())
+        fit(model, config, accelerator=make_fp16_accelerator())
         state = optimizers.pop().state
         kept = [weakref.ref(model), weakref.ref(next(iter(state.values()))["exp_avg"])]
         del model, state

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import make_deberta, make_roberta
 
-from prefcls_lib.doctor import capacity
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import read_json
 from report.studies import gpu_check
+from report.studies.t4_plan import flop_per_token
 
 CONFIGS = {"tiny-deberta": make_deberta(200).config, "tiny-roberta": make_roberta(200).config}
 
@@ -37,7 +37,7 @@ def test_every_line_is_measured(record):
         assert line["verdict"] == "ok" and line["finite"] and line["padded_batches_per_step"] >= 1
         assert (line["peak_gib"], line["waits_per_step"], line["skipped_steps"]) == (None, None, 0)
         assert (line["precision_error"] == 0) == (line["precision"] == "no")
-        flop = capacity.flop_per_token(CONFIGS[line["backbone"]], 32)
+        flop = flop_per_token(CONFIGS[line["backbone"]], 32)
         share = 3 * flop * line["train_tokens_per_second"] / line["matrix_peak"]
         assert share > 0 and math.isclose(line["train_peak_share"], share)
     assert record["resume"] == {"difference": 0.0, "verdict": "ok"}

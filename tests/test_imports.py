@@ -99,7 +99,7 @@ def names_defined_in(path: Path) -> set[str]:
     "path",
     [
         *(ROOT / "notebooks").glob("0*.py"),
-        ROOT / "kaggle" / "submit.py",
+        ROOT / "kaggle" / "submit_notebook.py",
         *(ROOT / "report").rglob("*.py"),
         *MODULES.values(),
     ],

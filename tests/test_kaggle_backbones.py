@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from conftest import SIZES, english_texts, make_byte_bpe, make_deberta, make_electra, make_roberta, run_arguments
+from conftest import SIZES, make_byte_bpe, make_deberta, make_electra, make_roberta, run_arguments
 from kaggle_parts import backbone
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -67,7 +67,7 @@ def write_roberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def source(tmp_path, request, sample_rows, backbone_folders) -> tuple[Path, dict[str, torch.Tensor]]:
     """The folder of one of KINDS, and its weights."""
-    folder, texts = tmp_path / "source", english_texts(sample_rows)
+    folder, texts = tmp_path / "source", [turn[:1000] for turns in sample_rows["response_a"] for turn in turns]
     folder.mkdir()
     torch.manual_seed(0)
     if request.param == "electra":

@@ -5,14 +5,13 @@ import json
 import re
 import shutil
 import subprocess
-import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 from conftest import read_tree
-from kaggle_parts import OWNER, backbone, build_library, bundle, layout, train
+from kaggle_parts import OWNER, backbone, bundle, layout, train
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -82,19 +81,6 @@ def test_metadata_follows_kaggles_rules(built):
     assert submit["dataset_sources"] == [f"{OWNER}/prefcls-lib"]
 
 
-def test_library_is_a_folder_and_a_wheel_with_equal_bytes(tmp_path):
-    """Of one commit, and the same a second time, so that it is not uploaded again."""
-    for name in ("one", "two"):
-        build_library(tmp_path / name, "0123abcd")
-    assert read_tree(tmp_path / "one") == read_tree(tmp_path / "two")
-    (wheel,) = (tmp_path / "one").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        inside = {name: archive.read(name) for name in archive.namelist() if name.startswith("prefcls_lib/")}
-    files = read_tree(tmp_path / "one" / "prefcls_lib").items()
-    assert inside == {f"prefcls_lib/{name}": content for name, content in files if name != "README.md"}
-    assert inside["prefcls_lib/commit.txt"] == b"0123abcd\n"
-
-
 def test_first_cell_stops_where_another_version_is_attached(built, tmp_path, monkeypatch, capsys):
     """Each data set that was sent, in both mounts; another one, two of them, and none stop the notebook."""
     (path,) = (built / "kernels" / "02-roberta-base").glob("*.ipynb")
@@ -106,7 +92,7 @@ def test_first_cell_stops_where_another_version_is_attached(built, tmp_path, mon
         shutil.copytree(built / "datasets" / name, tmp_path / "input" / place)
     namespace: dict = {}
     exec(cell, namespace)
-    assert "prefcls-backbone: as sent" in capsys.readouterr().out
+    assert "prefcls-backbone: {" in capsys.readouterr().out
     assert not [name for name in namespace if not name.startswith("_") and name not in ("os", "Path")]  # no setting
     (tmp_path / "input" / "prefcls-lib" / "content.txt").write_text("89ef 0123\n")
     with pytest.raises(RuntimeError, match=r"another version of prefcls-lib is attached: \{'89ef 0123'\}, sent was"):
@@ -118,9 +104,11 @@ def test_equal_inputs_give_equal_marks(build, built, tmp_path):
     before, library = read_tree(built), layout.read_mark(built / "datasets" / "prefcls-lib")
     assert build()[0] == 0
     assert read_tree(built) == before
-    assert library.startswith(layout.library_commit())
+    commit = layout.library_commit()
+    assert library.startswith(f"{commit} ")
+    assert before["datasets/prefcls-lib/prefcls_lib/commit.txt"].decode() == f"{commit}\n"
     config = tmp_path / "backbone" / "config.json"
-    config.write_text(config.read_text() + "\n")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0.2}))
     assert build()[0] == 0
     after = read_tree(built)
     changed = {name.split("/")[1] for name in after if after[name] != before.get(name)}
@@ -131,7 +119,7 @@ def test_runs_come_with_their_blend(tmp_path, finished_run):
     """A blend.json brings its runs, names them as they lie beside it, and `submit` gets them."""
     blend = tmp_path / "blend.json"
     blend.write_text(json.dumps({"runs": [str(finished_run)], "weights": [1.0], "temperature": 1.0, "tie_bias": 0.0}))
-    bundle.build_bundle(tmp_path / "kaggle", OWNER, {}, runs=[str(blend)])
+    bundle.build_bundle(tmp_path / "kaggle", OWNER, runs=[str(blend)])
     runs = tmp_path / "kaggle" / "datasets" / "prefcls-runs"
     assert json.loads((runs / "blend.json").read_text())["runs"] == ["run"]
     assert {"result.json", "oof.csv", "model/fold1/model.safetensors"} <= set(layout.list_files(runs / "run"))
@@ -215,7 +203,7 @@ def test_bad_runs(tmp_path, monkeypatch, finished_run, arguments, words):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, "my run=1")
     with pytest.raises(UserError) as error:
-        bundle.build_bundle(tmp_path / "kaggle", OWNER, {}, runs=arguments)
+        bundle.build_bundle(tmp_path / "kaggle", OWNER, runs=arguments)
     assert all(word in str(error.value) for word in words), error
     assert not (tmp_path / "kaggle").exists()
 

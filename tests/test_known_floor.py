@@ -43,10 +43,9 @@ def test_distribution_is_that_of_the_text(made):
 
 
 def test_a_variant_is_compared_with_the_floor_of_its_own_validation_rows(made):
-    """Two layers, one epoch: far from the floor, and no better than it."""
+    """Two layers, ours: far from the floor, and no better than it; 360 rows in steps of 32, two epochs."""
     folder, probs = made
-    known_floor.make_backbone(folder / "backbone", "small", num_layers=2, seed=0)
-    found = known_floor.run_variant("ours", folder, "small", seed=42, settings={"num_epochs": 1})
+    known_floor.make_backbone(folder / "backbone", seed=0, num_layers=2)
+    found = known_floor.run_variant("ours", folder, seed=42)
     assert found["floor"] < found["log_loss"] < found["prior"] + 0.05
-    assert probs.min() > 0
-    assert found["steps"] == 12  # 360 rows in steps of 32
+    assert probs.min() > 0 and found["steps"] == 24

@@ -1,3 +1,5 @@
+"""Scores, intervals, comparisons and slices, worked out by hand or against scikit-learn."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -52,13 +54,8 @@ def test_expected_calibration_error_by_hand():
     labels = np.array([0, 1, 1, 2])
     assert scores.expected_calibration_error(labels, probs, num_bins=5) == pytest.approx(0.05)
     table = scores.reliability_table(labels, probs, num_bins=5)
-    assert table.to_dict("list") == {
-        "low": [0.4, 0.8],
-        "high": [0.6, 1.0],
-        "count": [2, 2],
-        "confidence": [0.5, 0.9],
-        "accuracy": [0.5, 1.0],
-    }
+    assert table.to_dict("list") == {"low": [0.4, 0.8], "high": [0.6, 1.0], "count": [2, 2], "confidence": [0.5, 0.9],
+                                     "accuracy": [0.5, 1.0]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -179,15 +176,6 @@ def test_error_if_calibrated_by_hand():
     assert scores.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
 
 
-def test_error_if_calibrated_is_that_of_a_calibrated_model():
-    """Labels drawn from the probabilities: over 50 draws the ECE is on average what is expected, and not near zero."""
-    probs, generator = _random_probs(400, 11), np.random.default_rng(12)
-    labels = (generator.random((50, 400, 1)) > probs.cumsum(axis=1)).sum(axis=2)
-    errors = [scores.expected_calibration_error(drawn, probs) for drawn in labels]
-    expected = scores.error_if_calibrated(probs)
-    assert expected == pytest.approx(np.mean(errors), rel=0.08) and expected > 0.03
-
-
 def test_deviation_over_folds_by_hand():
     """Folds with log losses ln 2 and ln 4: sample deviation ln 2 / sqrt(2); of a single fold none is known."""
     labels, groups = np.array([0, 0]), np.array(["p", "q"])
@@ -203,10 +191,7 @@ def test_halves_depend_on_the_group_and_not_on_the_order():
     half = compare.split_halves(groups, "step")
     assert (compare.split_halves(groups[::-1], "step") == half[::-1]).all()
     assert half.sum() == 60
-    assert sorted(compare.split_halves(np.array(["p", "q", "p"]), "step")) in (
-        [False, False, True],
-        [False, True, True],
-    )
+    assert sum(compare.split_halves(np.array(["p", "q", "p"]), "step")) in (1, 2)
 
 
 def test_cross_fitted_choice_takes_each_half_from_the_step_that_the_other_half_chose():
@@ -230,13 +215,6 @@ def test_cross_fitted_choice_is_worse_than_the_optimistic_one_on_noise():
     assert scores.log_loss(labels, steps[best]) < average - 0.04 < scores.log_loss(labels, probs)
 
 
-def test_choosing_among_one_step_returns_it():
-    """With one validation there is nothing to choose."""
-    steps = _random_probs(6, 8)[None]
-    probs, best = compare.choose_cross_fitted(steps, np.zeros(6, dtype=int), np.arange(6).astype(str))
-    assert best == 0 and (probs == steps[0]).all()
-
-
 def test_flip_rate_undoes_the_swap_first():
     """Rows 1 and 2 say A in both orders (B's column once swapped), row 3 the first answer: 1 flip of 3."""
     probs = np.array([[0.6, 0.2, 0.2], [0.5, 0.2, 0.3], [0.6, 0.2, 0.2]])
@@ -247,36 +225,21 @@ def test_flip_rate_undoes_the_swap_first():
 def test_slices_of_four_rows_by_hand():
     """Each row is put where its text says, and slices without rows are left out."""
     rows = _rows(
-        prompts=["p", ["q", "r"], "s", "t"],
-        a=["a" * 500, ["same", "x"], "", "```code```"],
-        b=["b" * 100, ["same", "x"], "é" * 9, "12345678901"],
-        label=[0, 2, 1, 2],
-        model_a=["m", "n", "m", "k"],
-        model_b=["n", "m", "n", "l"],
-    )
+        ["p", ["q", "r"], "s", "t"], ["a" * 500, ["same", "x"], "", "```code```"],
+        ["b" * 100, ["same", "x"], "é" * 9, "12345678901"], label=[0, 2, 1, 2],
+        model_a=["m", "n", "m", "k"], model_b=["n", "m", "n", "l"],
+    )  # fmt: skip
     probs = np.array([[0.5, 0.25, 0.25]] * 4)
     table = slices.slice_table(rows, rows["label"].to_numpy(), probs, cut=np.array([True, False, False, False]), top=1)
     assert table.set_index(["name", "value"])["count"].to_dict() == {
-        ("who is longer", "B, 3 times or more"): 1,
-        ("who is longer", "about equal"): 2,
-        ("who is longer", "A, 3 times or more"): 1,
-        ("characters", "under 1,000"): 4,
-        ("turns", "1"): 3,
-        ("turns", "2"): 1,
-        ("code fence in an answer", "no"): 3,
-        ("code fence in an answer", "yes"): 1,
-        ("non-ASCII characters", "none"): 3,
-        ("non-ASCII characters", "10 % or more"): 1,
-        ("tie", "no"): 2,
-        ("tie", "yes"): 2,
-        ("identical answers", "no"): 3,
-        ("identical answers", "yes"): 1,
-        ("empty or null answer", "no"): 3,
-        ("empty or null answer", "yes"): 1,
-        ("cut", "no"): 3,
-        ("cut", "yes"): 1,
+        ("who is longer", "B, 3 times or more"): 1, ("who is longer", "about equal"): 2,
+        ("who is longer", "A, 3 times or more"): 1, ("characters", "under 1,000"): 4, ("turns", "1"): 3,
+        ("turns", "2"): 1, ("code fence in an answer", "no"): 3, ("code fence in an answer", "yes"): 1,
+        ("non-ASCII characters", "none"): 3, ("non-ASCII characters", "10 % or more"): 1, ("tie", "no"): 2,
+        ("tie", "yes"): 2, ("identical answers", "no"): 3, ("identical answers", "yes"): 1,
+        ("empty or null answer", "no"): 3, ("empty or null answer", "yes"): 1, ("cut", "no"): 3, ("cut", "yes"): 1,
         ("model pair", "m / n"): 3,
-    }
+    }  # fmt: skip
     tie = table[(table["name"] == "tie") & (table["value"] == "no")].iloc[0]
     assert tie["log_loss"] == pytest.approx((np.log(2) + np.log(4)) / 2) and tie["accuracy"] == 0.5
 
@@ -302,9 +265,5 @@ def test_most_confident_mistakes_come_first_and_point_at_their_rows():
     probs = np.array([[0.5, 0.3, 0.2], [0.05, 0.9, 0.05], [0.8, 0.1, 0.1]])
     table = slices.most_confident_mistakes(rows, probs, 5)
     assert list(table.index) == [2, 0]
-    assert table.to_dict("list") == {
-        "id": ["2", "0"],
-        "label": [2, 1],
-        "predicted": [0, 0],
-        "confidence": [0.8, 0.5],
-    }
+    wanted = {"id": ["2", "0"], "label": [2, 1], "predicted": [0, 0], "confidence": [0.8, 0.5]}
+    assert table.to_dict("list") == wanted

@@ -1,25 +1,31 @@
-"""The shared encoder, pooling and the two heads, for all four kinds of encoder."""
+"""The shared encoder, its pooling and the heads: Siamese and cross-encoder, with and without a baseline."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import KINDS
+from conftest import KINDS, MORE_KINDS
+from test_train import pad_id_of
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, PaddedBatch, make_padded_batches
+from prefcls_lib.data.batching import Examples, make_padded_batches
 from prefcls_lib.data.features import SIGNS, FeatureScaler, compute_features, identical_answers
+from prefcls_lib.data.schema import SWAP
 from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
-from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
+from prefcls_lib.models.network import PreferenceHead, PreferenceModel, mean_pool
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.training.step import training_loss
 
 PRIOR = (0.5, 0.3, 0.2)
+ALL_KINDS = pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
+ARCHITECTURES = pytest.mark.parametrize("architecture", ["siamese", "cross"])
 
 
 @pytest.fixture(params=KINDS)
@@ -27,7 +33,7 @@ def kind(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rows(sample_rows) -> pd.DataFrame:
     """24 real first turns, cut to all kinds of lengths; row 3 has identical answers."""
     rows = sample_rows.head(24).copy()
@@ -38,25 +44,24 @@ def rows(sample_rows) -> pd.DataFrame:
     return rows
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def examples_of(backbone_folders, rows):
-    """examples_of(kind) -> the rows, and the rows with the answers swapped in the table itself."""
-    cached = {}
+    """examples_of(kind, architecture) -> the rows, and the rows with the answers swapped in the table itself."""
+    cached, swapped = {}, rows.assign(response_a=rows["response_b"], response_b=rows["response_a"])
 
-    def make(kind: str) -> tuple[Examples, Examples]:
-        if kind not in cached:
-            tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders[kind]))
-            swapped = rows.assign(response_a=rows["response_b"], response_b=rows["response_a"])
-            scaler = FeatureScaler.fit(compute_features(rows))
-            cached[kind] = tuple(encode(table, tokenizer, scaler) for table in (rows, swapped))
-        return cached[kind]
+    def make(kind: str, architecture: str = "siamese") -> tuple[Examples, Examples]:
+        if (kind, architecture) not in cached:
+            given = (backbone_folders[kind], FeatureScaler.fit(compute_features(rows)), architecture)
+            cached[kind, architecture] = tuple(encode(table, *given) for table in (rows, swapped))
+        return cached[kind, architecture]
 
     return make
 
 
-def encode(rows: pd.DataFrame, tokenizer: SideTokenizer, scaler: FeatureScaler) -> Examples:
-    encoded = encode_rows(rows, tokenizer, 48, "none")
-    features = scaler.transform(compute_features(rows)).astype(np.float32)
+def encode(rows: pd.DataFrame, folder, scaler: FeatureScaler | None, architecture: str = "siamese") -> Examples:
+    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(folder))
+    encoded = encode_rows(rows, tokenizer, 48, "none", architecture)
+    features = None if scaler is None else scaler.transform(compute_features(rows)).astype(np.float32)
     return Examples(encoded.token_ids, encoded.sides, features, rows["label"].to_numpy())
 
 
@@ -69,62 +74,81 @@ def make_model(folder, **settings) -> PreferenceModel:
     return model
 
 
-def pad_id_of(model: PreferenceModel) -> int:
-    return model.encoder.config.pad_token_id
+def predict(model: PreferenceModel, examples: Examples, precision: str = "no") -> np.ndarray:
+    return predict_proba(model, examples, make_accelerator(precision), pad_id_of(model))[0]
 
 
+def make_head(on_baseline: bool = False, symmetric: bool = True, architecture: str = "siamese") -> PreferenceHead:
+    """A head over embeddings of 8 numbers, its last layers not at zero."""
+    torch.manual_seed(0)
+    head = PreferenceHead(8, symmetric, True, 0.0, architecture, on_baseline)
+    for layer in (head.output, head.wide, *([head.correction] if on_baseline else [])):
+        nn.init.normal_(layer.weight, std=0.1)
+    return head
+
+
+def head_inputs(num_rows: int = 5):
+    """u, v (B, 8), structure features and offsets (m, -m, t) of some rows."""
+    generator = torch.Generator().manual_seed(1)
+    u, v = torch.randn(2, num_rows, 8, generator=generator)
+    m, t = torch.randn(2, num_rows, generator=generator)
+    return u, v, torch.randn(num_rows, len(SIGNS), generator=generator), torch.stack([m, -m, t], dim=1)
+
+
+@ALL_KINDS
 def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, examples_of):
-    """One side at a time unpadded, in padded batches of 3, all at once, and padded to 60: the same logits in fp32."""
+    """One side at a time unpadded, in padded batches of 3, all at once, and padded to 60, beyond ModernBERT's local
+    window: the same logits in fp32."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
     pad_id, sides = pad_id_of(model), torch.as_tensor(examples.sides)
-    x = torch.as_tensor(examples.features)
     ways = {
-        "one at a time": make_padded_batches(examples.token_ids, pad_id, max_sides=1),
-        "batches of 3": make_padded_batches(examples.token_ids, pad_id, max_sides=3),
-        "all at once": make_padded_batches(examples.token_ids, pad_id, 10**6, 10**6),
+        "one at a time": make_padded_batches(examples.token_ids, pad_id, 1),
+        "batches of 3": make_padded_batches(examples.token_ids, pad_id, 3),
+        "all at once": make_padded_batches(examples.token_ids, pad_id, 10**6, 10**6, max_padding=10**6),
         "padded to 60": make_padded_batches(examples.token_ids, pad_id, 5, 10**6, multiple_of=60),
     }
     with torch.inference_mode():
         embedded = {name: model.embed_sides(batches) for name, batches in ways.items()}
-        logits = {name: model(u[sides[:, 0]], u[sides[:, 1]], x) for name, u in embedded.items()}
-    assert len(np.unique([len(ids) for ids in examples.token_ids])) > 5  # so padding really differs
-    for name in ways:
-        torch.testing.assert_close(logits[name], logits["one at a time"], atol=1e-5, rtol=0)
+        logits = [model(u[sides[:, 0]], u[sides[:, 1]], torch.as_tensor(examples.features)) for u in embedded.values()]
+    assert len(np.unique([len(ids) for ids in examples.token_ids])) > 5 and len(ways["all at once"]) == 1
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_padding_beyond_a_local_window_is_harmless_in_half_precision(kind, backbone_folders, precision):
+    """A padded place of ModernBERT's local layers may see padding alone: nothing of it may reach a real token."""
+    model = make_model(backbone_folders[kind])
+    sides = [np.arange(100, 100 + length, dtype=np.int32) for length in (4, 5, 60)]
+    with torch.autocast("cpu", dtype=precision):
+        embedded = model.embed_sides(make_padded_batches(sides, pad_id_of(model), 5, 10**6, multiple_of=60))
+    embedded.sum().backward()
+    exact = model.embed_sides(make_padded_batches(sides, pad_id_of(model), 1))
+    torch.testing.assert_close(embedded, exact, atol=0.1, rtol=0)
+    assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters() if p.grad is not None)
 
 
 def test_predict_proba_is_the_model_row_by_row(kind, backbone_folders, examples_of):
     """The probabilities of a batch are those of each row alone, and of a forward pass written out here."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    accelerator = make_accelerator("no")
-    probs, tokens = predict_proba(model, examples, accelerator, pad_id_of(model))
+    probs, tokens = predict_proba(model, examples, make_accelerator("no"), pad_id_of(model))
     for row in (0, 3, 11):
-        alone = Examples(examples.token_ids, examples.sides[[row]], examples.features[[row]])
-        single, _ = predict_proba(model, alone, accelerator, pad_id_of(model))
-        np.testing.assert_allclose(single[0], probs[row], atol=1e-5)
-        u, v = (embed_plainly(model, examples.token_ids[side]) for side in examples.sides[row])
+        np.testing.assert_allclose(predict(model, examples.take(np.array([row])))[0], probs[row], atol=1e-5)
         with torch.inference_mode():
+            ids = [torch.as_tensor(examples.token_ids[side].astype(np.int64))[None] for side in examples.sides[row]]
+            u, v = (model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids)
             logits = model.head(u, v, torch.as_tensor(examples.features[[row]]))
         np.testing.assert_allclose(torch.softmax(logits, dim=1)[0].numpy(), probs[row], atol=1e-5)
     assert np.abs(probs.sum(axis=1) - 1).max() < 1e-12
-    used = np.unique(examples.sides)
-    assert tokens.real == sum(len(examples.token_ids[side]) for side in used)
-    assert tokens.computed >= tokens.real
-
-
-def embed_plainly(model: PreferenceModel, ids: np.ndarray) -> torch.Tensor:
-    """Mean of the last hidden states of one unpadded side."""
-    with torch.inference_mode():
-        hidden = model.encoder(input_ids=torch.as_tensor(ids[None].astype(np.int64))).last_hidden_state
-    return hidden.mean(dim=1)
+    assert tokens.real == sum(len(examples.token_ids[side]) for side in np.unique(examples.sides)) <= tokens.computed
 
 
 def test_masked_mean_by_hand():
-    """(1, 2) and (3, 6) are real, (100, 100) is padding: mean (2, 4); first token (1, 2); fp32 from bf16."""
+    """(1, 2) and (3, 6) are real, (100, 100) is padding: mean (2, 4); fp32 from bf16."""
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]]], dtype=torch.bfloat16)
-    mask = torch.tensor([[1, 1, 0]])
-    assert pool(hidden, mask, "mean").tolist() == [[2.0, 4.0]]
-    assert pool(hidden, mask, "first").tolist() == [[1.0, 2.0]]
-    assert pool(hidden, mask, "mean").dtype == pool(hidden, mask, "first").dtype == torch.float32
+    mean = mean_pool(hidden, torch.tensor([[1, 1, 0]]))
+    assert mean.tolist() == [[2.0, 4.0]] and mean.dtype == torch.float32
 
 
 @pytest.mark.parametrize("head", ["symmetric", "concat"])
@@ -132,170 +156,164 @@ def test_masked_mean_by_hand():
 def test_untrained_model_predicts_the_prior(tiny, examples_of, head, structure_features):
     """.5 and .3 are averaged to .4: every row gets (.4, .4, .2), and the first loss is its cross-entropy."""
     examples, _ = examples_of("bert")
-    if not structure_features:
-        examples = Examples(examples.token_ids, examples.sides, None, examples.labels)
+    examples = examples if structure_features else replace(examples, features=None)
     model = make_model(tiny, head=head, structure_features=structure_features)
     model.head.start_at_prior(PRIOR)
-    probs, _ = predict_proba(model, examples, make_accelerator("no"), pad_id_of(model))
+    probs = predict(model, examples)
     np.testing.assert_allclose(probs, np.tile([0.4, 0.4, 0.2], (len(examples), 1)), atol=1e-7)
-    loss = -np.log(probs[np.arange(len(examples)), examples.labels]).mean()
     counts = np.bincount(examples.labels)
     by_hand = -((counts[0] + counts[1]) * np.log(0.4) + counts[2] * np.log(0.2)) / counts.sum()
-    assert loss == pytest.approx(by_hand, abs=1e-6)
+    assert -np.log(probs[np.arange(len(examples)), examples.labels]).mean() == pytest.approx(by_hand, abs=1e-6)
 
 
+@ARCHITECTURES
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("pooling", ["mean", "first"])
 def test_swapping_the_answers_permutes_the_probabilities_exactly(
-    kind, backbone_folders, examples_of, precision, pooling
+    kind, backbone_folders, examples_of, rows, precision, architecture
 ):
-    """To the bit, in every precision: the rows are swapped in the table and go all the way again."""
-    examples, swapped = examples_of(kind)
-    model, accelerator = make_model(backbone_folders[kind], pooling=pooling), make_accelerator(precision)
-    probs, _ = predict_proba(model, examples, accelerator, pad_id_of(model))
+    """To the bit, in every precision: the rows are swapped in the table and go all the way again. Identical answers,
+    and no others, are equally likely to win."""
+    examples, swapped = examples_of(kind, architecture)
+    model = make_model(backbone_folders[kind], architecture=architecture)
+    probs = predict(model, examples, precision)
     for other in (swapped, examples.swapped()):
-        back, _ = predict_proba(model, other, accelerator, pad_id_of(model))
-        assert (back == probs[:, [1, 0, 2]]).all()
+        assert (predict(model, other, precision) == probs[:, SWAP]).all()
     assert np.abs(probs[:, 0] - probs[:, 1]).max() > 0.01  # the head has something to say
+    assert identical_answers(rows)[3]
+    assert ((probs[:, 0] == probs[:, 1]) == identical_answers(rows)).all()
 
 
 def test_swap_is_exact_even_where_a_side_is_computed_differently_in_another_place(tiny, examples_of):
     """As kernels in half precision may: here each row of a padded batch gets its place in it added on top."""
     examples, swapped = examples_of("bert")
-    model, accelerator = make_model(tiny), make_accelerator("no")
+    model = make_model(tiny)
 
     def disturb(module, inputs, output):
         places = torch.arange(len(output.last_hidden_state))
         output.last_hidden_state = output.last_hidden_state + 1e-3 * places[:, None, None].pow(2)
 
-    clean, _ = predict_proba(model, examples, accelerator, pad_id_of(model))
+    clean = predict(model, examples)
     model.encoder.register_forward_hook(disturb)
-    probs, _ = predict_proba(model, examples, accelerator, pad_id_of(model))
-    back, _ = predict_proba(model, swapped, accelerator, pad_id_of(model))
-    assert (back == probs[:, [1, 0, 2]]).all()
+    probs = predict(model, examples)
+    assert (predict(model, swapped) == probs[:, SWAP]).all()
     assert (probs != clean).any()
 
 
-def test_identical_answers_are_equally_likely_to_win(kind, backbone_folders, examples_of, rows):
-    """P(A) == P(B) to the bit where the answer is the same twice (row 3 is one), and nowhere else."""
-    model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    probs, _ = predict_proba(model, examples, make_accelerator("bf16"), pad_id_of(model))
-    assert identical_answers(rows)[3]
-    assert ((probs[:, 0] == probs[:, 1]) == identical_answers(rows)).all()
-
-
-def test_concat_head_is_not_symmetric(kind, backbone_folders, examples_of):
+def test_concat_head_is_not_symmetric(tiny, examples_of):
     """The original's head knows position: a swap is no permutation, even for identical answers."""
-    examples, swapped = examples_of(kind)
-    model = make_model(backbone_folders[kind], head="concat")
-    probs, back = (predict_proba(model, e, make_accelerator("no"), pad_id_of(model))[0] for e in (examples, swapped))
-    assert np.abs(back - probs[:, [1, 0, 2]]).max() > 0.01
+    model = make_model(tiny, head="concat")
+    probs, back = (predict(model, examples) for examples in examples_of("bert"))
+    assert np.abs(back - probs[:, SWAP]).max() > 0.01
     assert probs[3, 0] != probs[3, 1]
 
 
 def test_symmetric_head_is_the_mean_of_both_orders():
     """(h(u, v, x) + P h(v, u, Px)) / 2, from a concat head with the same weights."""
-    torch.manual_seed(0)
-    symmetric, concat = (PreferenceHead(8, is_symmetric, True, 0.0) for is_symmetric in (True, False))
-    concat.load_state_dict(symmetric.state_dict())
-    u, v, x = torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, len(SIGNS))
-    signs = torch.tensor(SIGNS, dtype=torch.float32)
-    expected = (concat(u, v, x) + concat(v, u, x * signs)[:, [1, 0, 2]]) / 2
+    symmetric, concat = make_head(), make_head(symmetric=False)
+    u, v, x, _ = head_inputs()
+    expected = (concat(u, v, x) + concat(v, u, x * symmetric.signs)[:, SWAP]) / 2
     torch.testing.assert_close(symmetric(u, v, x), expected)
 
 
-def test_head_computes_in_fp32_inside_autocast():
-    """The logits of bf16 autocast are those without it, to the bit."""
-    torch.manual_seed(0)
-    head = PreferenceHead(8, True, False, 0.0)
-    u, v = torch.randn(5, 8), torch.randn(5, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = head(u, v, None)
-    assert inside.dtype == torch.float32
-    assert (inside == head(u, v, None)).all()
+def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
+    """Written out: u of (A, B), v of (B, A); each order's own logits, the second's with A and B swapped back."""
+    (examples, _), model = examples_of("bert", "cross"), make_model(tiny, architecture="cross")
+    probs = predict(model, examples)
+    for row in range(6):
+        logits = []
+        for order, side in enumerate(examples.sides[row]):
+            ids = torch.as_tensor(examples.token_ids[side], dtype=torch.long)[None]
+            x = torch.as_tensor(examples.features[[row]]) * (model.head.signs if order else 1)
+            with torch.inference_mode():
+                fused = torch.cat([model.head.norm(model.encoder(input_ids=ids).last_hidden_state.mean(dim=1)), x], 1)
+                one = model.head.output(nn.functional.gelu(model.head.hidden(fused))) + model.head.wide(x)
+            logits.append(one[0, [1, 0, 2]] if order else one[0])
+        expected = torch.softmax((logits[0] + logits[1]) / 2, dim=0)
+        np.testing.assert_allclose(probs[row], expected.numpy(), atol=1e-5)
 
 
-def test_autocast_reaches_the_encoder(tiny, examples_of):
-    """bf16 gives other numbers than fp32, and not very different ones."""
+@ARCHITECTURES
+def test_head_on_a_baseline_is_exactly_order_equivariant(architecture):
+    """A and B in each other's place permute both outputs, to the bit."""
+    head, (u, v, x, offset) = make_head(True, architecture=architecture), head_inputs()
+    swapped = head.outputs(v, u, x * head.signs, offset[:, SWAP])
+    for found, other in zip(head.outputs(u, v, x, offset), swapped, strict=True):
+        assert torch.equal(other[:, SWAP], found)
+
+
+def test_untrained_network_predicts_what_the_baseline_does():
+    """With its last layers at zero the correction is zero, and the auxiliary output is the prior."""
+    head, (u, v, x, offset) = make_head(True), head_inputs()
+    head.start_at_prior((0.5, 0.25, 0.25))
+    logits, auxiliary = head.outputs(u, v, x, offset)
+    assert torch.equal(logits, offset)
+    assert torch.softmax(auxiliary, dim=1)[0].tolist() == pytest.approx([0.375, 0.375, 0.25])
+
+
+def test_loss_on_a_baseline_by_hand():
+    """Cross-entropy of both outputs: labels A, tie; logits 0 have ln 3 each, the offset's probability 1/2 has ln 2."""
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]))
+    examples = Examples([], np.zeros((2, 2), dtype=int), labels=np.array([0, 2]), offsets=np.zeros((2, 3), np.float32))
+    given = ((logits, torch.zeros(2, 3)), examples, np.arange(2))
+    assert float(training_loss(*given, label_smoothing=0.0)) == pytest.approx(2 * np.log(2) + 2 * np.log(3))
+    alone = training_loss(given[0], replace(examples, offsets=None), np.arange(2), 0.0)
+    assert float(alone) == pytest.approx(2 * np.log(2))
+
+
+def test_encoder_learns_beside_a_perfect_offset():
+    """Where the offset explains every label, the correction has no gradient, and the auxiliary output still has."""
+    head, (u, v, x, _) = make_head(True), head_inputs()
+    u.requires_grad_()
+    offset = torch.tensor([[40.0, -40.0, -40.0]]).repeat(5, 1)
+    outputs, labels = head.outputs(u, v, x, offset), np.zeros(5, dtype=int)
+    both = Examples([], np.zeros((5, 2), dtype=int), labels=labels, offsets=offset.numpy())
+    largest = []
+    for examples in (both, replace(both, offsets=None)):
+        loss = training_loss(outputs, examples, np.arange(5), 0.0)
+        largest.append(float(torch.autograd.grad(loss, u, retain_graph=True)[0].abs().max()))
+    assert largest[0] > 1e-3 and largest[1] < 1e-6
+
+
+def test_autocast_reaches_the_encoder_and_not_the_head(tiny, examples_of):
+    """bf16 gives other numbers than fp32, and not very different ones; the head's logits are the same to the bit."""
     model, (examples, _) = make_model(tiny), examples_of("bert")
-    fp32, bf16 = (predict_proba(model, examples, make_accelerator(p), pad_id_of(model))[0] for p in ("no", "bf16"))
-    assert 0 < np.abs(fp32 - bf16).max() < 0.05
-
-
-def test_encoder_need_not_ask_whether_there_is_padding(kind, backbone_folders, examples_of):
-    """Without padding it gets no mask; with padding one that is used as it is. DeBERTa takes its own kind always."""
-    model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    masks = []
-    model.encoder.register_forward_pre_hook(
-        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
-    )
-    shortest, longest = examples.token_ids[0], examples.token_ids[-1]
-    with torch.inference_mode():
-        for sides in ([longest], [longest, longest], [shortest, longest]):
-            model.embed(make_padded_batches(sides, pad_id_of(model))[0])
-    if kind == "deberta-v2":
-        assert [mask.shape[0] for mask in masks] == [1, 2, 2]
-    else:
-        assert masks[:2] == [None, None]
-    assert masks[2].shape == ((2, len(longest)) if kind == "deberta-v2" else (2, 1, 1, len(longest)))
-    assert masks[2].sum() == len(shortest) + len(longest)
+    assert 0 < np.abs(predict(model, examples, "no") - predict(model, examples, "bf16")).max() < 0.05
+    head, (u, v, x, _) = make_head(), head_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = head(u, v, x)
+    assert inside.dtype == torch.float32 and torch.equal(inside, head(u, v, x))
 
 
 def test_token_types_are_never_passed(kind, backbone_folders, examples_of):
     """The encoder gets ids and mask alone, which for ELECTRA and BERT means token type zero everywhere."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
     seen = []
-    model.encoder.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((len(args), set(kwargs))), with_kwargs=True
-    )
-    batch = make_padded_batches(examples.token_ids[:4], pad_id_of(model))[0]
+    model.encoder.register_forward_pre_hook(lambda _, args, given: seen.append((args, set(given))), with_kwargs=True)
     with torch.inference_mode():
-        embedded = model.embed(batch)
-        assert seen == [(0, {"input_ids", "attention_mask"})]
-        if kind in ("electra", "bert"):
-            zeros = torch.zeros_like(batch.input_ids)
-            hidden = model.encoder(batch.input_ids, batch.attention_mask, token_type_ids=zeros)
-            assert (pool(hidden.last_hidden_state, batch.attention_mask, "mean") == embedded).all()
+        model.embed(make_padded_batches(examples.token_ids[:4], pad_id_of(model))[0])
+    assert seen == [((), {"input_ids", "attention_mask"})]
 
 
-def test_encoder_has_fp32_master_weights(kind, backbone_folders, tmp_path):
-    """Also where the checkpoint was stored in half precision; and it is in train mode."""
+def test_weights_are_the_checkpoints_in_fp32(kind, backbone_folders, tmp_path):
+    """Also where they were stored in half precision; in train mode, and no pooling layer with random weights on top."""
     shutil.copytree(backbone_folders[kind], tmp_path / "half")
     AutoModel.from_pretrained(backbone_folders[kind], dtype=torch.float16).save_pretrained(tmp_path / "half")
     for folder in (backbone_folders[kind], tmp_path / "half"):
-        encoder = build_model(folder, RunConfig()).encoder
-        assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+        encoder, plain = build_model(folder, RunConfig()).encoder, AutoModel.from_pretrained(folder).state_dict()
         assert encoder.training
+        for name, tensor in encoder.state_dict().items():
+            assert not name.startswith("pooler")
+            assert torch.equal(tensor, plain[name].to(tensor.dtype)) and tensor.dtype in (torch.float32, torch.int64)
 
 
-def test_weights_are_the_checkpoints(kind, backbone_folders):
-    """What is loaded is what lies in the folder, and no pooling layer comes on top with random weights."""
-    plain = AutoModel.from_pretrained(backbone_folders[kind], dtype=torch.float32).state_dict()
-    for name, tensor in build_model(backbone_folders[kind], RunConfig()).encoder.state_dict().items():
-        assert not name.startswith("pooler")
-        assert (tensor == plain[name]).all()
-
-
+@ALL_KINDS
 def test_dropout_is_a_setting(kind, backbone_folders, examples_of):
-    """0 by default: training mode is exact. 0.5 reaches configuration, encoder and head."""
-    examples, _ = examples_of(kind)
-    for dropout, equal in ((0.0, True), (0.5, False)):
-        model = make_model(backbone_folders[kind], dropout=dropout).train()
-        config = model.encoder.config
-        assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == dropout
-        assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {dropout}
-        batch = make_padded_batches(examples.token_ids[:3], pad_id_of(model))[0]
-        assert torch.equal(model.embed(batch), model.embed(batch)) == equal
-
-
-def test_embeddings_come_back_in_the_order_of_the_sides(tiny):
-    """Padded batches are sorted by length; what the head gets is not."""
-    model = make_model(tiny)
-    sides = [np.array(ids, dtype=np.int32) for ids in ([5], [5, 6, 7], [5, 6])]
-    with torch.inference_mode():
-        embedded = model.embed_sides(make_padded_batches(sides, 0, max_sides=1))
-        for side, ids in enumerate(sides):
-            alone = PaddedBatch(
-                torch.tensor([0]), torch.tensor([ids.tolist()]), torch.ones(1, len(ids), dtype=torch.long)
-            )
-            torch.testing.assert_close(embedded[side], model.embed(alone)[0], atol=1e-6, rtol=0)
+    """It reaches every dropout of encoder and head, whatever its name in the configuration; 0 is exact."""
+    side = torch.as_tensor(examples_of(kind)[0].token_ids[0].astype(np.int64))[None]
+    for settings in ({}, {"dropout": 0.5}):
+        model, dropout = build_model(backbone_folders[kind], RunConfig(**settings)), settings.get("dropout", 0.0)
+        assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {dropout}
+        attention = [m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")]
+        assert {p.p if isinstance(p, nn.Dropout) else p for p in attention} <= {dropout}
+        once, twice = (model.encoder(input_ids=side).last_hidden_state for _ in range(2))
+        assert torch.equal(once, twice) == (dropout == 0)

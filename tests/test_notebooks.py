@@ -115,7 +115,9 @@ def test_runs_through_papermill(name, kind, preset, backbone_folders, reward_fol
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((out / "result.json").read_text())["backbone"] == str(folder)
     used = json.loads((out / "config.json").read_text())["settings"]
-    kept = {k: v for k, v in read_settings(NOTEBOOKS / "params" / f"{preset}.yaml").items() if k not in small}
+    names = read_settings(NOTEBOOKS / "params" / f"{preset}.yaml").keys() - small.keys()
+    preset_values = RunConfig.from_yaml(NOTEBOOKS / "params" / f"{preset}.yaml", {}).to_dict()
+    kept = {name: preset_values[name] for name in names}
     assert {k: used[k] for k in kept if k != "backbone"} == {k: v for k, v in kept.items() if k != "backbone"}
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     shown = "".join(o.get("text", "") + str(o.get("data", "")) for c in executed.cells for o in c.get("outputs", []))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import run_arguments
 from kaggle_parts import layout, train
 from test_notebooks import PRESETS
@@ -24,31 +25,37 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks" / "params"
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_setting_has_a_reason(name):
-    """A comment on each line; every value is allowed, and none that is text is of another type in the file."""
-    for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
-        assert re.search(r"#.{3,}", line) or line == "folds: [0]", line
+def read_preset(name: str) -> dict:
+    """The settings that a preset names, as a run has them."""
     settings = read_settings(FOLDER / f"{name}.yaml")
     config = RunConfig.from_mapping(settings).to_dict()
-    assert {key: config[key] for key in settings} == settings
+    return {key: config[key] for key in settings}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_has_a_reason(name):
+    """A comment on each line; every value is allowed, and is what it looks like in YAML."""
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        assert re.search(r"#.{3,}", line) or line == "folds: [0]", line
+    assert read_preset(name) == yaml.safe_load(text)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_runs_through_the_command_line(name, home, reward_folders, tmp_path):
     """On a tiny encoder, shorter and on fewer folds; all else is in config.json as the file has it."""
-    out = tmp_path / "run"
-    more = (f"init_from={reward_folders['bert']}",) if name == "strong" else ()
-    arguments = [*run_arguments(home, out, "folds=[0]", *more), "--config", str(FOLDER / f"{name}.yaml")]
-    assert cli.main(arguments) == 0
-    used, preset = read_json(out / "config.json")["settings"], read_settings(FOLDER / f"{name}.yaml")
+    out, preset = tmp_path / "run", read_preset(name)
+    more = [f"start_from={preset.get('start_from', 'structure_logistic')}"]
+    more += [f"init_from={reward_folders['bert']}"] if name == "strong" else []
+    assert cli.main([*run_arguments(home, out, *more), "--config", str(FOLDER / f"{name}.yaml")]) == 0
+    used = read_json(out / "config.json")["settings"]
     smaller = ("backbone", "init_from", "num_folds", "folds", "max_length", "num_epochs", "batch_size")
     assert {k: used[k] for k in preset if k not in smaller} == {k: v for k, v in preset.items() if k not in smaller}
-    assert len(list((out / "model").iterdir())) == preset["num_seeds"]
+    assert len(list((out / "model").iterdir())) == used["num_seeds"]
 
 
 def test_original_is_the_study_and_nothing_of_ours():
-    """What the study's notebooks and README say, and no feature, baseline, seed or restart of this project."""
+    """What the study's notebooks and README say, and no feature or baseline of this project."""
     config = RunConfig.from_yaml(FOLDER / "original.yaml", {})
     config = config.with_recipe(choose_recipe(AutoConfig.for_model("roberta")))
     study = {"num_epochs": 10, "max_length": 256, "label_smoothing": 0.1, "weight_decay": 0.01, "head": "concat"}
@@ -61,11 +68,11 @@ count_tokens = functools.cache(t4_plan.count_tokens)
 
 def hours_of_training(name: str, backbone: str) -> tuple[float, float]:
     """Projected on two T4, from the lengths of the shipped rows: all epochs of all seeds."""
-    settings = read_settings(FOLDER / f"{name}.yaml")
+    settings = RunConfig.from_mapping(read_preset(name)).to_dict()
     config = AutoConfig.for_model(**read_json(ROOT / "report" / "backbones" / f"{backbone}.json")["config"])
     cut = np.minimum(count_tokens(), settings["max_length"])
     rows = 3 * t4_plan.EPOCH_ROWS * settings["num_epochs"] * settings["num_seeds"] / 2
-    fast, slow = (rows * 2 * seconds / len(cut) / 3600 for seconds in capacity.t4_seconds(config, cut))
+    fast, slow = (rows * 2 * seconds / len(cut) / 3600 for seconds in t4_plan.t4_seconds(config, cut))
     return fast, slow
 
 
@@ -80,26 +87,26 @@ def test_hours_in_the_readme_are_those_of_the_plan(name, backbone):
     (line,) = (x for x in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if x.startswith(f"| `{name}`"))
     fast, slow = hours_of_training(name, backbone)
     assert f"{fast:.1f} to {slow:.1f}" in line
-    budget = read_settings(FOLDER / f"{name}.yaml").get("time_budget_hours")
+    budget = read_preset(name).get("time_budget_hours")
     assert budget is None or (slow < budget and f"at most {budget}" in line)
 
 
 def test_strong_fits_a_t4_and_its_disk():
     """Memory of one T4 at its length; checkpoints within Kaggle's 20 GB, which those of two seeds are not."""
-    settings = read_settings(FOLDER / "strong.yaml")
+    settings = read_preset("strong")
     config = AutoConfig.for_model(**read_json(ROOT / "report" / "backbones" / "deberta-v3-large.json")["config"])
     length = settings["max_length"]
-    assert capacity.largest_micro_batch(config, capacity.T4_BYTES, True, length) >= 2 * length
+    assert capacity.largest_micro_batch(config, t4_plan.T4_BYTES, True, length) >= 2 * length
     assert capacity.disk_bytes(config, settings["num_seeds"], 1) < 20e9 < capacity.disk_bytes(config, 2, 2)
 
 
 def test_unknown_preset_gets_the_nearest(capsys):
     """On the command line and for Kaggle; one that is like no other gets no hint."""
     assert cli.main(["run", "--config", str(FOLDER / "stron.yaml")]) == 2
-    assert f"stron.yaml: no such file of settings. Did you mean {FOLDER / 'strong.yaml'}?" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"orginal\.yaml: no such file of settings\. Did you mean .*original\.yaml"):
+    assert f"stron.yaml: no such file. Did you mean {FOLDER / 'strong.yaml'}?" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"orginal\.yaml: no such file\. Did you mean .*original\.yaml"):
         train.read_preset("orginal")
-    with pytest.raises(UserError, match=r"zzz\.yaml: no such file of settings\. Write one"):
+    with pytest.raises(UserError, match=r"zzz\.yaml: no such file\. Write one"):
         train.read_preset("zzz")
 
 

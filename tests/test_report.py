@@ -27,7 +27,7 @@ NAMES = list(LABEL_COLUMNS)
 @pytest.fixture(scope="module")
 def described():
     names = read_json(ROOT / "report" / "published.json")["study"]["specification"]
-    return specification.describe_backbones(ROOT / "report" / "backbones", names)
+    return specification.describe_backbones(names)
 
 
 @pytest.fixture
@@ -60,10 +60,11 @@ def write_run(folder: Path, encoder_share: dict | None = None, **settings: objec
     sums = {"train": "1" * 64, "test": "2" * 64}
     share = compare.compare(labels, probs, np.full((rows, 3), 1 / 3), groups).to_dict() | (encoder_share or {})
     prior = {"model": "prior", "log_loss": 1.0986, "low": 1.09, "high": 1.11, "accuracy": 0.34, "seconds": 0.1}
+    start = {**prior, "model": "structure_logistic", "log_loss": 1.0771}
     result = {
         **compare.score_predictions(labels, probs, groups, folds), "calibrated_log_loss": 1.1234,
         "calibrated_expected_calibration_error": 0.1, "baseline_log_loss": 1.0771, "encoder_only_log_loss": 1.0882,
-        "encoder_share": share, "baselines": [prior, {**prior, "model": "structure_logistic", "log_loss": 1.0771}],
+        "encoder_share": share, "baseline": "structure_logistic", "baselines": [prior, start],
         "rows": 60, "valid_rows": rows, "seconds": 61.0, "best_epoch": 1.0, "tokens_per_second": 500.4,
         "useful_token_share": 0.9, "predict_useful_token_share": 0.95, "flip_rate": 0.0, "folds": [{"flip_rate": 0.0}],
         "versions": {"machine": "a CPU"}, "data_sha256": sums, "backbone": "tiny",
@@ -164,15 +165,12 @@ def test_comparison_is_read_from_the_predictions(quick, runs, tmp_path):
     assert line[1:4] == [text.replace("-", "−") for text in shown] and line[5] == c.verdict == "BEATS"
 
 
-@pytest.mark.parametrize(("start", "baseline"), [("structure_tfidf",) * 2, ("none", "structure_ensemble")])
-def test_a_network_is_compared_with_its_baseline(quick, tmp_path, start, baseline):
-    """With the one it starts from, else with structure_ensemble; numbers and interval are those of result.json."""
+def test_a_network_is_compared_with_its_baseline(quick, tmp_path):
+    """Numbers and interval are those of result.json."""
     share = {"difference": -0.004, "low": -0.007, "high": -0.001, "p": 0.012, "smallest_detectable": 0.004}
     run = write_run(tmp_path / "runs" / "tiny", share)
-    settings = read_json(run / "config.json")["settings"] | {"start_from": start}
-    edit_json(run / "config.json", settings=settings)
     line = _line(read_page(run.parent, tmp_path), "tiny</td>\n  <td>structure")
-    assert line[1:3] == [baseline, "1.0771"]
+    assert line[1:3] == ["structure_logistic", "1.0771"]
     assert line[4:] == ["1.0882", "−0.0040", "−0.0070 to −0.0010", "0.012", "0.0040", "BEATS"]
 
 
@@ -202,12 +200,9 @@ def test_verdicts_of_a_table_are_corrected_for_all_of_them():
 
 def test_difference_in_a_sentence():
     """The direction is a word; the interval has signs, so that one that holds zero is seen at once."""
-    assert tables.format_difference({"difference": -0.0164, "low": -0.0255, "high": -0.0072}) == (
-        "0.0164 lower [−0.0255, −0.0072]"
-    )
-    assert tables.format_difference({"difference": 0.0001, "low": -0.0006, "high": 0.0008}) == (
-        "0.0001 higher [−0.0006, +0.0008]"
-    )
+    for numbers, text in (((-0.0164, -0.0255, -0.0072), "0.0164 lower [−0.0255, −0.0072]"),
+                          ((0.0001, -0.0006, 0.0008), "0.0001 higher [−0.0006, +0.0008]")):  # fmt: skip
+        assert tables.format_difference(dict(zip(("difference", "low", "high"), numbers, strict=True))) == text
 
 
 def test_a_table_counts_its_networks_and_blends(runs):

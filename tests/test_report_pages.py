@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 from test_report import edit_json, no_pdf, quick, read_page, write_run  # noqa: F401
 
-from prefcls_lib.evaluation import compare
-from prefcls_lib.runtime.files import read_json
 from report import build, page
-from report.studies import curve
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -41,70 +38,10 @@ def committed(built) -> Path:
     return built[0]
 
 
-@pytest.fixture(scope="module")
-def pages(built) -> list:
-    """Its pages in print."""
+def test_at_most_twelve_pages(built):
     if not built[1]:
         pytest.skip("WeasyPrint does not start: Pango is missing")
-    return [PrintedPage(one._page_box) for one in built[1][0].pages]
-
-
-class PrintedPage:
-    """One page of WeasyPrint's layout."""
-
-    def __init__(self, box):
-        (content,) = [child for child in box.children if child.element_tag == "html"]
-        self.boxes = list(walk(content))
-        seen = [one for one in self.boxes if getattr(one, "text", "").strip() or one.element_tag == "img"]
-        self.bottoms = [one.position_y + one.height for one in seen]
-        self.fill = (max(self.bottoms) - box.content_box_y()) / box.height
-
-    def elements(self, *tags: str) -> dict:
-        """Elements with one of these tags that have a part on this page, and where that part ends."""
-        return {
-            one.element: one.position_y + one.height for one in self.boxes if one.element_tag in tags and one.height
-        }
-
-
-def walk(box):
-    yield box
-    for child in getattr(box, "children", ()):
-        yield from walk(child)
-
-
-def test_at_most_twelve_pages_that_are_full(pages):
-    """No page but the last is under two thirds full."""
-    assert len(pages) <= 12
-    assert {number: one.fill for number, one in enumerate(pages[:-1], 1) if one.fill < 2 / 3} == {}
-
-
-def test_headings_stay_with_what_follows(pages):
-    """Below each heading there is something on the same page, and not only another heading."""
-    found = 0
-    for number, one in enumerate(pages, 1):
-        for element, bottom in one.elements("h1", "h2", "h3").items():
-            heads = {id(head) for head in one.elements("h1", "h2", "h3")}
-            below = [box for box in one.boxes if box.element_tag in ("p", "li", "figure", "table", "pre") and box.height
-                     and box.position_y >= bottom - 1 and id(box.element) not in heads]  # fmt: skip
-            assert below, f"page {number}: nothing below {''.join(element.itertext())}"
-            found += 1
-    assert found > 12
-
-
-def test_pictures_and_tables_stay_with_their_captions(pages):
-    """A figure is on one page; a table that may be broken has at least two of its lines below its caption."""
-    found = {}
-    for number, one in enumerate(pages, 1):
-        for figure in one.elements("figure"):
-            found.setdefault(figure, []).append((number, one))
-    assert len(found) > 12
-    for figure, places in found.items():
-        number, first = places[0]
-        if "long" not in (figure.get("class") or ""):
-            assert len(places) == 1, f"{figure.get('id')} is on pages {[number for number, _ in places]}"
-        assert figure.find("figcaption") in first.elements("figcaption"), figure.get("id")
-        rows = set(figure.iter("tr")) & set(first.elements("tr"))
-        assert len(rows) > 2 or figure.find("div/img") is not None or len(list(figure.iter("tr"))) < 4, figure.get("id")
+    assert 1 < len(built[1][0].pages) <= 12
 
 
 def test_every_reference_has_its_number(committed):
@@ -117,54 +54,12 @@ def test_every_reference_has_its_number(committed):
 
 
 def test_built_twice_the_bytes_are_the_same(committed, tmp_path):
-    """In another process, with other hashes of texts."""
-    command = [sys.executable, "-m", "report.build", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
-    names = sorted(path.name for path in committed.iterdir())
-    assert names == sorted(path.name for path in tmp_path.iterdir()) and "report.html" in names
-    assert [name for name in names if (committed / name).read_bytes() != (tmp_path / name).read_bytes()] == []
-
-
-def test_the_learning_curve_in_the_report_is_the_measured_one(tmp_path):
-    """The committed table and numbers are what the study's program makes of the committed points."""
-    shutil.copyfile(curve.FOLDER / "learning_curve.json", tmp_path / "learning_curve.json")
-    curve.main(tmp_path)
-    assert read_json(tmp_path / "curve.json") == read_json(curve.FOLDER / "curve.json")
-    assert (tmp_path / "learning_curve.svg").stat().st_size > 10_000
-
-
-def test_a_learning_curve_of_several_seeds_by_hand(tmp_path):
-    """Two seeds of 500 rows: means, the range of the differences, and verdicts corrected for both points."""
-    names = ("prior", "structure_logistic", "baseline", "network")
-    points = [
-        {"rows": 500, "seed": seed, "log_loss": dict.fromkeys(names, loss),
-         "comparison": compare.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
-        for seed, loss, d, p in ((42, 1.0, -0.02, 0.02), (43, 0.9, -0.01, 0.04))
-    ]  # fmt: skip
-    (line,) = curve.summarise([{"source": "s", "title": "votes", "backbone": "b", "eval_rows": 1400, "points": points}])
-    assert (line["difference"], line["low"], line["high"]) == pytest.approx((-0.015, -0.02, -0.01))
-    assert line["log_loss"]["network"] == pytest.approx(0.95)
-    assert [c.verdict for c in line["found"]] == ["BEATS", "BEATS"] and [c.p for c in line["found"]] == [0.04, 0.04]
-    assert "| 500 | 2 | 0.9500 |" in curve.make_table([line]) and curve.make_table([line]).endswith("| 2 / 0 |")
-
-
-def test_other_settings_are_compared_by_hand():
-    """The difference is that to the network without the last setting; a point without that beside it is left out."""
-    default = compare.Comparison(0.03, 0.01, 0.05, 0.01, 1400, 157, 0.001).to_dict()
-    baseline = compare.Comparison(-0.5, -0.6, -0.4, 0.01, 1400, 157, 0.001).to_dict()
-    points = [{"rows": rows, "seed": 42, "log_loss": {"network": 0.87}, "comparison": baseline,
-               "comparison_default": found} for rows, found in ((500, None), (2000, default))]  # fmt: skip
-    recipe = {
-        "source": "s",
-        "title": "votes",
-        "backbone": "mini+seed=1+num_epochs=2",
-        "eval_rows": 1400,
-        "points": points,
-    }
-    table = curve.make_recipe_table(curve.summarise([recipe], "comparison_default"))
-    (line,) = table.splitlines()[2:]
-    numbers = "0.8700 | +0.0300 | +0.0100 to +0.0500 | 0 / 1 |"
-    assert line == f"| num&#95;epochs=2<br><small>with\u00a0seed=1</small> | mini | 2,000 | 1 | {numbers}"
+    """In another process, with other hashes of texts; the PDF of the same page is tested elsewhere."""
+    code = f"from report import build, page; page.write_pdf = lambda *_: None; build.main(['--out', {str(tmp_path)!r}])"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True)
+    for name in ("report.html", "results.svg"):
+        assert (committed / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def sentences(document: str) -> set[str]:

@@ -7,18 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, run_arguments
+from test_model import encode, predict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.schema import LABEL_COLUMNS
-from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
 from prefcls_lib.models.backbones import load_backbone
-from prefcls_lib.models.predict import predict_proba
-from prefcls_lib.models.saved import build_model, load_fold_model, save_model
+from prefcls_lib.models.saved import build_model, load_model, save_model
 from prefcls_lib.pipeline import folds
-from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.optim import parameter_groups
@@ -29,21 +26,14 @@ def folder(request, reward_folders):
     return reward_folders[request.param]
 
 
-def encode(rows, folder) -> Examples:
-    encoded = encode_rows(rows, SideTokenizer(AutoTokenizer.from_pretrained(folder)), 48, "none")
-    return Examples(encoded.token_ids, encoded.sides, None, rows["label"].to_numpy())
-
-
 def own_scores(folder, examples: Examples) -> np.ndarray:
     """(N, 2) the reward model's scores of both answers, one at a time by transformers itself.
 
     BERT and ELECTRA get the token types that they were trained with: 1 on an answer and the separator after it.
     """
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    sep_id, has_types = (
-        AutoTokenizer.from_pretrained(folder).sep_token_id,
-        folder.name in ("reward-bert", "reward-electra"),
-    )
+    sep_id = AutoTokenizer.from_pretrained(folder).sep_token_id
+    has_types = folder.name in ("reward-bert", "reward-electra")
     scores = []
     with torch.inference_mode():
         for ids in examples.token_ids:
@@ -68,10 +58,9 @@ def start(folder, examples: Examples, **settings):
 @pytest.mark.parametrize("head", ["symmetric", "concat"])
 def test_untrained_model_ranks_exactly_as_the_reward_model(folder, sample_rows, head):
     """log P(A) - log P(B) is the difference of the scores divided by one temperature, for every row."""
-    examples = encode(sample_rows.head(40), folder)
+    examples = encode(sample_rows.head(40), folder, None)
     model, _ = start(folder, examples, head=head)
-    probs, _ = predict_proba(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
-    scores = own_scores(folder, examples)
+    probs, scores = predict(model, examples), own_scores(folder, examples)
     margins, log_odds = scores[:, 0] - scores[:, 1], np.log(probs[:, 0] / probs[:, 1])
     assert margins.std() > 0.05
     temperature = margins @ margins / (margins @ log_odds)
@@ -83,19 +72,18 @@ def test_untrained_model_ranks_exactly_as_the_reward_model(folder, sample_rows, 
 def test_temperature_is_the_one_that_suits_the_training_rows(tiny, reward_folders, sample_rows):
     """Neither a hotter nor a colder one has a lower log loss on the rows that it was fitted on."""
     folder = reward_folders["deberta-v2"]
-    examples = encode(sample_rows.head(100), folder)
+    examples = encode(sample_rows.head(100), folder, None)
     scores = own_scores(folder, examples)
     labels = np.where(scores[:, 0] > scores[:, 1], 0, 1)  # the reward model is right in 90 of 100 rows
     labels[::10] = 1 - labels[::10]
     labels[5::10] = 2
     examples = Examples(examples.token_ids, examples.sides, None, labels)
     model, _ = start(folder, examples)
-    pad_id = model.encoder.config.pad_token_id
 
     def loss(factor: float) -> float:
         with torch.no_grad():
             model.head.skip.weight *= factor
-        probs, _ = predict_proba(model, examples, make_accelerator("no"), pad_id)
+        probs = predict(model, examples)
         with torch.no_grad():
             model.head.skip.weight /= factor
         return -np.log(probs[np.arange(100), labels]).mean()
@@ -105,7 +93,7 @@ def test_temperature_is_the_one_that_suits_the_training_rows(tiny, reward_folder
 
 def test_every_pretrained_weight_learns_at_the_encoders_rate(folder, sample_rows):
     """Pooler and skip come with the encoder: its top layer's rate, not the new head's."""
-    model, _ = start(folder, encode(sample_rows.head(40), folder))
+    model, _ = start(folder, encode(sample_rows.head(40), folder, None))
     config = RunConfig(learning_rate=1e-5, head_learning_rate=1e-3, layer_decay=0.5)
     rate_of = {id(p): group["peak"] for group in parameter_groups(model, config) for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -119,13 +107,11 @@ def test_every_pretrained_weight_learns_at_the_encoders_rate(folder, sample_rows
 def test_saved_and_read_back(folder, sample_rows, tmp_path):
     """Pooler and skip are in the saved model: it predicts the same without the reward model's folder."""
     rows = sample_rows.head(24)
-    examples = encode(rows, folder)
-    model, config = start(folder, examples, max_length=48)
-    probs, _ = predict_proba(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
+    examples = encode(rows, folder, None)
+    model, config = start(folder, examples, max_length=48, start_from="none")
     save_model(tmp_path, model, load_backbone(str(folder), 48), None, config)
-    saved = load_fold_model(tmp_path)
-    again = saved.predict_proba(rows)
-    np.testing.assert_array_equal(again, probs)
+    saved = load_model(tmp_path)
+    np.testing.assert_array_equal(saved.predict_proba(saved.read_inputs(rows)), predict(model, examples))
 
 
 def test_what_is_no_reward_model_is_refused(tiny, backbone_folders, reward_folders, tmp_path):
@@ -148,16 +134,3 @@ def test_wrong_checkpoint_is_refused_before_the_folder_is_claimed(home, tmp_path
     assert cli.main(run_arguments(home, tmp_path / "run", f"init_from={home / 'backbone'}")) == 2
     assert "is BertModel. A reward model is" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_whole_run(home, reward_folders, tmp_path):
-    """Through the command line; the result names the reward model, and `predict` gives the same submission again."""
-    out, folder = tmp_path / "run", reward_folders["deberta-v2"]
-    settings = (f"init_from={folder}", "folds=[0]")
-    assert cli.main(run_arguments(home, out, *settings)) == 0
-    assert json.loads((out / "result.json").read_text(encoding="utf-8"))["backbone"] == str(folder)
-    again, test = tmp_path / "again.csv", str(home / "test.csv")
-    assert cli.main(["predict", "--run", str(out), "--test", test, "--out", str(again)]) == 0
-    columns = list(LABEL_COLUMNS)
-    first, second = (read_table(path)[columns].to_numpy() for path in (out / "submission.csv", again))
-    np.testing.assert_array_equal(first, second)

@@ -73,8 +73,14 @@ def test_predict_does_not_overwrite_its_test_rows(finished_run, home, tmp_path, 
 def test_run_leaves_its_files_and_nothing_half_written(finished_run):
     """All tables, both models; the foreign file is still there, and no temporary one is."""
     tree = read_tree(finished_run)
-    tables = {"config.json", "result.json", "history.csv", "oof.csv", "oof_baselines.csv", "submission.csv"}
-    assert {name for name in tree if "/" not in name} == {*tables, "notes.txt"}
+    tables = {"history.csv", "oof.csv", "oof_baselines.csv", "submission.csv"}
+    assert {name for name in tree if "/" not in name} == {
+        *tables,
+        "config.json",
+        "result.json",
+        "README.md",
+        "notes.txt",
+    }
     assert tree["notes.txt"] == b"not of this run"
     of_a_model = {"model.safetensors", "head.safetensors", "tokenizer.json", "preference.json", "fold.json",
                   "history.csv", "oof.csv", "test.csv", "baseline/baseline.json"}  # fmt: skip

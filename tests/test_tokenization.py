@@ -1,12 +1,15 @@
 """Layout, budget and special tokens, for all four tokenizers."""
 
+import re
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import KINDS
 from transformers import AutoTokenizer
 
-from prefcls_lib.data.tokenization import SideTokenizer, clean_text, encode_rows, share_budget
+from prefcls_lib.data.tokenization import SideTokenizer, clean_text, encode_rows, mark_newlines, share_budget
 from prefcls_lib.runtime.files import UserError
 
 
@@ -145,6 +148,18 @@ def test_newlines_survive(tokenizer):
     assert broken.tolist() != plain.tolist()
     assert tokenizer.tokenizer.unk_token_id not in broken
     assert (tokenizer.newline_marker is None) == (tokenizer.suffix.tolist() * 2 == tokenizer.between.tolist())
+
+
+def test_newlines_are_marked_in_linear_time():
+    """As the regular expression that says it would on short texts; long runs of spaces or line breaks cost nothing."""
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        text = "".join(random.choice(list(" \n\t\r\x1c\u00a0ab"), random.integers(0, 9)))
+        assert mark_newlines(text, "|") == re.sub(r"[^\S\n]*\n\s*", " | ", text)
+    started = time.perf_counter()
+    for run in (" ", "\n", " \n", "\t\n "):
+        assert len(mark_newlines(f"a{run * 200_000}b", "|")) <= 200_002
+    assert time.perf_counter() - started < 1
 
 
 def test_long_text_is_not_cut_by_a_baked_in_limit(tokenizer):

@@ -1,7 +1,6 @@
-"""What the baselines read of rows: structure features, kinds of odd rows, and hashed words and characters.
+"""What the baselines read of rows: dense columns, kinds of odd rows, and the answers' words, hashed.
 
-The text columns are hashed, so that no vocabulary is learned or stored: only which columns are frequent, and their IDF,
-from the training fold's texts.
+The words are hashed, so that no vocabulary is learned or stored: only their IDF, from the training texts.
 """
 
 from dataclasses import dataclass
@@ -9,14 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.feature_extraction import FeatureHasher
 
-from prefcls_lib.data.features import SIGNS, FeatureScaler, compute_features, empty_answers, identical_answers
-from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP
+from prefcls_lib.data.features import (
+    DENSE_SIGNS,
+    MEASURES,
+    FeatureScaler,
+    compute_dense,
+    compute_features,
+    empty_answers,
+    find_words,
+    identical_answers,
+    measure_answer,
+)
+from prefcls_lib.data.schema import NUM_CLASSES, RESPONSES, SOURCE, SWAP
 
-HASHED_COLUMNS = 2**18  # for words, and again for characters
-MIN_TEXTS = 3  # a text column is kept if so many training answers have it
+HASHED_COLUMNS = 2**15
+MIN_TEXTS = 3  # a text column counts if so many training answers have it
 TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of the strengths
+ROWS_AT_ONCE = 4096  # in reading and predicting: bounds the memory for what is only needed on the way
 ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
 SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 
@@ -25,9 +35,9 @@ SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 class BaselineInputs:
     """All that the baselines read of N rows; nothing in it is learned."""
 
-    structure: np.ndarray  # (N, F) raw structure features
+    dense: np.ndarray  # (N, D) raw columns `features.DENSE`
     kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
-    counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, 2 * HASHED_COLUMNS) of sides A, B
+    counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, HASHED_COLUMNS) words of sides A, B
     sources: np.ndarray | None = None  # (N,) `schema.SOURCE` of training rows; None: all of the training file
 
     def __post_init__(self):
@@ -37,16 +47,17 @@ class BaselineInputs:
     def take(self, index: np.ndarray) -> "BaselineInputs":
         """The rows at `index` (positions)."""
         counts = None if self.counts is None else tuple(side[index] for side in self.counts)
-        return BaselineInputs(self.structure[index], self.kinds[index], counts, self.sources[index])
+        return BaselineInputs(self.dense[index], self.kinds[index], counts, self.sources[index])
 
     def joined(self, other: "BaselineInputs") -> "BaselineInputs":
         """These rows, then those of `other`, read in the same way."""
         counts = None
         if self.counts is not None:
             counts = tuple(sparse.vstack(sides, format="csr") for sides in zip(self.counts, other.counts, strict=True))
-        names = ("structure", "kinds", "sources")
-        structure, kinds, sources = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in names)
-        return BaselineInputs(structure, kinds, counts, sources)
+        dense, kinds, sources = (
+            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("dense", "kinds", "sources")
+        )
+        return BaselineInputs(dense, kinds, counts, sources)
 
 
 def read_inputs(rows: pd.DataFrame, features: np.ndarray | None = None, with_text: bool = True) -> BaselineInputs:
@@ -54,37 +65,40 @@ def read_inputs(rows: pd.DataFrame, features: np.ndarray | None = None, with_tex
 
     Args:
         features: (N, F) of `compute_features`, where they are known already.
-        with_text: count words and characters, too; `structure_tfidf` and the ensemble need them.
+        with_text: count words, too; `structure_tfidf` and the ensemble need them.
     """
     empty = empty_answers(rows)
     kinds = np.where(identical_answers(rows), IDENTICAL, empty @ np.array([EMPTY_A, EMPTY_B]))
-    counts = None
-    if with_text:
-        prompts = ["\n".join(turns) for turns in rows[PROMPT]]
-        counts = tuple(_count_ngrams(prompts, rows[name]) for name in RESPONSES)
-    sources = rows[SOURCE].to_numpy() if SOURCE in rows else None
-    return BaselineInputs(compute_features(rows) if features is None else features, kinds, counts, sources)
+    sides = [_read_answers(rows[name], with_text) for name in RESPONSES]
+    counts = tuple(words for _, words in sides) if with_text else None
+    features = compute_features(rows) if features is None else features
+    dense = compute_dense(features, np.stack([measures for measures, _ in sides], axis=1))
+    return BaselineInputs(dense, kinds, counts, rows[SOURCE].to_numpy() if SOURCE in rows else None)
 
 
-def _count_ngrams(prompts: list[str], answers: pd.Series) -> sparse.csr_matrix:
-    """(N, 2 * HASHED_COLUMNS) counts of word 1-2-grams and of characters 3-4-grams within words."""
-    texts = [prompt + "\n" + "\n".join(turns) for prompt, turns in zip(prompts, answers, strict=True)]
-    plain = {"n_features": HASHED_COLUMNS, "norm": None, "alternate_sign": False, "dtype": np.float32}
-    words = HashingVectorizer(analyzer="word", ngram_range=(1, 2), token_pattern=r"\b\w+\b", **plain)
-    characters = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 4), **plain)
-    return sparse.hstack([words.transform(texts), characters.transform(texts)], format="csr")
+def _read_answers(answers: pd.Series, with_text: bool) -> tuple[np.ndarray, sparse.csr_matrix | None]:
+    """Measures (N, M) of one side, and how often it has the words of each hashed column (N, HASHED_COLUMNS)."""
+    hasher = FeatureHasher(HASHED_COLUMNS, input_type="string", alternate_sign=False, dtype=np.float32)
+    measures, counts = np.empty((len(answers), len(MEASURES))), [sparse.csr_matrix((0, HASHED_COLUMNS), dtype="f4")]
+    for start in range(0, len(answers), ROWS_AT_ONCE):
+        block = answers.iloc[start : start + ROWS_AT_ONCE]
+        words = [find_words("\n".join(turns)) for turns in block]
+        measures[start : start + len(block)] = [measure_answer(*one) for one in zip(block, words, strict=True)]
+        if with_text:
+            counts.append(hasher.transform(words))
+    return measures, sparse.vstack(counts, format="csr") if with_text else None
 
 
-def fit_dense(structure: np.ndarray) -> dict[str, np.ndarray]:
+def fit_dense(dense: np.ndarray) -> dict[str, np.ndarray]:
     """Standardisation of the dense columns."""
-    scaler = FeatureScaler.fit(structure)
+    scaler = FeatureScaler.fit(dense, DENSE_SIGNS)
     return {"center": scaler.center, "scale": scaler.scale}
 
 
-def dense_columns(state: dict[str, np.ndarray], structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs), standardised."""
-    structure = FeatureScaler(state["center"], state["scale"]).transform(structure)
-    return structure[:, SIGNS < 0], structure[:, SIGNS > 0]
+def dense_columns(state: dict[str, np.ndarray], dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Antisymmetric columns (N, Da) and symmetric columns (N, Ds), standardised."""
+    dense = FeatureScaler(state["center"], state["scale"]).transform(dense)
+    return dense[:, DENSE_SIGNS < 0], dense[:, DENSE_SIGNS > 0]
 
 
 def fit_text(counts: tuple[sparse.csr_matrix, sparse.csr_matrix]) -> dict[str, np.ndarray]:
@@ -98,7 +112,8 @@ def fit_text(counts: tuple[sparse.csr_matrix, sparse.csr_matrix]) -> dict[str, n
 def text_columns(state: dict[str, np.ndarray], counts: tuple) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """TF-IDF of A minus that of B, and the distance of the two, (N, kept) float32 each."""
     difference = _weigh_side(counts[0], state) - _weigh_side(counts[1], state)
-    return difference, abs(difference)
+    distance = sparse.csr_matrix((np.abs(difference.data), difference.indices, difference.indptr), difference.shape)
+    return difference, distance
 
 
 def _weigh_side(counts: sparse.csr_matrix, state: dict[str, np.ndarray]) -> sparse.csr_matrix:

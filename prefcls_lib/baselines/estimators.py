@@ -2,9 +2,9 @@
 
     prior               class shares
     length_bins         a lookup by which answer is longer, and by how much
-    structure_logistic  linear in `features.compute_features`
-    structure_tfidf     linear in these and in words and characters of (prompt, answer): X_a - X_b and |X_a - X_b|
-    structure_boosting  gradient boosted trees on the same features
+    structure_logistic  linear in the dense columns, `features.DENSE`
+    structure_tfidf     linear in these and in the answers' words: X_a - X_b and |X_a - X_b|
+    structure_boosting  gradient boosted trees on the dense columns
     structure_ensemble  the geometric mean of structure_tfidf and structure_boosting: the networks start from it
 
 Swapping A and B must swap the probabilities. The trees are trained on every row and its swapped copy, and average the
@@ -17,7 +17,7 @@ of ties is that of the training file.
 A fitted baseline is a few arrays, trees included, so it is saved without pickle.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -34,13 +34,14 @@ from prefcls_lib.baselines.columns import (
     text_columns,
     tie_weights,
 )
-from prefcls_lib.baselines.logistic import fit_logistic, join_columns, predict_logistic
+from prefcls_lib.baselines.logistic import fit_logistic, predict_logistic
 from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
-from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
+from prefcls_lib.data.features import DENSE_SIGNS, FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
 
-STRENGTHS = (0.001, 0.003, 0.01)  # C of scikit-learn's LogisticRegression on rows and swapped copies
-TREE_COUNTS = (25, 50, 100, 200)  # boosting steps
+STRENGTHS = (0.002, 0.004, 0.008)  # C of scikit-learn's LogisticRegression on rows and swapped copies
+TREE_STEPS = (12, 25, 50, 100, 200, 400)  # of boosting
+ROWS_PER_STEP = 32  # more steps than one for so many training rows are not tried
 LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of the answers' characters
 
 
@@ -48,22 +49,31 @@ LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of t
 class Baseline:
     """A fitted baseline: what it learned, as plain arrays.
 
-    A kind of model says how it learns (`learn`) and predicts (`predict_ordinary`) rows that are not odd, and of which
-    `strengths` one is chosen.
+    A kind of model says how it learns (`learn_path`) and predicts (`predict_ordinary`) rows that are not odd.
     """
 
     state: dict[str, np.ndarray]
 
     name: ClassVar[str]
     reads_text: ClassVar[bool] = False
-    strengths: ClassVar[tuple[float, ...]] = ()
+
+    @classmethod
+    def strengths(cls, rows: int) -> tuple[float, ...]:
+        """What to choose from with so many training rows: strengths, the strongest regularisation first."""
+        return (0.0,)
+
+    @classmethod
+    def fit_path(cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float]) -> Iterator[Self]:
+        """A model for each strength, fitted on training rows with labels (N,), all classes in the training file."""
+        weights = tie_weights(labels, inputs.sources)
+        kinds = {"kind_counts": count_kinds(inputs.kinds, labels, weights)}
+        for state in cls.learn_path(inputs, labels, weights, strengths):
+            yield cls(state | kinds)
 
     @classmethod
     def fit(cls, inputs: BaselineInputs, labels: np.ndarray, strength: float = 0.0) -> Self:
-        """Fit on training rows with labels (N,), every class among those of the training file."""
-        weights = tie_weights(labels, inputs.sources)
-        state = cls.learn(inputs, labels, strength, weights)
-        return cls(state | {"kind_counts": count_kinds(inputs.kinds, labels, weights)})
+        """The model of one strength."""
+        return next(cls.fit_path(inputs, labels, (strength,)))
 
     @classmethod
     def fit_shares(cls, labels: np.ndarray, sources: np.ndarray) -> Self:
@@ -71,17 +81,10 @@ class Baseline:
         return cls({"prior": symmetrise(class_shares(labels, tie_weights(labels, sources)))})
 
     @classmethod
-    def predict_path(
-        cls, inputs: BaselineInputs, labels: np.ndarray, score_inputs: BaselineInputs
-    ) -> Iterator[np.ndarray]:
-        """Probabilities of `score_inputs` for each of `strengths`, those of odd rows not shrunk."""
-        raise NotImplementedError
-
-    @classmethod
-    def learn(
-        cls, inputs: BaselineInputs, labels: np.ndarray, strength: float, weights: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
-        """The state; `weights` (N,) of `columns.tie_weights`."""
+    def learn_path(
+        cls, inputs: BaselineInputs, labels: np.ndarray, weights: np.ndarray | None, strengths: Sequence[float]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The state for each strength; `weights` (N,) of `columns.tie_weights`."""
         raise NotImplementedError
 
     def predict_ordinary(self, inputs: BaselineInputs) -> np.ndarray:
@@ -101,9 +104,9 @@ class Prior(Baseline):
     name = "prior"
 
     @classmethod
-    def fit(cls, inputs: BaselineInputs, labels: np.ndarray, strength: float = 0.0) -> Self:
-        """Fit on training rows with labels (N,)."""
-        return cls.fit_shares(labels, inputs.sources)
+    def fit_path(cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float]) -> Iterator[Self]:
+        """The shares, whatever the strength."""
+        yield cls.fit_shares(labels, inputs.sources)
 
 
 class LengthBins(Baseline):
@@ -112,7 +115,8 @@ class LengthBins(Baseline):
     name = "length_bins"
 
     @classmethod
-    def learn(cls, inputs, labels, strength, weights):
+    def learn_path(cls, inputs, labels, weights, strengths):
+        """One table."""
         gap = _length_gap(inputs)
         outcome = np.eye(NUM_CLASSES)[labels]
         outcome = np.where((gap < 0)[:, None], outcome[:, list(SWAP)], outcome)
@@ -121,9 +125,10 @@ class LengthBins(Baseline):
         counts = np.zeros((len(LENGTH_EDGES) + 1, NUM_CLASSES))
         np.add.at(counts, np.digitize(np.abs(gap), LENGTH_EDGES), outcome)
         prior = symmetrise(class_shares(labels, weights))
-        return {"bins": (counts + SHRINKAGE_ROWS * prior) / (counts.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)}
+        yield {"bins": (counts + SHRINKAGE_ROWS * prior) / (counts.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)}
 
     def predict_ordinary(self, inputs):
+        """The table at the row's ratio of lengths."""
         gap = _length_gap(inputs)
         probs = self.state["bins"][np.digitize(np.abs(gap), LENGTH_EDGES)]
         probs = np.where((gap < 0)[:, None], probs[:, list(SWAP)], probs)
@@ -134,31 +139,33 @@ class StructureLogistic(Baseline):
     """Linear in the dense columns."""
 
     name = "structure_logistic"
-    strengths = STRENGTHS
 
     @classmethod
-    def fit_columns(cls, inputs: BaselineInputs) -> dict[str, np.ndarray]:
+    def strengths(cls, rows):
+        """The same for any number of rows."""
+        return STRENGTHS
+
+    @classmethod
+    def learn_columns(cls, inputs: BaselineInputs) -> dict[str, np.ndarray]:
         """What is learned of the rows without their labels."""
-        return fit_dense(inputs.structure)
+        return fit_dense(inputs.dense)
 
     @classmethod
-    def make_columns(cls, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple:
-        """Antisymmetric and symmetric columns."""
-        return dense_columns(state, inputs.structure)
+    def make_columns(cls, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple[tuple, tuple]:
+        """Blocks of antisymmetric and of symmetric columns."""
+        anti, sym = dense_columns(state, inputs.dense)
+        return (anti,), (sym,)
 
     @classmethod
-    def learn(cls, inputs, labels, strength, weights):
-        state = cls.fit_columns(inputs)
-        return state | fit_logistic(*cls.make_columns(state, inputs), labels, strength, inputs.sources)
-
-    @classmethod
-    def predict_path(cls, inputs, labels, score_inputs):
-        state = cls.fit_columns(inputs)
-        columns, score_columns = cls.make_columns(state, inputs), cls.make_columns(state, score_inputs)
-        for strength in cls.strengths:
-            yield predict_logistic(fit_logistic(*columns, labels, strength, inputs.sources), *score_columns)
+    def learn_path(cls, inputs, labels, weights, strengths):
+        """Columns once, then the weights for each strength."""
+        state = cls.learn_columns(inputs)
+        columns = cls.make_columns(state, inputs)
+        for strength in strengths:
+            yield state | fit_logistic(*columns, labels, strength, inputs.sources)
 
     def predict_ordinary(self, inputs):
+        """Of the rows' columns."""
         return predict_logistic(self.state, *self.make_columns(self.state, inputs))
 
 
@@ -169,33 +176,38 @@ class StructureTfidf(StructureLogistic):
     reads_text = True
 
     @classmethod
-    def fit_columns(cls, inputs):
-        return super().fit_columns(inputs) | fit_text(inputs.counts)
+    def learn_columns(cls, inputs):
+        """The IDF of the words, too."""
+        return super().learn_columns(inputs) | fit_text(inputs.counts)
 
     @classmethod
     def make_columns(cls, state, inputs):
-        return join_columns(super().make_columns(state, inputs), text_columns(state, inputs.counts))
+        """A block of words beside the dense one."""
+        dense, text = super().make_columns(state, inputs), text_columns(state, inputs.counts)
+        return tuple((*blocks, words) for blocks, words in zip(dense, text, strict=True))
 
 
 class StructureBoosting(Baseline):
-    """Gradient boosted trees on the dense columns; `strengths` are numbers of boosting steps."""
+    """Gradient boosted trees on the dense columns; the strengths are numbers of boosting steps."""
 
     name = "structure_boosting"
-    strengths = TREE_COUNTS
 
     @classmethod
-    def learn(cls, inputs, labels, strength, weights):
-        return fit_trees(inputs.structure, labels, int(strength), weights)
+    def strengths(cls, rows):
+        """As many steps as so many rows can bear."""
+        return tuple(steps for steps in TREE_STEPS if steps <= max(rows / ROWS_PER_STEP, TREE_STEPS[0]))
 
     @classmethod
-    def predict_path(cls, inputs, labels, score_inputs):
-        trees = fit_trees(inputs.structure, labels, max(cls.strengths), tie_weights(labels, inputs.sources))
-        for steps in cls.strengths:
-            yield cls(first_trees(trees, steps)).predict_ordinary(score_inputs)
+    def learn_path(cls, inputs, labels, weights, strengths):
+        """One fit: the first trees of many steps are those of few."""
+        trees = fit_trees(inputs.dense, labels, int(max(strengths)), weights)
+        for steps in strengths:
+            yield first_trees(trees, int(steps))
 
     def predict_ordinary(self, inputs):
-        swapped = predict_trees(self.state, inputs.structure * SIGNS)[:, list(SWAP)]
-        return (predict_trees(self.state, inputs.structure) + swapped) / 2
+        """The mean of both orders."""
+        swapped = predict_trees(self.state, inputs.dense * DENSE_SIGNS)[:, list(SWAP)]
+        return (predict_trees(self.state, inputs.dense) + swapped) / 2
 
 
 MODELS = {one.name: one for one in (Prior, LengthBins, StructureLogistic, StructureTfidf, StructureBoosting)}
@@ -210,4 +222,4 @@ def symmetrise(table: np.ndarray) -> np.ndarray:
 
 
 def _length_gap(inputs: BaselineInputs) -> np.ndarray:
-    return inputs.structure[:, FEATURE_NAMES.index("diff_log_chars")]
+    return inputs.dense[:, FEATURE_NAMES.index("diff_log_chars")]

@@ -11,7 +11,7 @@ probabilities. An ensemble is that mean over the models of all its members.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import joblib
@@ -21,17 +21,15 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from prefcls_lib.baselines.columns import BaselineInputs, tie_shares_shift
+from prefcls_lib.baselines.columns import ROWS_AT_ONCE, BaselineInputs, tie_shares_shift
 from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior
-from prefcls_lib.data.features import FEATURE_NAMES
+from prefcls_lib.data.features import DENSE
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.evaluation.scores import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
 INNER_FOLDS = 5  # of the models that are kept
-TUNING_FOLDS = 3  # of those that choose a strength
-TUNING_ROWS = 10_000
-ROWS_AT_ONCE = 4096  # in prediction: the text columns of more rows would take gigabytes
+TUNING_ROWS = 10_000  # held-out rows that choose a strength, in whole inner folds
 MIN_ROWS_TO_SHARE = 5000  # with fewer training rows, starting processes takes longer than fitting
 
 
@@ -80,10 +78,10 @@ class BaselineMean:
         return np.mean([values if len(values) == len(shifts) else shifts for values in fitted], axis=0)
 
     def save(self, folder: Path) -> None:
-        """Write baseline.json, which names the models and features, and baseline.safetensors into `folder`."""
+        """Write baseline.json, which names the models and columns, and baseline.safetensors into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         names = [model.name for model in self.models]
-        write_json(folder / "baseline.json", {"models": names, "features": FEATURE_NAMES})
+        write_json(folder / "baseline.json", {"models": names, "columns": [column.name for column in DENSE]})
         arrays = {
             f"{number}/{name}": np.array(value, order="C")
             for number, model in enumerate(self.models)
@@ -96,7 +94,8 @@ class BaselineMean:
         """Read `save` back; predictions are the same to the bit. Runs no code from the files."""
         saved, path = read_json(folder / "baseline.json"), folder / "baseline.safetensors"
         names = saved.get("models", [])
-        if tuple(saved.get("features", ())) != FEATURE_NAMES or not names or not set(names) <= set(MODELS):
+        columns = [column.name for column in DENSE]
+        if saved.get("columns") != columns or not names or not set(names) <= set(MODELS):
             raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run again.")
         try:
             states: list[dict] = [{} for _ in names]
@@ -123,7 +122,7 @@ def fit_out_of_fold(
 ) -> tuple[BaselineMean, np.ndarray]:
     """Fit a baseline on the training rows of an outer fold, one model a member and inner fold.
 
-    The strength is chosen once, on all of these rows.
+    All strengths are tried in as many inner folds as hold out TUNING_ROWS rows, the best one in the others.
 
     Args:
         name: one of `estimators.MODELS`, or the ensemble.
@@ -134,25 +133,26 @@ def fit_out_of_fold(
     Returns:
         The models, and the training rows' offsets (N, 3), each row's by the models that were fitted without it.
     """
-    started, kinds, inner = time.perf_counter(), members_of(name), assign_inner_folds(groups, seed)
+    kinds, inner = members_of(name), assign_inner_folds(groups, seed)
     folds = np.unique(inner)
-    strengths = {kind: choose_strength(kind, inputs, labels, groups, seed) for kind in kinds}
-    if label:
-        chosen = ", ".join(f"{kind.name} {value:g}" for kind, value in strengths.items())
-        print(f"{label}: strengths chosen in {time.perf_counter() - started:.0f} s: {chosen}", flush=True)
-    jobs = min(len(folds) * len(kinds), joblib.cpu_count()) if len(labels) >= MIN_ROWS_TO_SHARE else 1
-    plan = [(kind, fold) for kind in kinds for fold in folds]
-    fits = (joblib.delayed(_fit_one)(kind, inputs, labels, inner == fold, strengths[kind]) for kind, fold in plan)
-    models, offsets = [], np.zeros((len(labels), NUM_CLASSES))
-    for (kind, fold), (model, values, seconds) in zip(
-        plan, joblib.Parallel(jobs, return_as="generator")(fits), strict=True
-    ):
-        models.append(model)
+    tuning = folds[: np.searchsorted(np.cumsum(np.bincount(inner)[folds]), TUNING_ROWS) + 1]
+    strengths = {kind: kind.strengths(len(labels)) for kind in kinds}
+    fitted = dict(
+        _fit_all([(kind, fold) for kind in kinds for fold in tuning], strengths, inputs, labels, inner, label)
+    )
+    for kind in kinds:
+        totals = np.sum([_own_losses(fitted[kind, fold], labels, inputs.sources, inner == fold) for fold in tuning], 0)
+        best = int(totals.argmin())
+        fitted |= {(kind, fold): fitted[kind, fold][best : best + 1] for fold in tuning}
+        strengths[kind] = strengths[kind][best : best + 1]
+        if label and len(totals) > 1:
+            print(f"{label}: {kind.name}, strength {strengths[kind][0]:g} is the best of {len(totals)}", flush=True)
+    rest = [(kind, fold) for kind in kinds for fold in folds[len(tuning) :]]
+    fitted |= dict(_fit_all(rest, strengths, inputs, labels, inner, label))
+    offsets = np.zeros((len(labels), NUM_CLASSES))
+    for (_, fold), [(_, values)] in fitted.items():
         offsets[inner == fold] += values / len(kinds)
-        if label:
-            known = ", a class is missing: the class shares take its place" if "prior" in model.state else ""
-            print(f"{label}: {kind.name}, inner fold {fold}: {seconds:.1f} s{known}", flush=True)
-    return BaselineMean(tuple(models)), offsets
+    return BaselineMean(tuple(fitted[kind, fold][0][0] for kind in kinds for fold in folds)), offsets
 
 
 def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:
@@ -161,44 +161,42 @@ def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, INNER_FOLDS]).permutation(index.max() + 1)[index] % INNER_FOLDS
 
 
-def _fit_one(
-    kind: type[Baseline], inputs: BaselineInputs, labels: np.ndarray, held_out: np.ndarray, strength: float
-) -> tuple[Baseline, np.ndarray, float]:
-    """A model, fitted without the rows `held_out` (N,) bool, its offsets of these rows, and seconds."""
+def _own_losses(path: list, labels: np.ndarray, sources: np.ndarray, held_out: np.ndarray) -> list[float]:
+    """Summed loss of each model of a path on the rows held out; those of extra files do not count."""
+    own = sources[held_out] == 0
+    return [row_losses(labels[held_out][own], softmax(values[own], axis=1)).sum() for _, values in path]
+
+
+def _fit_all(
+    plan: list[tuple], strengths: dict, inputs: BaselineInputs, labels: np.ndarray, inner: np.ndarray, label: str
+) -> Iterator[tuple]:
+    """Each (kind, fold) of `plan` with the path that `_fit_path` gives, in processes side by side; a line for each."""
+    jobs = min(len(plan), joblib.cpu_count()) if len(labels) >= MIN_ROWS_TO_SHARE else 1
+    without_text = replace(inputs, counts=None)
+    calls = (
+        joblib.delayed(_fit_path)(
+            kind, inputs if kind.reads_text else without_text, labels, inner == fold, strengths[kind]
+        )
+        for kind, fold in plan
+    )
+    fits = joblib.Parallel(max(jobs, 1), return_as="generator")(calls)
+    for (kind, fold), (path, seconds) in zip(plan, fits, strict=True):
+        if label:
+            missing = ", a class is missing: the class shares take its place" if "prior" in path[0][0].state else ""
+            print(f"{label}: {kind.name}, inner fold {fold}: {seconds:.1f} s{missing}", flush=True)
+        yield (kind, fold), path
+
+
+def _fit_path(
+    kind: type[Baseline], inputs: BaselineInputs, labels: np.ndarray, held_out: np.ndarray, strengths: tuple
+) -> tuple[list[tuple[Baseline, np.ndarray]], float]:
+    """A model for each strength, fitted without the rows `held_out` (N,) bool, its offsets of these; and seconds."""
     started, train = time.perf_counter(), np.flatnonzero(~held_out)
     with threadpool_limits(limits=1):
         if len(np.unique(labels[train[inputs.sources[train] == 0]])) == NUM_CLASSES:
-            model = kind.fit(inputs.take(train), labels[train], strength)
+            models = list(kind.fit_path(inputs.take(train), labels[train], strengths))
         else:  # the shares of all rows: what the untrained network predicts, too
-            model = kind.fit_shares(labels, inputs.sources)
-        offsets = log_odds(model.predict_proba(inputs.take(np.flatnonzero(held_out))))
-    return model, offsets, time.perf_counter() - started
-
-
-def choose_strength(
-    kind: type[Baseline], inputs: BaselineInputs, labels: np.ndarray, groups: np.ndarray, seed: int
-) -> float:
-    """The strength with the lowest log loss on tuning folds of at most TUNING_ROWS rows.
-
-    Tuning folds never share a prompt group, and extra rows are not scored. With too few rows for them: the first.
-    """
-    if not kind.strengths:
-        return 0.0
-    totals = np.zeros(len(kind.strengths))
-    for train, valid in tuning_splits(labels, groups, seed):
-        valid = valid[inputs.sources[valid] == 0]
-        path = kind.predict_path(inputs.take(train), labels[train], inputs.take(valid))
-        totals += [row_losses(labels[valid], probs).sum() for probs in path]
-    return kind.strengths[int(totals.argmin())]
-
-
-def tuning_splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions to fit and to score on, by prompt group; a split whose training part lacks a class is left out."""
-    _, index = np.unique(groups, return_inverse=True)
-    rank = np.random.default_rng(seed).permutation(index.max() + 1)[index]
-    used = (np.cumsum(np.bincount(rank)) <= TUNING_ROWS)[rank]
-    for fold in range(TUNING_FOLDS):
-        train = np.flatnonzero(used & (rank % TUNING_FOLDS != fold))
-        valid = np.flatnonzero(used & (rank % TUNING_FOLDS == fold))
-        if len(valid) and len(np.unique(labels[train])) == NUM_CLASSES:
-            yield train, valid
+            models = [kind.fit_shares(labels, inputs.sources)] * len(strengths)
+        rest = inputs.take(np.flatnonzero(held_out))
+        path = [(model, log_odds(model.predict_proba(rest))) for model in models]
+    return path, time.perf_counter() - started

@@ -4,26 +4,26 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from prefcls_lib.data.features import SIGNS
+from prefcls_lib.data.features import DENSE_SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
-LEARNING_RATE = 0.05
-DECIMALS = 6  # of a feature: the logarithm's last bits depend on the processor, and decide between splits of equal gain
+LEARNING_RATE = 0.1
+DECIMALS = 6  # of a column: the logarithm's last bits depend on the processor, and decide between splits of equal gain
 
 
 def fit_trees(
-    structure: np.ndarray, labels: np.ndarray, num_steps: int, weights: np.ndarray | None = None
+    dense: np.ndarray, labels: np.ndarray, num_steps: int, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Boosting on weighted rows and swapped copies; its trees as arrays (T, nodes), a leaf being its own child."""
-    structure = np.round(structure, DECIMALS)
+    dense = np.round(dense, DECIMALS)
     if weights is not None:
         used = weights > 0
-        structure, labels, weights = structure[used], labels[used], np.tile(weights[used], 2)
+        dense, labels, weights = dense[used], labels[used], np.tile(weights[used], 2)
     model = HistGradientBoostingClassifier(
         learning_rate=LEARNING_RATE, max_iter=num_steps, max_leaf_nodes=8, min_samples_leaf=40,
         l2_regularization=10.0, max_features=0.3, early_stopping=False, random_state=0,
     )  # fmt: skip
-    doubled = np.concatenate([structure, structure * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]])
+    doubled = np.concatenate([dense, dense * DENSE_SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]])
     model.fit(*doubled, weights)
     trees = [tree.nodes for step in model._predictors for tree in step]
     shape = (len(trees), max(len(nodes) for nodes in trees))
@@ -45,17 +45,17 @@ def first_trees(trees: dict[str, np.ndarray], num_steps: int) -> dict[str, np.nd
     return {name: value if name == "baseline" else value[: num_steps * NUM_CLASSES] for name, value in trees.items()}
 
 
-def predict_trees(state: dict[str, np.ndarray], structure: np.ndarray) -> np.ndarray:
-    """Probabilities (N, 3) of structure features (N, F)."""
-    structure = np.round(structure, DECIMALS)
-    logits = np.tile(state["baseline"], (len(structure), 1))
-    rows = np.arange(len(structure))
+def predict_trees(state: dict[str, np.ndarray], dense: np.ndarray) -> np.ndarray:
+    """Probabilities (N, 3) of dense columns (N, D)."""
+    dense = np.round(dense, DECIMALS)
+    logits = np.tile(state["baseline"], (len(dense), 1))
+    rows = np.arange(len(dense))
     for tree, (feature, left, right, threshold, value) in enumerate(
         zip(*(state[name] for name in ("feature", "left", "right", "threshold", "value")), strict=True)
     ):
-        node = np.zeros(len(structure), dtype=np.int32)
+        node = np.zeros(len(dense), dtype=np.int32)
         while True:
-            below = structure[rows, feature[node]] <= threshold[node]
+            below = dense[rows, feature[node]] <= threshold[node]
             child = np.where(below, left[node], right[node])
             if (child == node).all():
                 break

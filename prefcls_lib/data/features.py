@@ -4,19 +4,24 @@ Every column is either antisymmetric (A minus B: it changes sign when A and B ch
 distance, a property of the prompt: it stays). `SIGNS` tells them apart, so that swapping the answers is exactly
 `features * SIGNS`. Columns are standardised on training rows: symmetric ones by mean and standard deviation,
 antisymmetric ones by their root mean square alone, which keeps the swap exact.
+
+A network's head reads `compute_features`. The baselines read `DENSE`, a second table: these columns and more.
 """
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from prefcls_lib.data.schema import PROMPT, RESPONSES
 
+# Each of these takes time in proportion to the length of any text: no run of characters is looked through twice.
 _WORD = re.compile(r"\w+")
-_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
-_HEADING = re.compile(r"^\s*#{1,6}\s|\*\*[^*\n]+\*\*", re.MULTILINE)
+_LIST_ITEM = re.compile(r"^[^\S\n]*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_HEADING = re.compile(r"^[^\S\n]*#{1,6}\s|\*\*[^*\n]+\*\*", re.MULTILINE)
 _REFUSAL = re.compile(
     r"\b(?:as an ai|language model|i(?:'| a)m sorry|i apologi[sz]e|i can(?:no|')t (?:provide|assist|help|"
     r"fulfill|create|write|generate|engage)|i am (?:not able|unable)|i'm (?:not able|unable)|not appropriate)\b"
@@ -40,6 +45,55 @@ FEATURE_NAMES = (
 )
 SIGNS = np.array([-1.0 if name.startswith("diff_") else 1.0 for name in FEATURE_NAMES])
 
+# What the baselines read of an answer besides SIDE_FEATURES: see `measure_answer`.
+MEASURES = ("repeated_pairs", "function_words", "log_paragraphs")
+FUNCTION_WORDS = frozenset((
+    "the", "a", "an", "of", "to", "and", "in", "is", "it", "that", "for", "on", "with", "as", "are", "be", "this",
+    "by", "or", "from", "at", "was", "you", "your", "can", "have", "has", "not", "but", "they", "their", "which",
+    "will", "if", "we", "i", "more", "its",
+))  # fmt: skip
+TYPICAL_LOG_CHARS = 6.7  # of an answer in the competition: products with length are near zero there
+
+
+@dataclass(frozen=True)
+class DenseColumn:
+    """A column that the baselines read: the factor that a swap of the answers gives it, and its values.
+
+    `values` takes features (N,) by the names of FEATURE_NAMES, and measures (N, 2) of sides A, B by those of MEASURES.
+    """
+
+    name: str
+    sign: float
+    values: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def _feature(name: str, sign: float) -> DenseColumn:
+    return DenseColumn(name, sign, lambda known: known[name])
+
+
+def _difference(name: str) -> DenseColumn:
+    return DenseColumn(f"diff_{name}", -1.0, lambda known: known[name][:, 0] - known[name][:, 1])
+
+
+def _mean(name: str) -> DenseColumn:
+    return DenseColumn(f"mean_{name}", 1.0, lambda known: known[name].mean(axis=1))
+
+
+def _times_length(name: str) -> DenseColumn:
+    """A difference counts for more or less where the answers are long."""
+    return DenseColumn(
+        f"{name}_times_length", -1.0, lambda known: known[name] * (known["mean_log_chars"] - TYPICAL_LOG_CHARS)
+    )
+
+
+DENSE = (
+    *map(_feature, FEATURE_NAMES, SIGNS),
+    *map(_difference, MEASURES),
+    *map(_mean, MEASURES),
+    *(_times_length(f"diff_{name}") for name in SIDE_FEATURES[:7]),
+)
+DENSE_SIGNS = np.array([column.sign for column in DENSE])
+
 
 def compute_features(rows: pd.DataFrame) -> np.ndarray:
     """Raw structure features of each row, (N, F) float64, columns `FEATURE_NAMES`; finite for any text."""
@@ -48,6 +102,31 @@ def compute_features(rows: pd.DataFrame) -> np.ndarray:
         for prompt, a, b in zip(rows[PROMPT], rows[RESPONSES[0]], rows[RESPONSES[1]], strict=True)
     ]
     return np.array(features, dtype=np.float64).reshape(len(rows), len(FEATURE_NAMES))
+
+
+def measure_answer(turns: Sequence[str], words: list[str]) -> tuple[float, ...]:
+    """MEASURES of one answer: how much of it repeats, its share of function words (a telegram has few), paragraphs.
+
+    `words`: `find_words` of the turns joined by line ends.
+    """
+    pairs = len(words) - 1
+    return (
+        1 - len(set(pairwise(words))) / pairs if pairs > 0 else 0.0,
+        _share(sum(map(FUNCTION_WORDS.__contains__, words)), len(words)),
+        np.log1p("\n".join(turns).count("\n\n")),
+    )
+
+
+def compute_dense(features: np.ndarray, measures: np.ndarray) -> np.ndarray:
+    """The columns DENSE (N, D) of `compute_features` (N, F) and of measures (N, 2, len(MEASURES)) of sides A, B."""
+    known = dict(zip(FEATURE_NAMES, features.T, strict=True))
+    known |= {name: measures[:, :, number] for number, name in enumerate(MEASURES)}
+    return np.column_stack([column.values(known) for column in DENSE])
+
+
+def find_words(text: str) -> list[str]:
+    """The words of a text in lower case, in order."""
+    return _WORD.findall(text.lower())
 
 
 def empty_answers(rows: pd.DataFrame) -> np.ndarray:
@@ -64,19 +143,18 @@ def identical_answers(rows: pd.DataFrame) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FeatureScaler:
-    """Standardisation of structure features, fitted on training rows and saved with the model.
+    """Standardisation of columns, fitted on training rows and saved with the model.
 
-    `center` is zero for antisymmetric columns, so `transform(x * SIGNS) == transform(x) * SIGNS` exactly.
+    `center` is zero for antisymmetric columns, so `transform(x * signs) == transform(x) * signs` exactly.
     """
 
     center: np.ndarray  # (F,)
     scale: np.ndarray  # (F,)
 
     @classmethod
-    def fit(cls, features: np.ndarray) -> "FeatureScaler":
-        """Fit on raw features (N, F); a constant column gets scale 1."""
-        symmetric = SIGNS > 0
-        center = np.where(symmetric, features.mean(axis=0), 0.0)
+    def fit(cls, features: np.ndarray, signs: np.ndarray = SIGNS) -> "FeatureScaler":
+        """Fit on raw features (N, F); a constant column gets scale 1. `signs`: of the columns."""
+        center = np.where(signs > 0, features.mean(axis=0), 0.0)
         scale = np.sqrt(((features - center) ** 2).mean(axis=0))
         return cls(center, np.where(scale > 1e-8, scale, 1.0))
 
@@ -102,7 +180,7 @@ class FeatureScaler:
 
 def _row_features(prompt: list[str], a: list[str], b: list[str]) -> list[float]:
     prompt_text = "\n".join(prompt)
-    prompt_words = set(_WORD.findall(prompt_text.lower()))
+    prompt_words = set(find_words(prompt_text))
     side_a, words_a = _side_features(a, prompt_words)
     side_b, words_b = _side_features(b, prompt_words)
     either = len(words_a | words_b)
@@ -114,7 +192,7 @@ def _row_features(prompt: list[str], a: list[str], b: list[str]) -> list[float]:
         np.log1p(len(prompt_text)),
         np.log1p(len(prompt)),
         float("```" in prompt_text or "def " in prompt_text or "{" in prompt_text),
-        _share(sum(c > "\x7f" for c in prompt_text), len(prompt_text)),
+        _share(_count_non_ascii(prompt_text), len(prompt_text)),
         len(words_a & words_b) / either if either else 1.0,
         float(a == b),
     ]
@@ -137,8 +215,8 @@ def _side_features(turns: list[str], prompt_words: set[str]) -> tuple[list[float
         np.log1p(text.count("```")),
         np.log1p(text.count("?")),
         np.log1p(text.count("!")),
-        0.0 if text.isascii() else _share(sum(c > "\x7f" for c in text), len(text)),
-        _share(sum(map(str.isdigit, text)), len(text)),
+        _share(_count_non_ascii(text), len(text)),
+        _share(_count_digits(text), len(text)),
         _share(len(words), len(found)),
         _share(len(words & prompt_words), len(prompt_words)),
         float(_REFUSAL.search(lower) is not None),
@@ -150,3 +228,11 @@ def _side_features(turns: list[str], prompt_words: set[str]) -> tuple[list[float
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
+
+
+def _count_non_ascii(text: str) -> int:
+    return 0 if text.isascii() else len(text) - len(text.encode("ascii", "ignore"))
+
+
+def _count_digits(text: str) -> int:
+    return sum(map(text.count, "0123456789")) if text.isascii() else sum(map(str.isdigit, text))

@@ -33,7 +33,7 @@ from prefcls_lib.data.schema import (
     class_shares,
 )
 from prefcls_lib.runtime.files import UserError, reading, shown, write_whole
-from prefcls_lib.runtime.kaggle import find_competition_file
+from prefcls_lib.runtime.kaggle import find_competition_file, is_competition_rerun
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SAMPLES = {"train": ("train.csv.gz", "train.csv"), "test": ("test.csv",)}  # Kaggle unpacks archives
@@ -67,10 +67,8 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
     Returns:
         One row a comparison: `id` (str, exactly as in the file), `prompt`, `response_a`, `response_b` (lists
         of str, one a turn, of equal length), `group` (str, the prompt group); where labelled also `label`
-        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them.
-
-    Raises:
-        UserError: anything wrong with the file, naming file, row (1 = first row under the header), column.
+        (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them. What is wrong with the file is
+        told with its row (1 = first row under the header) and column.
     """
     return parse_rows(path, read_csv(Path(path)), labelled)
 
@@ -214,20 +212,27 @@ def _unpack(path: Path, raw: bytes) -> bytes:
     if not raw.startswith(b"PK\x03\x04"):
         return raw
     archive = zipfile.ZipFile(io.BytesIO(raw))
-    names = [name for name in archive.namelist() if not name.endswith("/")]
+    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     if len(names) != 1 or not names[0].lower().endswith(".csv"):
         raise UserError(f"{path}: is a zip archive of {shown(', '.join(names))}. Unzip it and name the CSV file.")
     return archive.read(names[0])
+
+
+def _refuse(message: str) -> None:
+    """Raise; but in a competition rerun, which nobody could correct, print: a broken cell is then read as one text."""
+    if not is_competition_rerun():
+        raise UserError(message)
+    print(message, flush=True)
 
 
 def _check_ids(path: str | Path, ids: list[str]) -> None:
     seen: dict[str, int] = {}
     for number, row_id in enumerate(ids, 1):
         if not row_id.strip():
-            raise UserError(f"{path}: row {number}, column {ID!r}: empty. Every row needs an id.")
+            _refuse(f"{path}: row {number}, column {ID!r}: empty. Every row needs an id.")
         first = seen.setdefault(row_id, number)
         if first != number:
-            raise UserError(
+            _refuse(
                 f"{path}: id {shown(row_id)} is in rows {first} and {number}, column {ID!r}. "
                 "Ids must be unique: remove the double rows."
             )
@@ -241,16 +246,19 @@ def _parse_turns(path: str | Path, number: int, column: str, cell: str) -> list[
         turns = None
     if not isinstance(turns, list):
         python = " This one looks like Python's: apply json.dumps to the column." if cell.startswith("['") else ""
-        raise UserError(
+        _refuse(
             f"{path}: row {number}, column {column!r}: not a JSON list of texts: {shown(cell)}. "
             f'Each cell must look like ["first turn", "second turn"].{python}'
         )
+        turns = [cell]
     for turn in turns:
         if turn is not None and not isinstance(turn, str):
-            raise UserError(
+            _refuse(
                 f"{path}: row {number}, column {column!r}: the list holds {json.dumps(turn)[:40]}, "
                 "which is neither text nor null. Each turn must be a quoted text."
             )
+            turns = [cell]
+            break
     return [_SURROGATES.sub("\ufffd", turn) if turn else "" for turn in turns]
 
 

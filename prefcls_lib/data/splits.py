@@ -31,9 +31,6 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
 
     Returns:
         (N,) int array: the fold in which each row is validated.
-
-    Raises:
-        UserError: one class only, or too few rows or prompt groups for so many folds.
     """
     labels = rows["label"].to_numpy()
     counts = np.bincount(labels, minlength=NUM_CLASSES)

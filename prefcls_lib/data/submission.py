@@ -19,9 +19,6 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
         path: the CSV to write.
         ids: N ids, as in test.csv and in its order.
         probs: (N, 3) in LABEL_COLUMNS order.
-
-    Raises:
-        UserError: the probabilities are not a submission, or the file cannot be written.
     """
     good = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
     if not good.all():  # clipping would hide it
@@ -46,9 +43,6 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
 
     Returns:
         The submission, ids as text.
-
-    Raises:
-        UserError: the first thing that is wrong, with its row.
     """
     path = Path(path)
     table, columns = read_csv(path), [ID, *LABEL_COLUMNS]

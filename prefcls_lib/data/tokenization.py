@@ -49,12 +49,10 @@ def mark_newlines(text: str, marker: str) -> str:
 
     In time linear in the text; a regular expression would try every space of a long run.
     """
-    first, *others = text.split("\n")
-    if not others:
+    if "\n" not in text:
         return text
-    *middle, last = others
-    kept = [line for line in map(str.strip, middle) if line]
-    return f" {marker} ".join([first.rstrip(), *kept, last.lstrip()])
+    first, *middle, last = text.split("\n")
+    return f" {marker} ".join([first.rstrip(), *filter(None, map(str.strip, middle)), last.lstrip()])
 
 
 class SideTokenizer:
@@ -69,11 +67,7 @@ class SideTokenizer:
     """
 
     def __init__(self, tokenizer):
-        """Wrap a transformers tokenizer and check it.
-
-        Raises:
-            UserError: special tokens are missing, doubled or out of place.
-        """
+        """Wrap a transformers tokenizer and check it."""
         self.tokenizer = tokenizer
         self.pad_id = tokenizer.pad_token_id
         added = getattr(tokenizer, "added_tokens_decoder", {})

@@ -1,8 +1,7 @@
-"""What a device can run and hold, and how long it would take: arithmetic on a backbone's configuration."""
+"""What a device can run and hold: arithmetic on a backbone's configuration."""
 
 import re
 
-import numpy as np
 import psutil
 import torch
 from transformers import PretrainedConfig
@@ -18,9 +17,6 @@ BYTES_PER_SCORE = 6
 BYTES_PER_BUCKET = 8
 BYTES_PER_BOUNDARY = 4  # for each hidden unit: the input of the first layer; with checkpointing, of every layer, fp32
 SHARE_USED = 0.9  # of the free memory; the rest is for fragmentation, NCCL, and the buffers of the gradient reduction
-T4_BYTES = int(14.6 * 2**30)  # what CUDA shows of a T4's memory
-# What a T4 may sustain in fp16 with these encoders, of its peak of 65 TFLOP/s, as long as nobody has measured it:
-T4_FLOP_PER_SECOND = (15e12, 2.4e12)  # assumed; what another project measured, its compilation included
 
 
 def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
@@ -29,42 +25,23 @@ def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
     Machine code (sm_XY) runs on the same major number and the same or a higher minor one; portable code (compute_XY)
     on everything as new or newer.
     """
-    for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for)):
-        major, minor = divmod(int(number), 10)
-        if capability >= (major, minor) and (kind == "compute" or capability[0] == major):
-            return True
-    return False
+    codes = [(kind, divmod(int(number), 10)) for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for))]
+    return any(capability >= code and (kind == "compute" or capability[0] == code[0]) for kind, code in codes)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
     """About how many parameters an encoder has: embeddings, and attention and feed-forward of every layer."""
     embedding = getattr(config, "embedding_size", config.hidden_size)
-    return config.vocab_size * embedding + config.num_hidden_layers * _layer_weights(config)
-
-
-def flop_per_token(config: PretrainedConfig, length: float) -> float:
-    """Operations of a forward pass for one token of a side of `length` tokens: two for each weight, and attention's.
-
-    DeBERTa's attention also compares each token with every bucket of distances, twice.
-    """
-    attention = 4 * config.hidden_size * length
-    if config.model_type == "deberta-v2":
-        attention += 8 * config.hidden_size * max(config.position_buckets, 0)
-    return config.num_hidden_layers * (2 * _layer_weights(config) + attention)
-
-
-def state_bytes(config: PretrainedConfig) -> int:
-    """Bytes of a checkpoint in training, fp32: the weights, AdamW's two moments, and the best weights so far."""
-    return 16 * count_parameters(config)
+    return config.vocab_size * embedding + config.num_hidden_layers * layer_weights(config)
 
 
 def disk_bytes(config: PretrainedConfig, models: int, at_once: int) -> int:
     """Most bytes that a run of `models` has on disk while `at_once` are in training and the others are saved.
 
-    A model in training has two checkpoints while it writes a new one; they share the file of the best weights.
+    A model in training has two checkpoints while it writes a new one, each of four copies of its weights, in fp32: the
+    weights, AdamW's two moments, and the best weights so far.
     """
-    weights = 4 * count_parameters(config)
-    return (models - at_once) * weights + at_once * (2 * state_bytes(config) - weights)
+    return 4 * count_parameters(config) * (models - at_once + 8 * at_once)
 
 
 def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, checkpointing: bool = False) -> int:
@@ -89,14 +66,12 @@ def fixed_bytes(config: PretrainedConfig, half: bool) -> int:
 
     In 16-bit autocast also a copy of every layer's weights, which is kept from the forward to the backward pass.
     """
-    return 16 * count_parameters(config) + (2 * config.num_hidden_layers * _layer_weights(config) if half else 0)
+    return 16 * count_parameters(config) + (2 * config.num_hidden_layers * layer_weights(config) if half else 0)
 
 
-def peak_bytes(
-    config: PretrainedConfig, tokens: int, half: bool, length: int = 512, checkpointing: bool = False
-) -> int:
+def peak_bytes(config: PretrainedConfig, tokens: int, half: bool, length: int = 512) -> int:
     """Most bytes that tensors take in training with `tokens` in a micro-batch."""
-    return fixed_bytes(config, half) + tokens * bytes_per_token(config, half, length, checkpointing)
+    return fixed_bytes(config, half) + tokens * bytes_per_token(config, half, length)
 
 
 def largest_micro_batch(
@@ -107,18 +82,13 @@ def largest_micro_batch(
     return max(0, int(left / bytes_per_token(config, half, length, checkpointing)))
 
 
-def t4_seconds(config: PretrainedConfig, lengths: np.ndarray) -> tuple[float, float]:
-    """Seconds of a forward pass over sides of `lengths` (N,) tokens on one T4: projected, at both of its paces."""
-    mean = (lengths**2).sum() / lengths.sum()  # of the tokens, for long sides have more of them
-    return tuple(lengths.sum() * flop_per_token(config, mean) / pace for pace in T4_FLOP_PER_SECOND)
-
-
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device; on a CPU what caches of files hold counts as free."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def _layer_weights(config: PretrainedConfig) -> int:
+def layer_weights(config: PretrainedConfig) -> int:
+    """Weights of one layer's matrices."""
     hidden, inner = config.hidden_size, config.intermediate_size
     matrices = 3 if config.model_type == "modernbert" else 2  # its feed-forward is gated
     return 4 * hidden**2 + matrices * hidden * inner

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from packaging.version import Version
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.loading import read_rows, sample_path
+from prefcls_lib.data.loading import locate_csv, read_rows, sample_path
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder
@@ -25,32 +25,24 @@ from prefcls_lib.training.step import SMALLEST_MICRO_BATCH
 
 # (oldest that works, newest tested)
 SUPPORTED = {
-    "python": ("3.11", "3.13"),
-    "torch": ("2.6", "2.13.0"),
-    "transformers": ("5.0", "5.23.0"),
-    "accelerate": ("1.1", "1.15.0"),
-    "safetensors": ("0.4", "0.8.0"),
-    "numpy": ("1.26", "2.4.6"),
-    "pandas": ("2.2.2", "3.1.1"),
-    "scikit-learn": ("1.5", "1.9.1"),
-}
+    "python": ("3.11", "3.13"), "torch": ("2.6", "2.13.0"), "transformers": ("5.0", "5.23.0"),
+    "accelerate": ("1.1", "1.15.0"), "safetensors": ("0.4", "0.8.0"), "numpy": ("1.26", "2.4.6"),
+    "pandas": ("2.2.2", "3.1.1"), "scikit-learn": ("1.5", "1.9.1"),
+}  # fmt: skip
 KAGGLE_HOURS, KAGGLE_RERUN_HOURS = 12.0, 9.0
 LARGEST_PRECISION_ERROR = 0.05  # of the largest fp32 value, in the embedding of one side
 MANY_UNKNOWN = 0.2  # share of unknown tokens from which a backbone cannot read a script
+MOST_CPU_ROWS, BYTES_OF_A_ROW = 2_000, 3_200  # rows that a CPU trains on; the competition's train.csv has 184 MB
+CHOOSE_GPU = (
+    "choose Settings, Accelerator, GPU T4 x2. A kernel that was sent for one has none while the account's phone is not "
+    "verified: kaggle.com/settings."
+)
 SCRIPTS = {
-    "latin": "Where is the nearest railway station, please?",
-    "accents": "Où est la gare la plus proche, s'il vous plaît ? Größe, año",
-    "cyrillic": "Где находится ближайшая железнодорожная станция?",
-    "greek": "Πού είναι ο πλησιέστερος σταθμός;",
-    "chinese": "请问最近的火车站在哪里？",
-    "japanese": "一番近い駅はどこですか。",
-    "korean": "가장 가까운 기차역이 어디에 있나요?",
-    "arabic": "أين أقرب محطة قطار من فضلك؟",
-    "hebrew": "איפה תחנת הרכבת הקרובה?",
-    "devanagari": "निकटतम रेलवे स्टेशन कहाँ है?",
-    "thai": "สถานีรถไฟที่ใกล้ที่สุดอยู่ที่ไหน",
-    "emoji": "😀 🚆 👍🏽",
-}
+    "latin": "Where is the railway station?", "accents": "Où est la gare ? Größe, año", "cyrillic": "Где станция?",
+    "greek": "Πού είναι ο σταθμός;", "chinese": "请问最近的火车站在哪里？", "japanese": "一番近い駅はどこですか。",
+    "korean": "가장 가까운 기차역이 어디에 있나요?", "arabic": "أين أقرب محطة قطار؟", "hebrew": "איפה תחנת הרכבת?",
+    "devanagari": "निकटतम रेलवे स्टेशन कहाँ है?", "thai": "สถานีรถไฟอยู่ที่ไหน", "emoji": "😀 🚆 👍🏽",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,16 +55,10 @@ class Check:
     advice: str = ""
 
 
-def examine(config: RunConfig | None = None, on_cpu_too: bool = True) -> list[Check]:
-    """All checks, none of which writes anything.
-
-    Args:
-        config: settings of the run to come; None leaves out what depends on its backbone.
-        on_cpu_too: check the precision on a CPU too, for which the encoder is loaded once more.
-    """
-    checks = [check_packages(devices.versions()), check_library(), check_inputs(), check_internet(), check_time()]
-    checks.append(check_gpu())
-    runs_on_device = checks[-1].state != "bad"
+def examine(config: RunConfig | None = None) -> list[Check]:
+    """All checks, none of which writes anything; `config`: of the run to come, None leaves out what depends on it."""
+    gpu = check_gpu(config)
+    checks = [check_packages(devices.versions()), check_library(), check_inputs(), check_internet(), check_time(), gpu]
     if config is None:
         return checks
     try:
@@ -84,9 +70,9 @@ def examine(config: RunConfig | None = None, on_cpu_too: bool = True) -> list[Ch
         accelerator = devices.make_accelerator(config.mixed_precision)
     except UserError as error:
         return [*checks, Check("settings", "bad", str(error))]
-    if runs_on_device:
+    if gpu.state != "bad":
         checks.append(check_memory(backbone, config, accelerator))
-        if on_cpu_too or accelerator.device.type != "cpu":
+        if accelerator.device.type != "cpu":  # on a CPU it takes longer than it is worth
             checks.append(check_precision(backbone, accelerator))
     return checks
 
@@ -101,14 +87,13 @@ def format_checks(checks: list[Check]) -> str:
 
 
 def first_look(config: RunConfig | None = None):
-    """The notebooks' first cell with the library: the checks as a table; a bad one stops the notebook.
+    """The notebooks' first cell with the library: the checks as a table.
 
-    Raises:
-        UserError: what is bad, and what to do about it.
+    A bad one stops the notebook, but not a competition rerun, where less is better than nothing.
     """
-    checks = examine(config, on_cpu_too=False)
+    checks = examine(config)
     bad = [check for check in checks if check.state == "bad"]
-    if bad:
+    if bad and not kaggle.is_competition_rerun():
         raise UserError("this machine cannot do the job as it is:\n" + format_checks(bad))
     table = pd.DataFrame([asdict(check) for check in checks]).set_index("name")
     return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
@@ -116,45 +101,42 @@ def first_look(config: RunConfig | None = None):
 
 def check_packages(installed: dict[str, str]) -> Check:
     """The versions of Python and packages that `devices.versions` found, against the supported range."""
-    found = {name: installed[name] for name in SUPPORTED}
-    finding = ", ".join(f"{name} {version}" for name, version in found.items())
+    finding = ", ".join(f"{name} {installed[name]}" for name in SUPPORTED)
     old, new = [], []
-    for name, version in found.items():
-        oldest, newest = (Version(limit) for limit in SUPPORTED[name])
-        if version == devices.MISSING or Version(version) < oldest:
+    for name, (oldest, newest) in SUPPORTED.items():
+        if installed[name] == devices.MISSING or Version(installed[name]) < Version(oldest):
             old.append(f"{name}>={oldest}")
-        elif Version(version).release[: len(newest.release)] > newest.release:
+        elif Version(installed[name]).release[: len(Version(newest).release)] > Version(newest).release:
             new.append(f"{name} {newest}")
     if old:
         return Check("packages", "bad", finding, f"Install {' '.join(old)}; on Kaggle choose the latest environment.")
-    if new:
-        return Check("packages", "note", finding, f"Newer than tested: {', '.join(new)} was the newest.")
-    return Check("packages", "ok", finding)
+    advice = f"Newer than tested: {', '.join(new)} was the newest." if new else ""
+    return Check("packages", "note" if new else "ok", finding, advice)
 
 
 def check_library() -> Check:
     """Which copy of the library runs, of which commit, and whether attached copies agree with it."""
-    versions = devices.versions()
+    versions, commits = devices.versions(), kaggle.attached_commits()
     place = Path(kaggle.__file__).parents[1]
     finding = f"prefcls-lib {versions['prefcls-lib']}, commit {versions['commit']}, in {place}"
-    commits = kaggle.attached_commits()
-    if set(commits.values()) - {versions["commit"]}:
-        listed = ", ".join(f"{path} ({commit})" for path, commit in commits.items())
-        return Check("library", "note", finding, f"Attached in several versions: {listed}. Detach all but one.")
-    return Check("library", "ok", finding)
+    listed = ", ".join(f"{path} ({commit})" for path, commit in commits.items())
+    several = set(commits.values()) - {versions["commit"]}
+    advice = f"Attached in several versions: {listed}. Detach all but one." if several else ""
+    return Check("library", "note" if several else "ok", finding, advice)
 
 
-def check_gpu() -> Check:
+def check_gpu(config: RunConfig | None = None) -> Check:
     """Whether there is a GPU and this torch has code for it: one that it lacks fails at the first operation."""
     if not torch.cuda.is_available():
-        advice = "Training the three backbones needs a GPU: on Kaggle choose Settings, Accelerator, GPU T4 x2."
-        return Check("gpu", "note", devices.machine_name(), advice)
+        advice = f"Training the three backbones needs a GPU: on Kaggle {CHOOSE_GPU}"
+        hopeless = kaggle.on_kaggle() and config is not None and _has_many_rows(config)
+        return Check("gpu", "bad" if hopeless else "note", devices.machine_name(), advice)
     built = torch.cuda.get_arch_list()
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         if not capacity.can_run(capability, built):
             name, number = torch.cuda.get_device_name(index), "sm_{}{}".format(*capability)
-            advice = "On Kaggle choose Settings, Accelerator, GPU T4 x2; elsewhere install a torch built for this GPU."
+            advice = f"Elsewhere install a torch built for this GPU; on Kaggle {CHOOSE_GPU}"
             return Check("gpu", "bad", f"{name} is {number}; torch {torch.__version__} has {' '.join(built)}", advice)
     try:
         torch.ones(8, device="cuda").sum().item()
@@ -162,7 +144,19 @@ def check_gpu() -> Check:
         finding = f"{devices.machine_name()}: the first operation fails ({str(error).splitlines()[0]})"
         return Check("gpu", "bad", finding, "Restart the session; choose GPU T4 x2.")
     bf16 = "native" if torch.cuda.is_bf16_supported(including_emulation=False) else "only emulated: fp16 is used"
+    if kaggle.on_kaggle() and torch.cuda.device_count() == 1:
+        return Check("gpu", "note", f"{devices.machine_name()}, bf16 {bf16}", "One GPU; GPU T4 x2 has two.")
     return Check("gpu", "ok", f"{devices.machine_name()}, bf16 {bf16}")
+
+
+def _has_many_rows(config: RunConfig) -> bool:
+    """Whether a network on a CPU would train for hours; judged by the size of the file, which is not read."""
+    if 0 < config.max_train_rows <= MOST_CPU_ROWS:
+        return False
+    try:
+        return locate_csv(config.train, "train").stat().st_size > MOST_CPU_ROWS * BYTES_OF_A_ROW
+    except (OSError, UserError):
+        return False  # another check tells
 
 
 def check_inputs() -> Check:
@@ -173,11 +167,11 @@ def check_inputs() -> Check:
         try:
             found.append(find(*name))
         except UserError as error:
-            problems.append(str(error))
-    lines = [*(str(path) for path in found if path), *(f"run {run}" for run in kaggle.attached_runs())]
-    problems = [problem for problem in problems if kaggle.on_kaggle() or "more than once" in problem]
+            if kaggle.on_kaggle() or "more than once" in str(error):
+                problems.append(str(error))
     if problems:
         return Check("inputs", "bad", problems[0])
+    lines = [*(str(path) for path in found if path), *(f"run {run}" for run in kaggle.attached_runs())]
     return Check("inputs", "ok", "\n".join(lines) or "nothing is attached; name files by their paths")
 
 
@@ -196,68 +190,57 @@ def check_time() -> Check:
     limit = KAGGLE_RERUN_HOURS if kaggle.is_competition_rerun() else KAGGLE_HOURS
     left = limit - kaggle.session_seconds() / 3600
     finding = f"{left:.1f} h of {limit:.0f} left, counted from the start of this machine's first process"
-    return Check("time", "ok" if left > 1 else "note", finding, "" if left > 1 else "Set time_budget_hours below it.")
+    return Check("time", "ok", finding) if left > 1 else Check("time", "note", finding, "Set time_budget_hours lower.")
 
 
 def check_tokenizer(backbone: Backbone) -> Check:
     """The share of unknown tokens by script; that the special tokens are in place was checked at loading."""
-    tokenizer = backbone.tokenizer
-    shares = {}
-    for script, text in SCRIPTS.items():
-        ids = tokenizer.encode_texts([text])[0]
-        shares[script] = float((ids == tokenizer.tokenizer.unk_token_id).mean()) if len(ids) else 1.0
+    encode, unknown_id = backbone.tokenizer.encode_texts, backbone.tokenizer.tokenizer.unk_token_id
+    ids = {script: encode([text])[0] for script, text in SCRIPTS.items()}
+    shares = {script: float((found == unknown_id).mean()) if len(found) else 1.0 for script, found in ids.items()}
     finding = "unknown tokens: " + ", ".join(f"{script} {share:.0%}" for script, share in shares.items())
-    unknown = [script for script, share in shares.items() if share > MANY_UNKNOWN]
-    if unknown:
-        advice = f"It does not know {', '.join(unknown)}; the structure features still see those answers."
-        return Check("tokenizer", "note", finding, advice)
-    return Check("tokenizer", "ok", finding)
+    unknown = ", ".join(script for script, share in shares.items() if share > MANY_UNKNOWN)
+    advice = f"It does not know {unknown}; the structure features still see those answers." if unknown else ""
+    return Check("tokenizer", "note" if unknown else "ok", finding, advice)
 
 
 def check_disk(backbone: Backbone, config: RunConfig) -> Check:
     """Space for the saved models and for the checkpoints of those that are trained at the same time."""
     out = kaggle.run_folder(config.out, config.init_from or config.backbone)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    kept = [path.stat() for name in ("checkpoint", "model") for path in (out / name).rglob("*")]  # of an earlier start
-    free = shutil.disk_usage(place).free + sum({stat.st_ino: stat.st_size for stat in kept}.values())
-    models = len(config.folds) * config.num_seeds
+    kept = [path.stat().st_size for name in ("checkpoint", "model") for path in (out / name).rglob("*")]  # replaced
+    free, models = shutil.disk_usage(place).free + sum(kept), len(config.folds) * config.num_seeds
     at_once = min(models, count_processes(config.num_processes))
     needed, one = (capacity.disk_bytes(backbone.config, models, number) for number in (at_once, 1))
     finding = (
         f"{free / 1e9:.1f} GB at {place}; {needed / 1e9:.1f} GB needed: models to save: {models}, trained at the same "
         f"time: {at_once}, each with two checkpoints while one is written"
     )
-    if free >= needed:
-        return Check("disk", "ok", finding)
     advice = "Free some space, or name another folder with --out."
     if at_once > 1 and free >= one:
         advice = f"Set num_processes=1: one model after the other takes {one / 1e9:.1f} GB. Or free some space."
-    return Check("disk", "bad", finding, advice)
+    return Check("disk", "ok", finding) if free >= needed else Check("disk", "bad", finding, advice)
 
 
 def check_memory(backbone: Backbone, config: RunConfig, accelerator: Accelerator) -> Check:
     """The most tokens that a micro-batch can hold, from the size of the architecture and the free memory."""
-    device, half = accelerator.device, accelerator.mixed_precision != "no"
-    free, length, wanted = capacity.free_bytes(device), config.max_length, config.max_tokens_per_micro_step
-    tokens, checkpointed = (
-        capacity.largest_micro_batch(backbone.config, free, half, length, checkpointing)
-        for checkpointing in (config.gradient_checkpointing, True)
-    )
+    device, length, wanted = accelerator.device, config.max_length, config.max_tokens_per_micro_step
+    given = backbone.config, capacity.free_bytes(device), accelerator.mixed_precision != "no", length
+    tokens = capacity.largest_micro_batch(*given, config.gradient_checkpointing)
+    checkpointed = capacity.largest_micro_batch(*given, checkpointing=True)
     finding = (
-        f"{free / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-batch (setting: {wanted:,}) of "
-        f"sides of {length}"
+        f"{given[1] / 1e9:.1f} GB free on {device.type}: about {tokens:,} tokens in a micro-batch (setting: "
+        f"{wanted:,}) of sides of {length}"
     )
     if checkpointed < SMALLEST_MICRO_BATCH:
         return Check("memory", "bad", finding, "Too small for this backbone: choose a smaller one.")
+    advice = "" if tokens >= wanted else f"Set max_tokens_per_micro_step={tokens // 256 * 256 or tokens}."
     if tokens < 2 * length and not config.gradient_checkpointing:
         advice = (
             f"Two full sides do not fit: set gradient_checkpointing=true (about {checkpointed:,} tokens) and "
             f"max_tokens_per_micro_step={min(checkpointed, 8192) // 256 * 256}, or max_length lower."
         )
-        return Check("memory", "note", finding, advice)
-    if tokens < wanted:
-        return Check("memory", "note", finding, f"Set max_tokens_per_micro_step={tokens // 256 * 256 or tokens}.")
-    return Check("memory", "ok", finding)
+    return Check("memory", "note" if advice else "ok", finding, advice)
 
 
 def check_precision(backbone: Backbone, accelerator: Accelerator) -> Check:
@@ -275,9 +258,8 @@ def check_precision(backbone: Backbone, accelerator: Accelerator) -> Check:
             mixed = encoder(input_ids=ids).last_hidden_state.float().mean(1)
     error = float((mixed - exact).abs().max() / exact.abs().max())
     finding = f"{precision} differs from fp32 by {error:.1e} of the largest value of an embedding"
-    if not error <= LARGEST_PRECISION_ERROR:  # also true for NaN
-        return Check("precision", "bad", finding, "Set mixed_precision=no.")
-    return Check("precision", "ok", finding)
+    good = error <= LARGEST_PRECISION_ERROR  # not where it is NaN
+    return Check("precision", "ok", finding) if good else Check("precision", "bad", finding, "Set mixed_precision=no.")
 
 
 def _hub_answers(seconds: float) -> bool:
@@ -285,8 +267,7 @@ def _hub_answers(seconds: float) -> bool:
     reached = threading.Event()
 
     def ask() -> None:
-        with suppress(OSError):
-            socket.create_connection(("huggingface.co", 443), timeout=2).close()
+        with suppress(OSError), socket.create_connection(("huggingface.co", 443), timeout=2):
             reached.set()
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
@@ -54,20 +53,23 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
     return result
 
 
-def predict_blend(path: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Probabilities (N, 3) of new rows by the saved models of every run in a blend.json."""
+def read_blend(path: Path) -> tuple[Blend, list[Path]]:
+    """What a blend.json holds, without its runs of weight 0: the blend, and their folders."""
     state = read_json(path)
-    blend = Blend.from_dict(state)
-    runs = state.get("runs")
+    blend, runs = Blend.from_dict(state), state.get("runs")
     if not isinstance(runs, list) or len(runs) != len(blend.weights):
         raise UserError(f"{path}: names {runs!r} as runs for {len(blend.weights)} weights. Fit the blend again.")
-    folders = [RunFolder(Path(path).parent / run) for run in runs]
-    for folder in folders:
-        if not folder.path.is_dir():
-            raise UserError(f"{path}: its run folder {folder.path} is gone. Put it back, or fit the blend again.")
-    used = [folder if weight > 0 else None for folder, weight in zip(folders, blend.weights, strict=True)]
-    uniform = np.full((len(rows), len(LABEL_COLUMNS)), 1 / len(LABEL_COLUMNS))  # of a run with weight 0
-    return blend.apply([uniform if folder is None else predict_run(folder, rows) for folder in used])
+    used = [(Path(path).parent / run, weight) for run, weight in zip(runs, blend.weights, strict=True) if weight > 0]
+    for place, _ in used:
+        if not place.is_dir():
+            raise UserError(f"{path}: its run folder {place} is gone. Put it back, or fit the blend again.")
+    return Blend(tuple(weight for _, weight in used), blend.calibration), [place for place, _ in used]
+
+
+def predict_blend(path: Path, rows: pd.DataFrame) -> np.ndarray:
+    """Probabilities (N, 3) of new rows by the saved models of every run in a blend.json."""
+    blend, folders = read_blend(path)
+    return blend.apply([predict_run(RunFolder(folder), rows) for folder in folders])
 
 
 def blend_table(result: dict) -> pd.DataFrame:

@@ -9,10 +9,11 @@ import pandas as pd
 
 from prefcls_lib.data.loading import prompt_group
 from prefcls_lib.data.schema import ID, PROMPT, RESPONSES
+from prefcls_lib.ensemble.blend import read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.models.saved import SavedBaseline, SavedNetwork, load_model
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import UserError
 
 Text = str | Sequence[str]  # of one turn, or a text a turn
 
@@ -75,7 +76,8 @@ def load(path: str | Path) -> Predictor:
     """
     path = Path(path)
     if path.is_file():
-        return _load_blend(path)
+        blend, folders = read_blend(path)
+        return Predictor(tuple(map(_load_run, folders)), blend)
     if (path / "preference.json").is_file() or (path / "baseline.json").is_file():
         return Predictor(((load_model(path),),), Blend((1.0,), Calibration()))
     return Predictor((_load_run(path),), Blend((1.0,), Calibration()))
@@ -91,19 +93,6 @@ def _load_run(path: Path) -> tuple[SavedNetwork | SavedBaseline, ...]:
     if not folder.complete:
         raise UserError(f"{path}: the run is not complete. Run the same command again to finish it.")
     return tuple(load_model(place) for place in folder.model_folders())
-
-
-def _load_blend(path: Path) -> Predictor:
-    state = read_json(path)
-    blend, runs = Blend.from_dict(state), state.get("runs")
-    if not isinstance(runs, list) or len(runs) != len(blend.weights):
-        raise UserError(f"{path}: names {runs!r} as runs for {len(blend.weights)} weights. Fit the blend again.")
-    used = [(path.parent / run, weight) for run, weight in zip(runs, blend.weights, strict=True) if weight > 0]
-    for place, _ in used:
-        if not place.is_dir():
-            raise UserError(f"{path}: its run folder {place} is gone. Put it back, or fit the blend again.")
-    weights = tuple(weight for _, weight in used)
-    return Predictor(tuple(_load_run(place) for place, _ in used), Blend(weights, blend.calibration))
 
 
 def _make_rows(prompts: Sequence[Text], responses_a: Sequence[Text], responses_b: Sequence[Text]) -> pd.DataFrame:

@@ -9,11 +9,14 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+import torch
 
-from prefcls_lib.data.schema import ID, NUM_CLASSES, class_shares
+from prefcls_lib.data.loading import describe_rows, read_rows, sample_path
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES, class_shares
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.ensemble.blend import fit_runs
 from prefcls_lib.evaluation.calibration import Blend, Calibration
@@ -23,6 +26,8 @@ from prefcls_lib.pipeline.predict import predict_models
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 from prefcls_lib.runtime.kaggle import attached_runs, find_blend, is_competition_rerun
 
+RERUN_ROWS = 25_000  # about as many hidden test rows there are
+CPU_ROWS = 60  # of the shipped ones, where there is no GPU to predict all
 RESERVED = 0.1  # share of the time budget that is kept for the block under way, and for a machine that slows down
 
 
@@ -58,6 +63,51 @@ class Ensemble:
             for number, path in enumerate(folder.model_folders()):
                 models.append((is_network, number, -self.blend.weights[run], run, path))
         return [(run, path) for *_, run, path in sorted(models)]
+
+
+def submit_file(test: Path, out: str | Path, time_budget_hours: float) -> dict:
+    """Predict a file of test rows with the attached runs, and write the submission `out`.
+
+    A submission of the class shares is written before any text is read. A competition rerun keeps it whatever fails
+    afterwards; elsewhere the error is raised, and the shipped rows are predicted, too, to project a rerun's time.
+
+    Returns:
+        As `predict_within`.
+    """
+    write_prior(test, out)
+    try:
+        rows = read_rows(test, labelled=False)
+        ensemble = find_ensemble(Path(out).parent / "blend.json")
+        print(describe_rows(rows).to_string(), ensemble.table().to_string(), sep="\n\n", flush=True)
+        record = predict_within(ensemble, rows, out, time_budget_hours)
+    except Exception as error:
+        if not is_competition_rerun():
+            raise
+        traceback.print_exception(error)
+        return {"left_out": [f"everything: failed ({type(error).__name__}: {error})"], "runs": []}
+    if not is_competition_rerun():
+        project_rerun(ensemble, time_budget_hours)
+    return record
+
+
+def write_prior(test: Path, out: str | Path) -> None:
+    """Write the submission that has the class shares of the shipped rows in every row; of `test` only ids are read."""
+    ids = pd.read_csv(test, usecols=[ID], dtype=str, keep_default_na=False)[ID]
+    shares = pd.read_csv(sample_path("train"), usecols=list(LABEL_COLUMNS))[list(LABEL_COLUMNS)].mean()
+    write_submission(out, list(ids), np.tile(shares, (len(ids), 1)))
+
+
+def project_rerun(ensemble: Ensemble, time_budget_hours: float) -> None:
+    """Predict shipped rows as a rerun would, with all GPUs, and print how long one of RERUN_ROWS would take at most."""
+    rows = read_rows(sample_path("train"), labelled=True).head(None if torch.cuda.is_available() else CPU_ROWS)
+    with TemporaryDirectory() as folder:
+        seconds = predict_within(ensemble, rows, Path(folder) / "submission.csv", time_budget_hours)["seconds"]
+    hours = seconds * RERUN_ROWS / len(rows) / 3600
+    print(
+        f"{len(rows)} shipped rows took {seconds:.0f} s in {count_processes(None)} processes. At this pace a rerun of "
+        f"{RERUN_ROWS:,} rows takes at most {hours:.1f} h; it may take {time_budget_hours * (1 - RESERVED):.1f} h.",
+        flush=True,
+    )
 
 
 def find_ensemble(blend_out: str | Path) -> Ensemble:

@@ -5,7 +5,7 @@ and needs no seed. A and B have the same bias, so swapping the answers still swa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.optimize import minimize
@@ -35,18 +35,6 @@ class Calibration:
         """Calibrated probabilities (N, 3) of probabilities (N, 3)."""
         return softmax(_safe_log(probs) / self.temperature + np.array([0.0, 0.0, self.tie_bias]), axis=1)
 
-    def to_dict(self) -> dict:
-        """Plain values for JSON; floats keep every bit."""
-        return {"temperature": self.temperature, "tie_bias": self.tie_bias}
-
-    @classmethod
-    def from_dict(cls, state: dict) -> "Calibration":
-        """Read `to_dict` back."""
-        temperature, tie_bias = (_number(state, name) for name in ("temperature", "tie_bias"))
-        if temperature <= 0:
-            raise UserError(f"calibration: temperature={temperature:g} must be above 0. Fit the calibration again.")
-        return cls(temperature, tie_bias)
-
 
 @dataclass(frozen=True)
 class Blend:
@@ -56,33 +44,30 @@ class Blend:
     calibration: Calibration
 
     def apply(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
-        """Blended probabilities (N, 3) of as many (N, 3) arrays as there are weights, in the fitted order.
-
-        Raises:
-            UserError: another number of predictions than of weights.
-        """
-        if len(predictions) != len(self.weights):
-            raise UserError(
-                f"blend: fitted on {len(self.weights)} predictions, given {len(predictions)}. "
-                "Name the same runs in the same order."
-            )
+        """Blended probabilities (N, 3) of as many (N, 3) arrays as there are weights, in the fitted order."""
         mean = sum(weight * _safe_log(probs) for weight, probs in zip(self.weights, predictions, strict=True))
         return self.calibration.apply(softmax(mean, axis=1))
 
     def to_dict(self) -> dict:
         """Plain values for JSON; floats keep every bit."""
-        return {"weights": list(self.weights), **self.calibration.to_dict()}
+        return {"weights": list(self.weights), **asdict(self.calibration)}
 
     @classmethod
     def from_dict(cls, state: dict) -> "Blend":
         """Read `to_dict` back."""
-        weights = state.get("weights")
-        if not isinstance(weights, list) or not weights:
-            raise UserError("blend: 'weights' is missing or empty. Fit the blend again.")
-        weights = tuple(_number({"weights": weight}, "weights") for weight in weights)
-        if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-            raise UserError(f"blend: weights {weights} must not be negative and must sum to 1. Fit the blend again.")
-        return cls(weights, Calibration.from_dict(state))
+        try:
+            weights = tuple(map(float, state["weights"]))
+            calibration = Calibration(float(state["temperature"]), float(state["tie_bias"]))
+            good = min(weights) >= 0 and abs(sum(weights) - 1) <= 1e-6 and 0 < calibration.temperature < np.inf
+            good = good and np.isfinite(calibration.tie_bias)
+        except (KeyError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise UserError(
+                "blend: weights (none negative, sum 1), temperature (above 0) and tie_bias are not all there as "
+                "numbers. Fit the blend again."
+            )
+        return cls(weights, calibration)
 
 
 def fit_calibration(labels: np.ndarray, probs: np.ndarray) -> Calibration:
@@ -97,10 +82,7 @@ def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
     """Weights, temperature and tie bias with the lowest penalised log loss on these rows.
 
     The powers beta are at least 0, and the summed loss is increased by 25/2 (sum of beta - 1)^2 + 400/2 tie_bias^2.
-
-    Args:
-        labels: (N,).
-        predictions: (N, 3) out-of-sample probabilities of each run, the same rows in the same order.
+    `predictions`: (N, 3) out-of-sample probabilities of each run, the same rows in the same order.
     """
     logs = np.stack([_safe_log(probs) for probs in predictions])  # (K, N, 3)
     one_hot = np.eye(NUM_CLASSES)[labels]
@@ -147,29 +129,16 @@ def blend_out_of_fold(
 
     Its score is the one to report; the blend to keep is `fit_blend` on all rows. With a single fold, the prompt groups
     are split into two halves instead.
-
-    Raises:
-        UserError: one fold and one half only, so that nothing is left to fit on.
     """
-    parts = cross_fit_parts(folds, groups, "calibration")
+    parts = np.asarray(folds) if len(np.unique(folds)) > 1 else split_halves(groups, "calibration")
+    if len(np.unique(parts)) == 1:
+        raise UserError("calibration: too few prompts to fit on some and score on others. Validate on more rows.")
     blended = np.empty((len(labels), NUM_CLASSES))
     for part in np.unique(parts):
         here = parts == part
         blend = fit_blend(labels[~here], [probs[~here] for probs in predictions])
         blended[here] = blend.apply([probs[here] for probs in predictions])
     return blended
-
-
-def cross_fit_parts(folds: np.ndarray, groups: np.ndarray, use: str) -> np.ndarray:
-    """(N,) the parts of the rows for a cross-fit, a choice or fit on all other parts: the folds, or halves of one fold.
-
-    Raises:
-        UserError: one fold and one prompt group.
-    """
-    parts = np.asarray(folds) if len(np.unique(folds)) > 1 else split_halves(groups, use)
-    if len(np.unique(parts)) == 1:
-        raise UserError(f"{use}: too few prompts to fit on some and score on others. Validate on more rows.")
-    return parts
 
 
 def geometric_mean(predictions: Sequence[np.ndarray]) -> np.ndarray:
@@ -179,10 +148,3 @@ def geometric_mean(predictions: Sequence[np.ndarray]) -> np.ndarray:
 
 def _safe_log(probs: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probs, dtype=np.float64), SMALLEST_PROB))
-
-
-def _number(state: dict, name: str) -> float:
-    value = state.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise UserError(f"calibration: {name}={value!r} is not a finite number. Fit it again.")
-    return float(value)

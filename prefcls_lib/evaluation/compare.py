@@ -23,8 +23,7 @@ _CHUNK = 200_000  # group draws held in memory at a time
 def score_predictions(labels: np.ndarray, probs: np.ndarray, groups: np.ndarray, folds: np.ndarray) -> dict:
     """The scores of out-of-sample predictions, by their names in result.json and blend.json.
 
-    Args:
-        folds: (N,); `log_loss_fold_sd` is the standard deviation of the folds' log losses, None for a single fold.
+    `log_loss_fold_sd` is the standard deviation of the folds' log losses, None for a single fold; folds are (N,).
     """
     losses = scores.row_losses(labels, probs)
     by_fold = pd.Series(losses).groupby(np.asarray(folds)).mean()
@@ -40,19 +39,9 @@ def score_predictions(labels: np.ndarray, probs: np.ndarray, groups: np.ndarray,
 
 
 def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (N,), resampling whole prompt groups.
-
-    Returns:
-        (low, high); (nan, nan) with fewer than two groups.
-    """
+    """95 % percentile interval of the mean of `values` (N,), resampling whole prompt groups; NaN with fewer than 2."""
     means = _bootstrap_means(values, groups)
     return _interval_and_p(means)[0] if len(means) else (np.nan, np.nan)
-
-
-def standard_error(values: np.ndarray, groups: np.ndarray) -> float:
-    """Cluster-robust standard error of the mean of `values` (N,): rows of one prompt group may depend on each other."""
-    _, index = np.unique(groups, return_inverse=True)
-    return float(np.linalg.norm(np.bincount(index, weights=values - values.mean())) / len(values))
 
 
 @dataclass(frozen=True)
@@ -136,7 +125,7 @@ def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.
         valid_probs: (V, N, 3) probabilities of the validation rows at each of V validations.
 
     Returns:
-        probs: (N, 3), to be reported; index of the best step on all rows, to be kept.
+        (N, 3) to be reported, and the index of the best step on all rows, to be kept.
     """
     losses = np.stack([scores.row_losses(labels, probs) for probs in valid_probs])  # (V, N)
     best = int(losses.mean(axis=1).argmin())

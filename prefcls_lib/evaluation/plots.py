@@ -71,9 +71,8 @@ def plot_reliability(table: pd.DataFrame, ece: float) -> Figure:
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     errors = np.maximum(0, [p - centre + half, centre + half - p])
-    axes.errorbar(
-        table["confidence"], p, errors, fmt="o", color=BLUE, capsize=3, label="validation rows, 95 % interval"
-    )
+    label = "validation rows, 95 % interval"
+    axes.errorbar(table["confidence"], p, errors, fmt="o", color=BLUE, capsize=3, label=label)
     for x, y, count in zip(table["confidence"], centre + half, n, strict=True):
         axes.annotate(f"{count}", (x, y), (0, 4), textcoords="offset points", ha="center", fontsize=7, color=GREY)
     axes.set(title=f"expected calibration error {ece:.3f}", xlabel="confidence in the verdict",
@@ -118,10 +117,7 @@ def plot_slices(table: pd.DataFrame) -> Figure:
     columns = zip(table["name"], table["value"], table["count"], strict=True)
     names = [f"{name}: {value} ({count})" for name, value, count in columns]
     axes.set_yticks(places, names, fontsize=8)
-    axes.set(
-        ylim=(-0.7, len(table) - 0.3),
-        xlabel="network minus baseline, log loss (left: the network is better)",
-    )
+    axes.set(ylim=(-0.7, len(table) - 0.3), xlabel="network minus baseline, log loss (left: the network is better)")
     return finish(figure)
 
 

@@ -13,16 +13,7 @@ SMALLEST_PROB = float(np.finfo(np.float64).eps)
 
 
 def check_probs(probs: np.ndarray, what: str) -> None:
-    """Stop where `probs` are not probabilities of three classes.
-
-    Args:
-        probs: (N, 3).
-        what: where they come from, for the message.
-
-    Raises:
-        UserError: not finite, not strictly between 0 and 1, or a sum off 1 by more than 1e-6; names the first
-            such row (1 = first).
-    """
+    """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
     if probs.ndim != 2 or probs.shape[1] != NUM_CLASSES:
         raise UserError(f"{what}: expected {NUM_CLASSES} probabilities a row, found an array of shape {probs.shape}.")
     with np.errstate(invalid="ignore"):
@@ -61,9 +52,8 @@ def brier_score(labels: np.ndarray, probs: np.ndarray) -> float:
 def reliability_table(labels: np.ndarray, probs: np.ndarray, num_bins: int = 15) -> pd.DataFrame:
     """How often the most probable class is right, by its predicted probability.
 
-    Returns:
-        One line for each of `num_bins` equal-width bins (low, high] that holds rows: low, high, count,
-        confidence (mean), accuracy.
+    One line for each of `num_bins` equal-width bins (low, high] that holds rows: low, high, count, confidence (mean),
+    accuracy.
     """
     confidence = probs.max(axis=1)
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)

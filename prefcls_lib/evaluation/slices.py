@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from sklearn import metrics
 
 from prefcls_lib.data.features import empty_answers, identical_answers
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, PROMPT, SWAP, TEXT_COLUMNS
@@ -17,6 +18,13 @@ TOTAL_CHARS = (1_000, 2_300, 4_000)  # of prompt and answers: near the quartiles
 TOTAL_NAMES = ("under 1,000", "1,000 to 2,300", "2,300 to 4,000", "4,000 or more")
 NO_YES = ("no", "yes")
 MIN_SLICE_GROUPS = 10
+
+
+def confusion_matrix(labels: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
+    """Rows by their vote (lines) and by the class that the model holds for the most probable (columns)."""
+    names = ["A wins", "B wins", "tie"]
+    counts = metrics.confusion_matrix(labels, probs.argmax(axis=1), labels=range(len(names)))
+    return pd.DataFrame(counts, pd.Index(names, name="vote"), pd.Index(names, name="most probable"))
 
 
 def slice_table(
@@ -37,8 +45,7 @@ def slice_table(
 
     Returns:
         One line for each slice that has rows: name, value, count, log_loss, low, high (95 % interval; NaN for fewer
-        than MIN_SLICE_GROUPS prompts), accuracy; with `other_probs` also difference, difference_low, difference_high
-        (negative: better than `other_probs`).
+        than MIN_SLICE_GROUPS prompts), accuracy; with `other_probs` also difference (negative: better), its low, high.
     """
     groups = rows["group"].to_numpy()
     losses = row_losses(labels, probs)
@@ -66,9 +73,7 @@ def _slice_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, floa
 def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:
     """Share of rows whose predicted class changes when A and B change places: position bias, at best 0.
 
-    Args:
-        probs: (N, 3).
-        swapped_probs: (N, 3) predictions of the same rows with the answers swapped, in that order's columns.
+    `swapped_probs` (N, 3): predictions of the same rows with the answers swapped, in that order's columns.
     """
     return float((probs.argmax(axis=1) != swapped_probs[:, list(SWAP)].argmax(axis=1)).mean())
 

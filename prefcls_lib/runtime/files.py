@@ -95,9 +95,11 @@ def lock_folder(folder: Path) -> int:
     """Hold a folder for this process until it ends, or until `os.close` of what is returned."""
     import fcntl  # not on Windows
 
-    with reading(folder, "Name another place with --out."):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({reason(error)}). Name another place with --out.") from error
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

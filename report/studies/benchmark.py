@@ -32,7 +32,7 @@ from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.backbones import load_backbone, load_encoder
-from prefcls_lib.models.network import PreferenceHead, PreferenceModel, pool
+from prefcls_lib.models.network import PreferenceHead, PreferenceModel, mean_pool
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, versions
@@ -73,7 +73,7 @@ class Bench:
         """A new PreferenceModel on the device."""
         encoder = load_encoder(self.backbone.path, dropout)
         head = PreferenceHead(encoder.config.hidden_size, True, True, dropout)
-        return PreferenceModel(encoder, head, "mean").to(self.device)
+        return PreferenceModel(encoder, head).to(self.device)
 
     def padded(self, rows: np.ndarray, side: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """input_ids and attention_mask (B, length) of one side of some rows."""
@@ -87,7 +87,7 @@ class Bench:
 
     def logits(self, model: PreferenceModel, rows: np.ndarray, passes: list[tuple]) -> torch.Tensor:
         """(B, 3), from passes of the encoder over (input_ids, attention_mask): a pass a side, or one for both."""
-        embedded = [pool(model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask, "mean")
+        embedded = [mean_pool(model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
                     for ids, mask in passes]  # fmt: skip
         u, v = torch.cat(embedded).split(len(rows))
         return model.head(u, v, torch.as_tensor(self.train.features[rows], device=u.device))

@@ -35,7 +35,7 @@ from prefcls_lib.training.checkpoint import Session, Stopped
 from prefcls_lib.training.loop import FitResult, fit
 from report.page import markdown_table
 from report.studies.benchmark import timed
-from report.studies.t4_plan import read_config
+from report.studies.t4_plan import flop_per_token, read_config
 
 FOLDER = Path(__file__).parent
 NAMES = ("deberta-v3-xsmall", "roberta-base", "electra-large-discriminator", "deberta-v3-large")
@@ -72,7 +72,7 @@ class Job:
         devices.seed_everything(0)
         has_pooler = self.config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
-        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, True, 0.0), "mean")
+        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, True, 0.0))
 
     def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> FitResult:
         """`fit` for so many steps."""
@@ -130,7 +130,7 @@ def measure(job: Job, peak: float) -> dict:
     trained = result.tokens.real / result.step_seconds
     error = precision_error(model, job.rows, job.accelerator)
     waits, passes = (job.count_waits(3) - job.count_waits(1)) / 2  # what a training has once is in both
-    flop, tokens = capacity.flop_per_token(job.config, job.length), job.settings.max_tokens_per_micro_step
+    flop, tokens = flop_per_token(job.config, job.length), job.settings.max_tokens_per_micro_step
     planned = capacity.peak_bytes(job.config, tokens, job.accelerator.mixed_precision != "no", job.length)
     return {
         "finite": all(map(math.isfinite, last[["train_log_loss", "gradient_norm"]].astype(float))),

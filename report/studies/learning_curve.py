@@ -1,8 +1,7 @@
 """At how many rows does the encoder pay? Network and baselines trained on N rows and scored on the same other rows.
 
     python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 500 1000 2000 4000 --seeds 42 43 44
-    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 1000 --backbone FOLDER
-    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 1000 --seeds 42 43 --set num_epochs=2
+    python -m report.studies.learning_curve FILE.csv --out runs/curve --rows 1000 --backbone FOLDER --set num_epochs=2
     python -m report.studies.learning_curve --out runs/curve --collect
 
 A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in
@@ -10,33 +9,36 @@ an order that the seed draws are a training file; `prefcls run` trains one model
 on the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands
 for one draw of rows and one training. A network with other settings (--set) is compared with the one without the last.
 What is done is kept in --out and not done again; what was stopped is resumed.
---collect writes learning_curve.json beside this file, from everything in --out.
+--collect writes learning_curve.json beside this file, from everything in --out, and what the report shows of it:
+learning_curve.svg and curve.json.
 """
 
 import argparse
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
+from matplotlib.figure import Figure
 
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, MEMBERS
-from prefcls_lib.baselines.out_of_fold import fit_out_of_fold, fit_simple
+from prefcls_lib.baselines.estimators import ENSEMBLE
+from prefcls_lib.baselines.out_of_fold import fit_out_of_fold, fit_simple, members_of
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.splits import assign_folds, take_rows
-from prefcls_lib.evaluation import compare, scores
-from prefcls_lib.models.saved import load_fold_model
+from prefcls_lib.evaluation import compare, plots, scores
+from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.job import read_job
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
+from report.page import draw_svg, escape_text, markdown_table, signed
 
-SETTINGS = {"max_length": 256, "num_folds": 10, "folds": (0,)}
+SETTINGS = {"max_length": 256, "num_folds": 10, "folds": (0,), "test": "sample"}
 SPLIT_SEED = 42
-OUT = Path(__file__).with_suffix(".json")
+FOLDER = Path(__file__).parent
+BAND = ("structure_logistic", "structure_tfidf", "baseline")  # from the best to the worst of these
 
 
 def split_rows(path: Path, max_rows: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -52,36 +54,31 @@ def draw_rows(pool: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     return pool.iloc[np.sort(order[:count])].reset_index(drop=True)
 
 
-def run_point(
-    path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, config: RunConfig, folder: Path
-) -> None:
-    """Train one point on rows of the file `path`, and write point.npz.
+def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, settings: dict, folder: Path) -> None:
+    """Train one point on rows of the file `path`, and write point.npz, unless it is there.
 
     It holds the scored rows' labels and groups, and each model's probabilities (N, 3) of them.
     """
     if (folder / "point.npz").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = set(draw_rows(pool, count, config.seed)[ID])
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    table = table[table[ID].isin(drawn)].drop_duplicates(ID)
+    table = table[table[ID].isin(set(draw_rows(pool, count, settings["seed"])[ID]))].drop_duplicates(ID)
     write_whole(folder / "rows.csv", lambda temporary: table.to_csv(temporary, index=False))
-    settings = {**config.to_dict(), "train": str(folder / "rows.csv"), "test": "sample", "out": str(folder / "run")}
-    config = RunConfig.from_mapping(settings)
+    places = {"train": str(folder / "rows.csv"), "out": str(folder / "run")}
+    config = RunConfig.from_mapping({**settings, **places}, "--set")
     steps.run(config)
-    job = read_job(config)
+    job, network = read_job(config), load_model(folder / "run" / "model" / "fold0")
     train = job.rows[job.folds != 0].reset_index(drop=True)
-    labels, groups = train["label"].to_numpy(), train["group"].to_numpy()
-    fit_inputs, inputs = read_inputs(train), read_inputs(scored)
-    fitted = fit_simple(fit_inputs, labels)
-    for name in ("structure_logistic", ENSEMBLE):
-        fitted[name], _ = fit_out_of_fold(name, fit_inputs, labels, groups, config.seed)
-    fitted |= {name: fitted[ENSEMBLE].member(name) for name in MEMBERS}
-    probs = {name: fitted[name].predict_proba(inputs) for name in BASELINES}
-    network = load_fold_model(folder / "run" / "model" / "fold0")
-    if network.offset is not None:
-        probs["baseline"] = softmax(network.offset.predict(network.read_inputs(scored).baseline), axis=1)
-    probs["network"] = network.predict_proba(scored, label="score")
+    labels, groups = train["label"].to_numpy(), train["group"].to_numpy().astype(str)
+    given, inputs = read_inputs(train), read_inputs(scored)
+    fitted = fit_simple(given, labels)
+    fitted["structure_logistic"], _ = fit_out_of_fold("structure_logistic", given, labels, groups, config.seed)
+    baseline = network.baseline or fit_out_of_fold(ENSEMBLE, given, labels, groups, config.seed)[0]
+    if len(baseline.names) > 1:
+        fitted |= {kind.name: baseline.member(kind.name) for kind in members_of(ENSEMBLE)}
+    probs = {name: model.predict_proba(inputs) for name, model in {**fitted, "baseline": baseline}.items()}
+    probs["network"] = network.predict_proba(network.read_inputs(scored), label="score")
     rows = {"label": scored["label"].to_numpy(), "group": scored["group"].to_numpy().astype(str)}
 
     def write(temporary: Path) -> None:
@@ -99,28 +96,24 @@ def read_point(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarr
 
 
 def describe_point(folder: Path, default: Path) -> dict:
-    """What the report needs of a point: log losses on the scored rows, and the network against its baseline.
+    """Log losses on the scored rows, and the network against its baseline.
 
-    `default`: the same point without the last of its other settings, with which it is compared.
+    `default`: the same point without the last of its other settings, with which it is compared, too.
     """
     labels, groups, probs = read_point(folder)
-    losses = {name: scores.log_loss(labels, values) for name, values in probs.items()}
-    best = min(BASELINES, key=losses.get)
     against = None
     if default != folder and (default / "point.npz").exists():
-        against = compare.compare(labels, probs["network"], read_point(default)[2]["network"], groups)
-    result, settings = read_json(folder / "run" / "result.json"), read_json(folder / "run" / "config.json")["settings"]
+        against = compare.compare(labels, probs["network"], read_point(default)[2]["network"], groups).to_dict()
+    result = read_json(folder / "run" / "result.json")
     return {
         "rows": result["rows"],
-        "seed": settings["seed"],
-        "log_loss": losses,
+        "seed": result["seed"],
+        "log_loss": {name: scores.log_loss(labels, values) for name, values in probs.items()},
         "accuracy": scores.accuracy(labels, probs["network"]),
-        "best_baseline": best,
-        "comparison": compare.compare(labels, probs["network"], probs.get("baseline", probs[best]), groups).to_dict(),
-        "comparison_best": compare.compare(labels, probs["network"], probs[best], groups).to_dict(),
+        "comparison": compare.compare(labels, probs["network"], probs["baseline"], groups).to_dict(),
+        "comparison_default": against,
         "seconds": result["seconds"],
         "eval_rows": len(labels),
-        "comparison_default": None if against is None else against.to_dict(),
     }
 
 
@@ -137,19 +130,118 @@ def collect(out: Path) -> dict:
     return {"split_seed": SPLIT_SEED, "curves": curves, "recipes": recipes}
 
 
-def print_points(content: dict) -> None:
-    """One line a point; the difference is to the network's baseline, or to the network without the last --set."""
-    lines = []
+def summarise(curves: Sequence[dict], against: str = "comparison") -> list[dict]:
+    """For each curve and number of rows, means and ranges over the seeds; verdicts corrected for all points.
+
+    `against`: the comparison of a point that counts, "comparison" (the network with its baseline) or
+    "comparison_default" (with the network without the last changed setting); points without it are left out.
+    """
+    points = [(curve, point) for curve in curves for point in curve["points"] if point[against]]
+    corrected = compare.holm_correction([compare.Comparison.from_dict(point[against]) for _, point in points])
+    lines: dict[tuple, dict] = {}
+    for (curve, point), c in zip(points, corrected, strict=True):
+        key = curve["source"], curve["backbone"], point["rows"]
+        line = lines.setdefault(key, {**curve, "rows": point["rows"], "losses": [], "found": []})
+        line["losses"].append(point["log_loss"])
+        line["found"].append(c)
+    for line in lines.values():
+        found, line["log_loss"] = line["found"], pd.DataFrame(line["losses"]).mean()
+        differences = [c.difference for c in found]
+        one = len(found) == 1
+        line["low"], line["high"] = (found[0].low, found[0].high) if one else (min(differences), max(differences))
+        line["difference"] = sum(differences) / len(differences)
+    return list(lines.values())
+
+
+def _verdict_cells(line: dict) -> list[str]:
+    verdicts = [c.verdict for c in line["found"]]
+    return [signed(f"{line['difference']:+.4f}"), signed(f"{line['low']:+.4f} to {line['high']:+.4f}"),
+            f"{verdicts.count('BEATS')} / {verdicts.count('LOSES')}"]  # fmt: skip
+
+
+def make_table(lines: Sequence[dict]) -> str:
+    """`summarise` as a Markdown table."""
+    cells = []
+    for line in lines:
+        who = f"{line['title']}, {escape_text(line['backbone'])}".replace(" ", "\u00a0").replace("-", "\u2011")
+        losses = [f"{line['log_loss'][name]:.4f}" for name in ("prior", "structure_logistic", "baseline", "network")]
+        cells.append([who, f"{line['rows']:,}", str(len(line["found"])), *losses, *_verdict_cells(line)])
+    header = ("votes, network", "rows", "seeds", "class shares", "structure logistic", "its baseline", "network",
+              "difference", "range", "BEATS / LOSES")  # fmt: skip
+    return markdown_table(header, cells)
+
+
+def make_recipe_table(lines: Sequence[dict]) -> str:
+    """`summarise(recipes, "comparison_default")` as a Markdown table, the best settings first.
+
+    It has the number of rows with which most settings were compared.
+    """
+    cells, rows = [], pd.Series([line["rows"] for line in lines]).mode()[0]
+    for line in sorted((line for line in lines if line["rows"] == rows), key=lambda line: line["difference"]):
+        network, _, changed = line["backbone"].rpartition("+")
+        name, *others = escape_text(network).split("+")
+        beside = f"with {', '.join(others)}".replace(" ", "\u00a0")
+        note = f"<br><small>{beside}</small>" if others else ""
+        cells.append([escape_text(changed) + note, name, f"{rows:,}", str(len(line["found"])),
+                      f"{line['log_loss']['network']:.4f}", *_verdict_cells(line)])  # fmt: skip
+    header = ("changed", "network", "rows", "seeds", "log loss", "difference", "range", "BEATS / LOSES")
+    return markdown_table(header, cells)
+
+
+def plot_learning_curve(curves: list[dict], published: dict) -> Figure:
+    """Against the number of training rows: log loss, the network minus its baseline, and what others published.
+
+    Args:
+        curves: of one source: title, backbone, and points (rows, seed, log_loss by name, comparison). Each has a mark;
+            lines are means over seeds.
+        published: title, and points (rows, log_loss, sd).
+    """
+    figure = Figure(figsize=(7.5, 2.9), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    marks = zip((plots.BLUE, plots.GREEN, plots.PINK, plots.GREY), "s^vD", strict=True)
+    for place, (curve, (color, mark)) in enumerate(zip(curves, marks, strict=False)):
+        table = pd.DataFrame([{**one["log_loss"], **one["comparison"], "rows": one["rows"]} for one in curve["points"]])
+        means = table.select_dtypes("number").groupby("rows").mean()
+        if place == 0:
+            band = means[[name for name in BAND if name in means]]
+            left.plot(means["prior"], color="black", lw=1, ls=":", label="class shares")
+            left.fill_between(means.index, band.min(axis=1), band.max(axis=1), color=plots.ORANGE, alpha=0.4, lw=0,
+                              label="baselines")  # fmt: skip
+            left.plot(band.min(axis=1), color=plots.ORANGE, lw=1, ls="--")
+        left.plot(means["network"], mark, ls="-", color=color, ms=4, label=curve["backbone"])
+        at = table["rows"] * (1 + 0.04 * (table.groupby("rows").cumcount() + 3.5 * place))  # side by side
+        errors = np.maximum(0, [table["difference"] - table["low"], table["high"] - table["difference"]])
+        middle.errorbar(at, table["difference"], errors, fmt=mark, color=color, ms=4, lw=1)
+    middle.axhline(0, color="black", lw=1, ls=":")
+    left.set(title=curves[0]["title"], ylabel="log loss, unsmoothed")
+    left.legend(frameon=False, fontsize=7)
+    middle.set(title="network minus its baseline")
+    table = pd.DataFrame(published["points"])
+    columns = (table["rows"], table["log_loss"], table["sd"])
+    right.errorbar(*columns, fmt="D--", color=plots.PINK, mfc="white", capsize=3)
+    right.set(title=published["title"])
+    ours = {point["rows"] for curve in curves for point in curve["points"]}
+    for axes, rows in ((left, ours), (middle, ours), (right, set(table["rows"]))):
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(rows), [f"{tick:,}" for tick in sorted(rows)], fontsize=7.5)
+        axes.set_xticks([], minor=True)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.set_xlabel("training rows", fontsize=8.5)
+    return plots.finish(figure)
+
+
+def write_for_report(content: dict, folder: Path) -> None:
+    """learning_curve.svg and curve.json (the tables, and the numbers of the text) of what `collect` returns."""
+    published = read_json(FOLDER.parent / "published.json")["learning_curve"]
     for curve in content["curves"] + content["recipes"]:
-        for point in curve["points"]:
-            names = ("prior", "structure_logistic", "structure_tfidf", "baseline", "network")
-            share = point["comparison_default"] or point["comparison"]
-            lines.append(
-                {"curve": f"{curve['source']} {curve['backbone']}", "rows": point["rows"], "seed": point["seed"]}
-                | {name: point["log_loss"].get(name) for name in names}
-                | {"difference": share["difference"], "low": share["low"], "high": share["high"]}
-            )
-    print(pd.DataFrame(lines).to_string(index=False, float_format="{:.4f}".format), flush=True)
+        curve["title"] = published["sources"].get(curve["source"], curve["source"])
+    lines, recipes = summarise(content["curves"]), summarise(content["recipes"], "comparison_default")
+    first = [curve for curve in content["curves"] if curve["source"] == content["curves"][0]["source"]]
+    (folder / "learning_curve.svg").write_bytes(draw_svg(plot_learning_curve(first, published)))
+    names = ("source", "title", "backbone", "rows", "eval_rows", "difference", "low", "high")
+    short = [{name: line[name] for name in names} for line in lines]
+    tables = {"table": make_table(lines), "recipes": make_recipe_table(recipes) if recipes else None}
+    write_json(folder / "curve.json", {"lines": short, **tables})
 
 
 def main() -> None:
@@ -161,37 +253,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--max-rows", type=int, default=7000, help="rows of the file that are used, 0: all")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the network"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the network")
     parser.add_argument("--collect", action="store_true", help="write learning_curve.json and stop")
     arguments = parser.parse_args()
     if arguments.collect:
         content = collect(arguments.out)
-        write_json(OUT, content)
-        print_points(content)
+        write_json(FOLDER / "learning_curve.json", content)
+        write_for_report(content, FOLDER)
         return
     if arguments.file is None:
         parser.error("name the file of rows, or --collect")
     pool, scored = split_rows(arguments.file, arguments.max_rows)
-    wanted = [(count, seed) for count in sorted(arguments.rows) for seed in arguments.seeds]
     name = "+".join([Path(arguments.backbone).name, *arguments.set])
     place = arguments.out / f"{arguments.file.name.split('.')[0]}--{name}"
     settings = {**SETTINGS, "backbone": arguments.backbone, **dict(text.split("=", 1) for text in arguments.set)}
-    cost = [count + len(scored) / 3 for count, _ in wanted]  # scoring a row is a third of training on it
-    started, paid = time.perf_counter(), 0.0
-    for number, (count, seed) in enumerate(wanted):
-        if count > len(pool):
-            parser.error(f"{arguments.file}: only {len(pool)} rows may train, not {count}")
-        folder = place / f"{count}-{seed}"
-        new = not (folder / "point.npz").exists()
-        config = RunConfig.from_mapping({**settings, "seed": seed}, "--set")
-        run_point(arguments.file, pool, scored, count, config, folder)
-        paid += cost[number] * new
-        pace = (time.perf_counter() - started) / paid if paid else 0.0
-        left = pace * sum(cost[number + 1 :]) / 60
-        print(f"{number + 1} of {len(wanted)} points; about {left:.0f} minutes left", flush=True)
-    print_points(collect(arguments.out))
+    for count in sorted(arguments.rows):
+        for seed in arguments.seeds:
+            if count > len(pool):
+                parser.error(f"{arguments.file}: only {len(pool)} rows may train, not {count}")
+            folder = place / f"{count}-{seed}"
+            run_point(arguments.file, pool, scored, count, {**settings, "seed": seed}, folder)
+            point = describe_point(folder, folder)
+            print({name: round(point["log_loss"][name], 4) for name in ("prior", *BAND, "network")
+                   if name in point["log_loss"]}, folder, flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

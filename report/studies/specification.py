@@ -23,18 +23,13 @@ ROWS = {
     "parameters, embedding": "embedding", "parameters, layers": "backbone", "parameters, together": "total",
     "pretraining": "objective",
 }  # fmt: skip
-_TOKENIZERS = {"Unigram": "Unigram (SentencePiece)", "BPE": "byte-level BPE", "WordPiece": "WordPiece"}
+TOKENIZERS = {"Unigram": "Unigram (SentencePiece)", "BPE": "byte-level BPE", "WordPiece": "WordPiece"}
 
 
-def describe_backbones(folder: Path, names: Iterable[str]) -> dict[str, dict]:
+def describe_backbones(names: Iterable[str]) -> dict[str, dict]:
     """Name -> what one column of the table says, computed from the configuration; in the order of size."""
-    found = {name: _describe(read_json(folder / f"{name}.json")) for name in names}
+    found = {name: _describe(read_json(FOLDER.parent / "backbones" / f"{name}.json")) for name in names}
     return dict(sorted(found.items(), key=lambda item: item[1]["total"]))
-
-
-def specification_lines(described: dict[str, dict]) -> list[list[str]]:
-    """The table: one line a property, one column a backbone."""
-    return [[title, *(_show(key, one[key]) for one in described.values())] for title, key in ROWS.items()]
 
 
 def find_errors(described: dict[str, dict], published: dict[str, dict]) -> list[str]:
@@ -76,32 +71,20 @@ def _describe(saved: dict) -> dict:
     elif config["model_type"] == "roberta":  # it counts from pad_token_id + 1
         positions += f" ({absolute - config['pad_token_id'] - 1} tokens)"
     return {
-        "title": saved["title"],
-        "names": saved["names"],
-        "source": saved["source"],
-        "layers": config["num_hidden_layers"],
-        "width": config["hidden_size"],
-        "heads": config["num_attention_heads"],
-        "head width": config["hidden_size"] // config["num_attention_heads"],
-        "FFN": config["intermediate_size"],
-        "vocabulary": config["vocab_size"],
-        "pieces": saved["tokenizer"]["pieces"],
-        "absolute positions": absolute,
-        "positions": positions,
-        "tokenizer model": saved["tokenizer"]["model"],
-        "tokenizer": _TOKENIZERS[saved["tokenizer"]["model"]],
-        "embedding": embedding,
-        "backbone": layers,
+        "title": saved["title"], "names": saved["names"], "source": saved["source"], "objective": saved["objective"],
+        "layers": config["num_hidden_layers"], "width": config["hidden_size"], "FFN": config["intermediate_size"],
+        "heads": config["num_attention_heads"], "head width": config["hidden_size"] // config["num_attention_heads"],
+        "vocabulary": config["vocab_size"], "pieces": saved["tokenizer"]["pieces"], "absolute positions": absolute,
+        "positions": positions, "tokenizer model": saved["tokenizer"]["model"],
+        "tokenizer": TOKENIZERS[saved["tokenizer"]["model"]], "embedding": embedding, "backbone": layers,
         "total": embedding + layers,
-        "objective": saved["objective"],
-    }
+    }  # fmt: skip
 
 
 def _count_parameters(config: dict) -> tuple[int, int]:
     """Parameters of the embeddings and of all the rest but the pooler, which is not used here."""
-    settings = {name: value for name, value in config.items() if name != "model_type"}
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **settings))
+        model = AutoModel.from_config(AutoConfig.for_model(**config))
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     embedding = sum(size for name, size in sizes.items() if name.startswith("embeddings."))
     pooler = sum(size for name, size in sizes.items() if name.startswith("pooler."))
@@ -117,12 +100,9 @@ def _show(key: str, value: object) -> str:
 def make_specification() -> dict:
     """What the report shows: a description of each published backbone, the table's lines, the errors found."""
     published = read_json(FOLDER.parent / "published.json")["study"]["specification"]
-    described = describe_backbones(FOLDER.parent / "backbones", published)
-    return {
-        "backbones": described,
-        "lines": specification_lines(described),
-        "errors": find_errors(described, published),
-    }
+    described = describe_backbones(published)
+    lines = [[title, *(_show(key, one[key]) for one in described.values())] for title, key in ROWS.items()]
+    return {"backbones": described, "lines": lines, "errors": find_errors(described, published)}
 
 
 def main() -> None:

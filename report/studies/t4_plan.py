@@ -2,7 +2,7 @@
 
     python -m report.studies.t4_plan            writes report/studies/t4_plan.md, which the report shows
 
-Memory and operations are computed from the configurations (`prefcls_lib.doctor.capacity`); tokens are counted on the
+Memory (`prefcls_lib.doctor.capacity`) and operations are computed from the configurations; tokens are counted on the
 shipped rows with MiniLM's tokenizer. Where a run folder in report/runs was trained on a T4, its pace is used.
 """
 
@@ -22,6 +22,9 @@ from report.page import markdown_table
 FOLDER = Path(__file__).parent
 LENGTHS = (512, 768)  # tokens of a side
 EPOCH_ROWS, TEST_ROWS = 51_729, 25_000  # nine tenths of the competition's training rows; its hidden test set
+T4_BYTES = int(14.6 * 2**30)  # what CUDA shows of a T4's memory
+# What a T4 may sustain in fp16 with these encoders, of its peak of 65 TFLOP/s, as long as nobody has measured it:
+T4_FLOP_PER_SECOND = (15e12, 2.4e12)  # assumed; what another project measured, its compilation included
 HEADER = ("backbone", "tokens a side", "GiB fixed", "KB a token", "most tokens", "recipe", "GiB peak", "hours an epoch",
           "hours for the test rows")  # fmt: skip
 
@@ -32,6 +35,23 @@ def read_config(name: str, dropout: float | None = None) -> PretrainedConfig:
     if dropout is not None:
         config |= {key: dropout for key in config if "dropout" in key}
     return AutoConfig.for_model(**config)
+
+
+def flop_per_token(config: PretrainedConfig, length: float) -> float:
+    """Operations of a forward pass for one token of a side of `length` tokens: two for each weight, and attention's.
+
+    DeBERTa's attention also compares each token with every bucket of distances, twice.
+    """
+    attention = 4 * config.hidden_size * length
+    if config.model_type == "deberta-v2":
+        attention += 8 * config.hidden_size * max(config.position_buckets, 0)
+    return config.num_hidden_layers * (2 * capacity.layer_weights(config) + attention)
+
+
+def t4_seconds(config: PretrainedConfig, lengths: np.ndarray) -> tuple[float, float]:
+    """Seconds of a forward pass over sides of `lengths` (N,) tokens on one T4: projected, at both of its paces."""
+    mean = (lengths**2).sum() / lengths.sum()  # of the tokens, for long sides have more of them
+    return tuple(lengths.sum() * flop_per_token(config, mean) / pace for pace in T4_FLOP_PER_SECOND)
 
 
 def plan_backbone(
@@ -46,12 +66,12 @@ def plan_backbone(
         measured: tokens a second in training, and the machine; None: not measured.
     """
     cut = np.minimum(lengths, max_length)
-    fast, slow = (2 * seconds / len(cut) / 3600 for seconds in capacity.t4_seconds(config, cut))  # hours a row
+    fast, slow = (2 * seconds / len(cut) / 3600 for seconds in t4_seconds(config, cut))  # hours a row
     epoch = f"{3 * EPOCH_ROWS * fast:.1f} to {3 * EPOCH_ROWS * slow:.1f}"  # the backward pass is two forward passes
     if measured is not None:
         epoch = f"{2 * EPOCH_ROWS * cut.mean() / measured[0] / 3600:.1f}, measured on {measured[1]}"
     held = [capacity.bytes_per_token(config, True, max_length, again) / 1e3 for again in (False, True)]
-    most = [capacity.largest_micro_batch(config, capacity.T4_BYTES, True, max_length, again) for again in (False, True)]
+    most = [capacity.largest_micro_batch(config, T4_BYTES, True, max_length, again) for again in (False, True)]
     recipe = choose_recipe(config)["max_tokens_per_micro_step"]
     return [
         str(max_length),
@@ -87,10 +107,10 @@ def make_plan(lengths: np.ndarray, runs: Path = FOLDER.parent / "runs") -> str:
         if (max_positions(config) or max_length) >= max_length
     ]
     cuts = " and ".join(f"{np.minimum(lengths, limit).mean():.0f} tokens when cut at {limit}" for limit in LENGTHS)
-    fast, slow = (f"{pace / 1e12:g}" for pace in capacity.T4_FLOP_PER_SECOND)
+    fast, slow = (f"{pace / 1e12:g}" for pace in T4_FLOP_PER_SECOND)
     parts = [
         "# Plan for a T4",
-        f"Projected, not measured, unless a line says so. One T4 of {capacity.T4_BYTES / 2**30:.1f} GiB in fp16, at "
+        f"Projected, not measured, unless a line says so. One T4 of {T4_BYTES / 2**30:.1f} GiB in fp16, at "
         f"{fast} TFLOP/s (assumed) to {slow} TFLOP/s (what another project measured on a T4, compilation included) of "
         f"its peak of 65; one epoch of {EPOCH_ROWS:,} rows, {TEST_ROWS:,} test rows; with both T4 about half the "
         f"hours. A side has {cuts}, on average of the shipped rows with MiniLM's tokenizer.",

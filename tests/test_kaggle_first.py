@@ -1,0 +1,83 @@
+"""`make kaggle-first` against the stand-in: each step, and each assumption of the README with what was seen of it."""
+
+import json
+
+import pytest
+from kaggle_parts import OWNER, first, layout
+from kaggle_stand_in import NOT_FOUND
+
+COMPLETE, ERROR = {"status": "COMPLETE"}, {"status": "ERROR"}
+PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
+
+pytestmark = pytest.mark.usefixtures("naps")
+
+
+@pytest.fixture
+def run(tmp_path, tiny, capfd, monkeypatch):
+    """run() -> (exit code, assumptions.json) of `make kaggle-first` with a tiny encoder."""
+    monkeypatch.setattr(first.fetch, "build_report", lambda runs: None)
+
+    def call() -> tuple[int, dict]:
+        places = ["--bundle", str(tmp_path / "dist" / "kaggle"), "--runs", str(tmp_path / "first")]
+        code = first.main([OWNER, "--backbone", str(tiny), *places])
+        found = json.loads((tmp_path / "first" / "assumptions.json").read_text())
+        shown = capfd.readouterr().out
+        assert all(text in shown and what in shown for text, what in found.items())
+        return code, found
+
+    return call
+
+
+def test_half_an_hour_shows_what_is_true(server, run, finished_run, monkeypatch):
+    """Trains, submits, trains with both GPUs; what needs a session that is cut off is said not to be tried."""
+    server.take_output(finished_run)
+    result = json.loads(server.output["result.json"])
+    monkeypatch.setattr(server, "answer", changed(server, result))
+    server.script["CreateCodeSubmission"] = [{"message": "Successfully submitted", "ref": 5}]
+    server.script["ListSubmissions"] = [{"submissions": [{"ref": 5, "status": "COMPLETE", "publicScore": "1.01"}]}]
+    server.log = ["a line", PROGRESS]
+    code, found = run()
+    assert code == 0, found
+    seen = list(found.values())
+    assert seen[0] == f"the library of commit {result['versions']['commit']} ran"
+    assert seen[3] == "2 lines, 1 of them of progress"
+    assert "public score 1.01" in seen
+    assert "none was there" in seen
+    assert seen.count("not seen") == 0
+    assert seen.count(first.NOT_TRIED) == 1
+    pushed = [body["slug"] for body in server.sent("SaveKernel")]
+    assert pushed == [f"{OWNER}/prefcls-{name}" for name in first.STEPS]
+    third = "".join(cell["source"] for cell in json.loads(server.sent("SaveKernel")[2]["text"])["cells"])
+    assert "max_train_rows = 1000" in third and "num_seeds = 1" in third and "time_budget_hours = 0.5" in third
+
+
+def changed(server, result):
+    """The server's answers; a kernel is there once it was pushed, and each has a run of its own."""
+    answer = server.answer
+
+    def give(method: str, body: dict) -> tuple:
+        pushed = [sent["slug"].split("/")[1] for sent in server.sent("SaveKernel")]
+        if method == "GetKernelSessionStatus":
+            server.calls.append((method, body))
+            return (200, COMPLETE) if body["kernelSlug"] in pushed else NOT_FOUND
+        if method == "ListKernelSessionOutput":
+            name = body["kernelSlug"]
+            server.output["result.json"] = json.dumps({**result, "name": name}).encode()
+        return answer(method, body)
+
+    return give
+
+
+def test_what_was_not_reached_is_said(server, run):
+    """The first kernel fails: one line each, and its exit code."""
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, NOT_FOUND, ERROR]
+    code, found = run()
+    assert code == 1
+    assert len(server.sent("SaveKernel")) == 1
+    assert list(found.values()).count("not seen") == 8
+
+
+def test_readme_has_every_assumption():
+    """Word for word."""
+    text = (layout.ROOT / "kaggle" / "README.md").read_text(encoding="utf-8").partition("## Assumptions")[2]
+    assert [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")] == list(first.ASSUMPTIONS)
