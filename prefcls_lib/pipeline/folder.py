@@ -72,8 +72,7 @@ class RunFolder:
     def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
         """Hold the folder for this run, until `unlock` or the end of this process.
 
-        Raises:
-            UserError: another process holds it, it has a run with other settings or data, or it cannot be written.
+        A UserError where another process holds it, it has a run with other settings or data, or it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file. Name a folder with --out.")

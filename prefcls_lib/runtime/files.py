@@ -43,9 +43,9 @@ def reading(path: str | Path, remedy: str = "Download the file again.", missing:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. {missing}") from None
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and not Path(path).exists():  # else something in a folder is missing
+            raise UserError(f"{path}: no such file. {missing}") from None
         raise UserError(f"{path}: cannot be read ({reason(error)}). {remedy}") from error
 
 
