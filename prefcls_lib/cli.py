@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from prefcls_lib.config import RunConfig
@@ -29,14 +29,12 @@ def main(argv: list[str] | None = None) -> int:
         with _interrupts():
             return arguments.command(arguments) or 0
     except UserError as error:
-        print(f"prefcls: {error}", file=sys.stderr)
-        return 2
+        message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
-        print(
-            f"prefcls: {str(error) or 'interrupted'}. What was saved is kept; run the same command to resume.",
-            file=sys.stderr,
-        )
-        return 143 if str(error) else 130
+        message, code = str(error) or "interrupted", 143 if str(error) else 130
+        message += ". What was saved is kept; run the same command to resume."
+    print(f"prefcls: {message}", file=sys.stderr)
+    return code
 
 
 @contextmanager
@@ -69,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", _run, "train, validate, predict: from CSV to a checked submission")
-    ladder = add("ladder", _ladder, "a run without a network: its baseline, with the same files")
+    ladder = add("ladder", partial(_run, network=False), "a run without a network: its baseline, with the same files")
     for command in (run, ladder):
         command.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
         command.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
@@ -103,12 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", help="run folder")
         command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
-    _add_worker_commands(add)
-    return parser
 
-
-def _add_worker_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """What `run` and the submit notebook start in subprocesses."""
+    # what `run` and the submit notebook start in subprocesses
     fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
@@ -116,35 +110,29 @@ def _add_worker_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     share = add("predict-models", _predict_models, "predict rows with some models: a process of the submit notebook")
     share.add_argument("--rows", required=True, type=Path, metavar="CSV")
     share.add_argument("--out", required=True, type=Path, metavar="DIR")
-    share.add_argument("--deadline", type=float, default=math.inf, help="seconds since 1970")
+    share.add_argument("--deadline", required=True, type=float, help="seconds since 1970")
     share.add_argument("models", nargs="+", type=Path, metavar="DIR", help="model/fold0 of a run, ...")
+    return parser
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
-    overrides = dict(_key_value(text) for text in arguments.set)
-    for name in ("train", "test", "out", "backbone", "max_length"):
-        if getattr(arguments, name, None) is not None:
-            overrides[name] = getattr(arguments, name)
+    overrides = {}
+    for text in arguments.set:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
+        overrides[key.strip()] = value
+    names = ("train", "test", "out", "backbone", "max_length")
+    given = {name: getattr(arguments, name, None) for name in names}
+    overrides |= {name: value for name, value in given.items() if value is not None}
     return RunConfig.from_yaml(arguments.config, overrides)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace, network: bool = True) -> None:
     config = _config(arguments)
-    from prefcls_lib.pipeline import steps  # torch is loaded only where it is needed
+    from prefcls_lib.pipeline import results, steps  # torch is loaded only where it is needed
 
-    _print_result(steps.run(config))
-
-
-def _ladder(arguments: argparse.Namespace) -> None:
-    config = _config(arguments)
-    from prefcls_lib.pipeline import steps
-
-    _print_result(steps.run_without_network(config))
-
-
-def _print_result(folder: "RunFolder") -> None:  # noqa: F821
-    from prefcls_lib.pipeline import results
-
+    folder = steps.run(config) if network else steps.run_without_network(config)
     result = read_json(folder / "result.json")
     print(results.result_table(result).to_string(float_format="{:.4f}".format))
     print(results.verdict(result))
@@ -182,10 +170,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     test = loading.locate_csv(arguments.test, "test")
     refuse_overwriting(arguments.out, test, arguments.blend or arguments.run)
     rows = loading.read_rows(test, labelled=False)
-    if arguments.blend:
-        probs = blend.predict_blend(arguments.blend, rows)
-    else:
-        probs = predict_run(RunFolder(arguments.run), rows)
+    by_blend = arguments.blend is not None
+    probs = blend.predict_blend(arguments.blend, rows) if by_blend else predict_run(RunFolder(arguments.run), rows)
     write_submission(arguments.out, list(rows[ID]), probs)
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 
@@ -224,10 +210,3 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(doctor.format_checks(checks))
         print("usable" if usable else "not usable as it is")
     return 0 if usable else 1
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
-    return key.strip(), value

@@ -39,9 +39,7 @@ class RunConfig:
     num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
     seed: Annotated[int, Range(0, 4_000_000_000)] = 42  # below 2^32 with the fold and the seed's number added
-    fold_seed: Annotated[int | None, Range(0, 4_000_000_000)] = (
-        None  # of rows, folds and baselines; None: the same as seed
-    )
+    fold_seed: Annotated[int | None, Range(0, 4_000_000_000)] = None  # of rows, folds and baselines; None: as seed
     num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
@@ -82,10 +80,8 @@ class RunConfig:
             object.__setattr__(self, "fold_seed", self.seed)
         bad = [fold for fold in self.folds if not 0 <= fold < self.num_folds]
         if bad or not self.folds or len(set(self.folds)) != len(self.folds):
-            raise UserError(
-                f"setting folds={shown(list(self.folds))}: give different whole numbers from 0 to "
-                f"{self.num_folds - 1} (num_folds={self.num_folds})."
-            )
+            wanted = f"different whole numbers from 0 to {self.num_folds - 1} (num_folds={self.num_folds})"
+            raise UserError(f"setting folds={shown(list(self.folds))}: give {wanted}.")
         if self.architecture == "cross" and self.head == "concat":
             raise UserError("setting head='concat': a cross-encoder has no two answers to join. Leave head=symmetric.")
         if self.architecture == "cross" and self.init_from is not None:
@@ -113,12 +109,9 @@ class RunConfig:
         mistyped name stops the run instead of being ignored. When the cell is run again in the same kernel, later cells
         have defined names of their own: then a name that is no setting is refused only where it is close to one.
         """
-        plain = (str, int, float, bool, list, tuple, dict, types.NoneType)
-        settings = {
-            name: value
-            for name, value in namespace.items()
-            if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")  # IPython's
-        }
+        plain, ipythons = (str, int, float, bool, list, tuple, dict, types.NoneType), ("In", "Out")
+        settings = {k: v for k, v in namespace.items()
+                    if isinstance(v, plain) and not k.startswith("_") and k not in ipythons}  # fmt: skip
         if namespace.get("_prefcls_config_read"):
             names = [field.name for field in fields(cls)]
             settings = {k: v for k, v in settings.items() if difflib.get_close_matches(k, names, n=1, cutoff=0.8)}
@@ -154,9 +147,7 @@ def read_settings(path: Path) -> dict[str, object]:
 
 def _read_value(name: str, value: object, annotation: object) -> object:
     """`value` coerced to the type of its annotation, one of its choices and within its range; else a UserError."""
-    limits = None
-    if get_origin(annotation) is Annotated:
-        annotation, limits = get_args(annotation)
+    annotation, limits = get_args(annotation) if get_origin(annotation) is Annotated else (annotation, None)
     optional = types.NoneType in get_args(annotation)
     annotation = get_args(annotation)[0] if optional else annotation
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -166,8 +157,7 @@ def _read_value(name: str, value: object, annotation: object) -> object:
     if value is False and "no" in choices:  # YAML's `no`, as papermill reads it
         value = "no"
     value = _coerce(name, value, str if choices else annotation)
-    value = value.lower() if choices else value
-    if choices and value not in choices:
+    if choices and (value := value.lower()) not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"setting {name}={shown(value)}: choose one of {', '.join(choices)}.{hint}")
@@ -197,8 +187,6 @@ def _coerce(name: str, value: object, kind: object) -> object:
         value = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(value.lower())
     if isinstance(value, bool) != (kind is bool):
         raise error
-    if kind is bool:
-        return value
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

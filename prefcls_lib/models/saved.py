@@ -8,7 +8,7 @@ model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and A
 The model folder of a run without a network (`prefcls ladder`) is that of a baseline.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, TokenCount
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder, quiet_transformers
@@ -43,16 +43,15 @@ class NetworkInputs:
         return NetworkInputs(self.examples.take(index), self.baseline and self.baseline.take(index))
 
 
-@dataclass
+@dataclass(frozen=True)
 class SavedNetwork:
-    """A network read back from its folder; `tokens` counts what has passed through its encoder so far."""
+    """A network read back from its folder."""
 
     model: PreferenceModel
     backbone: Backbone
     config: RunConfig
     scaler: FeatureScaler | None
     baseline: BaselineMean | None
-    tokens: TokenCount = field(default_factory=TokenCount)
 
     def read_inputs(self, rows: pd.DataFrame) -> NetworkInputs:
         """Token ids and raw features of rows from `loading.read_rows`: the same for all models of a run."""
@@ -74,8 +73,7 @@ class SavedNetwork:
             examples = replace(examples, features=self.scaler.transform(examples.features).astype(np.float32))
         accelerator = make_accelerator(self.config.mixed_precision)
         model = self.model.to(accelerator.device)
-        probs, tokens = predict_proba(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
-        self.tokens += tokens
+        probs, _ = predict_proba(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
         return probs
 
 
@@ -84,7 +82,6 @@ class SavedBaseline:
     """A baseline read back from its folder, with the methods of `SavedNetwork`."""
 
     baseline: BaselineMean
-    tokens: TokenCount = field(default_factory=TokenCount)
 
     def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
         """What baselines read of rows from `loading.read_rows`."""
@@ -141,13 +138,9 @@ def _assemble(
 
 
 def save_model(
-    folder: Path,
-    model: PreferenceModel,
-    backbone: Backbone,
-    scaler: FeatureScaler | None,
-    config: RunConfig,
+    folder: Path, model: PreferenceModel, backbone: Backbone, scaler: FeatureScaler | None, config: RunConfig,
     baseline: BaselineMean | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a fold's model into `folder`; `baseline`: what it starts from, if it does."""
     folder.mkdir(exist_ok=True)
     with quiet_transformers():

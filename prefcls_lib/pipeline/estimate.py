@@ -35,7 +35,7 @@ def estimate_seconds(job: Job, model: PreferenceModel) -> float:
     encoded = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
     tokens = encoded.lengths[encoded.sides].sum(axis=1).mean()  # of a row
     in_training = tokens / 2 if config.architecture == "cross" else tokens  # one of the two orders
-    valid = np.isin(job.folds, config.folds).sum() / num_folds
+    valid = job.validated.sum() / num_folds
     train = config.num_epochs * (num_rows - valid) * in_training
     validations = config.num_epochs * config.validations_per_epoch * valid * tokens
     passes = train * (1 + BACKWARD) + validations + len(job.test_rows) * tokens

@@ -30,7 +30,6 @@ from prefcls_lib.runtime.kaggle import find_attached_run
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
 FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
-FOLD_SETTINGS = ("max_train_rows", "num_folds", "fold_seed")
 _locks: dict[Path, int] = {}  # folders that this process holds
 
 
@@ -73,8 +72,7 @@ class RunFolder:
     def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
         """Hold the folder for this run, until `unlock` or the end of this process.
 
-        Raises:
-            UserError: another process holds it, it has a run with other settings or data, or it cannot be written.
+        A UserError where another process holds it, it has a run with other settings or data, or it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file. Name a folder with --out.")
@@ -121,15 +119,13 @@ class RunFolder:
         if held is not None:
             os.close(held)
 
-    def read_folds(self, config: RunConfig, data_sha256: dict[str, str]) -> np.ndarray | None:
-        """(N,) the plan of the folds that an earlier session of this run has left, or None."""
+    def read_folds(self) -> np.ndarray | None:
+        """(N,) the plan of the folds that an earlier session has left, or None; `open` refuses that of another run."""
         place = self / "checkpoint" / "folds.npy"
         if not place.is_file() or not (self / "config.json").is_file():
             return None
-        found, settings = read_json(self / "config.json"), config.to_dict()
-        known = found["data_sha256"] == data_sha256
-        known = known and all(found["settings"].get(name) == settings[name] for name in FOLD_SETTINGS)
-        return np.load(place, allow_pickle=False) if known else None
+        with reading(place, "Delete it, and run the same command again."):
+            return np.load(place, allow_pickle=False)
 
     def copy_from(self, earlier: str | Path) -> None:
         """Copy an earlier run's folder (see `find_earlier`; may be read-only) to here, unless a run is here already."""
@@ -158,8 +154,7 @@ class RunFolder:
         found = sorted((self / "model").glob("fold*"), key=lambda path: FoldModel.parse(path.name))
         if not found:
             raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
-        settings = read_json(self / "config.json")["settings"]
-        wanted = {FoldModel(fold, index).name for fold in settings["folds"] for index in range(settings["num_seeds"])}
+        wanted = {model.name for model in fold_models(RunConfig(**read_json(self / "config.json")["settings"]))}
         if missing := sorted(wanted - {path.name for path in found}):
             raise UserError(
                 f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "

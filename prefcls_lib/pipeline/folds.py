@@ -35,10 +35,12 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 def train_models(data: TrainingData, models: list[FoldModel]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
     tokens_to_predict = int(data.test.encoded.lengths[np.unique(data.test.encoded.sides)].sum())
+    hours, deadline = data.config.time_budget_hours, None
     with stop_on_sigterm() as stop:
         for number, model in enumerate(models):
-            share = None if data.deadline is None else (data.deadline - time.time()) / (len(models) - number)
-            deadline = None if share is None else time.perf_counter() + share
+            if hours is not None:
+                left = data.started_at + 3600 * hours - time.time()
+                deadline = time.perf_counter() + left / (len(models) - number)
             _train_model(data, model, Session(data.folder.state_folder(model), deadline, tokens_to_predict, stop))
 
 

@@ -1,7 +1,7 @@
 """A job: inputs found and checked, folds planned, run folder opened."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,29 +23,18 @@ from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 @dataclass(frozen=True)
 class Job:
-    """A run whose inputs were all found and checked.
+    """A run whose inputs were all found and checked."""
 
-    Attributes:
-        config: with the backbone's recipe filled in.
-        rows, test_rows: from `loading.read_rows`.
-        extra_rows: more rows to train on, never validated on, with the number of their file; None: none.
-        folds: (N,) the fold in which each training row is validated.
-        data_sha256: of the train and the test file, and of the extra rows' where there are any.
-        backbone: found, its tokenizer checked; None for a run without a network.
-        wrote_prior: the submission in the folder is the prior's, written by `open_folder` just now.
-        started_at: `time.time()` of this session.
-    """
-
-    config: RunConfig
+    config: RunConfig  # with the backbone's recipe filled in
     folder: RunFolder
-    rows: pd.DataFrame
+    rows: pd.DataFrame  # from `loading.read_rows`, as the test rows
     test_rows: pd.DataFrame
-    folds: np.ndarray
-    data_sha256: dict[str, str]
-    extra_rows: pd.DataFrame | None = None
-    backbone: Backbone | None = None
-    wrote_prior: bool = False
-    started_at: float = field(default_factory=time.time)
+    folds: np.ndarray  # (N,) the fold in which each training row is validated
+    data_sha256: dict[str, str]  # of the train and the test file, and of the extra rows' where there are any
+    extra_rows: pd.DataFrame | None  # more rows to train on, never validated on, with the number of their file
+    started_at: float  # `time.time()` of this session
+    backbone: Backbone | None = None  # its tokenizer checked; None for a run without a network
+    wrote_prior: bool = False  # the submission in the folder is the prior's, written by `open_folder` just now
 
     @cached_property
     def all_rows(self) -> pd.DataFrame:
@@ -87,10 +76,9 @@ def read_job(config: RunConfig) -> Job:
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
     folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
-    folds = folder.read_folds(config, hashes)
-    if folds is None:
+    if (folds := folder.read_folds()) is None:
         folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
-    return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at=started_at)
+    return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at)
 
 
 def read_extra_rows(paths: list[Path], train_rows: pd.DataFrame) -> pd.DataFrame:

@@ -33,18 +33,14 @@ def count_processes(wanted: int | None) -> int:
         return 1
     gpus = torch.cuda.device_count()
     if wanted is not None and 0 < gpus < wanted:
-        raise UserError(
-            f"setting num_processes={wanted}: this machine has {gpus} GPUs. Set it to {gpus} or leave it out."
-        )
+        raise UserError(f"setting num_processes={wanted}: this machine has {gpus} GPUs. Set {gpus}, or leave it out.")
     return wanted or max(1, gpus)
 
 
 def run_side_by_side(commands: Sequence[Sequence[str]], names: Sequence[str]) -> None:
     """Run `python -m prefcls_lib COMMAND` for each command, each on a GPU of its own where there are GPUs.
 
-    Raises:
-        WorkerFailed: one of them failed.
-        Stopped: SIGTERM came; they were asked to save and stop.
+    WorkerFailed where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
     """
     environments = [_worker_environment(len(commands), gpu) for gpu in range(len(commands))]
     _run([["-m", "prefcls_lib", *command] for command in commands], names, environments)
@@ -120,7 +116,7 @@ def _pass_on(output: TextIO, prefix: str, tail: deque) -> None:
     with output:
         for line in output:
             tail.append(line.rstrip())
-            print(prefix + tail[-1], flush=True)
+            print(f"{prefix}{tail[-1]}\n", end="", flush=True)  # written at once: other threads print, too
 
 
 def _stop(workers: list[subprocess.Popen]) -> None:

@@ -35,13 +35,9 @@ def predict_run(folder: RunFolder, rows: pd.DataFrame) -> np.ndarray:
 
 
 def predict_models(
-    folders: list[Path],
-    rows: pd.DataFrame,
-    add: Callable[[int, np.ndarray], None],
-    num_processes: int = 1,
-    deadline: float = math.inf,
-    fail: Callable[[int, BaseException], None] | None = None,
-) -> None:
+    folders: list[Path], rows: pd.DataFrame, add: Callable[[int, np.ndarray], None], num_processes: int = 1,
+    deadline: float = math.inf, fail: Callable[[int, BaseException], None] | None = None,
+) -> None:  # fmt: skip
     """Predict rows with several models, one after the other, until a deadline.
 
     Args:

@@ -25,23 +25,15 @@ COLUMNS = ("features", "ids", "groups", "labels", "folds", "files")
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """N rows as networks read them.
+    """N rows as networks read them."""
 
-    Attributes:
-        encoded: token ids.
-        features: (N, F) raw structure features.
-        ids, groups: (N,) str.
-        labels, folds, files: (N,) int; the fold in which a row is validated, and the number of its file: 0 the training
-            file, k the k-th extra file. -1: no label, no fold.
-    """
-
-    encoded: EncodedRows
-    features: np.ndarray
-    ids: np.ndarray
-    groups: np.ndarray
-    labels: np.ndarray
-    folds: np.ndarray
-    files: np.ndarray
+    encoded: EncodedRows  # token ids
+    features: np.ndarray  # (N, F) raw structure features
+    ids: np.ndarray  # (N,) str
+    groups: np.ndarray  # (N,) str
+    labels: np.ndarray  # (N,) int; -1: not known
+    folds: np.ndarray  # (N,) int, in which a row is validated; -1: in none
+    files: np.ndarray  # (N,) int, 0: the training file, k: the k-th extra file
 
 
 @dataclass(frozen=True)
@@ -54,12 +46,6 @@ class TrainingData:
     rows: PreparedRows
     test: PreparedRows
     started_at: float
-
-    @property
-    def deadline(self) -> float | None:
-        """`time.time()` at which the time budget ends, or None."""
-        hours = self.config.time_budget_hours
-        return None if hours is None else self.started_at + 3600 * hours
 
 
 def prepare_rows(job: Job) -> TrainingData:

@@ -34,8 +34,7 @@ from prefcls_lib.runtime.files import write_json
 def start(config: RunConfig) -> Job:
     """Check files, settings, folds and the backbone; open the run folder; put the prior's submission in it.
 
-    Raises:
-        UserError: whatever is wrong, before any time is spent.
+    Whatever is wrong is a UserError, before any time is spent.
     """
     job = read_job(config)
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
@@ -50,7 +49,7 @@ def start(config: RunConfig) -> Job:
 
 
 def prepare(job: Job) -> TrainingData:
-    """Token ids and features of all rows, as networks read them."""
+    """Token ids and features of all rows: see `prepared.prepare_rows`."""
     return prepare_rows(job)
 
 
@@ -63,10 +62,7 @@ def fit_folds(data: TrainingData) -> None:
     """Train the models of the run that are not done yet; one that was stopped resumes from its checkpoint.
 
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
-    all processes together.
-
-    Raises:
-        Stopped: SIGTERM came; the state of what was under way is saved.
+    all processes together. After SIGTERM, the state of what was under way is saved, and `Stopped` is raised.
     """
     models, folder = fold_models(data.config), data.folder
     left = [model for model in models if not folder.model_folder(model).is_dir()]
@@ -89,11 +85,7 @@ def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
 
 
 def finish(job: Job) -> dict:
-    """Write the submission, the tables and, last, result.json, from what the models have left in their folders.
-
-    Returns:
-        The content of result.json.
-    """
+    """Write submission, tables and, last, result.json, from what the models have left; return its content."""
     models, folder = fold_models(job.config), job.folder
     records = folder.gather_tables(models)
     write_submission(folder / "submission.csv", list(job.test_rows[ID]), folder.test_predictions(models))

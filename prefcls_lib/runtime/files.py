@@ -43,9 +43,9 @@ def reading(path: str | Path, remedy: str = "Download the file again.", missing:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. {missing}") from None
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and not Path(path).exists():  # else something in a folder is missing
+            raise UserError(f"{path}: no such file. {missing}") from None
         raise UserError(f"{path}: cannot be read ({reason(error)}). {remedy}") from error
 
 
@@ -123,12 +123,12 @@ def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, atomically."""
+    """Write `text` as UTF-8, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy, atomically."""
+    """Write an array as .npy, whole or not at all."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # np.save would append .npy to the name
@@ -138,7 +138,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write `value` to `path` as readable JSON, atomically; NaN is refused."""
+    """Write `value` as readable JSON, whole or not at all; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

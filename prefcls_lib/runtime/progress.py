@@ -17,20 +17,12 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True, done: in
     in_notebook = "ipykernel" in sys.modules
     in_log = not in_notebook and not sys.stderr.isatty()
     file = _Lines(_notebook_line() if in_notebook else _log_line) if shown and (in_notebook or in_log) else sys.stderr
+    seconds, redrawn = SECONDS_IN_LOG if in_log else 1, not (in_notebook or in_log)
     return tqdm(
-        total=total,
-        initial=done,
-        desc=label,
-        unit=unit,
-        disable=not shown,
-        file=file,
-        mininterval=SECONDS_IN_LOG if in_log else 1,
-        maxinterval=SECONDS_IN_LOG if in_log else 10,
-        delay=SECONDS_IN_LOG if in_log else 0,
-        ascii=False if in_notebook else None,
-        ncols=100 if in_notebook or in_log else None,
-        dynamic_ncols=not (in_notebook or in_log),
-    )
+        total=total, initial=done, desc=label, unit=unit, disable=not shown, file=file, mininterval=seconds,
+        maxinterval=max(seconds, 10), delay=seconds if in_log else 0, ascii=False if in_notebook else None,
+        ncols=None if redrawn else 100, dynamic_ncols=redrawn,
+    )  # fmt: skip
 
 
 class _Lines:
@@ -40,8 +32,7 @@ class _Lines:
         self.show = show
 
     def write(self, text: str) -> None:
-        line = text.strip("\r\n ")
-        if line:
+        if line := text.strip("\r\n "):
             self.show(line)
 
     def flush(self) -> None:

@@ -10,6 +10,7 @@ The folder is replaced by renames: whenever the run is killed, the last checkpoi
 
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.runtime.files import backup_of, read_json, reading, write_json, write_whole
 
+Log = Callable[[str], None]  # prints a line of a fit
 ARRAYS, COUNTS = ("valid_probs", "swapped_probs"), ("tokens", "valid_tokens")  # of a TrainingState
 
 

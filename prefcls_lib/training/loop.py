@@ -50,15 +50,9 @@ class FitResult:
 
 
 def fit(
-    model: PreferenceModel,
-    train: Examples,
-    valid: Examples,
-    config: RunConfig,
-    accelerator: Accelerator,
-    pad_id: int,
-    label: str = "train",
-    session: Session | None = None,
-) -> FitResult:
+    model: PreferenceModel, train: Examples, valid: Examples, config: RunConfig, accelerator: Accelerator,
+    pad_id: int, label: str = "train", session: Session | None = None,
+) -> FitResult:  # fmt: skip
     """Train `model` in place; untrained, it predicts its baseline, or the class shares where it starts from none.
 
     With at least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are
@@ -71,7 +65,6 @@ def fit(
         label: name of the progress bar.
 
     Raises:
-        UserError: gradients or predictions are no longer finite, or not even one pair fits into memory.
         Stopped: `session.stop` was set; the state is saved.
     """
     session, plan = session or Session(), StepPlan(train, config)
@@ -200,13 +193,11 @@ class Clock:
         """Put a step, begun at `started`, into the state, its counts summed over the processes; whether to stop."""
         asked = self.session.stop is not None and self.session.stop.is_set()
         state.step += 1
-        own = np.array([time.perf_counter() - started, self._position(state)])
-        own *= accelerator.is_main_process  # one clock counts, so that all processes make the same plan
-        counts = [tokens.real, tokens.computed, asked, *own.tolist()]
-        loss_sum, counts = sum_counts(loss_sum, counts, accelerator)
+        own = [time.perf_counter() - started, self._position(state)]
+        own = own if accelerator.is_main_process else [0, 0]  # one clock counts: all processes make the same plan
+        loss_sum, counts = sum_counts(loss_sum, [tokens.real, tokens.computed, asked, *own], accelerator)
         real, computed, asked, seconds, position = counts
-        state.position = max(state.position, position)
-        state.rows_seen += len(batch)
+        state.position, state.rows_seen = max(state.position, position), state.rows_seen + len(batch)
         state.tokens += TokenCount(int(real), int(computed))
         state.step_seconds, state.elapsed = state.step_seconds + seconds, self.elapsed
         self.seconds, self.tokens = self.seconds + seconds, self.tokens + real

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, pad
+from torch.optim import Optimizer
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, split_batch, to_device
@@ -15,7 +16,7 @@ from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import features_and_offsets
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.checkpoint import TrainingState
+from prefcls_lib.training.checkpoint import Log, TrainingState
 from prefcls_lib.training.distributed import sum_gradients
 
 MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm
@@ -27,20 +28,12 @@ Result = TypeVar("Result")
 
 
 def train_step(
-    model: PreferenceModel,
-    train: Examples,
-    batch: np.ndarray,
-    state: TrainingState,
-    config: RunConfig,
-    accelerator: Accelerator,
-    pad_id: int,
-    log: Callable[[str], None],
-) -> tuple[torch.Tensor, TokenCount]:
+    model: PreferenceModel, train: Examples, batch: np.ndarray, state: TrainingState, config: RunConfig,
+    accelerator: Accelerator, pad_id: int, log: Log,
+) -> tuple[torch.Tensor, TokenCount]:  # fmt: skip
     """Gradients of this process's share of one optimizer step, with smaller micro-batches where memory runs out.
 
-    Args:
-        batch: (B,) row numbers of all processes' pairs.
-        state: its `max_tokens` are held for one backward pass at most; halved when memory runs out.
+    `batch` has the row numbers (B,) of all processes' pairs; `state.max_tokens` are held for one backward pass at most.
 
     Returns:
         Sum of the unsmoothed losses of its rows (a tensor on the device), and their tokens.
@@ -52,15 +45,9 @@ def train_step(
 
 
 def accumulate_gradients(
-    model: PreferenceModel,
-    train: Examples,
-    rows: np.ndarray,
-    batch_size: int,
-    max_tokens: int,
-    label_smoothing: float,
-    accelerator: Accelerator,
-    pad_id: int,
-) -> tuple[torch.Tensor, TokenCount]:
+    model: PreferenceModel, train: Examples, rows: np.ndarray, batch_size: int, max_tokens: int,
+    label_smoothing: float, accelerator: Accelerator, pad_id: int,
+) -> tuple[torch.Tensor, TokenCount]:  # fmt: skip
     """Gradients of some rows (B,), summed over micro-batches of at most `max_tokens` tokens; see `train_step`.
 
     The loss of every micro-batch is divided by `batch_size`, the pairs of the whole step, so the gradient is that of
@@ -86,24 +73,18 @@ def accumulate_gradients(
 
 
 def update_weights(
-    model: PreferenceModel,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    state: TrainingState,
-    log: Callable[[str], None],
+    model: PreferenceModel, optimizer: Optimizer, accelerator: Accelerator, state: TrainingState, log: Log
 ) -> float | None:
     """Sum the processes' gradients, clip them, and take the step where they are finite.
 
-    Returns:
-        The norm of the gradients before they were clipped; None where it was not finite and the step was left out.
+    Returns their norm before they were clipped; None where it was not finite and the step was left out.
     """
     within_memory(lambda: sum_gradients(model, accelerator), state, log, repeat=accelerator.num_processes == 1)
     scaler, parameters = accelerator.scaler, list(model.parameters())
     if scaler is not None:
         within_memory(lambda: scaler.unscale_(optimizer), state, log)
     norm = float(within_memory(lambda: torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM), state, log))
-    is_finite = math.isfinite(norm)
-    if is_finite:
+    if is_finite := math.isfinite(norm):
         within_memory(optimizer.step, state, log)
     if scaler is not None:
         scaler.update()
@@ -111,16 +92,12 @@ def update_weights(
     state.skipped_steps += not is_finite
     state.skipped_in_a_row = 0 if is_finite else state.skipped_in_a_row + 1
     if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-        raise UserError(
-            f"training: the gradients of {state.skipped_in_a_row} steps in a row were not finite (now step "
-            f"{state.step + 1}). Set learning_rate lower, or mixed_precision=no."
-        )
+        what = f"the gradients of {state.skipped_in_a_row} steps in a row were not finite (now step {state.step + 1})"
+        raise UserError(f"training: {what}. Set learning_rate lower, or mixed_precision=no.")
     return norm if is_finite else None
 
 
-def within_memory(
-    work: Callable[[], Result], state: TrainingState, log: Callable[[str], None], repeat: bool = True
-) -> Result:
+def within_memory(work: Callable[[], Result], state: TrainingState, log: Log, repeat: bool = True) -> Result:
     """`work()`; when memory runs out, half the tokens per micro-batch, the allocator's cache emptied, and again.
 
     A UserError where the micro-batches are the smallest, and where nothing can be repeated: in a collective.
@@ -132,10 +109,8 @@ def within_memory(
             if not (isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
                 raise
             if not repeat or state.max_tokens // 2 < SMALLEST_MICRO_BATCH:
-                raise UserError(
-                    f"out of memory with {state.max_tokens} tokens per micro-batch. Set gradient_checkpointing=true, "
-                    "or max_length lower."
-                ) from error
+                what = f"out of memory with {state.max_tokens} tokens per micro-batch"
+                raise UserError(f"{what}. Set gradient_checkpointing=true, or max_length lower.") from error
         state.max_tokens //= 2  # outside `except`, where the traceback no longer holds the tensors
         log(f"out of memory: max_tokens_per_micro_step is now {state.max_tokens}, and the step is repeated")
         torch.cuda.empty_cache()
@@ -148,7 +123,6 @@ def training_loss(
 
     On a baseline that of the auxiliary logits is added. Where the offset is good it leaves little gradient; the
     auxiliary output has to predict without it, so the encoder learns as much as a network without a baseline.
-
     Extra rows have their file's share of ties: a shift is added to the logit of a tie.
     """
     labels = to_device(train.labels[rows], outputs[0].device)

@@ -15,7 +15,7 @@ from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.files import UserError
-from prefcls_lib.training.checkpoint import TrainingState
+from prefcls_lib.training.checkpoint import Log, TrainingState
 from prefcls_lib.training.step import within_memory
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
@@ -26,14 +26,9 @@ ADVICE = "Set learning_rate to half of it and warmup_ratio to twice of it, or tr
 
 
 def validate(
-    model: PreferenceModel,
-    valid: Examples,
-    state: TrainingState,
-    place: dict,
-    accelerator: Accelerator,
-    pad_id: int,
-    log: Callable[[str], None],
-) -> None:
+    model: PreferenceModel, valid: Examples, state: TrainingState, place: dict, accelerator: Accelerator,
+    pad_id: int, log: Log,
+) -> None:  # fmt: skip
     """Score the validation rows, and keep the weights where they are the best so far.
 
     A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
@@ -45,10 +40,8 @@ def validate(
         lambda: predict_valid(model, valid, accelerator, pad_id), state, log
     )
     if not np.isfinite(probs).all():
-        raise UserError(
-            f"training: at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left "
-            "out). Set learning_rate lower, or mixed_precision=no."
-        )
+        what = f"at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left out)"
+        raise UserError(f"training: {what}. Set learning_rate lower, or mixed_precision=no.")
     record = place | {
         "train_log_loss": state.train_log_loss,
         "valid_log_loss": scores.log_loss(valid.labels, probs),
@@ -97,9 +90,7 @@ def collapse_check(train: Examples, valid: Examples) -> Callable[[dict], str]:
     return why_collapsed
 
 
-def judge_encoder(
-    state: TrainingState, warmup_rows: float, why_collapsed: Callable[[dict], str], log: Callable[[str], None]
-) -> None:
+def judge_encoder(state: TrainingState, warmup_rows: float, why_collapsed: Callable, log: Log) -> None:
     """Log an encoder that contributes nothing; count the validations in a row in which it counts as collapsed."""
     reason = why_collapsed(state.records[-1])
     judged = state.rows_seen >= warmup_rows + COLLAPSE_AFTER_ROWS
