@@ -22,9 +22,9 @@ from prefcls_lib.models.recipes import HUB_NAMES, choose_recipe
 from prefcls_lib.models.saved import build_model, load_model, save_model
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError, read_json
+from report.studies.t4_plan import T4_BYTES
 
 CONFIGS = {path.stem: read_json(path)["config"] for path in Path(__file__).parents[1].glob("report/backbones/*.json")}
-T4 = capacity.T4_BYTES
 make_examples = partial(test_train.make_examples, longest=40)  # and sides beyond ModernBERT's local window
 
 
@@ -169,7 +169,7 @@ def test_recipe_is_complete_and_fits_a_t4(name):
     settings = RunConfig(backbone=name).with_recipe(recipe)
     assert None not in [getattr(settings, key) for key in recipe]
     for length in (512, 768) if config.model_type in ("deberta-v2", "modernbert") else (512,):
-        held = capacity.largest_micro_batch(config, T4, True, length)
+        held = capacity.largest_micro_batch(config, T4_BYTES, True, length)
         assert held >= max(recipe["max_tokens_per_micro_step"], 2 * length)
 
 

@@ -14,7 +14,7 @@ from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS
 from prefcls_lib.baselines.out_of_fold import fit_out_of_fold
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler
+from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.splits import assign_folds
 from prefcls_lib.data.tokenization import encode_rows
@@ -105,7 +105,7 @@ def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, l
     baseline, nested = fit_out_of_fold("structure_logistic", inputs.take(train), labels[train], groups[train], seed)
     offset = np.empty((len(rows), 3), np.float32)
     offset[train], offset[valid] = nested, baseline.predict(inputs.take(valid))
-    features = FeatureScaler.fit(inputs.structure[train]).transform(inputs.structure).astype(np.float32)
+    features = FeatureScaler.fit((raw := compute_features(rows))[train]).transform(raw).astype(np.float32)
     if leak:
         features[:, :1] = 4.0 * (labels[:, None] == 0) - 4.0 * (labels[:, None] == 1)
     examples = Examples(encoded.token_ids, encoded.sides, features, labels, offsets=offset)
