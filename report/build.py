@@ -21,10 +21,9 @@ README_MARKS = "<!-- results: written by make report -->", "<!-- end of results 
 
 
 def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) -> tuple[Found, list[str]]:
-    """Write report.html, report.pdf and results.svg into `out`; the result table into `readme`, between its marks.
+    """Write report.html and report.pdf into `out`, and the result table into `readme`, between its marks.
 
-    Returns:
-        What was found, and one line on each thing that could not be made.
+    Returns what was found, and one line on each thing that could not be made.
     """
     found = read_runs(places)
     groups = tables.make_groups(found)
@@ -46,8 +45,6 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     document = page.make_page(page.fill_template(SOURCES / "report.md", values), style, script)
     write_text(out / "report.html", document)
     problem = page.write_pdf(document, out / "report.pdf")
-    if groups:
-        write_text(out / "results.svg", page.draw_svg(groups[0].draw_results()).decode())
     if readme is not None:
         _fill_readme(readme, groups, values["fold_plans"])
     return found, [problem] if problem else []

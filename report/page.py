@@ -133,8 +133,8 @@ def embed_formula(tex: str) -> str:
         figure = Figure()
         figure.text(0, 0, f"${tex}$", fontsize=FORMULA_POINTS)
         target = io.BytesIO()
-        figure.savefig(target, format="svg", bbox_inches="tight", pad_inches=0.02, transparent=True,
-                       metadata={"Date": None})  # fmt: skip
+        style = {"bbox_inches": "tight", "pad_inches": 0.02, "transparent": True, "metadata": {"Date": None}}
+        figure.savefig(target, format="svg", **style)
     svg = target.getvalue()
     height = float(re.search(rb'height="([\d.]+)pt"', svg)[1]) / FORMULA_POINTS
     alt = html.escape(tex)

@@ -59,10 +59,3 @@ def compare_runs(one: Run, other: Run) -> compare.Comparison | None:
     if one.group != other.group or len(ids) < MIN_SHARED_ROWS or rows["group"].nunique() < 2:
         return None
     return compare.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
-
-
-def format_verdicts(comparisons: Sequence[tuple[compare.Comparison, str]]) -> list[str]:
-    """The verdicts of a table, one for each (comparison, name of the other), p corrected for all of them."""
-    corrected = compare.holm_correction([c for c, _ in comparisons])
-    numbers = [f"{c.describe()}, MDE {c.smallest_detectable:.4f}".replace("-", "−") for c in corrected]
-    return [f"{c.against(other)}: {text}" for c, (_, other), text in zip(corrected, comparisons, numbers, strict=True)]

@@ -2,12 +2,10 @@
 
 import html
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
@@ -16,7 +14,7 @@ from prefcls_lib.evaluation import compare, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.runtime.files import sha256
 from report.page import draw_svg, embed_figure, embed_table, escape_text, markdown_table, signed
-from report.read_runs import Found, compare_runs, format_verdicts
+from report.read_runs import Found, compare_runs
 
 COMPARED = ("difference", "95 % interval", "p", "MDE", "verdict")
 UNIFORM = ["uniform guess, ln 3", f"{plots.UNIFORM:.4f}"]
@@ -41,25 +39,31 @@ class ComparedRuns:
 
     @cached_property
     def compared(self) -> dict[Path | str, tuple[compare.Comparison, str]]:
-        """Networks (by path) against their baseline, blends (by name) against their best run; the name of the other."""
-        networks = {run.path: (run.share, run.result["baseline"]) for run in self.networks}
-        return networks | {name: (content["comparison"], escape_text(parts[content["best_run"]].name))
-                           for name, content, parts in self.blends}  # fmt: skip
+        """Networks (by path) against their baseline, blends (by name) against their best run; the name of the other.
+
+        p is corrected for all of them.
+        """
+        found = {run.path: (run.share, run.result["baseline"]) for run in self.networks}
+        found |= {name: (content["comparison"], escape_text(parts[content["best_run"]].name))
+                  for name, content, parts in self.blends}  # fmt: skip
+        corrected = compare.holm_correction([c for c, _ in found.values()])
+        return {key: (c, other) for (key, (_, other)), c in zip(found.items(), corrected, strict=True)}
 
     def readme_table(self) -> str:
-        """The prior, the first network with its baseline, and its first blend: a line each, the verdict in words."""
-        wanted = ["prior", *(run.result["baseline"] for run in self.networks[:1])]
-        lines = [[*UNIFORM, "", "", ""], *(self._baseline_line(b) for b in self.baselines if b["model"] in wanted)]
-        verdicts = dict(zip(self.compared, format_verdicts(list(self.compared.values())), strict=True))
-        lines += [[describe_run(run), *_scores(run.result)[:3], verdicts[run.path]] for run in self.networks[:1]]
+        """The prior, the first network with its baseline, and its first blend."""
+        wanted, nothing = ["prior", *(run.result["baseline"] for run in self.networks[:1])], [""] * len(COMPARED)
+        lines = [[*UNIFORM, "", "", *nothing]]
+        lines += [[*_baseline_cells(line), *nothing] for line in self.baselines if line["model"] in wanted]
+        for run in self.networks[:1]:
+            lines.append([describe_run(run), *_scores(run.result)[:3], *_comparison_cells(*self.compared[run.path])])
         for name, content, parts in sorted(self.blends, key=lambda blend: len(blend[2]))[:1]:
             who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
-            lines.append([who, *_scores(content)[:3], verdicts[name]])
-        return markdown_table(("model", "log loss (SD)", "95 % interval", "accuracy", "verdict"), lines, (0, 4))
+            lines.append([who, *_scores(content)[:3], *_comparison_cells(*self.compared[name])])
+        return markdown_table(("model", "log loss (SD)", "95 % interval", "accuracy", *COMPARED), lines, (0, 8))
 
     def results_table(self) -> str:
         """Log loss with its interval, accuracy, calibration error: one line a model, the baselines too."""
-        lines = [[*UNIFORM, "", "", ""], *(self._baseline_line(line) for line in self.baselines)]
+        lines = [[*UNIFORM, "", "", ""], *([*_baseline_cells(line), ""] for line in self.baselines)]
         for run in self.networks:
             name, settings = describe_run(run).split(": ", 1)
             lines.append([f"**{name}**<br><small>{settings}</small>", *_scores(run.result)])
@@ -71,33 +75,28 @@ class ComparedRuns:
 
     def comparisons_table(self) -> str:
         """What the encoder adds to each network's baseline, and what a blend adds to its best run."""
+        shown = [(run.path, run.result, run.result["baseline_log_loss"]) for run in self.networks]
+        shown += [(name, content, content["run_log_loss"][content["best_run"]]) for name, content, _ in self.blends]
         lines = []
-        for run in self.networks:
-            alone = run.result.get("encoder_only_log_loss")
-            lines.append([escape_text(run.name), run.result["baseline"], f"{run.result['baseline_log_loss']:.4f}",
-                          f"{run.result['log_loss']:.4f}", "" if alone is None else f"{alone:.4f}"])  # fmt: skip
-        for name, content, _ in self.blends:
-            best = f"{content['run_log_loss'][content['best_run']]:.4f}"
-            lines.append([escape_text(name), self.compared[name][1], best, f"{content['log_loss']:.4f}", ""])
+        for key, r, other in shown:
+            alone = r.get("encoder_only_log_loss")
+            losses = ["" if loss is None else f"{loss:.4f}" for loss in (other, r["log_loss"], alone)]
+            c, name = self.compared[key]
+            lines.append([escape_text(Path(key).name), name, *losses, *_comparison_cells(c)])
         header = ("model", "against", "its log loss", "model's", "encoder only", *COMPARED)
-        table = markdown_table(header, _add_comparisons(lines, [c for c, _ in self.compared.values()]), (0, 1, 9))
+        table = markdown_table(header, lines, (0, 1, 9))
         return embed_table(f"compared-{self.key}", f"Differences in log loss: {self.title}.", table) if lines else ""
 
-    def draw_results(self) -> Figure:
+    def results_figure(self) -> str:
         """The same as a picture."""
         lines = [{"name": line["model"], "kind": "baseline", **line} for line in self.baselines]
-        for name, kind, result in [
-            *((run.name, "network", run.result) for run in self.networks),
-            *((name, "blend", content) for name, content, _ in self.blends),
-        ]:
+        networks = [(run.name, "network", run.result) for run in self.networks]
+        for name, kind, result in networks + [(name, "blend", content) for name, content, _ in self.blends]:
             low, high = result["log_loss_interval"]
             lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
-        return plots.plot_results(pd.DataFrame(lines).set_index("name"))
-
-    def results_figure(self) -> str:
-        """`draw_results`, with its caption."""
+        figure = plots.plot_results(pd.DataFrame(lines).set_index("name"))
         caption = f"Log loss with 95 % intervals on the same rows: {self.title}."
-        return embed_figure(draw_svg(self.draw_results()), f"results-{self.key}", caption)
+        return embed_figure(draw_svg(figure), f"results-{self.key}", caption)
 
     def ablation_table(self) -> str:
         """Networks that differ in one setting, compared row by row; p is of all these comparisons."""
@@ -113,14 +112,11 @@ class ComparedRuns:
                     who = f"{escape_text(one.name)}, {escape_text(other.name)}"
                     lines.append([f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"])
                     compared.append(c)
-        table = markdown_table(("what differs", *COMPARED), _add_comparisons(lines, compared), (0, 5))
+        lines = [[*line, *_comparison_cells(c)]
+                 for line, c in zip(lines, compare.holm_correction(compared), strict=True)]  # fmt: skip
+        table = markdown_table(("what differs", *COMPARED), lines, (0, 5))
         caption = f"Networks that differ in one setting, the first minus the second: {self.title}."
         return embed_table(f"ablation-{self.key}", caption, table) if lines else ""
-
-    @staticmethod
-    def _baseline_line(line: dict) -> list[str]:
-        interval = f"{line['low']:.4f} to {line['high']:.4f}"
-        return [line["model"], f"{line['log_loss']:.4f}", interval, f"{line['accuracy']:.3f}", ""]
 
 
 def make_groups(found: Found) -> list[ComparedRuns]:
@@ -135,15 +131,12 @@ def make_groups(found: Found) -> list[ComparedRuns]:
 def describe_run(run: Run) -> str:
     """A network's name, with the settings that readers ask for first."""
     s = run.settings
-    backbone = "reward model " if s.init_from else "backbone "
-    parts = [
-        backbone + escape_text(Path(str(s.init_from or s.backbone)).name),
-        "cross-encoder" if s.architecture == "cross" else f"{s.head} head",
-        "structure features" if s.structure_features else "no structure features",
-        f"{s.max_length} tokens",
-        *(["extra rows"] if s.extra_train else []),
-        *([f"on {s.start_from}"] if s.start_from != "none" else []),
-    ]
+    name = escape_text(Path(str(s.init_from or s.backbone)).name)
+    parts = [f"reward model {name}" if s.init_from else f"backbone {name}",
+             "cross-encoder" if s.architecture == "cross" else f"{s.head} head",
+             "structure features" if s.structure_features else "no structure features", f"{s.max_length} tokens",
+             *(["extra rows"] if s.extra_train else []),
+             *([f"on {s.start_from}"] if s.start_from != "none" else [])]  # fmt: skip
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
 
@@ -181,13 +174,16 @@ def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
     return "".join(blocks)
 
 
-def _add_comparisons(lines: Sequence[list[str]], comparisons: Sequence[compare.Comparison]) -> list[list[str]]:
-    """Lines of a table, each with its comparison in the columns of `COMPARED`; p is corrected for all of them."""
-    return [
-        [*line, signed(f"{c.difference:+.4f}"), signed(f"{c.low:+.4f} to {c.high:+.4f}"),
-         "<0.001" if c.p < 0.001 else f"{c.p:.3f}", f"{c.smallest_detectable:.4f}", c.verdict]
-        for line, c in zip(lines, compare.holm_correction(comparisons), strict=True)
-    ]  # fmt: skip
+def _comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
+    """The columns of `COMPARED`; the verdict with the name of the other, if it has one."""
+    return [signed(f"{c.difference:+.4f}"), signed(f"{c.low:+.4f} to {c.high:+.4f}"),
+            "<0.001" if c.p < 0.001 else f"{c.p:.3f}", f"{c.smallest_detectable:.4f}",
+            c.against(other) if other else c.verdict]  # fmt: skip
+
+
+def _baseline_cells(line: dict) -> list[str]:
+    interval = f"{line['low']:.4f} to {line['high']:.4f}"
+    return [line["model"], f"{line['log_loss']:.4f}", interval, f"{line['accuracy']:.3f}"]
 
 
 def _scores(r: dict) -> list[str]:

@@ -133,23 +133,27 @@ def test_the_logistic_model_is_that_of_scikit_learn_on_rows_and_swapped_copies()
     np.testing.assert_allclose(found, ours, atol=1e-3)
 
 
-def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch):
-    """Our arrays are scikit-learn's trees: the same probabilities on rows that the fit never saw."""
-    models = []
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch, weighted):
+    """Our arrays, which read the columns, are scikit-learn's trees, which read their bins: the same probabilities."""
+    models, bins = [], []
 
     class Kept(HistGradientBoostingClassifier):
         def fit(self, *args):
             models.append(self)
+            bins.append(args[0])
             return super().fit(*args)
 
     monkeypatch.setattr(trees, "HistGradientBoostingClassifier", Kept)
     generator = np.random.default_rng(4)
-    structure, unseen = generator.standard_normal((2, 300, len(DENSE)))
+    structure = generator.standard_normal((300, len(DENSE)))
+    structure[:, 3] = np.round(structure[:, 3])  # a column of few values
     labels = np.where(structure[:, 0] > 0.5, 0, generator.integers(0, 3, 300))
-    fitted = trees.fit_trees(structure, labels, num_steps=12)
-    np.testing.assert_allclose(trees.predict_trees(fitted, unseen), models[0].predict_proba(unseen), rtol=0, atol=1e-12)
-    fewer = trees.predict_trees(trees.first_trees(fitted, 5), unseen)
-    np.testing.assert_allclose(fewer, list(models[0].staged_predict_proba(unseen))[4], rtol=0, atol=1e-12)
+    weights = generator.uniform(0.5, 1.5, 300) if weighted else None
+    fitted, seen = trees.fit_trees(structure, labels, 12, weights), bins[0][:300]
+    assert trees.predict_trees(fitted, structure) == pytest.approx(models[0].predict_proba(seen), abs=1e-12)
+    fewer = trees.predict_trees(trees.first_trees(fitted, 5), structure)
+    assert fewer == pytest.approx(list(models[0].staged_predict_proba(seen))[4], abs=1e-12)
 
 
 def test_trees_do_not_depend_on_the_last_bits_of_the_features():

@@ -28,12 +28,12 @@ LIGHT = (
 )  # fmt: skip
 
 # Most lines of each package, of what a student reads (CORE), and of the whole library: more needs a reason.
-MOST_LINES = {"runtime": 431, "config": 245, "data": 1340, "evaluation": 720, "baselines": 862, "models": 1030,
-              "training": 955, "pipeline": 1542, "ensemble": 372, "doctor": 425, "cli": 219}  # fmt: skip
+MOST_LINES = {"runtime": 431, "config": 245, "data": 1340, "evaluation": 661, "baselines": 862, "models": 1030,
+              "training": 955, "pipeline": 1542, "ensemble": 372, "doctor": 374, "cli": 219}  # fmt: skip
 CORE = ("data", "models", "training", "evaluation.scores", "pipeline.steps")
 MOST_CORE_LINES = 3_566
 MOST_LIBRARY_LINES = 8_157
-MOST_LINES_BESIDE = {"report": 565, "report/studies": 1774}
+MOST_LINES_BESIDE = {"report": 545, "report/studies": 1686}
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 60
 STILL_LONG = {"cli._parser"}

