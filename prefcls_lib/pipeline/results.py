@@ -14,7 +14,7 @@ from prefcls_lib.evaluation.calibration import blend_out_of_fold
 from prefcls_lib.pipeline.folder import LADDER, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import versions
-from prefcls_lib.runtime.files import reading
+from prefcls_lib.runtime.files import UserError
 
 TRY_NEXT = "To make an encoder contribute, train on more rows; extra_train adds those of other sets."
 OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second",
@@ -97,8 +97,9 @@ def _describe_training(job: Job, records: list[dict]) -> dict:
 
 def _probs_of(path: Path, table: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
     """(N, 3) of the rows, from a table with one line for each of them."""
-    with reading(path, "Delete the run folder, and run again."):
-        return table.set_index(ID, verify_integrity=True).loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
+    if len(table) != len(rows) or set(table[ID]) != set(rows[ID]):
+        raise UserError(f"{path}: does not hold this run's validation rows. Delete the run folder and run again.")
+    return table.set_index(ID).loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:
