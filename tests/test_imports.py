@@ -27,13 +27,17 @@ LIGHT = (
     "baselines.estimators", "baselines.out_of_fold", "pipeline.folder", "ensemble.finished", "cli",
 )  # fmt: skip
 
-# Most lines of each package, of what a student reads (CORE), and of the whole library: more needs a reason.
-MOST_LINES = {"runtime": 431, "config": 245, "data": 1340, "evaluation": 661, "baselines": 862, "models": 1030,
-              "training": 955, "pipeline": 1542, "ensemble": 372, "doctor": 374, "cli": 219}  # fmt: skip
-CORE = ("data", "models", "training", "evaluation.scores", "pipeline.steps")
-MOST_CORE_LINES = 3_566
-MOST_LIBRARY_LINES = 8_157
-MOST_LINES_BESIDE = {"report": 545, "report/studies": 1686}
+# A reader's time is the budget. Lines that are there now, which may only fall, beside the lines that the plan allows.
+# CORE: what a student reads.
+MOST_LINES = {
+    "runtime": (542, 370), "config": (196, 175), "data": (1380, 1090), "evaluation": (661, 625), "baselines": (767, 755),
+    "models": (803, 800), "training": (748, 650), "pipeline": (1497, 930), "ensemble": (547, 290), "doctor": (374, 290),
+    "cli": (212, 170), "the core": (2614, 2500), "the library": (7766, 6200),
+    "report": (545, 530), "report/studies": (1800, 1450), "kaggle": (1775, 1600), "tests": (9558, 8000),
+}  # fmt: skip
+CORE = ("data.loading", "data.splits", "data.features", "data.tokenization", "data.batching", "baselines.estimators",
+        "baselines.out_of_fold", "models.recipes", "models.network", "models.predict", "training.optim",
+        "training.step", "training.loop", "evaluation.scores", "data.submission", "pipeline.steps")  # fmt: skip
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 60
 STILL_LONG = {"cli._parser"}
@@ -195,16 +199,19 @@ def count_lines(*names: str) -> int:
     )
 
 
+def count_lines_beside(place: str) -> int:
+    """Lines of all Python files below a folder beside the library; those of the studies are not the report's."""
+    files = (ROOT / place).glob("*.py") if place == "report" else (ROOT / place).rglob("*.py")
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+
+
 def test_no_package_outgrows_its_line_budget():
-    """A reader's time is the budget: a package that grows needs a decision here, and the core stays readable."""
-    lines = {package: count_lines(package) for package in MOST_LINES}
-    assert set(lines) == set(ORDER) - {"__main__"}
-    assert {package: count for package, count in lines.items() if count > MOST_LINES[package]} == {}
-    assert count_lines(*CORE) <= MOST_CORE_LINES
-    assert count_lines(*MODULES) <= MOST_LIBRARY_LINES
-    found = {place: sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / place).glob("*.py"))
-             for place in MOST_LINES_BESIDE}  # fmt: skip
-    assert {place: count for place, count in found.items() if count > MOST_LINES_BESIDE[place]} == {}
+    """The table holds today's lines: a package that grows fails here, and one that has become smaller lowers it."""
+    lines = {package: count_lines(package) for package in ORDER[:-1]}
+    lines |= {"the core": count_lines(*CORE), "the library": count_lines(*MODULES)}
+    lines |= {place: count_lines_beside(place) for place in ("report", "report/studies", "kaggle", "tests")}
+    assert set(lines) == set(MOST_LINES)
+    assert {name: count for name, count in lines.items() if count > MOST_LINES[name][0]} == {}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
