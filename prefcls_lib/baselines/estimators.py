@@ -39,7 +39,7 @@ from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import DENSE_SIGNS, FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
 
-STRENGTHS = (0.002, 0.004, 0.008)  # C of scikit-learn's LogisticRegression on rows and swapped copies
+STRENGTHS = (0.002, 0.005, 0.0125)  # C of scikit-learn's LogisticRegression on rows and swapped copies
 TREE_STEPS = (12, 25, 50, 100, 200, 400)  # of boosting
 ROWS_PER_STEP = 32  # more steps than one for so many training rows are not tried
 LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of the answers' characters
@@ -160,9 +160,10 @@ class StructureLogistic(Baseline):
     def learn_path(cls, inputs, labels, weights, strengths):
         """Columns once, then the weights for each strength."""
         state = cls.learn_columns(inputs)
-        columns = cls.make_columns(state, inputs)
+        columns, weights = cls.make_columns(state, inputs), None
         for strength in strengths:
-            yield state | fit_logistic(*columns, labels, strength, inputs.sources)
+            weights = fit_logistic(*columns, labels, strength, inputs.sources, weights)
+            yield state | weights
 
     def predict_ordinary(self, inputs):
         """Of the rows' columns."""

@@ -20,7 +20,12 @@ TOLERANCE = 1e-4  # of the gradient's length: probabilities are within .001 of t
 
 
 def fit_logistic(
-    anti: Sequence, sym: Sequence, labels: np.ndarray, strength: float, sources: np.ndarray
+    anti: Sequence,
+    sym: Sequence,
+    labels: np.ndarray,
+    strength: float,
+    sources: np.ndarray,
+    start: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Weights of logits (anti @ w, -anti @ w, sym @ v + b + shift of the row's file) with the lowest penalised loss.
 
@@ -29,7 +34,8 @@ def fit_logistic(
     that its penalty |W|^2 / 2 is |w|^2 + |v|^2 / 3. The shifts, one for each extra file, are free as b is.
 
     Args:
-        anti, sym: blocks (N, ...) of columns, dense or CSR, float32.
+        anti, sym: blocks (N, ...) of columns, dense or CSR.
+        start: the weights of another strength, from where it is not far.
     """
     rows, files = len(labels), sources.max()
     width, end = (int(sum(block.shape[1] for block in blocks)) for blocks in (anti, (*anti, *sym)))
@@ -68,7 +74,10 @@ def fit_logistic(
         return backward(change[:, 0] - change[:, 1], change[:, 2]) + penalty * direction
 
     options = {"gtol": TOLERANCE, "initial_trust_radius": 10.0, "max_trust_radius": 100.0}
-    found = minimize(loss, np.zeros(len(penalty)), jac=gradient, hessp=curvature, method="trust-ncg", options=options).x
+    begin = np.zeros(len(penalty))
+    if start is not None:
+        begin = np.concatenate([start[name] for name in ("w", "v", "b", "tie_shifts") if name in start])
+    found = minimize(loss, begin, jac=gradient, hessp=curvature, method="trust-ncg", options=options).x
     state = {"w": found[:width].astype(np.float32), "v": found[width:end].astype(np.float32), "b": found[end : end + 1]}
     return state | ({"tie_shifts": found[end + 1 :]} if files else {})
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+import psutil
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
@@ -31,6 +32,7 @@ from prefcls_lib.runtime.files import UserError, read_json, write_json
 INNER_FOLDS = 5  # of the models that are kept
 TUNING_ROWS = 10_000  # held-out rows that choose a strength, in whole inner folds
 MIN_ROWS_TO_SHARE = 5000  # with fewer training rows, starting processes takes longer than fitting
+WORKER_BYTES, WORKER_BYTES_PER_ROW = 300_000_000, 20_000  # of memory: see report/studies/cost.py
 
 
 def log_odds(probs: np.ndarray) -> np.ndarray:
@@ -171,15 +173,17 @@ def _fit_all(
     plan: list[tuple], strengths: dict, inputs: BaselineInputs, labels: np.ndarray, inner: np.ndarray, label: str
 ) -> Iterator[tuple]:
     """Each (kind, fold) of `plan` with the path that `_fit_path` gives, in processes side by side; a line for each."""
-    jobs = min(len(plan), joblib.cpu_count()) if len(labels) >= MIN_ROWS_TO_SHARE else 1
-    without_text = replace(inputs, counts=None)
+    jobs, without_text = 1, replace(inputs, counts=None)
+    if len(labels) >= MIN_ROWS_TO_SHARE:
+        room = psutil.virtual_memory().available // (WORKER_BYTES + WORKER_BYTES_PER_ROW * len(labels))
+        jobs = max(1, min(len(plan), joblib.cpu_count(), room))
     calls = (
         joblib.delayed(_fit_path)(
             kind, inputs if kind.reads_text else without_text, labels, inner == fold, strengths[kind]
         )
         for kind, fold in plan
     )
-    fits = joblib.Parallel(max(jobs, 1), return_as="generator")(calls)
+    fits = joblib.Parallel(jobs, return_as="generator")(calls)
     for (kind, fold), (path, seconds) in zip(plan, fits, strict=True):
         if label:
             missing = ", a class is missing: the class shares take its place" if "prior" in path[0][0].state else ""
