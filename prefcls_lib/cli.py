@@ -163,16 +163,12 @@ def _blend(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     from prefcls_lib.data.submission import write_submission
-    from prefcls_lib.ensemble import blend
-    from prefcls_lib.pipeline.folder import RunFolder
-    from prefcls_lib.pipeline.predict import predict_run
+    from prefcls_lib.ensemble import predictor
 
-    test = loading.locate_csv(arguments.test, "test")
-    refuse_overwriting(arguments.out, test, arguments.blend or arguments.run)
+    test, model = loading.locate_csv(arguments.test, "test"), arguments.blend or arguments.run
+    refuse_overwriting(arguments.out, test, model)
     rows = loading.read_rows(test, labelled=False)
-    by_blend = arguments.blend is not None
-    probs = blend.predict_blend(arguments.blend, rows) if by_blend else predict_run(RunFolder(arguments.run), rows)
-    write_submission(arguments.out, list(rows[ID]), probs)
+    write_submission(arguments.out, list(rows[ID]), predictor.load(model).predict_rows(rows, "predict"))
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 
 

@@ -27,11 +27,12 @@ LIGHT = (
     "baselines.estimators", "baselines.out_of_fold", "pipeline.folder", "ensemble.finished", "cli",
 )  # fmt: skip
 
-# A reader's time is the budget. Lines that are there now, which may only fall, beside the lines that the plan allows.
+# A reader's time is the budget. The lines that are there, which may only fall, beside those that the plan allows.
 # CORE: what a student reads.
 MOST_LINES = {
-    "runtime": (542, 370), "config": (196, 175), "data": (1380, 1090), "evaluation": (661, 625), "baselines": (767, 755),
-    "models": (803, 800), "training": (748, 650), "pipeline": (1497, 930), "ensemble": (547, 290), "doctor": (374, 290),
+    "runtime": (542, 370), "config": (196, 175), "data": (1380, 1090), "evaluation": (661, 625),
+    "baselines": (767, 755), "models": (803, 800), "training": (748, 650), "pipeline": (1497, 930),
+    "ensemble": (547, 290), "doctor": (374, 290),
     "cli": (212, 170), "the core": (2614, 2500), "the library": (7766, 6200),
     "report": (545, 530), "report/studies": (1800, 1450), "kaggle": (1775, 1600), "tests": (9558, 8000),
 }  # fmt: skip
@@ -150,8 +151,9 @@ def test_package_docstring_names_its_modules(package):
 
 
 def test_package_itself_imports_nothing():
-    """`import prefcls_lib` costs nothing: every module is imported by its name."""
-    assert imported_modules(MODULES["__init__"]) == set()
+    """`import prefcls_lib` costs nothing: every module is imported by its name, or where `load` is called."""
+    statements = parse(MODULES["__init__"]).body
+    assert not any(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in statements)
 
 
 def test_light_modules_do_not_import_torch(tmp_path):

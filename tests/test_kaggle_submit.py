@@ -18,11 +18,11 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission
 from prefcls_lib.ensemble import blend, submit
+from prefcls_lib.ensemble.predictor import load
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline import predict
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.runtime.files import UserError
 
 HOURS = 1.0
@@ -83,7 +83,7 @@ def test_nothing_attached_lists_what_to_attach(tmp_path, attach):
 def test_all_in_time_is_the_same_as_predict_blend(two, rows, tmp_path):
     """Fold by fold and block by block gives what `prefcls predict --blend` gives."""
     record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
-    wanted = blend.predict_blend(Path(two.source), rows)
+    wanted = load(two.source).predict_rows(rows)
     np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
     assert record["left_out"] == []
     assert [(run["run"], run["folds_used"], run["folds"]) for run in record["runs"]] == [
@@ -146,14 +146,17 @@ def test_two_processes_write_the_same_submission(two, tmp_path, monkeypatch):
     record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS, 2)
     assert record["left_out"] == []
     np.testing.assert_allclose(
-        read_probs(tmp_path / "submission.csv", rows), blend.predict_blend(Path(two.source), rows), atol=2e-3
+        read_probs(tmp_path / "submission.csv", rows), load(two.source).predict_rows(rows), atol=2e-3
     )  # bf16
     (two.folders[0].path / "model" / "fold0" / "head.safetensors").write_bytes(b"broken")
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS, 2)
     assert record["left_out"][0].startswith("network, fold0: failed (WorkerFailed: 2 processes failed:")
     assert record["left_out"][1:] == ["network: 1 of 2 folds were used"]
-    network, ladder = predict_alone(two.folders[0].path / "model" / "fold1", rows), predict_run(two.folders[1], rows)
+    network, ladder = (
+        predict_alone(two.folders[0].path / "model" / "fold1", rows),
+        load(two.folders[1].path).predict_rows(rows),
+    )
     wanted = two.blend.apply([network, ladder])
     np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-3)
 
@@ -220,7 +223,7 @@ def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, tmp_pat
     record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
     assert record["left_out"][0] == "network, fold0: failed (RuntimeError: CUDA out of memory)"
     assert "RuntimeError: CUDA out of memory" in capsys.readouterr().err
-    ladder = predict_run(two.folders[1], rows)
+    ladder = load(two.folders[1].path).predict_rows(rows)
     np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), ladder, atol=2e-6)
 
 
@@ -288,7 +291,7 @@ def test_submit_notebook_runs(two, home, rows, tmp_path):
     command = [sys.executable, "-m", "papermill", "submit.ipynb", "out.ipynb", "-y", "{}", "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    wanted = blend.predict_blend(Path(two.source), rows)
+    wanted = load(two.source).predict_rows(rows)
     np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
     assert "60 shipped rows took" in (tmp_path / "out.ipynb").read_text()
     cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]

@@ -13,8 +13,6 @@ import pandas as pd
 from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
-from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.pipeline.predict import predict_run
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
@@ -64,12 +62,6 @@ def read_blend(path: Path) -> tuple[Blend, list[Path]]:
         if not place.is_dir():
             raise UserError(f"{path}: its run folder {place} is gone. Put it back, or fit the blend again.")
     return Blend(tuple(weight for _, weight in used), blend.calibration), [place for place, _ in used]
-
-
-def predict_blend(path: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Probabilities (N, 3) of new rows by the saved models of every run in a blend.json."""
-    blend, folders = read_blend(path)
-    return blend.apply([predict_run(RunFolder(folder), rows) for folder in folders])
 
 
 def blend_table(result: dict) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import NUM_CLASSES, TEXT_COLUMNS
 from prefcls_lib.models.saved import load_model
-from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.pipeline.launch import run_together
 from prefcls_lib.runtime.devices import process_state
 from prefcls_lib.runtime.files import UserError, write_array
@@ -21,17 +20,6 @@ from prefcls_lib.runtime.progress import progress_bar
 
 BLOCK_ROWS = 512  # rows between two looks at the clock
 SECONDS_PAST_DEADLINE = 300  # for the block under way, before a process that does not end is stopped
-
-
-def predict_run(folder: RunFolder, rows: pd.DataFrame) -> np.ndarray:
-    """Probabilities (N, 3) of rows from `loading.read_rows`, averaged over the run's models."""
-    folders = folder.model_folders()
-    total, inputs = np.zeros((len(rows), NUM_CLASSES)), None
-    for number, path in enumerate(folders, 1):
-        model = load_model(path)
-        inputs = inputs or model.read_inputs(rows)  # the models of a run share tokenizer and text settings
-        total += model.predict_proba(inputs, f"predict {number}/{len(folders)}")
-    return total / len(folders)
 
 
 def predict_models(
