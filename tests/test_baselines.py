@@ -354,14 +354,9 @@ def test_the_strength_is_chosen_on_enough_rows(known, monkeypatch):
     monkeypatch.setattr(out_of_fold, "TUNING_ROWS", 60)
     fitted, _ = fit_out_of_fold(NAME, inputs, labels, groups, seed=1)
     assert sum(inner == 0) < 60 < sum(inner < 2) and tried == [3, 3, 1, 1, 1]
-    losses = [
-        sum(
-            scores.row_losses(labels[here], MODELS[NAME].fit(inputs.take(~here), labels[~here], strength)
-                               .predict_proba(inputs.take(here))).sum()
-            for here in (inner == 0, inner == 1)
-        )
-        for strength in strengths
-    ]  # fmt: skip
-    best = strengths[int(np.argmin(losses))]
-    expected = MODELS[NAME].fit(inputs.take(inner != 4), labels[inner != 4], best)
+    losses = np.zeros(3)
+    for here in (inner == 0, inner == 1):
+        models = MODELS[NAME].fit_path(inputs.take(~here), labels[~here], strengths)
+        losses += [scores.row_losses(labels[here], model.predict_proba(inputs.take(here))).sum() for model in models]
+    expected = MODELS[NAME].fit(inputs.take(inner != 4), labels[inner != 4], strengths[int(losses.argmin())])
     np.testing.assert_array_equal(fitted.models[4].state["w"], expected.state["w"])
