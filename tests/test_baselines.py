@@ -61,7 +61,7 @@ def fitted(known) -> dict:
 @pytest.fixture
 def fixed_strength(monkeypatch):
     """The strength is chosen on training rows, so it may move with any label; here it stays."""
-    monkeypatch.setattr("prefcls_lib.baselines.estimators.STRENGTHS", (0.01,))
+    monkeypatch.setattr(MODELS[NAME], "choices", (0.01,))
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -171,7 +171,7 @@ def test_length_bins_by_hand():
     """Two rows of ratio about 2, the longer wins once and ties once, and 10 rows of prior (1/4, 1/4, 1/2)."""
     structure = np.zeros((4, len(DENSE)))
     structure[:, FEATURE_NAMES.index("diff_log_chars")] = [0.8, -0.8, 0.0, 0.0]
-    inputs = BaselineInputs(structure, np.zeros(4, dtype=int), None)
+    inputs = BaselineInputs(structure, np.zeros(4, dtype=int), None, np.zeros(4, dtype=int))
     model = LengthBins.fit(inputs, np.array([0, 2, 1, 2]))
     bins, here = model.state["bins"], int(np.digitize(0.8, LENGTH_EDGES))
     assert bins[here] == pytest.approx(np.array([1 + 2.5, 0 + 2.5, 1 + 5]) / 12)
@@ -221,10 +221,10 @@ def test_tf_idf_by_hand():
 def test_measures_and_columns_by_hand():
     """ "The the the cat" twice: of seven pairs two different ones are (the, the), (the, cat), a third (cat, the)."""
     turns = ["The the the cat.\n\nThe the the cat"]
-    repeated, function, paragraphs = features.measure_answer(turns, features.find_words(turns[0]))
-    assert (repeated, function, paragraphs) == pytest.approx((1 - 3 / 7, 6 / 8, np.log(2)))
-    assert features.measure_answer([""], []) == (0, 0, 0)
-    measures = np.array([[[0.5, 0.25, 1.0], [0.1, 0.75, 3.0]]])
+    measured = features.measure_answer(turns, features.find_words(turns[0]))
+    assert measured == pytest.approx((1 - 3 / 7, np.log(3), 6 / 8, np.log(2)))
+    assert features.measure_answer([""], []) == (0, 0, 0, 0)
+    measures = np.array([[[0.5, 2.0, 0.25, 1.0], [0.1, 4.0, 0.75, 3.0]]])
     known = dict(zip(FEATURE_NAMES, np.arange(len(FEATURE_NAMES)), strict=True))
     dense = features.compute_dense(np.arange(len(FEATURE_NAMES))[None], measures)[0]
     found = dict(zip([column.name for column in DENSE], dense, strict=True))
@@ -347,7 +347,7 @@ def test_the_strength_is_chosen_on_enough_rows(known, monkeypatch):
     others, too."""
     inputs, labels, groups = known
     strengths, inner = (0.0005, 0.002, 0.05), out_of_fold.assign_inner_folds(groups, seed=1)
-    monkeypatch.setattr("prefcls_lib.baselines.estimators.STRENGTHS", strengths)
+    monkeypatch.setattr(MODELS[NAME], "choices", strengths)
     tried = []
     fit_path = out_of_fold._fit_path
     monkeypatch.setattr(out_of_fold, "_fit_path", lambda *given: tried.append(len(given[4])) or fit_path(*given))

@@ -38,11 +38,7 @@ class BaselineInputs:
     dense: np.ndarray  # (N, D) raw columns `features.DENSE`
     kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
     counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, HASHED_COLUMNS) words of sides A, B
-    sources: np.ndarray | None = None  # (N,) `schema.SOURCE` of training rows; None: all of the training file
-
-    def __post_init__(self):
-        if self.sources is None:
-            object.__setattr__(self, "sources", np.zeros(len(self.kinds), dtype=np.int64))
+    sources: np.ndarray  # (N,) `schema.SOURCE`; 0 of other rows than training rows
 
     def take(self, index: np.ndarray) -> "BaselineInputs":
         """The rows at `index` (positions)."""
@@ -54,9 +50,8 @@ class BaselineInputs:
         counts = None
         if self.counts is not None:
             counts = tuple(sparse.vstack(sides, format="csr") for sides in zip(self.counts, other.counts, strict=True))
-        dense, kinds, sources = (
-            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("dense", "kinds", "sources")
-        )
+        pairs = (self.dense, other.dense), (self.kinds, other.kinds), (self.sources, other.sources)
+        dense, kinds, sources = map(np.concatenate, pairs)
         return BaselineInputs(dense, kinds, counts, sources)
 
 
@@ -73,7 +68,7 @@ def read_inputs(rows: pd.DataFrame, features: np.ndarray | None = None, with_tex
     counts = tuple(words for _, words in sides) if with_text else None
     features = compute_features(rows) if features is None else features
     dense = compute_dense(features, np.stack([measures for measures, _ in sides], axis=1))
-    return BaselineInputs(dense, kinds, counts, rows[SOURCE].to_numpy() if SOURCE in rows else None)
+    return BaselineInputs(dense, kinds, counts, rows[SOURCE].to_numpy() if SOURCE in rows else np.zeros(len(rows), int))
 
 
 def _read_answers(answers: pd.Series, with_text: bool) -> tuple[np.ndarray, sparse.csr_matrix | None]:

@@ -23,25 +23,14 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from prefcls_lib.baselines.columns import (
-    SHRINKAGE_ROWS,
-    BaselineInputs,
-    count_kinds,
-    dense_columns,
-    fit_dense,
-    fit_text,
-    shrink_kinds,
-    text_columns,
-    tie_weights,
-)
+from prefcls_lib.baselines import columns
+from prefcls_lib.baselines.columns import BaselineInputs
 from prefcls_lib.baselines.logistic import fit_logistic, predict_logistic
 from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import DENSE_SIGNS, FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
 
-STRENGTHS = (0.002, 0.005, 0.0125)  # C of scikit-learn's LogisticRegression on rows and swapped copies
-TREE_STEPS = (12, 25, 50, 100, 200, 400)  # of boosting
-ROWS_PER_STEP = 32  # more steps than one for so many training rows are not tried
+ROWS_PER_STEP = 32  # of boosting: with more steps for so few training rows, trees learn rows by heart
 LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of the answers' characters
 
 
@@ -56,17 +45,18 @@ class Baseline:
 
     name: ClassVar[str]
     reads_text: ClassVar[bool] = False
+    choices: ClassVar[tuple[float, ...]] = (0.0,)  # strengths
 
     @classmethod
     def strengths(cls, rows: int) -> tuple[float, ...]:
-        """What to choose from with so many training rows: strengths, the strongest regularisation first."""
-        return (0.0,)
+        """Those of `choices` that so many training rows can bear."""
+        return cls.choices
 
     @classmethod
     def fit_path(cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float]) -> Iterator[Self]:
         """A model for each strength, fitted on training rows with labels (N,), all classes in the training file."""
-        weights = tie_weights(labels, inputs.sources)
-        kinds = {"kind_counts": count_kinds(inputs.kinds, labels, weights)}
+        weights = columns.tie_weights(labels, inputs.sources)
+        kinds = {"kind_counts": columns.count_kinds(inputs.kinds, labels, weights)}
         for state in cls.learn_path(inputs, labels, weights, strengths):
             yield cls(state | kinds)
 
@@ -78,7 +68,7 @@ class Baseline:
     @classmethod
     def fit_shares(cls, labels: np.ndarray, sources: np.ndarray) -> Self:
         """The class shares alone, where nothing else can be learned."""
-        return cls({"prior": symmetrise(class_shares(labels, tie_weights(labels, sources)))})
+        return cls({"prior": symmetrise(class_shares(labels, columns.tie_weights(labels, sources)))})
 
     @classmethod
     def learn_path(
@@ -95,7 +85,7 @@ class Baseline:
         """Probabilities (N, 3); with A and B exchanged in the rows, the same with A and B exchanged."""
         if "prior" in self.state:
             return np.tile(self.state["prior"], (len(inputs.kinds), 1))
-        return shrink_kinds(self.state["kind_counts"], inputs.kinds, self.predict_ordinary(inputs))
+        return columns.shrink_kinds(self.state["kind_counts"], inputs.kinds, self.predict_ordinary(inputs))
 
 
 class Prior(Baseline):
@@ -125,7 +115,10 @@ class LengthBins(Baseline):
         counts = np.zeros((len(LENGTH_EDGES) + 1, NUM_CLASSES))
         np.add.at(counts, np.digitize(np.abs(gap), LENGTH_EDGES), outcome)
         prior = symmetrise(class_shares(labels, weights))
-        yield {"bins": (counts + SHRINKAGE_ROWS * prior) / (counts.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)}
+        yield {
+            "bins": (counts + columns.SHRINKAGE_ROWS * prior)
+            / (counts.sum(axis=1, keepdims=True) + columns.SHRINKAGE_ROWS)
+        }
 
     def predict_ordinary(self, inputs):
         """The table at the row's ratio of lengths."""
@@ -139,30 +132,26 @@ class StructureLogistic(Baseline):
     """Linear in the dense columns."""
 
     name = "structure_logistic"
-
-    @classmethod
-    def strengths(cls, rows):
-        """The same for any number of rows."""
-        return STRENGTHS
+    choices = (0.002, 0.005, 0.0125)  # C of scikit-learn's LogisticRegression on rows and swapped copies
 
     @classmethod
     def learn_columns(cls, inputs: BaselineInputs) -> dict[str, np.ndarray]:
         """What is learned of the rows without their labels."""
-        return fit_dense(inputs.dense)
+        return columns.fit_dense(inputs.dense)
 
     @classmethod
     def make_columns(cls, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple[tuple, tuple]:
         """Blocks of antisymmetric and of symmetric columns."""
-        anti, sym = dense_columns(state, inputs.dense)
+        anti, sym = columns.dense_columns(state, inputs.dense)
         return (anti,), (sym,)
 
     @classmethod
     def learn_path(cls, inputs, labels, weights, strengths):
         """Columns once, then the weights for each strength."""
         state = cls.learn_columns(inputs)
-        columns, weights = cls.make_columns(state, inputs), None
+        blocks, weights = cls.make_columns(state, inputs), None
         for strength in strengths:
-            weights = fit_logistic(*columns, labels, strength, inputs.sources, weights)
+            weights = fit_logistic(*blocks, labels, strength, inputs.sources, weights)
             yield state | weights
 
     def predict_ordinary(self, inputs):
@@ -179,12 +168,12 @@ class StructureTfidf(StructureLogistic):
     @classmethod
     def learn_columns(cls, inputs):
         """The IDF of the words, too."""
-        return super().learn_columns(inputs) | fit_text(inputs.counts)
+        return super().learn_columns(inputs) | columns.fit_text(inputs.counts)
 
     @classmethod
     def make_columns(cls, state, inputs):
         """A block of words beside the dense one."""
-        dense, text = super().make_columns(state, inputs), text_columns(state, inputs.counts)
+        dense, text = super().make_columns(state, inputs), columns.text_columns(state, inputs.counts)
         return tuple((*blocks, words) for blocks, words in zip(dense, text, strict=True))
 
 
@@ -192,11 +181,12 @@ class StructureBoosting(Baseline):
     """Gradient boosted trees on the dense columns; the strengths are numbers of boosting steps."""
 
     name = "structure_boosting"
+    choices = (12, 25, 50, 100, 200, 400)
 
     @classmethod
     def strengths(cls, rows):
-        """As many steps as so many rows can bear."""
-        return tuple(steps for steps in TREE_STEPS if steps <= max(rows / ROWS_PER_STEP, TREE_STEPS[0]))
+        """At most one step for ROWS_PER_STEP rows."""
+        return tuple(steps for steps in cls.choices if steps <= max(rows / ROWS_PER_STEP, cls.choices[0]))
 
     @classmethod
     def learn_path(cls, inputs, labels, weights, strengths):

@@ -20,12 +20,7 @@ TOLERANCE = 1e-4  # of the gradient's length: probabilities are within .001 of t
 
 
 def fit_logistic(
-    anti: Sequence,
-    sym: Sequence,
-    labels: np.ndarray,
-    strength: float,
-    sources: np.ndarray,
-    start: dict[str, np.ndarray] | None = None,
+    anti: Sequence, sym: Sequence, labels: np.ndarray, strength: float, sources: np.ndarray, start: dict | None = None
 ) -> dict[str, np.ndarray]:
     """Weights of logits (anti @ w, -anti @ w, sym @ v + b + shift of the row's file) with the lowest penalised loss.
 

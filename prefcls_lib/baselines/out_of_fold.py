@@ -10,7 +10,6 @@ probabilities. An ensemble is that mean over the models of all its members.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,11 +62,10 @@ class BaselineMean:
 
     def predict(self, inputs: BaselineInputs) -> np.ndarray:
         """Offsets (N, 3) of rows that the baseline was not trained on."""
-        starts = range(0, len(inputs.kinds), ROWS_AT_ONCE)
-        blocks = [inputs.take(np.arange(start, min(start + ROWS_AT_ONCE, len(inputs.kinds)))) for start in starts]
-        return np.concatenate(
-            [np.mean([log_odds(model.predict_proba(block)) for model in self.models], axis=0) for block in blocks]
-        )
+        rows = np.arange(len(inputs.kinds))
+        blocks = map(inputs.take, np.array_split(rows, len(rows) // ROWS_AT_ONCE + 1))
+        offsets = ([log_odds(model.predict_proba(block)) for model in self.models] for block in blocks)
+        return np.concatenate([np.mean(of_models, axis=0) for of_models in offsets])
 
     def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
         """Probabilities (N, 3), the geometric mean of the models'."""
@@ -109,11 +107,6 @@ class BaselineMean:
         return cls(tuple(MODELS[name](state) for name, state in zip(names, states, strict=True)))
 
 
-def members_of(name: str) -> tuple[type[Baseline], ...]:
-    """The kinds of models of a baseline."""
-    return tuple(MODELS[one] for one in (MEMBERS if name == ENSEMBLE else (name,)))
-
-
 def fit_simple(inputs: BaselineInputs, labels: np.ndarray) -> dict[str, Baseline]:
     """The baselines that nothing starts from, by name: a comparison asks what a network adds to them, too."""
     return {kind.name: kind.fit(inputs, labels) for kind in (Prior, LengthBins)}
@@ -135,22 +128,26 @@ def fit_out_of_fold(
     Returns:
         The models, and the training rows' offsets (N, 3), each row's by the models that were fitted without it.
     """
-    kinds, inner = members_of(name), assign_inner_folds(groups, seed)
+    kinds = [MODELS[one] for one in (MEMBERS if name == ENSEMBLE else (name,))]
+    inner = assign_inner_folds(groups, seed)
     folds = np.unique(inner)
     tuning = folds[: np.searchsorted(np.cumsum(np.bincount(inner)[folds]), TUNING_ROWS) + 1]
     strengths = {kind: kind.strengths(len(labels)) for kind in kinds}
-    fitted = dict(
-        _fit_all([(kind, fold) for kind in kinds for fold in tuning], strengths, inputs, labels, inner, label)
-    )
+    fitted = _fit_all(kinds, tuning, strengths, inputs, labels, inner, label)
+    scored = np.isin(inner, tuning) & (inputs.sources == 0)  # extra rows do not count
     for kind in kinds:
-        totals = np.sum([_own_losses(fitted[kind, fold], labels, inputs.sources, inner == fold) for fold in tuning], 0)
-        best = int(totals.argmin())
+        totals = []
+        for number, _ in enumerate(strengths[kind]):
+            values = np.zeros((len(labels), NUM_CLASSES))
+            for fold in tuning:
+                values[inner == fold] = fitted[kind, fold][number][1]
+            totals.append(row_losses(labels[scored], softmax(values[scored], axis=1)).sum())
+        best = int(np.argmin(totals))
         fitted |= {(kind, fold): fitted[kind, fold][best : best + 1] for fold in tuning}
         strengths[kind] = strengths[kind][best : best + 1]
         if label and len(totals) > 1:
             print(f"{label}: {kind.name}, strength {strengths[kind][0]:g} is the best of {len(totals)}", flush=True)
-    rest = [(kind, fold) for kind in kinds for fold in folds[len(tuning) :]]
-    fitted |= dict(_fit_all(rest, strengths, inputs, labels, inner, label))
+    fitted |= _fit_all(kinds, folds[len(tuning) :], strengths, inputs, labels, inner, label)
     offsets = np.zeros((len(labels), NUM_CLASSES))
     for (_, fold), [(_, values)] in fitted.items():
         offsets[inner == fold] += values / len(kinds)
@@ -163,32 +160,25 @@ def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, INNER_FOLDS]).permutation(index.max() + 1)[index] % INNER_FOLDS
 
 
-def _own_losses(path: list, labels: np.ndarray, sources: np.ndarray, held_out: np.ndarray) -> list[float]:
-    """Summed loss of each model of a path on the rows held out; those of extra files do not count."""
-    own = sources[held_out] == 0
-    return [row_losses(labels[held_out][own], softmax(values[own], axis=1)).sum() for _, values in path]
-
-
 def _fit_all(
-    plan: list[tuple], strengths: dict, inputs: BaselineInputs, labels: np.ndarray, inner: np.ndarray, label: str
-) -> Iterator[tuple]:
-    """Each (kind, fold) of `plan` with the path that `_fit_path` gives, in processes side by side; a line for each."""
+    kinds: list, folds: np.ndarray, strengths: dict, inputs: BaselineInputs, labels: np.ndarray, inner: np.ndarray,
+    label: str,
+) -> dict[tuple, list[tuple[Baseline, np.ndarray]]]:  # fmt: skip
+    """For each kind and fold the path that `_fit_path` gives, in processes side by side; prints a line for each."""
+    plan, paths = [(kind, fold) for kind in kinds for fold in folds], {}
     jobs, without_text = 1, replace(inputs, counts=None)
     if len(labels) >= MIN_ROWS_TO_SHARE:
         room = psutil.virtual_memory().available // (WORKER_BYTES + WORKER_BYTES_PER_ROW * len(labels))
         jobs = max(1, min(len(plan), joblib.cpu_count(), room))
-    calls = (
-        joblib.delayed(_fit_path)(
-            kind, inputs if kind.reads_text else without_text, labels, inner == fold, strengths[kind]
-        )
-        for kind, fold in plan
-    )
-    fits = joblib.Parallel(jobs, return_as="generator")(calls)
-    for (kind, fold), (path, seconds) in zip(plan, fits, strict=True):
+    call = joblib.delayed(_fit_path)
+    calls = (call(kind, inputs if kind.reads_text else without_text, labels, inner == fold, strengths[kind])
+             for kind, fold in plan)  # fmt: skip
+    for (kind, fold), (path, seconds) in zip(plan, joblib.Parallel(jobs, return_as="generator")(calls), strict=True):
+        paths[kind, fold] = path
         if label:
             missing = ", a class is missing: the class shares take its place" if "prior" in path[0][0].state else ""
             print(f"{label}: {kind.name}, inner fold {fold}: {seconds:.1f} s{missing}", flush=True)
-        yield (kind, fold), path
+    return paths
 
 
 def _fit_path(

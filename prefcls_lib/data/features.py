@@ -46,7 +46,7 @@ FEATURE_NAMES = (
 SIGNS = np.array([-1.0 if name.startswith("diff_") else 1.0 for name in FEATURE_NAMES])
 
 # What the baselines read of an answer besides SIDE_FEATURES: see `measure_answer`.
-MEASURES = ("repeated_pairs", "function_words", "log_paragraphs")
+MEASURES = ("repeated_pairs", "log_different_words", "function_words", "log_paragraphs")
 FUNCTION_WORDS = frozenset((
     "the", "a", "an", "of", "to", "and", "in", "is", "it", "that", "for", "on", "with", "as", "are", "be", "this",
     "by", "or", "from", "at", "was", "you", "your", "can", "have", "has", "not", "but", "they", "their", "which",
@@ -81,9 +81,8 @@ def _mean(name: str) -> DenseColumn:
 
 def _times_length(name: str) -> DenseColumn:
     """A difference counts for more or less where the answers are long."""
-    return DenseColumn(
-        f"{name}_times_length", -1.0, lambda known: known[name] * (known["mean_log_chars"] - TYPICAL_LOG_CHARS)
-    )
+    length = "mean_log_chars"
+    return DenseColumn(f"{name}_times_length", -1.0, lambda known: known[name] * (known[length] - TYPICAL_LOG_CHARS))
 
 
 DENSE = (
@@ -105,13 +104,14 @@ def compute_features(rows: pd.DataFrame) -> np.ndarray:
 
 
 def measure_answer(turns: Sequence[str], words: list[str]) -> tuple[float, ...]:
-    """MEASURES of one answer: how much of it repeats, its share of function words (a telegram has few), paragraphs.
+    """MEASURES of one answer: the share of word pairs that it repeats, its vocabulary, function words, paragraphs.
 
     `words`: `find_words` of the turns joined by line ends.
     """
     pairs = len(words) - 1
     return (
         1 - len(set(pairwise(words))) / pairs if pairs > 0 else 0.0,
+        np.log1p(len(set(words))),
         _share(sum(map(FUNCTION_WORDS.__contains__, words)), len(words)),
         np.log1p("\n".join(turns).count("\n\n")),
     )

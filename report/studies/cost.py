@@ -16,18 +16,18 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines import out_of_fold
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import ENSEMBLE
+from prefcls_lib.baselines.out_of_fold import fit_out_of_fold
 from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import TEXT_COLUMNS
 
 LONG_WORD = re.compile(r"\w{7,}")
-SEED = 42
 
 
 def cpu_seconds() -> float:
@@ -61,12 +61,12 @@ def measure(files: list[Path], count: int, jobs: int) -> dict:
     """Read and fit once, and what it took: seconds of the clock and of all CPUs."""
     rows = repeat_rows(pd.concat([read_rows(path, labelled=True) for path in files], ignore_index=True), count)
     seconds, found = {"rows": len(rows), "jobs": jobs, "gib_of_rows": peak_gib(resource.RUSAGE_SELF)}, {}
-    out_of_fold.joblib.cpu_count = lambda: jobs
+    joblib.cpu_count = lambda: jobs
 
     def fit() -> None:
         labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-        found["fitted"] = out_of_fold.fit_out_of_fold(ENSEMBLE, found["inputs"], labels, groups, SEED, "cost")
-        out_of_fold.joblib.externals.loky.get_reusable_executor().shutdown()
+        found["fitted"] = fit_out_of_fold(ENSEMBLE, found["inputs"], labels, groups, 42, "cost")
+        joblib.externals.loky.get_reusable_executor().shutdown()
 
     def predict() -> None:
         found["fitted"][0].predict(found["inputs"].take(np.arange(min(count, 10_000))))

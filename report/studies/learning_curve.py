@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import ENSEMBLE
-from prefcls_lib.baselines.out_of_fold import fit_out_of_fold, fit_simple, members_of
+from prefcls_lib.baselines.out_of_fold import fit_out_of_fold, fit_simple
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import ID
@@ -76,7 +76,7 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     fitted["structure_logistic"], _ = fit_out_of_fold("structure_logistic", given, labels, groups, config.seed)
     baseline = network.baseline or fit_out_of_fold(ENSEMBLE, given, labels, groups, config.seed)[0]
     if len(baseline.names) > 1:
-        fitted |= {kind.name: baseline.member(kind.name) for kind in members_of(ENSEMBLE)}
+        fitted |= {name: baseline.member(name) for name in sorted(baseline.names)}
     probs = {name: model.predict_proba(inputs) for name, model in {**fitted, "baseline": baseline}.items()}
     probs["network"] = network.predict_proba(network.read_inputs(scored), label="score")
     rows = {"label": scored["label"].to_numpy(), "group": scored["group"].to_numpy().astype(str)}
