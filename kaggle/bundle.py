@@ -4,9 +4,13 @@ Equal inputs give equal bytes, so that a data set is uploaded again only where s
 """
 
 import gzip
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import backbone as backbones
 import kernel_folders
@@ -15,6 +19,7 @@ import layout
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
 RUN_FILES = ("config.json", "result.json", "submission.csv", "oof.csv", "history.csv")
+EPOCH = "946684800"  # SOURCE_DATE_EPOCH of the wheel: 2000-01-01, so that equal sources give equal bytes
 ABOUT = {
     layout.LIBRARY: ("apache-2.0", "The library of the prefcls notebooks, to read and to import"),
     layout.RUNS: ("other", "Trained prefcls runs and their blend, for the submit notebook"),
@@ -74,13 +79,29 @@ def build_bundle(
 
 
 def write_library(folder: Path, commit: str) -> None:
-    """The data set of the library: its folder with the commit, to read and to import."""
+    """The data set of the library: its folder with the commit, to read and to import, and its wheel, to install."""
+    with TemporaryDirectory() as scratch:
+        stage = Path(scratch)
+        _copy_sources(stage, commit)
+        shutil.copytree(stage / "prefcls_lib", folder / "prefcls_lib")
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copyfile(layout.ROOT / name, stage / name)
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+        variables = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
+        command += ["--wheel-dir", str(folder), str(stage)]
+        done = subprocess.run(command, env=variables, umask=0o022, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+
+
+def _copy_sources(folder: Path, commit: str) -> None:
     for name in layout.source_files(layout.ROOT, "prefcls_lib"):
         content, target = (layout.ROOT / name).read_bytes(), folder / name
         if target.suffix == ".gz":  # Kaggle would unpack it
             content, target = gzip.decompress(content), target.with_suffix("")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+        target.chmod(0o644)  # whatever this user's umask is
     (folder / "prefcls_lib" / "commit.txt").write_text(commit + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -107,6 +108,8 @@ def test_equal_inputs_give_equal_marks(build, built, tmp_path):
     commit = layout.library_commit()
     assert library.startswith(f"{commit} ")
     assert before["datasets/prefcls-lib/prefcls_lib/commit.txt"].decode() == f"{commit}\n"
+    [wheel] = (built / "datasets" / "prefcls-lib").glob("prefcls_lib-*-py3-none-any.whl")
+    assert zipfile.Path(wheel, "prefcls_lib/commit.txt").read_text() == f"{commit}\n"
     config = tmp_path / "backbone" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0.2}))
     assert build()[0] == 0

@@ -38,7 +38,7 @@ def start(config: RunConfig) -> Job:
     """
     job = read_job(config)
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
-    make_accelerator(config.mixed_precision, config.report_to)
+    make_accelerator(config.mixed_precision, config.report_to, job.folder / "logs")
     if (job.folder / "config.json").exists():  # the weights were loaded when the folder was opened first
         return open_folder(replace(job, backbone=backbone))
     model = build_model(backbone.path, config)

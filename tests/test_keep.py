@@ -1,0 +1,119 @@
+"""What a user keeps: a model that is loaded in Python, its card, and the record of a run in trackers."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import read_probs, run_small
+from huggingface_hub import ModelCard
+
+import prefcls_lib
+from prefcls_lib.data import loading
+from prefcls_lib.data.schema import TEXT_COLUMNS
+from prefcls_lib.ensemble.blend import fit_runs
+from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.runtime import trackers
+from prefcls_lib.runtime.files import UserError
+
+PAIR = (["What is 2 + 3?"], ["5"], ["2 + 3 is 6."])
+
+
+def test_a_run_predicts_on_texts_what_it_predicts_on_rows(finished_run, home):
+    """Of the test rows: the submission; turns are lists of texts, and one turn may be a text."""
+    rows = loading.read_rows(home / "test.csv", labelled=False)
+    model = prefcls_lib.load(finished_run)
+    probs = model.predict_proba(*(list(rows[name]) for name in TEXT_COLUMNS))
+    np.testing.assert_allclose(probs, read_probs(finished_run / "submission.csv"), atol=1e-9)
+    assert model.predict(*PAIR)[0] == model.classes[model.predict_proba(*PAIR).argmax()]
+    np.testing.assert_array_equal(model.predict_proba([[t] for t in PAIR[0]], *PAIR[1:]), model.predict_proba(*PAIR))
+
+
+def test_exchanged_answers_exchange_the_probabilities(finished_run):
+    """Exactly; also of one model of the run, and another prompt beside it changes nothing."""
+    prompts, a, b = PAIR
+    for place in (finished_run, finished_run / "model" / "fold0"):
+        model = prefcls_lib.load(place)
+        assert (model.predict_proba(prompts, b, a)[:, [1, 0, 2]] == model.predict_proba(prompts, a, b)).all()
+
+
+def test_a_blend_is_loaded_like_a_run(finished_run, tmp_path):
+    """A blend of one run: its calibration of the run's probabilities, in log space."""
+    state = fit_runs([finished_run], tmp_path / "blend.json")
+    probs = prefcls_lib.load(finished_run).predict_proba(*PAIR)
+    logits = np.log(probs) / state["temperature"] + [0, 0, state["tie_bias"]]
+    expected = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(prefcls_lib.load(tmp_path / "blend.json").predict_proba(*PAIR), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("What is 2 + 3?", ["5"], ["6"]), r"prompt: expected a list of texts.*not str"),
+        (([], [], []), r"prompt: 0 texts"),
+        ((["one", "two"], ["5"], ["6"]), r"response_a: 1 texts, but 2 prompts"),
+        ((["one"], [None], ["6"]), r"response_a, comparison 0: 'None' is neither a text nor a list"),
+        ((["one"], ["5"], [6]), r"response_b, comparison 0: '6' is neither"),
+        (([["one", "two"]], [["5"]], [["6", "7"]]), r"comparison 0: prompts and answers have 2, 1, 2 turns"),
+    ],
+)
+def test_texts_that_are_none_are_refused(finished_run, texts, message):
+    """What, where, and what to give instead."""
+    with pytest.raises(UserError, match=message):
+        prefcls_lib.load(finished_run).predict_proba(*texts)
+
+
+def test_load_names_what_is_wrong_with_a_folder(tmp_path, finished_run):
+    """No run, one that is not complete, one of a version with other settings."""
+    with pytest.raises(UserError, match=r"holds no run \(config\.json\)"):
+        prefcls_lib.load(tmp_path)
+    (tmp_path / "config.json").write_text((finished_run / "config.json").read_text())
+    with pytest.raises(UserError, match="the run is not complete"):
+        prefcls_lib.load(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "preference.json").write_text(json.dumps({"settings": {"pooling": "mean"}, "feature_scaler": None}))
+    with pytest.raises(UserError, match=r"model: cannot be read .*pooling"):
+        prefcls_lib.load(model)
+
+
+def test_each_folder_has_a_card(finished_run):
+    """The hub's header is read by its own library; the numbers are those of result.json."""
+    result = json.loads((finished_run / "result.json").read_text())
+    for place in (finished_run, finished_run / "model" / "fold0"):
+        card = ModelCard.load(place / "README.md")
+        data = card.data.to_dict()
+        assert (data["language"], data["license"], data["library_name"]) == ("en", "apache-2.0", "prefcls-lib")
+        assert "chatbot-arena" in data["tags"] and "log_loss" in data["metrics"]
+        assert f"Log loss {result['log_loss']:.4f}" in card.text
+        assert result["data_sha256"]["train"] in card.text
+        assert f'prefcls_lib.load("{place.name}")' in card.text
+
+
+@pytest.mark.parametrize(
+    ("report_to", "message"),
+    [
+        ("tensorbord", "no such tracker. Did you mean 'tensorboard'"),
+        ("clearml", "not installed. Run `pip install clearml`"),
+    ],
+)
+def test_trackers_that_cannot_be_used_are_refused(report_to, message):
+    """The nearest name, or what to install."""
+    assert trackers.find_trackers("none") == []
+    with pytest.raises(UserError, match=message):
+        trackers.find_trackers(report_to)
+
+
+def test_tensorboard_gets_history_and_result(home, tmp_path):
+    """What is in history.csv and result.json, once although two processes train."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_small(home, tmp_path / "run", "report_to=tensorboard", "num_processes=2")
+    found: dict[str, list[float]] = {}
+    for folder in {path.parent for path in (tmp_path / "run" / "logs").rglob("events.out.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    history = read_table(tmp_path / "run" / "history.csv")
+    assert found["valid_log_loss"] == pytest.approx(history["valid_log_loss"].tolist(), rel=1e-6)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert found["log_loss"] == pytest.approx([result["log_loss"]], rel=1e-6)
