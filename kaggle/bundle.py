@@ -80,10 +80,10 @@ def build_bundle(
 
 def write_library(folder: Path, commit: str) -> None:
     """The data set of the library: its folder with the commit, to read and to import, and its wheel, to install."""
+    _copy_sources(folder, commit)
     with TemporaryDirectory() as scratch:
         stage = Path(scratch)
         _copy_sources(stage, commit)
-        shutil.copytree(stage / "prefcls_lib", folder / "prefcls_lib")
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copyfile(layout.ROOT / name, stage / name)
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]

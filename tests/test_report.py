@@ -347,12 +347,9 @@ def test_fold_plans_by_hand():
         assert part in found["sentence"]
 
 
-def test_the_committed_fold_plans_are_of_the_committed_ladder():
-    """The shipped plan's log loss is that in the ladder's run, and the summary is that of the sixty log losses."""
+def test_the_committed_fold_plans_are_summarised_right():
+    """The summary is that of the sixty log losses."""
     study = read_json(ROOT / "report" / "studies" / "fold_plans.json")
-    lines = read_json(ROOT / "report" / "runs" / "ladder" / "result.json")["baselines"]
-    (line,) = [line for line in lines if line["model"] == study["baseline"]]
-    assert study["shipped_log_loss"] == pytest.approx(line["log_loss"], abs=5e-5)
     assert fold_plans.summarise(study["shipped_log_loss"], study["log_losses"]) == study and study["plans"] == 60
 
 
