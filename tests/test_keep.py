@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from accelerate.tracking import GeneralTracker
 from conftest import read_probs, run_small
 from huggingface_hub import ModelCard
+from test_train import make_config, make_examples, make_model
 
 import prefcls_lib
 from prefcls_lib.data import loading
@@ -13,7 +15,9 @@ from prefcls_lib.data.schema import TEXT_COLUMNS
 from prefcls_lib.ensemble.blend import fit_runs
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime import trackers
+from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
+from prefcls_lib.training import loop
 
 PAIR = (["What is 2 + 3?"], ["5"], ["2 + 3 is 6."])
 
@@ -101,6 +105,41 @@ def test_trackers_that_cannot_be_used_are_refused(report_to, message):
     assert trackers.find_trackers("none") == []
     with pytest.raises(UserError, match=message):
         trackers.find_trackers(report_to)
+
+
+class Recorder(GeneralTracker):
+    """A tracker that keeps what it is sent."""
+
+    name = "recorder"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.sent: list[tuple[dict, int | None]] = []
+
+    @property
+    def tracker(self):
+        """What it writes to."""
+        return self.sent
+
+    def store_init_configuration(self, values):
+        """Settings are not kept."""
+
+    def log(self, values, step=None, **_):
+        """Keep them with their step."""
+        self.sent.append((values, step))
+
+
+def test_any_tracker_of_accelerate_gets_each_validation(tiny):
+    """At its step, numbers alone; what was not measured is left out."""
+    recorder, config = Recorder(), make_config(validations_per_epoch=2, structure_features=False)
+    accelerator = make_accelerator("no")
+    accelerator.trackers = [recorder]
+    given = (make_model(tiny, config), make_examples(32, 1), make_examples(9, 2), config, accelerator, 0)
+    history = loop.fit(*given).history
+    assert [step for _, step in recorder.sent] == history["step"].tolist()
+    assert [values["valid_log_loss"] for values, _ in recorder.sent] == history["valid_log_loss"].tolist()
+    assert all(isinstance(value, float) for values, _ in recorder.sent for value in values.values())
 
 
 def test_tensorboard_gets_history_and_result(home, tmp_path):
