@@ -45,15 +45,6 @@ class BaselineInputs:
         counts = None if self.counts is None else tuple(side[index] for side in self.counts)
         return BaselineInputs(self.dense[index], self.kinds[index], counts, self.sources[index])
 
-    def joined(self, other: "BaselineInputs") -> "BaselineInputs":
-        """These rows, then those of `other`, read in the same way."""
-        counts = None
-        if self.counts is not None:
-            counts = tuple(sparse.vstack(sides, format="csr") for sides in zip(self.counts, other.counts, strict=True))
-        pairs = (self.dense, other.dense), (self.kinds, other.kinds), (self.sources, other.sources)
-        dense, kinds, sources = map(np.concatenate, pairs)
-        return BaselineInputs(dense, kinds, counts, sources)
-
 
 def read_inputs(rows: pd.DataFrame, features: np.ndarray | None = None, with_text: bool = True) -> BaselineInputs:
     """What the baselines read of the rows of `loading.read_rows`.

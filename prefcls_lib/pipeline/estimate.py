@@ -16,7 +16,7 @@ from prefcls_lib.runtime.devices import machine_name, make_accelerator
 ROWS = 200  # that are tokenised for the mean length of a row
 TOKENS = 512  # of the forward pass that is timed
 BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
-BASELINE_SECONDS = 0.01  # of all fits before training, for each row and fold; measured on a CPU (report/log.md)
+BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU seconds for 57,477 (report/log.md)
 
 
 def describe_duration(job: Job, model: PreferenceModel) -> str:
