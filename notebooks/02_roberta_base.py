@@ -51,7 +51,6 @@ folds = [0]  # validate on fold 0 of 10: a 90/10 split
 seed = 42
 max_length = 512
 head = "symmetric"  # "concat" is the original study's
-structure_features = True
 num_epochs = None  # None: the backbone's recipe
 learning_rate = None
 batch_size = 32
@@ -220,7 +219,7 @@ preview.describe_first_step(data)
 # RoBERTa was not trained to represent a text as one vector. Its first token `<s>` has no special meaning before
 # fine-tuning, so we take the mean over the real tokens.
 #
-# The head gets u, v, u − v, u ∗ v and the structure features, and has one hidden layer with two outputs. The
+# The head gets u, v, u − v and u ∗ v, and has one hidden layer with two outputs. The
 # **correction** is added to the baseline's offset: this sum is the prediction. The **auxiliary output** predicts
 # without the offset, in training only; the two losses are added. Without it, rows that the baseline already explains
 # would give the encoder little gradient.
@@ -247,8 +246,8 @@ print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_
 # rate falling to zero, instead of waiting for a plateau.
 #
 # A fold that is finished is saved, and is not trained again if you run this notebook on the same folder; a fold that
-# was cut off resumes at its last checkpoint. Each validation also predicts the rows by the auxiliary output with the
-# structure features at their mean, that is, by the encoder alone. If these predictions are nearly the same for all
+# was cut off resumes at its last checkpoint. Each validation also predicts the rows by the auxiliary output alone:
+# this is what the encoder knows without the baseline. If these predictions are nearly the same for all
 # rows, or the encoder improves neither on the class shares nor on the baseline, it has collapsed. An encoder is judged
 # after the warm-up and 10,000 more rows; if it has collapsed at two validations in a row, its training ends early, and
 # the result says what to set.

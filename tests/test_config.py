@@ -13,8 +13,8 @@ from prefcls_lib.runtime.files import UserError
 
 # what papermill and --set deliver: setting, text, value
 TEXTS = [
-    ("structure_features", "false", False),
-    ("structure_features", "True", True),
+    ("gradient_checkpointing", "false", False),
+    ("gradient_checkpointing", "True", True),
     ("learning_rate", "1e-4", 0.0001),
     ("learning_rate", " 3e-5 ", 0.00003),
     ("folds", "[1,2]", (1, 2)),
@@ -32,7 +32,7 @@ TEXTS = [
     ("out", 2024, "2024"),
     ("mixed_precision", False, "no"),
     ("mixed_precision", "No", "no"),
-    ("structure_features", "off", False),
+    ("gradient_checkpointing", "off", False),
 ]
 
 # setting, wrong value, words that the message must have
@@ -60,8 +60,8 @@ WRONG = [
     ("seed", "9" * 400, "expected a whole number"),
     ("seed", -1, "expected a number from 0"),
     ("max_length", 15, "expected a number from 16"),
-    ("structure_features", "maybe", "expected true or false"),
-    ("structure_features", 1, "expected true or false"),
+    ("gradient_checkpointing", "maybe", "expected true or false"),
+    ("gradient_checkpointing", 1, "expected true or false"),
     ("backbone", "", "expected text"),
     ("head", "siamese", "choose one of symmetric, concat"),
     ("mixed_precision", "fp8", "choose one of auto, no, bf16, fp16"),
@@ -122,11 +122,11 @@ def test_yaml_file_is_read_as_a_person_means_it(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
         "learning_rate: 1e-4\nfolds: [0, 1]\nmax_length: 0256\nseed: 010\nmixed_precision: no\n"
-        "structure_features: off\nnum_epochs: 3\ndropout:\nextra_train: [a.csv, b.csv]  # two files\n",
+        "gradient_checkpointing: on\nnum_epochs: 3\ndropout:\nextra_train: [a.csv, b.csv]  # two files\n",
         encoding="utf-8",
     )
     expected = RunConfig(learning_rate=0.0001, folds=(0, 1), max_length=256, seed=10, mixed_precision="no",
-                         structure_features=False, num_epochs=5, extra_train="a.csv,b.csv")  # fmt: skip
+                         gradient_checkpointing=True, num_epochs=5, extra_train="a.csv,b.csv")  # fmt: skip
     assert RunConfig.from_yaml(path, {"num_epochs": "5"}) == expected
     path.write_text("# nothing yet\n", encoding="utf-8")
     assert RunConfig.from_yaml(path, {}) == RunConfig.from_yaml(None, {}) == RunConfig()
@@ -183,7 +183,7 @@ def test_mistyped_injected_parameter_stops_the_notebook(value):
 
 def test_config_survives_json():
     """to_dict is plain JSON, and from_mapping of it is the same config."""
-    config = RunConfig(folds=(2, 0), learning_rate=3e-5, num_epochs=None, structure_features=False, out="x/y")
+    config = RunConfig(folds=(2, 0), learning_rate=3e-5, num_epochs=None, gradient_checkpointing=True, out="x/y")
     text = json.dumps(config.to_dict(), allow_nan=False)
     assert RunConfig.from_mapping(json.loads(text)) == config
     assert json.loads(text)["folds"] == [2, 0]

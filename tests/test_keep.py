@@ -75,7 +75,7 @@ def test_load_names_what_is_wrong_with_a_folder(tmp_path, finished_run):
         prefcls_lib.load(tmp_path)
     model = tmp_path / "model"
     model.mkdir()
-    (model / "preference.json").write_text(json.dumps({"settings": {"pooling": "mean"}, "feature_scaler": None}))
+    (model / "preference.json").write_text(json.dumps({"settings": {"pooling": "mean"}}))
     with pytest.raises(UserError, match=r"model: cannot be read .*pooling"):
         prefcls_lib.load(model)
 
@@ -132,7 +132,7 @@ class Recorder(GeneralTracker):
 
 def test_any_tracker_of_accelerate_gets_each_validation(tiny):
     """At its step, numbers alone; what was not measured is left out."""
-    recorder, config = Recorder(), make_config(validations_per_epoch=2, structure_features=False)
+    recorder, config = Recorder(), make_config(validations_per_epoch=2)
     accelerator = make_accelerator("no")
     accelerator.trackers = [recorder]
     given = (make_model(tiny, config), make_examples(32, 1), make_examples(9, 2), config, accelerator, 0)

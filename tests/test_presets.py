@@ -60,7 +60,7 @@ def test_original_is_the_study_and_nothing_of_ours():
     config = config.with_recipe(choose_recipe(AutoConfig.for_model("roberta")))
     study = {"num_epochs": 10, "max_length": 256, "label_smoothing": 0.1, "weight_decay": 0.01, "head": "concat"}
     assert {name: getattr(config, name) for name in study} == study
-    assert (config.text_cleaning, config.structure_features, config.start_from) == ("ascii", False, "none")
+    assert (config.text_cleaning, config.start_from) == ("ascii", "none")
 
 
 count_tokens = functools.cache(t4_plan.count_tokens)

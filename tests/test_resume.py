@@ -28,7 +28,6 @@ from prefcls_lib.runtime.files import UserError, backup_of, write_whole
 from prefcls_lib.training import loop, optim, validation
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
 
-PLAIN = {"structure_features": False}
 LONG = ("num_epochs=6", "validations_per_epoch=1")  # 30 steps
 
 
@@ -53,7 +52,7 @@ def stop(tiny, config, folder: Path, step: int, **given) -> None:
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, precision):
     """Weights, history and predictions to the bit, with dropout, selection of the best step, and two stops."""
-    config = make_config(num_epochs=3, dropout=0.1, learning_rate=1e-3, mixed_precision=precision, **PLAIN)
+    config = make_config(num_epochs=3, dropout=0.1, learning_rate=1e-3, mixed_precision=precision)
     whole = make_model(tiny, config)
     expected = fit(whole, config)
     for first in (1, 3, 5):
@@ -87,7 +86,7 @@ def test_best_weights_survive_a_stop(tiny, tmp_path, monkeypatch):
 
 def test_bar_of_a_resumed_training_starts_at_its_step(tiny, tmp_path, monkeypatch):
     """So that the pace and the time left are those of the steps of this session."""
-    bars, make, config = [], loop.progress_bar, make_config(**PLAIN)
+    bars, make, config = [], loop.progress_bar, make_config()
     monkeypatch.setattr(loop, "progress_bar", lambda *given: bars.append(make(*given)) or bars[-1])
     stop(tiny, config, tmp_path / "state", 3)
     fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
@@ -97,7 +96,7 @@ def test_bar_of_a_resumed_training_starts_at_its_step(tiny, tmp_path, monkeypatc
 
 def test_resumed_after_its_last_step(tiny, tmp_path, monkeypatch):
     """Killed between the last checkpoint and the saved model: nothing is trained, and the result is the same."""
-    config = make_config(**PLAIN)
+    config = make_config()
     expected = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
     monkeypatch.setattr(loop, "train_step", None)
     result = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
@@ -124,7 +123,7 @@ def test_checkpoint_holds_the_random_state_of_its_own_gpu(tiny, tmp_path, monkey
 def test_checkpoint_has_so_many_bytes_a_parameter(tiny, tmp_path, monkeypatch, min_rows, bytes_each):
     """fp32 weights and two moments, with enough validation rows the best weights too; two of those are planned for."""
     monkeypatch.setattr(validation, "MIN_ROWS_TO_SELECT", min_rows)
-    config = make_config(num_epochs=1, **PLAIN)
+    config = make_config(num_epochs=1)
     model = make_model(tiny, config)
     model.encoder.resize_token_embeddings(20_000, mean_resizing=False)  # large beside the files' headers
     fit(model, config, session=Session(tmp_path / "state"))
@@ -137,7 +136,7 @@ def test_checkpoint_has_so_many_bytes_a_parameter(tiny, tmp_path, monkeypatch, m
 
 def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypatch):
     """Weights stay finite, the history counts them, and has no training loss where all are; 20 in a row end the run."""
-    config, real = make_config(**PLAIN), loop.train_step
+    config, real = make_config(), loop.train_step
     bad = iter([False, True, False, True, False, False])
 
     def overflow(model, *rest):

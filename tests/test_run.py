@@ -27,8 +27,8 @@ PROMISED = (
     "predict_useful_token_share", "tokens_per_second", "seconds", "seconds_before_training", "best_epoch", "backbone",
     "seed", "versions", "data_sha256",
 )  # fmt: skip
-VARIANTS = ("head=concat", "structure_features=false", "text_cleaning=ascii", "architecture=cross", "init_from",
-            "mixed_precision=bf16", "start_from=none")  # fmt: skip
+VARIANTS = ("head=concat", "text_cleaning=ascii", "architecture=cross", "init_from", "mixed_precision=bf16",
+            "start_from=none")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,6 @@ def test_variant_runs_and_predicts_the_same_from_disk(home, reward_folders, tmp_
     assert (tmp_path / "again.csv").read_bytes() == (run / "submission.csv").read_bytes()
     (name, value), state = given.split("="), read_json(run / "model" / "fold0" / "preference.json")
     assert str(state["settings"][name]).lower() == value.lower()
-    assert (state["feature_scaler"] is None) == (setting == "structure_features=false")
     assert (run / "model" / "fold0" / "baseline").exists() == (setting != "start_from=none")
     assert (result["flip_rate"] == 0) == (setting != "head=concat")
     assert result["backbone"] == (value if name == "init_from" else str(home / "backbone"))

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import SIGNS
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.models.reward import RewardPooler
@@ -94,15 +93,14 @@ def make_model(folder, **head: object) -> PreferenceModel:
     with torch.device("meta"):
         eager = config.model_type in ("deberta-v2", "mpnet")  # transformers has no other attention for them
         encoder = AutoModel.from_config(config, attn_implementation=None if eager else "sdpa")
-        return PreferenceModel(encoder, PreferenceHead(config.hidden_size, True, True, 0.1, **head))
+        return PreferenceModel(encoder, PreferenceHead(config.hidden_size, True, 0.1, **head))
 
 
 def make_examples(lengths: list[int]) -> Examples:
     """Rows of two sides each, of the given lengths."""
     rows = len(lengths) // 2
     ids = [np.arange(5, 5 + length, dtype=np.int32) for length in lengths]
-    features = np.zeros((rows, len(SIGNS)), dtype=np.float32)
-    return Examples(ids, np.arange(2 * rows).reshape(rows, 2), features, np.zeros(rows, dtype=np.int64))
+    return Examples(ids, np.arange(2 * rows).reshape(rows, 2), np.zeros(rows, dtype=np.int64))
 
 
 def waits_of_a_step(model: PreferenceModel, examples: Examples) -> set[str]:

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from prefcls_lib.baselines.columns import ROWS_AT_ONCE, BaselineInputs, tie_shares_shift
 from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior
-from prefcls_lib.data.features import DENSE
+from prefcls_lib.data.features import FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.evaluation.scores import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json
@@ -78,10 +78,10 @@ class BaselineMean:
         return np.mean([values if len(values) == len(shifts) else shifts for values in fitted], axis=0)
 
     def save(self, folder: Path) -> None:
-        """Write baseline.json, which names the models and columns, and baseline.safetensors into `folder`."""
+        """Write baseline.json, which names the models and features, and baseline.safetensors into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         names = [model.name for model in self.models]
-        write_json(folder / "baseline.json", {"models": names, "columns": [column.name for column in DENSE]})
+        write_json(folder / "baseline.json", {"models": names, "features": FEATURE_NAMES})
         arrays = {
             f"{number}/{name}": np.array(value, order="C")
             for number, model in enumerate(self.models)
@@ -94,8 +94,7 @@ class BaselineMean:
         """Read `save` back; predictions are the same to the bit. Runs no code from the files."""
         saved, path = read_json(folder / "baseline.json"), folder / "baseline.safetensors"
         names = saved.get("models", [])
-        columns = [column.name for column in DENSE]
-        if saved.get("columns") != columns or not names or not set(names) <= set(MODELS):
+        if saved.get("features") != list(FEATURE_NAMES) or not names or not set(names) <= set(MODELS):
             raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run again.")
         try:
             states: list[dict] = [{} for _ in names]

@@ -47,7 +47,7 @@ def fit_baselines(job: Job) -> pd.DataFrame:
     """
     left = [fold for fold in job.config.folds if not baseline_folder(job.folder, fold).is_dir()]
     if left:
-        inputs, test_inputs = read_inputs(job.all_rows, job.features), read_inputs(job.test_rows, job.test_features)
+        inputs, test_inputs = read_inputs(job.all_rows), read_inputs(job.test_rows)
         for fold in left:
             _fit_fold(job, inputs, test_inputs, fold)
     folders = [baseline_folder(job.folder, fold) for fold in job.config.folds]

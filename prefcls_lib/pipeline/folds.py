@@ -12,7 +12,6 @@ from accelerate import Accelerator
 
 from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, class_shares
 from prefcls_lib.evaluation import compare, scores, slices
 from prefcls_lib.evaluation.calibration import fit_calibration_on
@@ -44,20 +43,18 @@ def train_models(data: TrainingData, models: list[FoldModel]) -> None:
             _train_model(data, model, Session(data.folder.state_folder(model), deadline, tokens_to_predict, stop))
 
 
-def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examples, FeatureScaler | None]:
-    """Training, validation and test examples of a fold; features standardised on its own training rows.
+def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examples]:
+    """Training, validation and test examples of a fold.
 
     Extra rows are trained on, but for those that share a prompt with a validation row.
     """
     rows, start, on_baseline = data.rows, load_fold_baseline(data.folder, fold), data.config.start_from != "none"
     own, is_valid = rows.files == 0, rows.folds == fold
     is_train = np.isfinite(start.rows[:, 0]) & ~is_valid
-    scaler = FeatureScaler.fit(rows.features[own & is_train]) if data.config.structure_features else None
 
     def examples(rows: PreparedRows, offsets: np.ndarray) -> Examples:
-        features = scaler and scaler.transform(rows.features).astype(np.float32)
         offsets = offsets.astype(np.float32) if on_baseline else None
-        return Examples(rows.encoded.token_ids, rows.encoded.sides, features, rows.labels, offsets)
+        return Examples(rows.encoded.token_ids, rows.encoded.sides, rows.labels, offsets)
 
     everything, test = examples(rows, start.rows), replace(examples(data.test, start.test), labels=None)
     train, valid = everything.take(is_train), everything.take(is_valid)
@@ -65,7 +62,7 @@ def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examp
         files = rows.files[is_train]
         of_files = (start.baseline.file_shifts if on_baseline else tie_shares_shift)(train.labels, files)
         train = replace(train, tie_shifts=tie_shifts(files, of_files).astype(np.float32))
-    return train, valid, test, scaler
+    return train, valid, test
 
 
 def new_model(data: TrainingData, train: Examples, accelerator: Accelerator) -> PreferenceModel:
@@ -101,7 +98,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     """Train one model of the run, predict, and save it with its tables in its folder."""
     started, fold, name = time.perf_counter(), fold_model.fold, fold_model.name
     config = replace(data.config, seed=data.config.seed + fold_model.seed_index)
-    train, valid, test, scaler = split_rows(data, fold)
+    train, valid, test = split_rows(data, fold)
     seed_everything(config.seed + fold)
     accelerator = make_accelerator(config.mixed_precision, config.report_to, data.folder / "logs")
     trackers.begin(accelerator, config.to_dict(), f"{data.folder.path.name}-{name}")
@@ -117,7 +114,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
         baseline = load_fold_baseline(data.folder, fold).baseline if config.start_from != "none" else None
 
         def write(folder: Path) -> None:
-            save_model(folder, model, data.backbone, scaler, data.config, baseline)
+            save_model(folder, model, data.backbone, data.config, baseline)
             history = fitted.history.assign(fold=fold, seed=config.seed)
             write_model_tables(folder, record | {"finished_at": time.time()}, history, oof, data.test.ids, test_probs)
 

@@ -10,7 +10,6 @@ import pandas as pd
 
 from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import locate_csv, read_rows, row_keys
 from prefcls_lib.data.schema import ID, SOURCE, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
@@ -42,16 +41,6 @@ class Job:
         if self.extra_rows is None:
             return self.rows
         return pd.concat([self.rows.assign(**{SOURCE: 0}), self.extra_rows], ignore_index=True)
-
-    @cached_property
-    def features(self) -> np.ndarray:
-        """(N, F) raw structure features of `all_rows`."""
-        return compute_features(self.all_rows)
-
-    @cached_property
-    def test_features(self) -> np.ndarray:
-        """(N, F) those of the test rows."""
-        return compute_features(self.test_rows)
 
     @property
     def baseline_name(self) -> str:

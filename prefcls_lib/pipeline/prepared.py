@@ -2,7 +2,7 @@
 
 checkpoint/rows/, checkpoint/test/   of the training rows, extra rows last, and of the test rows:
     tokens.npy bounds.npy sides.npy cut.npy answer_seen.npy   their sides as token ids, see `tokenization.EncodedRows`
-    features.npy ids.npy groups.npy labels.npy folds.npy files.npy   see `PreparedRows`
+    ids.npy groups.npy labels.npy folds.npy files.npy   see `PreparedRows`
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.files import read_json, reading, write_whole
 
 ENCODED = ("sides", "cut", "answer_seen")
-COLUMNS = ("features", "ids", "groups", "labels", "folds", "files")
+COLUMNS = ("ids", "groups", "labels", "folds", "files")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class PreparedRows:
     """N rows as networks read them."""
 
     encoded: EncodedRows  # token ids
-    features: np.ndarray  # (N, F) raw structure features
     ids: np.ndarray  # (N,) str
     groups: np.ndarray  # (N,) str
     labels: np.ndarray  # (N,) int; -1: not known
@@ -51,8 +50,8 @@ class TrainingData:
 def prepare_rows(job: Job) -> TrainingData:
     """Write what networks read of the rows into checkpoint/, but for what an earlier session has written."""
     folds = np.append(job.folds, np.full(len(job.all_rows) - len(job.rows), -1))
-    parts = {"rows": (job.all_rows, job.features, folds),
-             "test": (job.test_rows, job.test_features, np.full(len(job.test_rows), -1))}  # fmt: skip
+    parts = {"rows": (job.all_rows, folds),
+             "test": (job.test_rows, np.full(len(job.test_rows), -1))}  # fmt: skip
     for name, given in parts.items():
         place = job.folder / "checkpoint" / name
         if not place.is_dir():
@@ -70,11 +69,11 @@ def load_training_data(
     return TrainingData(config, folder, backbone, rows, test, started_at)
 
 
-def _write_rows(folder: Path, job: Job, rows: pd.DataFrame, features: np.ndarray, folds: np.ndarray) -> None:
+def _write_rows(folder: Path, job: Job, rows: pd.DataFrame, folds: np.ndarray) -> None:
     texts = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
     encoded = encode_rows(rows, job.backbone.tokenizer, *texts)
     arrays = {"tokens": np.concatenate(encoded.token_ids), "bounds": np.append(0, np.cumsum(encoded.lengths))}
-    arrays |= {name: getattr(encoded, name) for name in ENCODED} | {"features": features, "folds": folds}
+    arrays |= {name: getattr(encoded, name) for name in ENCODED} | {"folds": folds}
     arrays |= {"ids": np.array(rows[ID], dtype=str), "groups": np.array(rows["group"], dtype=str)}
     arrays["labels"] = rows["label"].to_numpy() if "label" in rows else np.full(len(rows), -1)
     arrays["files"] = rows[SOURCE].to_numpy() if SOURCE in rows else np.zeros(len(rows), dtype=np.int64)

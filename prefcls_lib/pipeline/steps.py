@@ -1,7 +1,7 @@
 """The main job in the order of its steps; the command line and the notebooks both call these and nothing else.
 
 job = start(config)              everything that can be wrong is found here; a prior submission is in place
-data = prepare(job)              token ids and features of all rows, written once
+data = prepare(job)              token ids of all rows, written once
 baselines = fit_baselines(job)   plain models on the same folds: what the networks start from
 fit_folds(data)                  one model a fold (and seed), each saved when it is done; on several GPUs side by side
 result = finish(job)             submission.csv, the tables, result.json
@@ -49,7 +49,7 @@ def start(config: RunConfig) -> Job:
 
 
 def prepare(job: Job) -> TrainingData:
-    """Token ids and features of all rows: see `prepared.prepare_rows`."""
+    """Token ids of all rows: see `prepared.prepare_rows`."""
     return prepare_rows(job)
 
 
