@@ -35,7 +35,6 @@ KINDS = ("deberta-v2", "roberta", "electra", "bert")
 MORE_KINDS = ("modernbert", "mpnet", "xlm-roberta", "mdeberta-v2")
 VOCABULARY = 600
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-INPUTS = ["input_ids", "attention_mask"]
 TWO_FOLDS = ("folds=[0,1]",)  # of `finished_run`
 
 
@@ -244,21 +243,23 @@ def make_tokenizer(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
         special = special[:4] if like_roberta else special  # XLM-R's <mask> stands after all others
     trained = trainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False, **options)
     tokenizer.train_from_iterator(texts, trained)
-    if words:
-        tokenizer.enable_truncation(12)
-        tokenizer.enable_padding(length=12)
     if like_roberta:
         ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
         tokenizer.post_processor = processors.RobertaProcessing(*ends, True, False)
         names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>",
                  "unk_token": "[UNK]" if words else "<unk>", "mask_token": "<mask>"}  # fmt: skip
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=INPUTS, **names)
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends
-    )
-    names = {f"{token.strip('[]').lower()}_token": token for token in BERT_SPECIAL}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=INPUTS, **names)
+    else:
+        ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends
+        )
+        names = {f"{token.strip('[]').lower()}_token": token for token in BERT_SPECIAL}
+    inputs = ["input_ids", "attention_mask"]
+    finished = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    if words:
+        finished.backend_tokenizer.enable_truncation(12)
+        finished.backend_tokenizer.enable_padding(length=12)
+    return finished
 
 
 # Two layers; what a checkpoint of the kind has. RoBERTa's 66 positions hold 64 tokens, as 514 hold 512 in the real one.
