@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.columns import BaselineInputs
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
@@ -55,7 +55,7 @@ class SavedNetwork:
         """Token ids of rows from `loading.read_rows`: the same for all models of a run."""
         settings = (self.config.max_length, self.config.text_cleaning, self.config.architecture)
         encoded = encode_rows(rows, self.backbone.tokenizer, *settings)
-        baseline = self.baseline and read_inputs(rows, self.baseline.reads_text)
+        baseline = self.baseline and self.baseline.read_inputs(rows)
         return NetworkInputs(Examples(encoded.token_ids, encoded.sides), baseline)
 
     def predict_proba(self, inputs: NetworkInputs, label: str = "") -> np.ndarray:
@@ -72,22 +72,7 @@ class SavedNetwork:
         return probs
 
 
-@dataclass(frozen=True)
-class SavedBaseline:
-    """A baseline read back from its folder, with the methods of `SavedNetwork`."""
-
-    baseline: BaselineMean
-
-    def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
-        """What baselines read of rows from `loading.read_rows`."""
-        return read_inputs(rows, with_text=self.baseline.reads_text)
-
-    def predict_proba(self, inputs: BaselineInputs, label: str = "") -> np.ndarray:
-        """Probabilities (N, 3), see `SavedNetwork.predict_proba`."""
-        return self.baseline.predict_proba(inputs)
-
-
-def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
+def load_model(folder: Path) -> SavedNetwork | BaselineMean:
     """A fold's model from its folder: a network of `prefcls run`, or a baseline of `prefcls ladder`.
 
     Its files must be those that were saved: fold.json, where the folder has it, knows their SHA-256.
@@ -98,7 +83,7 @@ def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
             if sha256(folder / name) != wanted:
                 raise UserError(f"{folder / name}: is damaged or was changed. Copy the run folder again.")
         if not (folder / "preference.json").exists():
-            return SavedBaseline(BaselineMean.load(folder))
+            return BaselineMean.load(folder)
         config = RunConfig(**read_json(folder / "preference.json")["settings"])
         backbone = load_backbone(str(folder), config.max_length)
         encoder, pooler, skip = load_encoder(folder, 0.0), None, None
