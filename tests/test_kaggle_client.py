@@ -8,7 +8,7 @@ from kaggle_stand_in import KEY, TOKEN, quota
 
 from prefcls_lib.runtime.files import UserError
 
-KERNEL = client.Kernel(OWNER, "prefcls-02-roberta-base", 7)
+KERNEL = client.Kernel(OWNER, "02-roberta-base", 7)
 COMPLETE = {"status": "COMPLETE"}
 OAUTH = {"refresh_token": "r", "access_token": "old", "username": OWNER,
          "access_token_expiration": "2999-01-01T00:00:00+00:00"}  # fmt: skip
@@ -97,8 +97,8 @@ def test_one_version_of_a_kernel_is_asked_for(kaggle, server):
     """Status and output are those of the version that was pushed, not of the last one."""
     server.script["GetKernelSessionStatus"] = [COMPLETE]
     kaggle.kernel_status(KERNEL)
-    list(kaggle.output_files(KERNEL))
-    kaggle.kernel_status(client.Kernel(OWNER, KERNEL.slug))
+    kaggle.output_files(KERNEL)
+    kaggle.kernel_status(client.Kernel(OWNER, KERNEL.name))
     labels = [body.get("versionLabel") for method, body in server.calls if "KernelSession" in method]
     assert labels == ["v7", "v7", None]
 

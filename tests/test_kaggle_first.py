@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kaggle_parts import OWNER, first, layout
+from kaggle_parts import OWNER, first
 from kaggle_stand_in import NOT_FOUND
 
 COMPLETE, ERROR = {"status": "COMPLETE"}, {"status": "ERROR"}
@@ -15,11 +15,10 @@ pytestmark = pytest.mark.usefixtures("naps")
 @pytest.fixture
 def run(tmp_path, tiny, capfd, monkeypatch):
     """run() -> (exit code, assumptions.json) of `make kaggle-first` with a tiny encoder."""
-    monkeypatch.setattr(first.fetch, "build_report", lambda runs: None)
+    monkeypatch.setattr(first.follow, "build_report", lambda runs: None)
 
     def call() -> tuple[int, dict]:
-        places = ["--bundle", str(tmp_path / "dist" / "kaggle"), "--runs", str(tmp_path / "first")]
-        code = first.main([OWNER, "--backbone", str(tiny), *places])
+        code = first.main([OWNER, "--backbone", str(tiny), "--runs", str(tmp_path / "first")])
         found = json.loads((tmp_path / "first" / "assumptions.json").read_text())
         shown = capfd.readouterr().out
         assert all(text in shown and what in shown for text, what in found.items())
@@ -75,9 +74,3 @@ def test_what_was_not_reached_is_said(server, run):
     assert code == 1
     assert len(server.sent("SaveKernel")) == 1
     assert list(found.values()).count("not seen") == 8
-
-
-def test_readme_has_every_assumption():
-    """Word for word."""
-    text = (layout.ROOT / "kaggle" / "README.md").read_text(encoding="utf-8").partition("## Assumptions")[2]
-    assert [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")] == list(first.ASSUMPTIONS)
