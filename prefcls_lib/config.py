@@ -16,6 +16,8 @@ import yaml
 
 from prefcls_lib.runtime.files import UserError, reading, shown
 
+LAST_SEED = 2**32 - 1  # of numpy
+
 
 class Range(NamedTuple):
     """The smallest and the largest allowed value of a setting."""
@@ -38,8 +40,8 @@ class RunConfig:
     max_train_rows: Annotated[int, Range(0)] = 0  # rows of the training file to use, chosen by content; 0: all
     num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
-    seed: Annotated[int, Range(0, 4_000_000_000)] = 42  # below 2^32 with the fold and the seed's number added
-    fold_seed: Annotated[int | None, Range(0, 4_000_000_000)] = None  # of rows, folds and baselines; None: as seed
+    seed: Annotated[int, Range(0, LAST_SEED)] = 42
+    fold_seed: Annotated[int | None, Range(0, LAST_SEED)] = None  # of rows, folds and baselines; None: as seed
     num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
@@ -161,8 +163,8 @@ def _read_value(name: str, value: object, annotation: object) -> object:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"setting {name}={shown(value)}: choose one of {', '.join(choices)}.{hint}")
     if limits and not (limits.low <= value <= limits.high and math.isfinite(value)):  # false for NaN
-        bounded = f"number from {limits.low:g} to {limits.high:g}"
-        expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low:g} or more"
+        bounded = f"number from {limits.low} to {limits.high}"
+        expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low} or more"
         raise UserError(f"setting {name}={value!r}: expected a {expected}.")
     return value
 
