@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefcls_lib.data import loading
-from prefcls_lib.evaluation import calibration, compare, plots, scores
+from prefcls_lib.evaluation import calibration, compare, plots, scores, slices
 from prefcls_lib.runtime.files import UserError, read_json, write_text
 from report import page, tables
 from report.read_runs import Found, read_runs
@@ -54,7 +54,8 @@ def _study_values() -> dict:
     """What the studies measured."""
     remedies = read_json(STUDIES / "known_floor_remedies.json")["lines"]
     return {
-        **{name: read_json(STUDIES / f"{name}.json") for name in ("more_rows", "curve")},
+        **{name: read_json(STUDIES / f"{name}.json") for name in ("more_rows", "ceiling")},
+        "curve": read_json(STUDIES / "learning_curve.json"),
         "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
         "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
@@ -70,6 +71,7 @@ def _published_values() -> dict:
     return {
         "published": published, "study": published["study"], "described": specification["backbones"],
         "arithmetic_loss": -math.log(published["study"]["arithmetic"]["prob"]),
+        "prior_loss": -sum(share * math.log(share) for share in published["study"]["prior"]),
         "specification": page.embed_table("specification", "The three backbones, from their configurations.",
                                      page.markdown_table(titles, specification["lines"], range(4))),
         "errors": specification["errors"],
@@ -95,6 +97,7 @@ def _row_values(groups: Sequence[tables.ComparedRuns]) -> dict:
     caption = f"Confidence of {name} against accuracy on validation rows; numbers of rows above the intervals."
     values |= {
         "main": run,
+        "confusion": slices.confusion_matrix(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
         "reliability": page.embed_figure(page.draw_svg(figure), "reliability", caption, "half"),
         "mistakes": tables.mistakes_of(run, rows, 3),
         "slices": None,

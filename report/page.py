@@ -15,12 +15,17 @@ from matplotlib.figure import Figure
 
 from prefcls_lib.runtime.files import UserError, write_whole
 
-STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "path", "font.family": "DejaVu Sans", "mathtext.fontset": "stix"}
+# text stays text: outlines of small letters are drawn unevenly spaced on a screen
+STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"]}
+FORMULA_STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "path", "mathtext.fontset": "stix"}
 FORMULA_POINTS = 10
 FACES = (("STIXGeneral", "STIXGeneral.ttf", "normal", "normal"),
          ("STIXGeneral", "STIXGeneralBol.ttf", "bold", "normal"),
          ("STIXGeneral", "STIXGeneralItalic.ttf", "normal", "italic"),
-         ("DejaVu Sans Mono", "DejaVuSansMono.ttf", "normal", "normal"))  # fmt: skip
+         ("DejaVu Sans Mono", "DejaVuSansMono.ttf", "normal", "normal"),
+         ("DejaVu Sans", "DejaVuSans.ttf", "normal", "normal"),  # of the figures
+         ("DejaVu Sans", "DejaVuSans-Bold.ttf", "bold", "normal"),
+         ("DejaVu Sans", "DejaVuSans-Oblique.ttf", "normal", "italic"))  # fmt: skip
 
 
 def fill_template(path: Path, values: dict) -> str:
@@ -129,7 +134,7 @@ def embed_table(name: str, caption: str, table: str, kind: str = "") -> str:
 
 def embed_formula(tex: str) -> str:
     """A displayed formula, set by matplotlib, as SVG: no script, no font to load; its source is the alt text."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(FORMULA_STYLE):
         figure = Figure()
         figure.text(0, 0, f"${tex}$", fontsize=FORMULA_POINTS)
         target = io.BytesIO()

@@ -75,16 +75,12 @@ class ComparedRuns:
 
     def comparisons_table(self) -> str:
         """What the encoder adds to each network's baseline, and what a blend adds to its best run."""
-        shown = [(run.path, run.result, run.result["baseline_log_loss"]) for run in self.networks]
-        shown += [(name, content, content["run_log_loss"][content["best_run"]]) for name, content, _ in self.blends]
+        alone = {run.path: run.result.get("encoder_only_log_loss") for run in self.networks}
         lines = []
-        for key, r, other in shown:
-            alone = r.get("encoder_only_log_loss")
-            losses = ["" if loss is None else f"{loss:.4f}" for loss in (other, r["log_loss"], alone)]
-            c, name = self.compared[key]
-            lines.append([escape_text(Path(key).name), name, *losses, *_comparison_cells(c)])
-        header = ("model", "against", "its log loss", "model's", "encoder only", *COMPARED)
-        table = markdown_table(header, lines, (0, 1, 9))
+        for key, (c, other) in self.compared.items():
+            who = f"{escape_text(Path(key).name)}<br><small>against {other}</small>"
+            lines.append([who, f"{alone[key]:.4f}" if alone.get(key) else "", *_comparison_cells(c)])
+        table = markdown_table(("model", "encoder only", *COMPARED), lines, (0, 6))
         return embed_table(f"compared-{self.key}", f"Differences in log loss: {self.title}.", table) if lines else ""
 
     def results_figure(self) -> str:

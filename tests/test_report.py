@@ -18,7 +18,7 @@ from prefcls_lib.evaluation import compare
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 from report import build, page, read_runs, tables
 from report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
-from report.studies import fold_plans, specification, votes
+from report.studies import ceiling, fold_plans, specification, votes
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
@@ -168,9 +168,8 @@ def test_a_network_is_compared_with_its_baseline(quick, tmp_path):
     """Numbers and interval are those of result.json."""
     share = {"difference": -0.004, "low": -0.007, "high": -0.001, "p": 0.012, "smallest_detectable": 0.004}
     run = write_run(tmp_path / "runs" / "tiny", share)
-    line = _line(read_page(run.parent, tmp_path), "tiny</td>\n  <td>structure")
-    assert line[1:3] == ["structure_logistic", "1.0771"]
-    assert line[4:] == ["1.0882", "−0.0040", "−0.0070 to −0.0010", "0.012", "0.0040", "BEATS"]
+    line = _line(read_page(run.parent, tmp_path), "tiny<br><small>against structure_logistic")
+    assert line[1:] == ["1.0882", "−0.0040", "−0.0070 to −0.0010", "0.012", "0.0040", "BEATS"]
 
 
 def test_runs_on_other_rows_are_not_compared(quick, runs, tmp_path):
@@ -344,6 +343,32 @@ def test_fold_plans_by_hand():
         "1.0500, more than 75 % of them",
     ):
         assert part in found["sentence"]
+
+
+def test_a_vote_is_predicted_from_the_others_of_other_folds():
+    """Fold 0 has AAB, fold 1 AAA and BBB, by hand: nothing known, one other vote known, both known."""
+    votes, folds = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 1]]), np.array([0, 1, 1])
+    shares = np.array([4, 4, 1]) / 9  # three votes each for A and B in fold 1, and one for each class
+    none, one, both = (ceiling.predict_votes(votes, folds, known)[0] for known in range(3))
+    assert none == pytest.approx(-(2 * np.log(shares[0]) + np.log(shares[1])) / 3)
+    # after A came A six times, after B came B six times: (6 + 1) / (6 + 3), and 1 / 9 for another vote
+    assert one == pytest.approx(-(2 * np.log(7 / 9) + 4 * np.log(1 / 9)) / 6)
+    # the last B stands beside two A, 1 / 9; an A stands beside A and B, which fold 1 does not have: 1 / 3
+    assert both == pytest.approx(-(np.log(1 / 9) + 2 * np.log(1 / 3)) / 3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "least", "most"),
+    [
+        ([[3, 0, 0], [0, 3, 0], [0, 0, 3]], 0.0, 0.0),  # no one ever differs
+        ([[3, 0, 0], [2, 1, 0], [2, 1, 0], [2, 1, 0], [1, 2, 0], [1, 2, 0], [1, 2, 0], [0, 3, 0]], None, np.log(2)),
+    ],
+)
+def test_the_ceiling_of_known_mixtures(counts, least, most):
+    """Where all three agree nothing is left; coins thrown three times leave ln 2 at most, and other mixtures less."""
+    found = ceiling.bound_entropy(np.array(counts))
+    assert found[1] == pytest.approx(most, abs=1e-6)
+    assert found[0] == pytest.approx(least, abs=1e-6) if least is not None else 0.5 < found[0] <= found[1]
 
 
 def test_the_committed_fold_plans_are_summarised_right():
