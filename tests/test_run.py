@@ -269,16 +269,18 @@ def test_result_in_words():
     counts = {"rows": 154, "groups": 153, "smallest_detectable": 0.013}
     better = {"difference": -0.0164, "low": -0.0255, "high": -0.0072, "p": 0.0004} | counts
     result = {"encoder_share": better, "baseline": "structure_tfidf", "baseline_log_loss": 1.08, "encoder_warnings": {},
-              "log_loss": 1.0636, "calibrated_log_loss": 1.0616, "rows": 5_000}  # fmt: skip
+              "log_loss": 1.0636, "calibrated_log_loss": 1.0616, "rows": 5_000,
+              "seconds_before_training": 9.6, "seconds": 71.2}  # fmt: skip
     line = (
         "network BEATS structure_tfidf (1.0800): with the encoder, the log loss is 0.0164 lower (95 % CI -0.0255 to "
         "-0.0072, p<0.001) on 154 validation rows; a difference of 0.0130 would be found in 80 % of such samples"
     )
+    spent = "10 of 71 seconds passed before training."
     ideas = "train a second seed (`num_seeds`), and blend with `prefcls ladder`; calibrate: `prefcls blend`"
-    assert results.verdict(result) == f"{line}\nWhat to try next: {ideas}."
+    assert results.verdict(result) == f"{line}\n{spent}\nWhat to try next: {ideas}."
     warned = results.verdict(result | {"encoder_warnings": {"fold0": "why", "fold1": "why"}}).splitlines()
-    assert warned[1:3] == [f"fold{n}: the encoder does not contribute: why" for n in (0, 1)]
-    assert warned[3] == f"What to try next: train on more rows than 5,000 (`extra_train`); {ideas}."
+    assert warned[2:4] == [f"fold{n}: the encoder does not contribute: why" for n in (0, 1)]
+    assert warned[4] == f"What to try next: train on more rows than 5,000 (`extra_train`); {ideas}."
     for share, words in (({"p": 0.2}, "validate on more rows"), ({"difference": 0.01}, "stop earlier")):
         changed = result | {"encoder_share": better | share, "calibrated_log_loss": 1.0635, "rows": 4_999}
         assert (

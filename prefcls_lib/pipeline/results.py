@@ -127,4 +127,6 @@ def verdict(result: dict) -> str:
              (c.verdict == "LOSES", "stop earlier (`num_epochs`) or lower the `learning_rate`"),
              (c.verdict == "BEATS", "train a second seed (`num_seeds`), and blend with `prefcls ladder`"),
              (result["calibrated_log_loss"] < result["log_loss"] - 0.001, "calibrate: `prefcls blend`")]  # fmt: skip
-    return "\n".join([line, *warnings, f"What to try next: {'; '.join(idea for holds, idea in ideas if holds)}."])
+    time_spent = f"{result['seconds_before_training']:.0f} of {result['seconds']:.0f} seconds passed before training."
+    advice = f"What to try next: {'; '.join(idea for holds, idea in ideas if holds)}."
+    return "\n".join([line, time_spent, *warnings, advice])
