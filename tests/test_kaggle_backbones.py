@@ -1,7 +1,6 @@
 """Backbones in the forms that the hub has them: from the downloaded folder to what Kaggle gets, and to a submission."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from transformers import AutoTokenizer
 from prefcls_lib import cli
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.submission import check_submission
-from prefcls_lib.models.backbones import load_encoder
+from prefcls_lib.models.backbones import load_backbone, load_encoder
+from prefcls_lib.runtime.files import UserError
 
 KINDS = ("deberta-v3", "electra", "roberta")
 
@@ -101,12 +101,8 @@ def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
 
 
 @pytest.mark.parametrize("source", ["deberta-v3"], indirect=True)
-def test_without_sentencepiece_the_package_is_named(source, tmp_path):
+def test_without_sentencepiece_the_package_is_named(source, monkeypatch):
     """transformers itself asks for tiktoken."""
-    code = (
-        "import sys; sys.modules['sentencepiece'] = None\n"
-        "from prefcls_lib.models.backbones import load_backbone\n"
-        f"load_backbone({str(source[0])!r}, 16)"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert "needs packages that are not installed: pip install sentencepiece" in done.stderr.splitlines()[-1]
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError, match="needs packages that are not installed: pip install sentencepiece"):
+        load_backbone(str(source[0]), 16)
