@@ -90,9 +90,11 @@ def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
     assert all(encoder[name].dtype == torch.float32 and torch.equal(encoder[name], weights[name].float())
                for name in weights)  # fmt: skip
     one, other = (AutoTokenizer.from_pretrained(place) for place in (folder, prepared))
-    ids = one("Where is it, then?")["input_ids"]
-    assert ids == other("Where is it, then?")["input_ids"]
+    ids, again = (t("Where is it, then? " * 20, truncation=False, padding=False)["input_ids"] for t in (one, other))
+    assert ids == again and len(ids) > 60
     assert (ids[0], ids[-1]) == (one.cls_token_id, one.sep_token_id)
+    limits = json.loads((prepared / "tokenizer.json").read_text())
+    assert limits["truncation"] is limits["padding"] is None  # ELECTRA's has both
     assert json.loads((prepared / "config.json").read_text())["transformers_version"]
     settings = (f"backbone={prepared}", "start_from=none", "folds=[0]")
     assert cli.main(run_arguments(home, tmp_path / "run", *settings)) == 0
