@@ -193,9 +193,6 @@ def test_a_file_that_two_patterns_match_is_one(root):
     assert kaggle.glob_inputs(patterns) == [found]
 
 
-def test_library_knows_its_commit(library, monkeypatch):
-    """From the file that a bundle puts into it; a checkout has none."""
-    assert kaggle.library_commit() == "not recorded: no bundle"
-    monkeypatch.setattr(kaggle.resources, "files", lambda name: library)
-    assert kaggle.library_commit() == "0123abcd"
-    assert devices.versions()["commit"] == "0123abcd"
+def test_a_checkout_has_no_commit_of_its_own():
+    """That of a bundle is in a file, see `test_library_is_found`."""
+    assert devices.versions()["commit"] == kaggle.library_commit() == "not recorded: no bundle"

@@ -128,15 +128,6 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert methods.index("GetAcceleratorQuotaStatistics") < methods.index("CreateDataset") < methods.index("SaveKernel")
 
 
-def test_preset_and_no_notebook(server, run):
-    """Notebook 01 with the preset's settings, of which SET has the last word, and the backbone that was uploaded."""
-    code, shown, _ = run("--preset", "quick", "--set", "max_length=384", notebook="")
-    assert code == 1  # there is no output
-    assert f"version 7 of {OWNER}/prefcls-01-deberta-v3-xsmall was started" in shown
-    quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
-    assert injected(server) == {"backbone": "backbone", **quick}
-
-
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -372,10 +363,11 @@ def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run,
     assert {path.name for path in folder.iterdir()} == {"votes.csv", "more.csv", "content.txt", "dataset-metadata.json"}
 
 
-def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeypatch):
-    """SET names it, without a preset and over one; `BACKBONE` is what is uploaded in its place."""
+def test_preset_and_set_name_what_is_trained(run, monkeypatch):
+    """SET has the last word; the backbone is the one that is named, `BACKBONE` what is uploaded in its place; a preset
+    without a notebook goes to notebook 01."""
     started = []
-    monkeypatch.setattr(train, "start", lambda *given: started.append(given[3:5]))
+    monkeypatch.setattr(train, "start", lambda _, kernel, *given: started.append((kernel.name, *given[1:3])))
     monkeypatch.setattr(train, "bring_back", lambda *_: 0)
     for settings, name in (
         (["init_from=a/scorer"], "a/scorer"),
@@ -385,11 +377,14 @@ def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeyp
         ([], "roberta-base"),
     ):
         assert train.main([OWNER, NAME, "--set", *settings]) == 0
-        parameters, uploaded = started[-1]
+        _, parameters, uploaded = started[-1]
         assert uploaded == name
         assert Path(name).name.lower() in (parameters.get("init_from"), parameters["backbone"])
-    assert run("--set", "init_from=a/scorer")[0] == 0
-    assert started[-1][0]["init_from"] == "backbone" and Path(started[-1][1]).name == "backbone"
+    assert run("--preset", "quick", "--set", "max_length=384", "init_from=a/scorer", notebook="")[0] == 0
+    notebook, parameters, uploaded = started[-1]
+    quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
+    assert (notebook, Path(uploaded).name) == ("01-deberta-v3-xsmall", "backbone")
+    assert parameters == {"backbone": "backbone", "init_from": "backbone", **quick}
 
 
 @pytest.mark.parametrize(
