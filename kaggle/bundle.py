@@ -30,7 +30,7 @@ def build_bundle(
     notebook: str = "",
     parameters: Mapping[str, object] | None = None,
     backbone: str = "",
-    extra: Sequence[Path] = (),
+    extra: Mapping[str, Path] | None = None,
     runs: Sequence[str] = (),
     sources: Sequence[str] = (),
 ) -> None:
@@ -39,7 +39,7 @@ def build_bundle(
     Args:
         owner: Kaggle user name.
         notebook, parameters, backbone: a training kernel, its parameters, and a name or folder; "": no training.
-        extra: CSV files of rows for training alone.
+        extra: CSV files of rows for training alone, by their names there.
         runs: folders of finished runs, and at most one blend.json, whose runs come with it.
         sources: kernels whose outputs `submit` gets; beside a training kernel that kernel.
     """
@@ -130,27 +130,22 @@ def write_runs(folder: Path, run_folders: Mapping[str, Path], blend: dict | None
         write_json(folder / "blend.json", blend)
 
 
-def write_extra(folder: Path, files: Sequence[Path]) -> None:
+def write_extra(folder: Path, files: Mapping[str, Path]) -> None:
     """The data set of extra rows: each file under its name, unpacked, since Kaggle would unpack it."""
     folder.mkdir(parents=True)
-    for path in files:
-        content = path.read_bytes()
-        name = layout.extra_name(layout.check_name(path))
+    for name, path in files.items():
+        content = layout.check_name(path).read_bytes()
         (folder / name).write_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
 
 
 def describe_data_set(folder: Path, owner: str) -> None:
     """dataset-metadata.json for Kaggle's client."""
-    licence = "apache-2.0" if folder.name == layout.LIBRARY else "other"
-    metadata = {
-        "id": f"{owner}/{folder.name}",
-        "title": folder.name.replace("-", " "),
-        "licenses": [{"name": licence}],
-    }
+    name, licence = folder.name, "apache-2.0" if folder.name == layout.LIBRARY else "other"
+    metadata = {"id": f"{owner}/{name}", "title": name.replace("-", " "), "licenses": [{"name": licence}]}
     write_json(folder / layout.METADATA, metadata)
 
 
-def push_data_sets(kaggle: Kaggle, owner: str, commit: str) -> None:
+def push_data_sets(kaggle: Kaggle, owner: str) -> None:
     """Create the data sets of the bundle, or add a version where their content is not what was sent from here last.
 
     Waits until Kaggle has unpacked the versions that were sent. What was sent is noted beside the bundle; a version
@@ -168,7 +163,7 @@ def push_data_sets(kaggle: Kaggle, owner: str, commit: str) -> None:
         else:
             size = sum((folder / file).stat().st_size for file in layout.list_files(folder))
             print(f"{name}: uploading {size / 1e6:.0f} MB", flush=True)
-            kaggle.upload_data_set(folder, name, None if state in (None, "deleted") else commit)
+            kaggle.upload_data_set(folder, name, None if state in (None, "deleted") else mark)
             pushed[name] = {"mark": mark, "version": version + 1}
             write_json(record, pushed)
         names.append(name)

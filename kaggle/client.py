@@ -28,7 +28,6 @@ SECONDS_TO_ANSWER = 120  # the client sets no limit: after a laptop's sleep it w
 LONGEST_WAIT = 60  # seconds between two tries
 UNKNOWN = "unknown"  # a status that the client has no word for
 LONGEST_QUEUE = 3600  # seconds for which a request is repeated that Kaggle answers with 429, too many requests
-TOKEN_PREFIX = "KGAT"  # of the tokens that Kaggle's settings page makes
 HOW_TO_SIGN_IN = (
     f"Make a token at {SETTINGS} (API) and put it into the variable KAGGLE_API_TOKEN or the file "
     "~/.kaggle/access_token; or run: .venv/bin/kaggle auth login"
@@ -104,7 +103,7 @@ class Kaggle:
             signed_in = False
         values = self._api.config_values
         uses_key = not signed_in or values[KaggleApi.CONFIG_NAME_AUTH_METHOD] == str(AuthMethod.LEGACY_API_KEY)
-        if uses_key and str(values.get(KaggleApi.CONFIG_NAME_KEY)).startswith(TOKEN_PREFIX):
+        if uses_key and str(values.get(KaggleApi.CONFIG_NAME_KEY)).startswith("KGAT"):
             raise UserError(
                 "the key in kaggle.json (or KAGGLE_KEY) is an API token, which belongs elsewhere. Put it into the "
                 "variable KAGGLE_API_TOKEN or the file ~/.kaggle/access_token, and delete kaggle.json."
@@ -166,8 +165,7 @@ class Kaggle:
         state = self._find(f"data set {name}", self._api.dataset_status, name)
         if state in (None, "deleted"):
             return state, 0
-        number = "json(current_version_number)"
-        answer = self.call(f"data set {name}", self._api.dataset_status, name, number)
+        answer = self.call(f"data set {name}", self._api.dataset_status, name, "json(current_version_number)")
         return state, json.loads(answer)["current_version_number"]
 
     def upload_data_set(self, folder: Path, name: str, notes: str | None) -> None:
@@ -202,9 +200,7 @@ class Kaggle:
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
 
         answer = self._find(*self._request("get_kernel_session_status", Request, kernel))
-        if answer == UNKNOWN:
-            return UNKNOWN, ""
-        return answer and (answer.status.name.lower(), answer.failure_message)
+        return (UNKNOWN, "") if answer == UNKNOWN else answer and (answer.status.name.lower(), answer.failure_message)
 
     def log_lines(self, kernel: Kernel) -> Iterator[str]:
         """What a kernel's last version printed, from its start; of a running one until it ends.
@@ -280,7 +276,7 @@ class Kaggle:
         return False
 
 
-def run_command(name: str, command: Callable[[Kaggle], int], come_back: str) -> int:
+def run_command(command: Callable[[Kaggle], int], come_back: str = "") -> int:
     """Run a command for its exit code; 2 after an error, 130 after Ctrl-C. Names what still runs on Kaggle."""
     kaggle = Kaggle()
     try:
@@ -289,7 +285,7 @@ def run_command(name: str, command: Callable[[Kaggle], int], come_back: str) -> 
         code, message = 2, str(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted."
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"kaggle: {message}", file=sys.stderr)
     if kaggle.left_there:
         print(f"{kaggle.left_there}\ncome back to it: {come_back}", file=sys.stderr)
     return code

@@ -19,7 +19,6 @@ from prefcls_lib.runtime.files import read_json, write_json
 
 SMALL = ("num_epochs=1", "time_budget_hours=0.5")
 STEPS = {"01-deberta-v3-xsmall": "max_train_rows=2000", "submit": "", "03-electra-large": "max_train_rows=1000"}
-NOT_TRIED = "not tried here: it shows when a session is cut off"
 SEEN = (  # of each of the assumptions at the end of README.md, in their order
     "the library of commit {train[versions][commit]} ran",
     "{train[versions][machine]}, transformers {train[versions][transformers]}",
@@ -30,7 +29,7 @@ SEEN = (  # of each of the assumptions at the end of README.md, in their order
     "public score {train[public_score][score]}",
     "{together[tokens_per_second]:,.0f} tokens a second in {together[backbone]}",
     "{before}",
-    NOT_TRIED,
+    "not tried here: it shows when a session is cut off",
     "nothing was refused for {train[backbone]} and {together[backbone]}",
 )
 
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"written into {arguments.runs / 'assumptions.json'}", flush=True)
         return code
 
-    return run_command("kaggle-first", command, Kernel(arguments.owner, "...").make("watch"))
+    return run_command(command, Kernel(arguments.owner, "...").make("watch"))
 
 
 if __name__ == "__main__":

@@ -137,16 +137,11 @@ def find_here(kaggle: Kaggle, files: Mapping[str, str], runs: Path) -> Path | No
 
 
 def report_run(folder: Path, runs: Path) -> None:
-    """Check a finished run, print its table, and build the report of all runs."""
+    """Check a finished run, print its table, and build the report of all runs beside them."""
     result = read_run(folder).result
     print(result_table(result).to_string(float_format="{:.4f}".format))
     print(verdict(result))
     print(f"run: {folder}; submission: {folder / 'submission.csv'}", flush=True)
-    build_report(runs)
-
-
-def build_report(runs: Path) -> None:
-    """The report of all runs in `runs`, beside them."""
     place = str(runs.resolve())
     command = [sys.executable, "-m", "report.build", "--runs", place, "--out", place]
     subprocess.run(command, cwd=layout.ROOT, check=False)

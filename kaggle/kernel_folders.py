@@ -41,10 +41,7 @@ def read_notebook(name: str) -> nbformat.NotebookNode:
     """The notebook of a kernel: a training notebook, or the submit notebook, made from submit_notebook.py."""
     if name != layout.SUBMIT:
         return nbformat.read(layout.ROOT / "notebooks" / f"{name.replace('-', '_')}.ipynb", as_version=4)
-    notebook = jupytext.read(Path(__file__).with_name("submit_notebook.py"))
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number:02d}"
-    return notebook
+    return jupytext.read(Path(__file__).with_name("submit_notebook.py"))
 
 
 def put_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, object]) -> nbformat.NotebookNode:
@@ -55,19 +52,11 @@ def put_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, obj
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])  # papermill expects them
     notebook.metadata.setdefault("papermill", {})
-    prepared = parameterize_notebook(notebook, dict(parameters))
-    for cell in prepared.cells:
-        if "injected-parameters" in cell.metadata["tags"]:
-            cell["id"] = "cell-injected"  # papermill's is random
-    return prepared
+    return parameterize_notebook(notebook, dict(parameters))
 
 
 def write_kernel(
-    folder: Path,
-    owner: str,
-    parameters: Mapping[str, object],
-    data_sets: Sequence[Path],
-    kernel_sources: Sequence[str] = (),
+    folder: Path, owner: str, parameters: Mapping[str, object], data_sets: Sequence[Path], sources: Sequence[str] = ()
 ) -> None:
     """Write a kernel's folder, which is named as the kernel: its notebook with its parameters.
 
@@ -77,7 +66,9 @@ def write_kernel(
     prepared = put_parameters(read_notebook(folder.name), parameters)
     marks = {path.name: layout.read_mark(path) for path in data_sets}
     source = FIRST_CELL.format(marks=marks, content=layout.CONTENT).rstrip()
-    prepared.cells.insert(0, nbformat.v4.new_code_cell(source, id="cell-sent", metadata={"tags": ["sent"]}))
+    prepared.cells.insert(0, nbformat.v4.new_code_cell(source, metadata={"tags": ["sent"]}))
+    for number, cell in enumerate(prepared.cells):
+        cell["id"] = f"cell-{number:02d}"  # else random
     folder.mkdir(parents=True)
     (folder / f"{slug}.ipynb").write_text(nbformat.writes(prepared) + "\n", encoding="utf-8")
     metadata = {
@@ -91,7 +82,6 @@ def write_kernel(
         "machine_shape": "NvidiaTeslaT4",
         "competition_sources": [COMPETITION],
         "dataset_sources": [f"{owner}/{path.name}" for path in data_sets],
-        "kernel_sources": list(kernel_sources),
-        "model_sources": [],
+        "kernel_sources": list(sources),
     }
     write_json(folder / "kernel-metadata.json", metadata)

@@ -32,10 +32,10 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def check_owner(owner: str) -> str:
-    """The Kaggle user name, which must be given; signing in shows whether it is right."""
+    """The Kaggle user name as it stands in addresses; signing in shows whether it is right."""
     if not owner:
         raise UserError("no OWNER. Add your Kaggle user name to the command, as in: make kaggle-train OWNER=me")
-    return owner
+    return owner.lower()
 
 
 def check_name(path: Path) -> Path:
@@ -55,11 +55,6 @@ def backbone_slug(name: str) -> str:
     if not slug or len(data_set) > 50 or data_set in (LIBRARY, RUNS, EXTRA):
         raise UserError(f"backbone {name!r}: its data set cannot be called {data_set!r}. Rename the folder.")
     return slug
-
-
-def extra_name(path: Path) -> str:
-    """The name of a file of extra rows in its data set, where it lies unpacked."""
-    return path.name.removesuffix(".gz")
 
 
 def kernel_slug(kernel: str) -> str:

@@ -22,12 +22,11 @@ def find_trained(kaggle: Kaggle, owner: str, runs: Path) -> dict[str, Path]:
     """The training kernels, owner/slug, whose last finished run is here too, and these run folders."""
     found = {}
     for kernel in (Kernel(owner, name) for name in layout.OWN_BACKBONE):
-        status = kaggle.kernel_status(kernel)
-        if status is not None and status[0] == "complete":
-            folder = follow.find_here(kaggle, kaggle.output_files(kernel), runs)
-            if folder is not None:
-                found[str(kernel)] = folder
-                print(f"{kernel}: its run is {folder}", flush=True)
+        status, _ = kaggle.kernel_status(kernel) or ("", "")
+        folder = follow.find_here(kaggle, kaggle.output_files(kernel), runs) if status == "complete" else None
+        if folder is not None:
+            found[str(kernel)] = folder
+            print(f"{kernel}: its run is {folder}", flush=True)
     if not found:
         raise UserError(
             f"no training kernel of {owner} has a finished run that is also in {runs}. Train one, make kaggle-train; "
@@ -41,7 +40,7 @@ def start(kaggle: Kaggle, kernel: Kernel, items: list[str], runs: Path, record: 
     trained = {} if items else find_trained(kaggle, kernel.owner, runs)
     folders = trained or bundle.collect_runs(items)[0]
     bundle.build_bundle(kernel.owner, runs=items, sources=list(trained))
-    bundle.push_data_sets(kaggle, kernel.owner, layout.library_commit())
+    bundle.push_data_sets(kaggle, kernel.owner)
     version = kaggle.push_kernel(kernel).version
     write_json(record, {"version": version, "runs": list(map(str, folders.values())), "submission": None})
 
@@ -72,8 +71,8 @@ def finish(kaggle: Kaggle, kernel: Kernel, record: Path) -> int:
     kaggle.left_there = None
     if state == "error":
         record.unlink()
-        why = found.error_description
-        raise UserError(f"submission {number}: there is no score, {why!r}. Look at the submit kernel's page on Kaggle.")
+        why = f"there is no score, {found.error_description!r}"
+        raise UserError(f"submission {number}: {why}. Look at the submit kernel's page on Kaggle.")
     score = float(found.public_score)
     print(f"submission {number}: public score {score}", flush=True)
     for path in (Path(run) / "result.json" for run in begun["runs"]):
@@ -103,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
             start(kaggle, kernel, arguments.runs, arguments.folder, record)
         return finish(kaggle, kernel, record)
 
-    return run_command("kaggle-submit", command, f"make kaggle-submit OWNER={arguments.owner}")
+    return run_command(command, f"make kaggle-submit OWNER={arguments.owner}")
 
 
 if __name__ == "__main__":

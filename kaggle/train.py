@@ -49,7 +49,7 @@ def read_given(preset: str, settings: list[str]) -> dict:
     return given
 
 
-def read_parameters(notebook: str, backbone: str, given: dict, extra: list[Path]) -> dict:
+def read_parameters(notebook: str, backbone: str, given: dict, extra: Collection[str]) -> dict:
     """The parameters that a kernel gets: its defaults, over them what is `given`; of their right types.
 
     The backbone that is uploaded takes the place of the one that is given, and files of extra rows have the names that
@@ -58,22 +58,23 @@ def read_parameters(notebook: str, backbone: str, given: dict, extra: list[Path]
     slug = layout.backbone_slug(backbone)
     there = {name: slug for name in BACKBONE_SETTINGS if name in given}
     if extra:
-        there["extra_train"] = ",".join(map(layout.extra_name, extra))
+        there["extra_train"] = ",".join(extra)
     parameters = {**kernel_folders.default_parameters(notebook, slug), **given, **there}
     values = RunConfig.from_mapping(parameters, source="SET").to_dict()
     return {name: values[name] for name in parameters}
 
 
-def find_extra(given: dict) -> list[Path]:
-    """The files of extra rows that are uploaded."""
+def find_extra(given: dict) -> dict[str, Path]:
+    """The files of extra rows that are uploaded, by their names in the data set, where they lie unpacked."""
     names = RunConfig.from_mapping({"extra_train": given.get("extra_train")}, source="SET").extra_train or ""
     files = [Path(name.strip()) for name in names.split(",") if name.strip()]
     for path in files:
         if not path.is_file():
             raise UserError(f"extra_train={path}: no such file. `prefcls convert` makes one of the public arena sets.")
-    if len(set(map(layout.extra_name, files))) < len(files):
+    extra = {path.name.removesuffix(".gz"): path for path in files}
+    if len(extra) < len(files):
         raise UserError(f"extra_train={names}: two files have one name. Rename one.")
-    return files
+    return extra
 
 
 def holds_run(names: Collection[str]) -> bool:
@@ -127,7 +128,7 @@ def check_quota(kaggle: Kaggle, hours: float) -> None:
     print(f"quota: {left:.1f} GPU hours left{running}, {hours:g} asked for", flush=True)
 
 
-def start(kaggle: Kaggle, kernel: Kernel, runs: Path, parameters: dict, backbone: str, extra: list[Path]) -> Kernel:
+def start(kaggle: Kaggle, kernel: Kernel, runs: Path, parameters: dict, backbone: str, extra: dict) -> Kernel:
     """Quota, bundle, data sets, kernel; returns the kernel with the version that was started."""
     resumed = was_cut_off(kaggle, kernel, parameters, runs)
     check_quota(kaggle, parameters["time_budget_hours"] or kernel_folders.TRAIN_HOURS)
@@ -135,7 +136,7 @@ def start(kaggle: Kaggle, kernel: Kernel, runs: Path, parameters: dict, backbone
         print(f"{kernel} was cut off; its output is attached, and the run is resumed", flush=True)
         parameters = {**parameters, "resume_from": kernel.slug}
     bundle.build_bundle(kernel.owner, kernel.name, parameters, backbone, extra)
-    bundle.push_data_sets(kaggle, kernel.owner, layout.library_commit())
+    bundle.push_data_sets(kaggle, kernel.owner)
     return kaggle.push_kernel(kernel)
 
 
@@ -195,9 +196,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{kernel}: nothing was started yet. Start it: {kernel.make('train')}")
         return bring_back(kaggle, kernel, arguments.runs)
 
-    come_back = Kernel(arguments.owner, arguments.notebook).make("watch")
-    name = "bundle" if arguments.build else "watch" if arguments.watch else "train"
-    return run_command(f"kaggle-{name}", command, come_back)
+    return run_command(command, Kernel(arguments.owner, arguments.notebook).make("watch"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Backbones in the forms that the hub has them: from the downloaded folder to what Kaggle gets, and to a submission."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from transformers import AutoTokenizer
 from prefcls_lib import cli
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.submission import check_submission
-from prefcls_lib.models.backbones import load_encoder
+from prefcls_lib.models.backbones import load_backbone, load_encoder
+from prefcls_lib.runtime.files import UserError
 
 KINDS = ("deberta-v3", "electra", "roberta")
 
@@ -90,9 +90,11 @@ def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
     assert all(encoder[name].dtype == torch.float32 and torch.equal(encoder[name], weights[name].float())
                for name in weights)  # fmt: skip
     one, other = (AutoTokenizer.from_pretrained(place) for place in (folder, prepared))
-    ids = one("Where is it, then?")["input_ids"]
-    assert ids == other("Where is it, then?")["input_ids"]
+    ids, again = (t("Where is it, then? " * 20, truncation=False, padding=False)["input_ids"] for t in (one, other))
+    assert ids == again and len(ids) > 60
     assert (ids[0], ids[-1]) == (one.cls_token_id, one.sep_token_id)
+    limits = json.loads((prepared / "tokenizer.json").read_text())
+    assert limits["truncation"] is limits["padding"] is None  # ELECTRA's has both
     assert json.loads((prepared / "config.json").read_text())["transformers_version"]
     settings = (f"backbone={prepared}", "start_from=none", "folds=[0]")
     assert cli.main(run_arguments(home, tmp_path / "run", *settings)) == 0
@@ -101,12 +103,8 @@ def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
 
 
 @pytest.mark.parametrize("source", ["deberta-v3"], indirect=True)
-def test_without_sentencepiece_the_package_is_named(source, tmp_path):
+def test_without_sentencepiece_the_package_is_named(source, monkeypatch):
     """transformers itself asks for tiktoken."""
-    code = (
-        "import sys; sys.modules['sentencepiece'] = None\n"
-        "from prefcls_lib.models.backbones import load_backbone\n"
-        f"load_backbone({str(source[0])!r}, 16)"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert "needs packages that are not installed: pip install sentencepiece" in done.stderr.splitlines()[-1]
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError, match="needs packages that are not installed: pip install sentencepiece"):
+        load_backbone(str(source[0]), 16)

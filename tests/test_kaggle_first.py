@@ -1,6 +1,7 @@
 """`make kaggle-first` against the stand-in: each step, and each assumption of the README with what was seen of it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from kaggle_parts import OWNER, first
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("naps")
 @pytest.fixture
 def run(tmp_path, tiny, capfd, monkeypatch):
     """run() -> (exit code, assumptions.json) of `make kaggle-first` with a tiny encoder."""
-    monkeypatch.setattr(first.follow, "build_report", lambda runs: None)
+    monkeypatch.setattr(first.follow, "subprocess", SimpleNamespace(run=lambda *_, **__: None))
 
     def call() -> tuple[int, dict]:
         code = first.main([OWNER, "--backbone", str(tiny), "--runs", str(tmp_path / "first")])
@@ -37,13 +38,17 @@ def test_half_an_hour_shows_what_is_true(server, run, finished_run, monkeypatch)
     server.log = ["a line", PROGRESS]
     code, found = run()
     assert code == 0, found
-    seen = list(found.values())
-    assert seen[0] == f"the library of commit {result['versions']['commit']} ran"
-    assert seen[3] == "2 lines, 1 of them of progress"
-    assert "public score 1.01" in seen
-    assert "none was there" in seen
-    assert seen.count("not seen") == 0
-    assert seen.count(first.NOT_TRIED) == 1
+    for assumption, words in (
+        ("is unpacked as a folder", f"the library of commit {result['versions']['commit']} ran"),
+        ("The log that is followed", "2 lines, 1 of them of progress"),
+        ("uses up little quota", "0.00 GPU hours"),
+        ("A rerun has", "public score 1.01"),
+        ("over NCCL", "tokens a second in"),
+        ("does not exist", "none was there"),
+        ("that was killed", "not tried here"),
+    ):
+        assert [words in seen for text, seen in found.items() if assumption in text] == [True], assumption
+    assert "not seen" not in found.values()
     pushed = [body["slug"] for body in server.sent("SaveKernel")]
     assert pushed == [f"{OWNER}/prefcls-{name}" for name in first.STEPS]
     third = "".join(cell["source"] for cell in json.loads(server.sent("SaveKernel")[2]["text"])["cells"])

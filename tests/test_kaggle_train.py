@@ -114,7 +114,8 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert module == "report.build" and build.main(arguments) == 0
     assert (place / "runs" / "report.html").is_file()
     labels = [body.get("versionLabel") for body in server.sent("GetKernelSessionStatus")]
-    assert labels == [None, *["v7"] * 5]
+    assert labels == [None, *["v7"] * 5]  # the version that was pushed, not the last one
+    assert {body.get("versionLabel") for body in server.sent("ListKernelSessionOutput")} == {"v7"}
     (kernel,) = server.sent("SaveKernel")
     assert (kernel["slug"], kernel["enableInternet"], kernel["isPrivate"]) == (KERNEL, False, True)
     assert kernel["machineShape"] == "NvidiaTeslaT4"
@@ -125,15 +126,6 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert injected(server) == wanted
     methods = [method for method, _ in server.calls]
     assert methods.index("GetAcceleratorQuotaStatistics") < methods.index("CreateDataset") < methods.index("SaveKernel")
-
-
-def test_preset_and_no_notebook(server, run):
-    """Notebook 01 with the preset's settings, of which SET has the last word, and the backbone that was uploaded."""
-    code, shown, _ = run("--preset", "quick", "--set", "max_length=384", notebook="")
-    assert code == 1  # there is no output
-    assert f"version 7 of {OWNER}/prefcls-01-deberta-v3-xsmall was started" in shown
-    quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
-    assert injected(server) == {"backbone": "backbone", **quick}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +163,8 @@ def test_only_what_changed_is_sent_and_its_version_waited_for(place, server, run
     server.script["GetDataset"] = versions  # before the upload of each; then three looks at one, one at the other
     shown = run()[1]
     (sent,) = server.sent("CreateDatasetVersion")
-    assert (sent["datasetSlug"], len(sent["body"]["versionNotes"].removesuffix("-dirty"))) == ("prefcls-backbone", 40)
+    mark = (place / "dist" / "kaggle" / "datasets" / "prefcls-backbone" / "content.txt").read_text().strip()
+    assert (sent["datasetSlug"], sent["body"]["versionNotes"]) == ("prefcls-backbone", mark)
     assert naps[:2] == [30, 30]
     assert "version 2: version 1 is ready, 2 is not yet" in shown
 
@@ -275,7 +268,7 @@ def test_too_many_requests_are_waited_for_as_told(place, server, run, naps, monk
     ("method", "answer", "words"),
     [
         ("SaveKernel", (409, {"message": "The slug is in use"}), ["409", "slug is in use", "Rename or delete"]),
-        ("SaveKernel", (403, {"message": "You must accept this competition's rules"}), ["/rules"]),
+        ("SaveKernel", (403, {"message": "Forbidden"}), ["phone is not verified", "/phone", "/rules", "expired"]),
         ("SaveKernel", {"versionNumber": 9, "invalidCompetitionSources": ["llm-classification-finetuning"]},
          [f"version 9 of {KERNEL} was started without llm-classification-finetuning", "/rules", "keeps running there",
           WATCH]),
@@ -370,10 +363,11 @@ def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run,
     assert {path.name for path in folder.iterdir()} == {"votes.csv", "more.csv", "content.txt", "dataset-metadata.json"}
 
 
-def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeypatch):
-    """SET names it, without a preset and over one; `BACKBONE` is what is uploaded in its place."""
+def test_preset_and_set_name_what_is_trained(run, monkeypatch):
+    """SET has the last word; the backbone is the one that is named, `BACKBONE` what is uploaded in its place; a preset
+    without a notebook goes to notebook 01."""
     started = []
-    monkeypatch.setattr(train, "start", lambda *given: started.append(given[3:5]))
+    monkeypatch.setattr(train, "start", lambda _, kernel, *given: started.append((kernel.name, *given[1:3])))
     monkeypatch.setattr(train, "bring_back", lambda *_: 0)
     for settings, name in (
         (["init_from=a/scorer"], "a/scorer"),
@@ -383,11 +377,14 @@ def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeyp
         ([], "roberta-base"),
     ):
         assert train.main([OWNER, NAME, "--set", *settings]) == 0
-        parameters, uploaded = started[-1]
+        _, parameters, uploaded = started[-1]
         assert uploaded == name
         assert Path(name).name.lower() in (parameters.get("init_from"), parameters["backbone"])
-    assert run("--set", "init_from=a/scorer")[0] == 0
-    assert started[-1][0]["init_from"] == "backbone" and Path(started[-1][1]).name == "backbone"
+    assert run("--preset", "quick", "--set", "max_length=384", "init_from=a/scorer", notebook="")[0] == 0
+    notebook, parameters, uploaded = started[-1]
+    quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
+    assert (notebook, Path(uploaded).name) == ("01-deberta-v3-xsmall", "backbone")
+    assert parameters == {"backbone": "backbone", "init_from": "backbone", **quick}
 
 
 @pytest.mark.parametrize(

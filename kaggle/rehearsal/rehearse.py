@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the modules that build a b
 import layout
 import pandas as pd
 import rows as irregular
+from client import run_command
 
 from prefcls_lib.data.loading import read_rows, sample_path
 from prefcls_lib.data.schema import ID
@@ -34,13 +35,11 @@ OWNER = "me"  # of the attached data sets
 OFFLINE = Path(__file__).with_name("offline")
 
 
-def rehearse(num_rows: int) -> None:
-    """All steps on the bundle of `make kaggle-bundle`; `num_rows` of the rerun."""
+def rehearse(num_rows: int) -> int:
+    """All steps on the bundle of `make kaggle-bundle`, `num_rows` of the rerun; 0: they passed."""
     kernels = [path for path in sorted((layout.DIST / "kernels").glob("*")) if path.name != layout.SUBMIT]
     if not kernels:
-        raise UserError(
-            f"{layout.DIST}: no bundle. Build one first: make kaggle-bundle OWNER=me NOTEBOOK=02-roberta-base"
-        )
+        raise UserError("there is no bundle. Build one first: make kaggle-bundle OWNER=me NOTEBOOK=02-roberta-base")
     data_sets = {f"datasets/{OWNER}/{path.name}": path for path in (layout.DIST / "datasets").iterdir()}
     library = f"datasets/{OWNER}/{layout.LIBRARY}"
     with tempfile.TemporaryDirectory(prefix="prefcls-rehearsal-") as scratch:
@@ -62,6 +61,7 @@ def rehearse(num_rows: int) -> None:
             if left_out := read_json(out / "submit.json")["left_out"]:
                 raise UserError(f"{what}: {'; '.join(left_out)}")
     print("rehearsal passed", flush=True)
+    return 0
 
 
 def make_step(folder: Path, attached: dict[str, Path], test: Path) -> Path:
@@ -116,12 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=300, help="rows of the rerun")
     arguments = parser.parse_args(argv)
-    try:
-        rehearse(arguments.rows)
-    except UserError as error:
-        print(f"kaggle-rehearsal: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda kaggle: rehearse(arguments.rows))
 
 
 if __name__ == "__main__":
