@@ -28,17 +28,20 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     found = read_runs(places)
     groups = tables.make_groups(found)
     networks = [run for group in groups for run in group.networks]
-    values = {"found": found, "groups": groups, **_published_values(), **_study_values(), **_row_values(groups)}
-    described = values["described"]
+    values = {path.stem: read_json(path) for path in STUDIES.glob("*.json")} | _row_values(groups)
+    published = read_json(SOURCES / "published.json")
+    described, prior = values["specification"]["backbones"], published["study"]["prior"]
     values |= {
-        "networks": networks,
+        "found": found, "groups": groups, "networks": networks, "published": published, "study": published["study"],
         "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
         "trained": [(name, run) for run in networks if (name := tables.backbone_of(run, described))],
+        "described": described, "prior_loss": -sum(share * math.log(share) for share in prior), "log": math.log,
+        "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
         "describe": tables.describe_run, "signed": page.signed,
         "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
         "compared": lambda values: page.signed(compare.Comparison.from_dict(values).describe()),
-        "titled": page.embed_table, "difference": tables.format_difference, "escape": page.escape_text,
-        "uniform": plots.UNIFORM,
+        "titled": page.embed_table, "table": page.markdown_table, "difference": tables.format_difference,
+        "escape": page.escape_text, "uniform": plots.UNIFORM,
         "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
     style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
@@ -46,36 +49,8 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     write_text(out / "report.html", document)
     problem = page.write_pdf(document, out / "report.pdf")
     if readme is not None:
-        _fill_readme(readme, groups, values["fold_plans"])
+        _fill_readme(readme, groups, values["fold_plans"]["sentence"])
     return found, [problem] if problem else []
-
-
-def _study_values() -> dict:
-    """What the studies measured."""
-    remedies = read_json(STUDIES / "known_floor_remedies.json")["lines"]
-    return {
-        **{name: read_json(STUDIES / f"{name}.json") for name in ("more_rows", "ceiling")},
-        "curve": read_json(STUDIES / "learning_curve.json"),
-        "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
-        "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
-        "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
-        "fewer_rows": {line["variant"]: line for line in read_json(STUDIES / "known_floor_12000_rows.json")["lines"]},
-        "remedies": {name: [line for line in remedies if line["variant"] == name]
-                     for name in dict.fromkeys(line["variant"] for line in remedies)},
-    }  # fmt: skip
-
-
-def _published_values() -> dict:
-    published, specification = read_json(SOURCES / "published.json"), read_json(STUDIES / "specification.json")
-    titles = ["property", *(one["title"] for one in specification["backbones"].values())]
-    return {
-        "published": published, "study": published["study"], "described": specification["backbones"],
-        "arithmetic_loss": -math.log(published["study"]["arithmetic"]["prob"]),
-        "prior_loss": -sum(share * math.log(share) for share in published["study"]["prior"]),
-        "specification": page.embed_table("specification", "The three backbones, from their configurations.",
-                                     page.markdown_table(titles, specification["lines"], range(4))),
-        "errors": specification["errors"],
-    }  # fmt: skip
 
 
 def _row_values(groups: Sequence[tables.ComparedRuns]) -> dict:
@@ -83,31 +58,26 @@ def _row_values(groups: Sequence[tables.ComparedRuns]) -> dict:
     rows = loading.read_rows(loading.sample_path("train"), labelled=True)
     facts = loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict()
     sample = groups[0] if groups and groups[0].on_sample else None
-    lengths = page.embed_figure(
-        page.draw_svg(plots.plot_rows(rows)), "lengths", "The shipped rows: lengths, and who wins."
-    )
-    values = {"facts": facts, "lengths": lengths, "sample": sample, "main": None, "reliability": ""}
+    lengths = page.embed_figure(plots.plot_rows(rows), "lengths", "The shipped rows: lengths, and who wins.")
+    values = {"facts": facts, "lengths": lengths, "sample": sample, "main": None, "reliability": "", "slices": None}
     if sample is None or not sample.networks:
         return values
     run = sample.networks[0]
-    name, ece = page.escape_text(run.name), run.result["expected_calibration_error"]
-    figure = plots.plot_reliability(
-        scores.reliability_table(run.oof["label"].to_numpy(), run.probs(run.oof.index)), ece
-    )
+    name, labels, probs = page.escape_text(run.name), run.oof["label"].to_numpy(), run.probs(run.oof.index)
+    figure = plots.plot_reliability(scores.reliability_table(labels, probs), run.result["expected_calibration_error"])
     caption = f"Confidence of {name} against accuracy on validation rows; numbers of rows above the intervals."
     values |= {
         "main": run,
-        "confusion": slices.confusion_matrix(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
-        "reliability": page.embed_figure(page.draw_svg(figure), "reliability", caption, "half"),
+        "confusion": slices.confusion_matrix(labels, probs),
+        "reliability": page.embed_figure(figure, "reliability", caption, "half"),
         "mistakes": tables.mistakes_of(run, rows, 3),
-        "slices": None,
     }
     if sample.ladder is not None:
         table = tables.slices_of(run, sample.ladder, rows)
-        clear = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
+        clear = (table["difference_low"] > 0) | (table["difference_high"] < 0)
         caption = f"Log loss of {name} minus that of the baseline, by slice (rows), with 95 % intervals."
-        values |= {"slices": page.embed_figure(page.draw_svg(plots.plot_slices(table)), "slices", caption),
-                   "slice_count": len(table), "slices_clear": len(clear)}  # fmt: skip
+        figure = page.embed_figure(plots.plot_slices(table), "slices", caption, "tall")
+        values |= {"slices": figure, "slice_count": len(table), "slices_clear": clear.sum()}
     return values
 
 

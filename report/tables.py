@@ -13,7 +13,7 @@ from prefcls_lib.ensemble.finished import Run
 from prefcls_lib.evaluation import compare, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.runtime.files import sha256
-from report.page import draw_svg, embed_figure, embed_table, escape_text, markdown_table, signed
+from report.page import embed_figure, embed_table, escape_text, markdown_table, signed
 from report.read_runs import Found, compare_runs
 
 COMPARED = ("difference", "95 % interval", "p", "MDE", "verdict")
@@ -91,8 +91,7 @@ class ComparedRuns:
             low, high = result["log_loss_interval"]
             lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
         figure = plots.plot_results(pd.DataFrame(lines).set_index("name"))
-        caption = f"Log loss with 95 % intervals on the same rows: {self.title}."
-        return embed_figure(draw_svg(figure), f"results-{self.key}", caption)
+        return embed_figure(figure, f"results-{self.key}", f"Log loss with 95 % intervals: {self.title}.")
 
     def ablation_table(self) -> str:
         """Networks that differ in one setting, compared row by row; p is of all these comparisons."""
@@ -164,7 +163,7 @@ def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
     blocks = []
     for place, line in table.iterrows():
         predicted = ("A wins", "B wins", "tie")[line["predicted"]]
-        text = re.sub(r"\n\s*\n", "\n", html.escape(loading.format_row(shared.iloc[place], max_chars=400)))
+        text = re.sub(r"\n\s*\n", "\n", html.escape(loading.format_row(shared.iloc[place], max_chars=250)))
         said = f"predicted: {predicted}, with probability {line['confidence']:.0%}"
         blocks.append(f'\n<pre class="row">{said}\n{text}</pre>\n')
     return "".join(blocks)

@@ -70,9 +70,12 @@ def test_verdict(record, backbone, change, verdict):
 
 
 def test_waits_are_counted(monkeypatch):
-    """By the names that the profiler gives: here of an operation that a CPU has, three times."""
-    monkeypatch.setattr(gpu_check, "WAITS", ("aten::item",))
-    assert gpu_check.count_waits(lambda: [torch.ones(1).item() for _ in range(3)]) == 3
+    """By the names that the profiler gives: here of an operation of a CPU, the more the more steps there are."""
+    monkeypatch.setattr(gpu_check, "WAITS", ("aten::addmm",))
+    monkeypatch.setattr(gpu_check, "PAIRS", 4)
+    job = gpu_check.Job(CONFIGS["tiny-roberta"], 32, devices.make_accelerator("no"))
+    (few, passes), (many, more) = (gpu_check.count_waits(job, steps) for steps in (1, 2))
+    assert 0 < few < many and 0 < passes < more
 
 
 def test_record_is_written_as_json_and_table(record, monkeypatch, tmp_path, capsys):

@@ -18,7 +18,7 @@ from prefcls_lib.evaluation import compare
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 from report import build, page, read_runs, tables
 from report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
-from report.studies import ceiling, fold_plans, specification, votes
+from report.studies import ceiling, fold_plans, specification
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
@@ -40,8 +40,7 @@ def no_pdf(monkeypatch):
 def quick(monkeypatch, no_pdf):
     """No figures and formulas either: all numbers stand in tables and text."""
     monkeypatch.setattr(page, "embed_formula", lambda tex: "")
-    for module in (page, tables):
-        monkeypatch.setattr(module, "draw_svg", lambda figure: b"<svg/>")
+    monkeypatch.setattr(page, "draw_svg", lambda figure: b"<svg/>")
 
 
 @pytest.fixture
@@ -316,13 +315,6 @@ def test_errors_of_the_published_table_are_found_by_comparing(described):
     assert specification.find_errors(described, right) == []
     right["roberta-base"]["layers"] = 13
     assert specification.find_errors(described, right) == ["RoBERTa-base: layers 13, the configuration says 12."]
-
-
-def test_script_of_a_text_by_hand():
-    """A tenth of the letters decides; marks and digits beyond ASCII are no letters; kana and kanji are one."""
-    texts = {"plain": "ASCII", "a – b": "ASCII and symbols", "abcdefghijklé": "ASCII, few others",
-             "né": "Latin with accents", "да ok": "Cyrillic", "これは漢字": "Chinese, Japanese, Korean"}  # fmt: skip
-    assert {text: votes._find_script(text) for text in texts} == texts
 
 
 def test_the_committed_specification_is_of_the_committed_configurations(described, monkeypatch):

@@ -32,7 +32,7 @@ from prefcls_lib.runtime.files import UserError, read_json, write_json
 INNER_FOLDS = 5  # of the models that are kept
 TUNING_ROWS = 10_000  # held-out rows that choose a strength, in whole inner folds
 MIN_ROWS_TO_SHARE = 5000  # with fewer training rows, starting processes takes longer than fitting
-WORKER_BYTES, WORKER_BYTES_PER_ROW = 300_000_000, 8_000  # of memory: report/studies/cost.py measures it
+WORKER_BYTES, WORKER_BYTES_PER_ROW = 300_000_000, 8_000  # of memory, as measured (report/log.md)
 
 
 def log_odds(probs: np.ndarray) -> np.ndarray:

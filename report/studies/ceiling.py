@@ -102,7 +102,7 @@ def draw(found: dict) -> Figure:
         axes.errorbar(line["value"], -place, xerr=error, fmt="o", color=plots.BLUE, ms=5, lw=1.2)
     axes.plot([ceiling["low"], ceiling["high"]], [-PEOPLE] * 2, color=plots.GREEN, lw=1.2)
     axes.plot([ceiling["least"], ceiling["most"]], [-PEOPLE] * 2, color=plots.GREEN, lw=5, solid_capstyle="butt")
-    names = ("class shares", "and one other vote", "and two other votes", "the pair's distribution of votes")
+    names = ("class shares", "one other vote", "two other votes", "distribution of the pair's votes")
     axes.set_yticks(range(0, -len(names), -1), names, fontsize=8)
     axes.set(xlabel="log loss of a vote", ylim=(-PEOPLE - 0.6, 0.6))
     axes.tick_params(labelsize=8)

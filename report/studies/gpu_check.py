@@ -13,7 +13,6 @@ import gc
 import math
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,21 +76,17 @@ class Job:
         rows = self.rows.take(slice(PAIRS * steps))
         return fit(model, rows, rows.take(slice(8)), self.settings, self.accelerator, self.pad_id, session=session)
 
-    def count_waits(self, steps: int) -> np.ndarray:
-        """How often the host waits for the GPU in a training, as the profiler sees it; passes of the encoder."""
-        model, passes = self.make_model(), []
-        model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
-        return np.array([count_waits(lambda: self.train(model, steps)), len(passes)])
 
-
-def count_waits(work: Callable[[], object]) -> int:
-    """How often the host waits for the GPU in `work`."""
+def count_waits(job: Job, steps: int) -> np.ndarray:
+    """How often the host waits for the GPU in a training, as the profiler sees it; passes of the encoder."""
+    model, passes = job.make_model(), []
+    model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        work()
-    return sum(event.count for event in profile.key_averages() if event.key in WAITS)
+        job.train(model, steps)
+    return np.array([sum(event.count for event in profile.key_averages() if event.key in WAITS), len(passes)])
 
 
 def matrix_peak(accelerator: Accelerator, size: int, repeats: int = 8) -> float:
@@ -127,7 +122,8 @@ def measure(job: Job, peak: float) -> dict:
     predicted = int(job.rows.lengths.sum()) / timed(job.accelerator.device, predict)
     trained = result.tokens.real / result.step_seconds
     error = precision_error(model, job.rows, job.accelerator)
-    waits, passes = (job.count_waits(3) - job.count_waits(1)) / 2  # what a training has once is in both
+    few, many = (count_waits(job, steps) for steps in (1, 3))  # what a training has once is in both
+    waits, passes = (many - few) / 2
     flop, tokens = flop_per_token(job.config, job.length), job.settings.max_tokens_per_micro_step
     planned = capacity.peak_bytes(job.config, tokens, job.accelerator.mixed_precision != "no", job.length)
     return {
@@ -203,14 +199,11 @@ def is_ok(record: dict) -> bool:
 def format_record(record: dict) -> str:
     """The record as a Markdown table."""
 
-    def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.1f}"
-
     lines = [
         (line["backbone"], line["precision"],
          f"{line['train_tokens_per_second']:,.0f} ({line['train_peak_share']:.0%})",
          f"{line['predict_tokens_per_second']:,.0f} ({line['predict_peak_share']:.0%})",
-         f"{show(line['peak_gib'])} / {line['planned_gib']:.1f}", show(line["waits_per_step"]),
+         f"{line['peak_gib'] or math.nan:.1f} / {line['planned_gib']:.1f}", f"{line['waits_per_step'] or math.nan:.1f}",
          str(line["skipped_steps"]), f"{line['precision_error']:.1e}", line["verdict"])
         for line in record["lines"]
     ]  # fmt: skip
