@@ -93,7 +93,7 @@ config = RunConfig.from_namespace(globals())
 # %%
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
 import pandas as pd
-from IPython.display import HTML, Markdown, display
+from IPython.display import display
 
 import prefcls_lib
 from prefcls_lib.data import loading, submission, tokenization
@@ -110,12 +110,12 @@ checks.first_look(config)
 # `steps.start` reads both CSV files, plans the folds, finds the backbone and checks its tokenizer, so that a wrong
 # input stops the run before time is spent. Then it writes a valid submission with the class shares into the run
 # folder. That of the baseline replaces it later, and the network's at the end, so a submission exists even
-# if the session is cut off. The list shows the settings that were set for this run, then those that the backbone's
-# recipe fills in; the rest is folded away.
+# if the session is cut off. The table shows the settings that were set for this run, then those that the backbone's
+# recipe fills in, then the defaults.
 
 # %%
 job = steps.start(config)
-HTML(preview.settings_html(config, job.config))
+preview.settings_table(config, job.config)
 
 # %% [markdown]
 # ## 4. The rows
@@ -167,7 +167,7 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 # baselines of a fold are fitted together, and `seconds` is the time of all.
 
 # %%
-results.readable(results.baseline_table(steps.fit_baselines(job)))
+results.baseline_table(steps.fit_baselines(job)).round(3)
 
 # %% [markdown]
 # ## 7. Tokens
@@ -281,11 +281,12 @@ plots.plot_history(history, result["baseline_log_loss"])
 # verdict is BEATS or LOSES only if the whole 95 % interval of the difference lies on one side of zero (p at most .05),
 # else INCONCLUSIVE: the interval says which differences are still possible. With few validation rows most verdicts are
 # INCONCLUSIVE; the sentence ends with the size that a difference needs to be found in 80 % of samples like this one.
+# The last line is what to try next.
 
 # %%
 print(results.verdict(result))
 table = results.result_table(result)
-display(results.readable(table))
+display(table.round(3))
 plots.plot_results(table)
 
 # %% [markdown]
@@ -351,14 +352,6 @@ answers = ["Mars, Venus and Saturn.", "Sure! Here are three planets:\n\n1. Mars\
 model = prefcls_lib.load(job.folder.path)
 for first, second in (answers, answers[::-1]):
     print(pd.Series(model.predict_proba([question], [first], [second])[0], model.classes).round(3).to_dict())
-
-# %% [markdown]
-# ## What this run showed
-#
-# This text is computed from `result.json`.
-
-# %%
-Markdown(results.conclusion(result))
 
 # %% [markdown]
 # ## What next

@@ -151,7 +151,7 @@ def test_two_processes_write_the_same_submission(two, tmp_path, monkeypatch):
     (two.folders[0].path / "model" / "fold0" / "head.safetensors").write_bytes(b"broken")
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS, 2)
-    assert record["left_out"][0].startswith("network, fold0: failed (WorkerFailed: 2 processes failed:")
+    assert record["left_out"][0].startswith("network, fold0: failed (UserError: 2 processes failed:")
     assert record["left_out"][1:] == ["network: 1 of 2 folds were used"]
     network, ladder = (
         predict_alone(two.folders[0].path / "model" / "fold1", rows),

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,13 +10,11 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-import pandas as pd
 import pytest
 from conftest import KINDS, make_row
 
 from prefcls_lib.config import RunConfig, read_settings
-from prefcls_lib.evaluation import compare
-from prefcls_lib.pipeline import preview, results
+from prefcls_lib.pipeline import preview
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PRESETS = ("quick", "original", "strong")
@@ -147,42 +144,12 @@ def test_mistyped_parameter_stops_the_run(tiny, tmp_path):
     assert "'learning_rate'" in done.stderr
 
 
-def test_settings_show_first_what_was_set_and_fold_the_defaults_away():
-    """A setting of the run, one that the recipe filled in, and one that nobody touched, each in its own part."""
+def test_settings_show_first_what_was_set():
+    """A setting of the run, one that the recipe filled in, and one that nobody touched, in this order."""
     given = RunConfig(backbone="minilm", num_folds=5)
-    text = preview.settings_html(given, replace(given, learning_rate=3e-5))
-    changed, recipe, defaults = re.findall(r"<details.*?</details>", text, flags=re.DOTALL)
-    assert "open" in changed and "<th>num_folds</th>" in changed and "set for this run: 2" in changed
-    assert "open" in recipe and "<th>learning_rate</th>\n      <td>3e-05</td>" in recipe
-    assert "<details>" in defaults and "<th>seed</th>" in defaults and "num_folds" not in defaults
-
-
-def test_scores_are_shown_with_the_digits_that_they_deserve():
-    """Three decimals; seconds whole, and not 0.0001."""
-    table = pd.DataFrame({"log_loss": [1.08412, 1.1], "accuracy": [0.45454, 0.5], "seconds": [212.4, 0.0001]})
-    shown = results.readable(table)
-    assert shown.to_numpy().tolist() == [["1.084", "0.455", "212 s"], ["1.100", "0.500", "below 1 s"]]
-
-
-@pytest.mark.parametrize(
-    ("verdict", "said"),
-    [("BEATS", "is better than"), ("LOSES", "is worse than"), ("INCONCLUSIVE", "is not shown to differ from")],
-)
-def test_the_conclusion_is_computed_from_the_result(verdict, said):
-    """The verdict in words with its numbers, the warnings, and what to try next."""
-    p, difference = {"BEATS": (0.01, -0.02), "LOSES": (0.01, 0.02), "INCONCLUSIVE": (0.4, -0.02)}[verdict]
-    c = compare.Comparison(difference, difference - 0.01, difference + 0.01, 0.014, 154, 150, p)
-    result = {
-        "encoder_share": c.to_dict(), "start_from": "structure_tfidf", "baseline": "structure_tfidf", "rows": 770,
-        "baseline_log_loss": 1.0931, "log_loss": 1.0731, "calibrated_log_loss": 1.08,
-        "encoder_warnings": {"fold0": "..."}, "folds": [{}, {}],
+    table = preview.settings_table(given, replace(given, learning_rate=3e-5))
+    assert list(table.index[:3]) == ["backbone", "num_folds", "learning_rate"]
+    assert table.iloc[2].tolist() == ["3e-05", "from the backbone's recipe"]
+    assert table["where from"].value_counts().to_dict() == {
+        "set for this run": 2, "from the backbone's recipe": 1, "default": len(table) - 3
     }  # fmt: skip
-    text = results.conclusion(result)
-    assert "On 154 rows, the network has a log loss of 1.073." in text
-    assert f"It {said} structure_tfidf, from which it starts (1.093): its log loss is {c.describe()}." in text
-    assert "In 1 of 2 models the encoder adds nothing." in text
-    assert "because 770 teach an encoder little" in text and "calibrate" not in text
-    assert ("0.014 is found four times in five" in text) == (verdict == "INCONCLUSIVE")
-    assert ("lower the `learning_rate`" in text) == (verdict == "LOSES")
-    assert "starts (" not in results.conclusion(result | {"start_from": "none", "rows": 6_000})
-    assert "teach" not in results.conclusion(result | {"rows": 5_000})

@@ -15,11 +15,12 @@ import pytest
 from conftest import TWO_FOLDS, predict, read_probs, run_arguments, run_small
 
 from prefcls_lib import cli
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
-from prefcls_lib.pipeline.folder import FoldModel, read_table
+from prefcls_lib.pipeline.folder import fold_models, read_table
 from prefcls_lib.pipeline.predict import predict_models
 from prefcls_lib.runtime.files import UserError
 
@@ -105,7 +106,7 @@ def test_rows_predicted_by_two_processes(finished_run, home, tmp_path):
 def test_failing_worker_ends_the_run_with_its_message(tmp_path):
     """Its last message becomes the caller's."""
     with pytest.raises(UserError, match=rf"fold1 failed: {tmp_path / 'config.json'}: no such file"):
-        launch.run_side_by_side([["fit", str(tmp_path), "fold1"]], ["fold1"])
+        launch.run_side_by_side({"fold1": ["fit", str(tmp_path), "fold1"]})
 
 
 def test_killed_worker_ends_the_others(capsys):
@@ -114,7 +115,7 @@ def test_killed_worker_ends_the_others(capsys):
     killed = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     started = time.monotonic()
     with pytest.raises(UserError, match=r"second failed: exit code -9. Its last lines:\n  here"):
-        launch._run([["-c", sleeper], ["-c", killed]], ["first", "second"], [dict(os.environ)] * 2)
+        launch._run({"first": ["-c", sleeper], "second": ["-c", killed]}, [dict(os.environ)] * 2)
     assert time.monotonic() - started < 30
     assert "[first] asleep" in capsys.readouterr().out
 
@@ -126,7 +127,7 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path):
         "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
         f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
     )
-    start = f"p._run([['-c', {worker!r}]], ['worker'], [p._worker_environment(1, None)])"
+    start = f"p._run({{'worker': ['-c', {worker!r}]}}, [p._worker_environment(1, None)])"
     parent = start_process(["-c", f"from prefcls_lib.pipeline import launch as p; {start}"])
     deadline = time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
@@ -173,7 +174,8 @@ def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch
     started = []
     monkeypatch.setattr(launch, "_run", lambda *given: started.append(given))
     launch.run_together(["fit", "run", "fold0"], 2)
-    [([command], _, [environment], _)] = started
+    [(commands, [environment], _)] = started
+    [command] = commands.values()
     assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]
     assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} <= set(command[2:-5])
     assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == launch.SECONDS_TO_STOP >= 120
@@ -186,16 +188,13 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     data = replace(steps.prepare(job), started_at=time.time() - 1200)
     monkeypatch.setattr(folds, "_train_model", lambda data, model, session: deadlines.append(session))
     now = time.perf_counter()
-    folds.train_models(data, [FoldModel(0), FoldModel(1)])
+    folds.train_models(data, fold_models(data.config))
     assert [session.deadline - now for session in deadlines] == pytest.approx([1200, 2400], abs=30)
     tokens = sum(map(len, data.test.encoded.token_ids))
     assert {session.tokens_to_predict for session in deadlines} == {tokens}
 
 
 def test_names_of_models():
-    """There and back; nothing else is a name."""
-    for fold_model, name in ((FoldModel(3), "fold3"), (FoldModel(0, 1), "fold0-seed1")):
-        assert fold_model.name == name
-        assert FoldModel.parse(name) == fold_model
-    with pytest.raises(UserError, match="foldx"):
-        FoldModel.parse("foldx")
+    """Fold by fold, in the order of the setting; the first seed is not named."""
+    config = RunConfig(folds=[3, 0], num_seeds=2)
+    assert [model.name for model in fold_models(config)] == ["fold3", "fold3-seed1", "fold0", "fold0-seed1"]

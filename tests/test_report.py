@@ -75,7 +75,6 @@ def write_run(folder: Path, encoder_share: dict | None = None, **settings: objec
     oof[NAMES] = probs
     oof.to_csv(folder / "oof.csv", index=False)
     oof[["id", *NAMES]].head(3).to_csv(folder / "submission.csv", index=False)
-    (folder / "history.csv").write_text("fold,seed,epoch,valid_log_loss\n0,42,1.0,1.1\n", encoding="utf-8")
     return folder
 
 
@@ -227,7 +226,7 @@ def spoil_probs(run: Path) -> None:
     ("break_run", "why"),
     [
         (lambda run: cut_lines(run, "oof.csv"), "37 rows, result.json says 40"),
-        (lambda run: (run / "history.csv").unlink(), "history.csv"),
+        (lambda run: (run / "submission.csv").unlink(), "submission.csv"),
         (spoil_probs, "row 5"),
         (lambda run: (run / "config.json").write_text('{"settings": {', encoding="utf-8"), "config.json"),
         (lambda run: edit_json(run / "config.json", settings={"no_such": 1}), "no_such"),

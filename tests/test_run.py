@@ -18,7 +18,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.models.saved import load_model
-from prefcls_lib.pipeline import fold_baseline, job, results, steps
+from prefcls_lib.pipeline import job, results
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import UserError, read_json, sha256
 
@@ -266,7 +266,7 @@ def test_submissions_before_the_first_model(home, tmp_path, monkeypatch, capsys)
     np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
     submission.unlink()
     stop_at("folds.build_model")
-    baseline = np.load(fold_baseline.baseline_folder(steps.RunFolder(run), 0) / "test.npy")
+    baseline = np.load(run / "checkpoint" / "baseline-fold0" / "test.npy")
     np.testing.assert_allclose(read_probs(submission), softmax(baseline, axis=1), atol=1e-12)
     submission.write_bytes(b"older")
     stop_at("folds.build_model")
@@ -326,18 +326,27 @@ def test_ladder_is_a_run_without_a_network(home, finished_run, tmp_path, capsys)
 
 
 def test_result_in_words():
-    """The comparison with its numbers; what an encoder that adds nothing needs comes once, at the end."""
+    """The comparison with its numbers, encoders that add nothing, and what to try next."""
     counts = {"rows": 154, "groups": 153, "smallest_detectable": 0.013}
     better = {"difference": -0.0164, "low": -0.0255, "high": -0.0072, "p": 0.0004} | counts
-    result = {"encoder_share": better, "baseline": "structure_tfidf", "baseline_log_loss": 1.08, "encoder_warnings": {}}
+    result = {"encoder_share": better, "baseline": "structure_tfidf", "baseline_log_loss": 1.08, "encoder_warnings": {},
+              "log_loss": 1.0636, "calibrated_log_loss": 1.0616, "rows": 5_000}  # fmt: skip
     line = (
         "network BEATS structure_tfidf (1.0800): with the encoder, the log loss is 0.0164 lower (95 % CI -0.0255 to "
         "-0.0072, p<0.001) on 154 validation rows; a difference of 0.0130 would be found in 80 % of such samples"
     )
-    assert results.verdict(result) == line
+    ideas = "train a second seed (`num_seeds`), and blend with `prefcls ladder`; calibrate: `prefcls blend`"
+    assert results.verdict(result) == f"{line}\nWhat to try next: {ideas}."
     warned = results.verdict(result | {"encoder_warnings": {"fold0": "why", "fold1": "why"}}).splitlines()
-    expected = [*(f"fold{n}: the encoder does not contribute: why" for n in (0, 1)), results.TRY_NEXT]
-    assert warned == [line, *expected]
+    assert warned[1:3] == [f"fold{n}: the encoder does not contribute: why" for n in (0, 1)]
+    assert warned[3] == f"What to try next: train on more rows than 5,000 (`extra_train`); {ideas}."
+    for share, words in (({"p": 0.2}, "validate on more rows"), ({"difference": 0.01}, "stop earlier")):
+        changed = result | {"encoder_share": better | share, "calibrated_log_loss": 1.0635, "rows": 4_999}
+        assert (
+            results.verdict(changed)
+            .splitlines()[-1]
+            .startswith(f"What to try next: train on more rows than 4,999 (`extra_train`); {words}")
+        )
     ladder = {"encoder_share": None, "baseline": "prior", "log_loss": 1.1, "valid_rows": 9}
     assert results.verdict(ladder) == "prior: log loss 1.1000 on 9 validation rows"
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+import pandas as pd
 import psutil
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from prefcls_lib.baselines.columns import ROWS_AT_ONCE, BaselineInputs, tie_shares_shift
+from prefcls_lib.baselines.columns import ROWS_AT_ONCE, BaselineInputs, read_inputs, tie_shares_shift
 from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior
 from prefcls_lib.data.features import DENSE
 from prefcls_lib.data.schema import NUM_CLASSES
@@ -51,11 +52,6 @@ class BaselineMean:
         """Those of the models."""
         return {model.name for model in self.models}
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether `columns.read_inputs` must read the words."""
-        return any(model.reads_text for model in self.models)
-
     def member(self, name: str) -> "BaselineMean":
         """The models of one member of an ensemble."""
         return BaselineMean(tuple(model for model in self.models if model.name == name))
@@ -67,8 +63,12 @@ class BaselineMean:
         offsets = ([log_odds(model.predict_proba(block)) for model in self.models] for block in blocks)
         return np.concatenate([np.mean(of_models, axis=0) for of_models in offsets])
 
-    def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
-        """Probabilities (N, 3), the geometric mean of the models'."""
+    def read_inputs(self, rows: pd.DataFrame, features: np.ndarray | None = None) -> BaselineInputs:
+        """What the models read of rows, the words only where one of them does: see `columns.read_inputs`."""
+        return read_inputs(rows, features, any(model.reads_text for model in self.models))
+
+    def predict_proba(self, inputs: BaselineInputs, label: str = "") -> np.ndarray:
+        """Probabilities (N, 3), the geometric mean of the models'; `label`: as a network's, without effect."""
         return softmax(self.predict(inputs), axis=1)
 
     def file_shifts(self, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -80,8 +80,8 @@ class BaselineMean:
     def save(self, folder: Path) -> None:
         """Write baseline.json, which names the models and columns, and baseline.safetensors into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        names = [model.name for model in self.models]
-        write_json(folder / "baseline.json", {"models": names, "columns": [column.name for column in DENSE]})
+        state = {"models": [model.name for model in self.models], "columns": [column.name for column in DENSE]}
+        write_json(folder / "baseline.json", state)
         arrays = {
             f"{number}/{name}": np.array(value, order="C")
             for number, model in enumerate(self.models)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.columns import BaselineInputs
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
@@ -58,7 +58,7 @@ class SavedNetwork:
         settings = (self.config.max_length, self.config.text_cleaning, self.config.architecture)
         encoded = encode_rows(rows, self.backbone.tokenizer, *settings)
         features = compute_features(rows) if self.scaler or self.baseline else None
-        baseline = self.baseline and read_inputs(rows, features, self.baseline.reads_text)
+        baseline = self.baseline and self.baseline.read_inputs(rows, features)
         return NetworkInputs(Examples(encoded.token_ids, encoded.sides, self.scaler and features), baseline)
 
     def predict_proba(self, inputs: NetworkInputs, label: str = "") -> np.ndarray:
@@ -77,22 +77,7 @@ class SavedNetwork:
         return probs
 
 
-@dataclass(frozen=True)
-class SavedBaseline:
-    """A baseline read back from its folder, with the methods of `SavedNetwork`."""
-
-    baseline: BaselineMean
-
-    def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
-        """What baselines read of rows from `loading.read_rows`."""
-        return read_inputs(rows, with_text=self.baseline.reads_text)
-
-    def predict_proba(self, inputs: BaselineInputs, label: str = "") -> np.ndarray:
-        """Probabilities (N, 3), see `SavedNetwork.predict_proba`."""
-        return self.baseline.predict_proba(inputs)
-
-
-def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
+def load_model(folder: Path) -> SavedNetwork | BaselineMean:
     """A fold's model from its folder: a network of `prefcls run`, or a baseline of `prefcls ladder`.
 
     Its files must be those that were saved: fold.json, where the folder has it, knows their SHA-256.
@@ -103,7 +88,7 @@ def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
             if sha256(folder / name) != wanted:
                 raise UserError(f"{folder / name}: is damaged or was changed. Copy the run folder again.")
         if not (folder / "preference.json").exists():
-            return SavedBaseline(BaselineMean.load(folder))
+            return BaselineMean.load(folder)
         state = read_json(folder / "preference.json")
         config = RunConfig(**state["settings"])
         scaler = state["feature_scaler"] and FeatureScaler.from_dict(state["feature_scaler"])

@@ -4,17 +4,17 @@ import math
 import time
 
 import numpy as np
-import torch
 
-from prefcls_lib.data.batching import make_padded_batches
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.pipeline.launch import count_processes
 from prefcls_lib.runtime.devices import machine_name, make_accelerator
 
 ROWS = 200  # that are tokenised for the mean length of a row
-TOKENS = 512  # of the forward pass that is timed
+SIDES, TOKENS = 4, 128  # of the forward pass that is timed, and of each side
 BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
 BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU seconds for 57,477 (report/log.md)
 
@@ -46,14 +46,12 @@ def estimate_seconds(job: Job, model: PreferenceModel) -> float:
 
 def seconds_per_token(job: Job, model: PreferenceModel) -> float:
     """Of a forward pass through the encoder on this machine's device, in the precision of the run."""
-    accelerator = make_accelerator(job.config.mixed_precision)
-    model.to(accelerator.device).eval()
-    length = min(job.config.max_length, 128)
-    ids = np.full(length, job.backbone.tokenizer.pad_id, dtype=np.int32)
-    [batch] = make_padded_batches([ids] * (TOKENS // length), job.backbone.tokenizer.pad_id)
-    batch = batch.to(accelerator.device)
-    with torch.inference_mode(), accelerator.autocast():
-        for _ in range(2):  # the first loads kernels
-            started = time.perf_counter()
-            model.embed(batch).sum().item()
-    return (time.perf_counter() - started) / batch.tokens_computed
+    accelerator, pad_id = make_accelerator(job.config.mixed_precision), job.backbone.tokenizer.pad_id
+    side = np.full(min(job.config.max_length, TOKENS), pad_id, dtype=np.int32)
+    examples = Examples([side] * SIDES, np.arange(SIDES)[:, None])
+    model.to(accelerator.device)
+    for _ in range(2):  # the first loads kernels
+        started = time.perf_counter()
+        embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id)
+        embeddings.sum().item()  # waits for the GPU
+    return (time.perf_counter() - started) / tokens.computed

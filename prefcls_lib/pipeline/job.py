@@ -17,7 +17,7 @@ from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import sha256, write_array
+from prefcls_lib.runtime.files import reading, sha256, write_array
 from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 
@@ -76,7 +76,11 @@ def read_job(config: RunConfig) -> Job:
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
     folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
-    if (folds := folder.read_folds()) is None:
+    plan = folder.checkpoint("folds.npy")
+    if plan.is_file() and (folder / "config.json").is_file():  # `open_folder` refuses that of another run
+        with reading(plan, "Delete it, and run the same command again."):
+            folds = np.load(plan, allow_pickle=False)
+    else:
         folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at)
 
@@ -99,7 +103,7 @@ def open_folder(job: Job) -> Job:
     config = job.config.with_recipe(job.backbone.recipe if job.backbone else {})
     folder.open(config, job.data_sha256)
     if not folder.complete:
-        write_array(folder / "checkpoint" / "folds.npy", job.folds)
+        write_array(folder.checkpoint("folds.npy"), job.folds)
     wrote_prior = not submission.exists()
     if wrote_prior:
         prior = np.tile(class_shares(job.rows["label"]), (len(job.test_rows), 1))

@@ -13,20 +13,14 @@ from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.training.loop import StepPlan
 
 
-def settings_html(given: RunConfig, filled: RunConfig) -> str:
-    """The settings of a run as HTML: those that differ from the defaults, the backbone's recipe, the others folded."""
+def settings_table(given: RunConfig, filled: RunConfig) -> pd.DataFrame:
+    """The settings of a run: first those that were given, then those of the backbone's recipe, then the defaults."""
     default, given, filled = (config.to_dict() for config in (RunConfig(), given, filled))
-
-    def kind(name: str) -> str:
-        changed, by_recipe = given[name] != default[name], filled[name] != given[name]
-        return "set for this run" if changed else "from the backbone's recipe" if by_recipe else "defaults"
-
-    table, parts = pd.Series(filled, dtype=object).map(str), []
-    for title in ("set for this run", "from the backbone's recipe", "defaults"):
-        values = table[[kind(name) == title for name in filled]].to_frame("value")
-        is_open = " open" * (title != "defaults")
-        parts.append(f"<details{is_open}><summary>{title}: {len(values)}</summary>{values.to_html()}</details>")
-    return "".join(parts)
+    kinds = ["set for this run", "from the backbone's recipe", "default"]
+    kind = {name: kinds[0] if given[name] != default[name] else kinds[1 if filled[name] != given[name] else 2]
+            for name in filled}  # fmt: skip
+    table = pd.DataFrame({"value": pd.Series(filled, dtype=object).map(str), "where from": pd.Series(kind)})
+    return table.sort_values("where from", key=lambda column: column.map(kinds.index), kind="stable")
 
 
 def describe_first_step(data: TrainingData) -> pd.DataFrame:
