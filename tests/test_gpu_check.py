@@ -54,9 +54,8 @@ def test_resume_that_loses_the_optimizer_is_found(monkeypatch):
 @pytest.mark.parametrize(
     ("backbone", "change", "verdict"),
     [
-        ("roberta", {"finite": False}, "loss or gradient is not finite"),
-        ("roberta", {"skipped_steps": 4}, "too many steps skipped"),
-        ("roberta", {"precision_error": math.nan}, "16 bits differ too much from fp32"),
+        ("roberta", {"finite": False, "skipped_steps": 4, "precision_error": math.nan},
+         "loss or gradient is not finite; too many steps skipped; 16 bits differ too much from fp32"),
         ("roberta", {"peak_gib": 5.4, "planned_gib": 5.0}, "ok"),
         ("roberta", {"waits_per_step": 7, "peak_gib": 5.6, "planned_gib": 5.0},
          "more memory than planned; too many waits"),
