@@ -12,7 +12,7 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation.compare import Comparison
 from prefcls_lib.evaluation.scores import check_probs
 from prefcls_lib.pipeline.folder import read_table
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import UserError, read_json, reading, shown
 
 COLUMNS = list(LABEL_COLUMNS)
 NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated",
@@ -47,22 +47,20 @@ class Run:
 def read_run(path: Path) -> Run:
     """One finished run folder; a file that is missing, broken, or does not belong to the others is a UserError."""
     config, result = read_json(path / "config.json"), read_json(path / "result.json")
-    try:
+    with reading(path, "Copy the run folder again."):
         settings = RunConfig.from_mapping(config["settings"], str(path / "config.json"))
-        share = result["encoder_share"] and Comparison.from_dict(result["encoder_share"])
+        share = None if result["encoder_share"] is None else Comparison.from_dict(result["encoder_share"])
         lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
         values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]
         wrong = [value for value in values if not isinstance(value, (int, float))]
         if wrong or not np.isfinite(values).all() or not isinstance(result["data_sha256"]["train"], str):
-            raise ValueError(f"{wrong or 'not all values'} should be numbers")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: result.json or config.json is broken ({what}). Copy the run folder again.") from error
+            raise ValueError(f"{shown(wrong) if wrong else 'not all values'} should be numbers")
     oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
-    if not {"fold", "label", "group"} <= set(oof) or len(oof) != result["valid_rows"] or oof.index.has_duplicates:
+    whole = {"fold", "label", "group"} <= set(oof) and 0 < len(oof) == result["valid_rows"]
+    if not whole or not (oof["fold"].dtype == int and oof["label"].dtype == int and oof["label"].isin(range(3)).all()):
         raise UserError(
-            f"{path / 'oof.csv'}: holds {len(oof)} rows, result.json says {result['valid_rows']}: rows are missing or "
-            "doubled, or one of the columns fold, label and group is. Copy the run folder again."
+            f"{path / 'oof.csv'}: holds {len(oof)} rows, result.json says {result['valid_rows']}: rows are missing, or "
+            "there are no columns fold, label (0, 1, 2) and group. Copy the run folder again."
         )
     return Run(path.resolve().name, path, settings, result, share, oof, read_table(path / "history.csv"), submission)
 
@@ -73,4 +71,6 @@ def _read_predictions(path: Path) -> pd.DataFrame:
     if missing := {ID, *COLUMNS} - set(table.columns):
         raise UserError(f"{path}: the columns {', '.join(sorted(missing))} are missing. Copy the run folder again.")
     check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
+    if table[ID].duplicated().any():
+        raise UserError(f"{path}: an id is there more than once. Copy the run folder again.")
     return table.set_index(ID)

@@ -21,7 +21,12 @@ class UserError(Exception):
     """Something the user can put right: what, where, what to do next. A command prints it and exits with code 2."""
 
     def __str__(self) -> str:
-        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), super().__str__())
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Foreign text with its control characters and lone surrogates escaped, which no terminal or file should get."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(value: object) -> str:
@@ -87,7 +92,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)  # of a file it does nothing
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # ValueError: a name that no file can have
         path.unlink()
 
 
