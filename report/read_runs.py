@@ -7,7 +7,7 @@ from pathlib import Path
 from prefcls_lib.ensemble.blend import MIN_SHARED_ROWS, shared_ids
 from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import UserError, read_json, reading
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,25 @@ def read_runs(places: Sequence[Path]) -> Found:
         folders = [Path(place)] if (Path(place) / "config.json").exists() else inside
         for path in [*folders, *sorted(Path(place).glob("blend*.json"))]:
             try:
-                if path.is_dir():
-                    found.runs.append(read_run(path))
-                else:
-                    found.blends.append((path.stem, path, _read_blend(path)))
+                with reading(path, "Copy the run folder again."):
+                    if path.is_dir():
+                        found.runs.append(read_run(path))
+                    else:
+                        found.blends.append((path.stem, path, _read_blend(path)))
             except UserError as error:
                 found.left_out.append((str(path), str(error)))
     return found
 
 
 def _read_blend(path: Path) -> dict:
-    content = read_json(path)
-    try:
-        numbers = ("rows", "log_loss", "accuracy", "expected_calibration_error")
-        good = all(isinstance(content[name], (int, float)) for name in numbers) and len(content["runs"]) > 0
+    """The content of a blend.json, its runs as paths; its numbers are tried when the page is made."""
+    with reading(path, "Blend the runs again."):
+        content = read_json(path)
+        content["runs"] = [(path.parent / run).resolve() for run in content["runs"]]
+        if not content["runs"]:
+            raise ValueError("names no run")
         content["comparison"] = compare.Comparison.from_dict(content["comparison"])
-        content["run_log_loss"][content["best_run"]]
-    except (IndexError, KeyError, TypeError):
-        good = False
-    if not good:
-        raise UserError(f"{path}: is not what `prefcls blend` writes. Blend the runs again.")
-    return content
+        return content
 
 
 def compare_runs(one: Run, other: Run) -> compare.Comparison | None:

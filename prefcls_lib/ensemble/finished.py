@@ -13,7 +13,7 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation.compare import Comparison
 from prefcls_lib.evaluation.scores import check_probs
 from prefcls_lib.pipeline.folder import read_table
-from prefcls_lib.runtime.files import read_json, reading
+from prefcls_lib.runtime.files import read_json, reading, shown
 
 COLUMNS = list(LABEL_COLUMNS)
 NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated",
@@ -49,20 +49,21 @@ def read_run(path: Path) -> Run:
     with reading(path, "Copy the run folder again."):
         config, result = read_json(path / "config.json"), read_json(path / "result.json")
         settings = RunConfig.from_mapping(config["settings"], str(path / "config.json"))
-        share = result["encoder_share"] and Comparison.from_dict(result["encoder_share"])
+        share = None if result["encoder_share"] is None else Comparison.from_dict(result["encoder_share"])
         lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
         values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]
-        if wrong := [value for value in values if value is None or not math.isfinite(value)]:
-            raise ValueError(f"result.json: {wrong} should be numbers")
+        wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]
+        if wrong or not isinstance(result["data_sha256"]["train"], str):
+            raise ValueError(f"result.json: {shown(wrong)} should be numbers")
         oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
-        if len(oof[["fold", "label", "group"]]) != result["valid_rows"] or oof.index.has_duplicates:
+        if len(oof[["fold", "label", "group"]]) != result["valid_rows"] or not oof["label"].isin(range(3)).all():
             what = f"oof.csv holds {len(oof)} rows, result.json says {result['valid_rows']}"
-            raise ValueError(f"{what}: rows are missing or doubled")
+            raise ValueError(f"{what}: rows are missing or doubled, or a label is not 0, 1 or 2")
     return Run(path.resolve().name, path, settings, result, share, oof, submission)
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:
     """A table of a run by id, its probabilities checked."""
-    table = read_table(path).set_index(ID)
-    check_probs(table[COLUMNS].to_numpy(), str(path))
+    table = read_table(path).set_index(ID, verify_integrity=True)
+    check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
     return table

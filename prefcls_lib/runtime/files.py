@@ -21,7 +21,12 @@ class UserError(Exception):
     """Something the user can put right: what, where, what to do next. A command prints it and exits with code 2."""
 
     def __str__(self) -> str:
-        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), super().__str__())
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Foreign text with its control characters and lone surrogates escaped, which no terminal or file should get."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(value: object) -> str:
@@ -54,6 +59,8 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
     then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is a device or a pipe, not a file. Name another place.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
@@ -87,7 +94,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)  # of a file it does nothing
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # ValueError: a name that no file can have
         path.unlink()
 
 
