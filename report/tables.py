@@ -129,8 +129,7 @@ def describe_run(run: Run) -> str:
     name = escape_text(Path(str(s.init_from or s.backbone)).name)
     parts = [f"reward model {name}" if s.init_from else f"backbone {name}",
              "cross-encoder" if s.architecture == "cross" else f"{s.head} head",
-             f"{s.max_length} tokens",
-             *(["extra rows"] if s.extra_train else []),
+             f"{s.max_length} tokens", *(["extra rows"] if s.extra_train else []),
              *([f"on {s.start_from}"] if s.start_from != "none" else [])]  # fmt: skip
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 

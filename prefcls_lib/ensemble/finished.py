@@ -64,6 +64,8 @@ def read_run(path: Path) -> Run:
 
 def _read_predictions(path: Path) -> pd.DataFrame:
     """A table of a run by id, its probabilities checked."""
-    table = read_table(path).set_index(ID, verify_integrity=True)
+    table = read_table(path).set_index(ID)
+    if table.index.has_duplicates:
+        raise ValueError(f"{path.name}: an id is there more than once")
     check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
     return table
