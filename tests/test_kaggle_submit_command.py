@@ -75,18 +75,20 @@ def test_without_runs_the_training_kernels_outputs_are_read(place, server, submi
 
 
 def test_what_was_begun_is_finished_by_the_same_command(place, server, submit, monkeypatch):
-    """Ctrl-C while it is scored: named, not submitted twice, and finished."""
-    server.script["GetKernelSessionStatus"] = [COMPLETE]
+    """Ctrl-C while the kernel runs, and while it is scored: what goes on is named, not sent twice, and finished."""
+    server.script["GetKernelSessionStatus"] = [RUNNING, COMPLETE]
     wait = time.sleep
 
     def press(seconds):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", press)
-    code, _, errors = submit(str(place / "runs" / "roberta"))
-    assert code == 130
-    assert "submission 5 is being scored" in errors
-    assert f"come back to it: make kaggle-submit OWNER={OWNER}" in errors
+    begun = ([str(place / "runs" / "roberta")], "prefcls-submit keeps running")
+    for runs, what in (begun, ([], "submission 5 is being scored")):
+        code, _, errors = submit(*runs)
+        assert code == 130
+        assert what in errors
+        assert f"come back to it: make kaggle-submit OWNER={OWNER}" in errors
     monkeypatch.setattr("time.sleep", wait)
     code, shown, _ = submit()
     assert code == 0
