@@ -54,10 +54,10 @@ class ComparedRuns:
         lines = [[*UNIFORM, "", "", *nothing]]
         lines += [[*_baseline_cells(line), *nothing] for line in self.baselines if line["model"] in wanted]
         for run in self.networks[:1]:
-            lines.append([describe_run(run), *_scores(run.result)[:3], *_comparison_cells(*self.compared[run.path])])
+            lines.append([describe_run(run), *_scores(run.result)[:3], *comparison_cells(*self.compared[run.path])])
         for name, content, parts in sorted(self.blends, key=lambda blend: len(blend[2]))[:1]:
             who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
-            lines.append([who, *_scores(content)[:3], *_comparison_cells(*self.compared[name])])
+            lines.append([who, *_scores(content)[:3], *comparison_cells(*self.compared[name])])
         return markdown_table(("model", "log loss (SD)", "95 % interval", "accuracy", *COMPARED), lines, (0, 8))
 
     def results_table(self) -> str:
@@ -78,7 +78,7 @@ class ComparedRuns:
         lines = []
         for key, (c, other) in self.compared.items():
             who = f"{escape_text(Path(key).name)}<br><small>against {other}</small>"
-            lines.append([who, f"{alone[key]:.4f}" if alone.get(key) else "", *_comparison_cells(c)])
+            lines.append([who, f"{alone[key]:.4f}" if alone.get(key) else "", *comparison_cells(c)])
         table = markdown_table(("model", "encoder only", *COMPARED), lines, (0, 6))
         return embed_table(f"compared-{self.key}", f"Differences in log loss: {self.title}.", table) if lines else ""
 
@@ -107,7 +107,7 @@ class ComparedRuns:
                     who = f"{escape_text(one.name)}, {escape_text(other.name)}"
                     lines.append([f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"])
                     compared.append(c)
-        lines = [[*line, *_comparison_cells(c)]
+        lines = [[*line, *comparison_cells(c)]
                  for line, c in zip(lines, compare.holm_correction(compared), strict=True)]  # fmt: skip
         table = markdown_table(("what differs", *COMPARED), lines, (0, 5))
         caption = f"Networks that differ in one setting, the first minus the second: {self.title}."
@@ -168,7 +168,7 @@ def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
     return "".join(blocks)
 
 
-def _comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
+def comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
     """The columns of `COMPARED`; the verdict with the name of the other, if it has one."""
     return [signed(f"{c.difference:+.4f}"), signed(f"{c.low:+.4f} to {c.high:+.4f}"),
             "<0.001" if c.p < 0.001 else f"{c.p:.3f}", f"{c.smallest_detectable:.4f}",

@@ -122,13 +122,8 @@ def test_pdf_of_a_page_is_the_same_every_time(tmp_path):
 
 def test_a_number_changed_in_the_folder_changes_in_the_report(quick, runs, tmp_path):
     """Each of four numbers of result.json, in its own form."""
-    values = {
-        "log_loss": 0.71114,
-        "accuracy": 0.7222,
-        "calibrated_log_loss": 0.73334,
-        "tokens_per_second": 74_444_440.4,
-    }
-    shown = ("0.7111", "0.722", "0.7333", "74,444,440")
+    values = {"log_loss": 0.71114, "accuracy": 0.7222, "calibrated_log_loss": 0.73334, "tokens_per_second": 7_444_440.4}
+    shown = ("0.7111", "0.722", "0.7333", "7,444,440")
     before = read_page(runs, tmp_path / "before")
     edit_json(runs / "tiny" / "result.json", **values)
     after = read_page(runs, tmp_path / "after")
@@ -339,17 +334,12 @@ def test_every_paper_that_the_code_names_is_in_the_references():
     text = (ROOT / "report" / "report.md").read_text(encoding="utf-8").split("## References")[1].replace("ö", "oe")
     references = text.split("\n- ")
     paper = re.compile(r"([A-Z][a-z]+)(?: et al\.|, [A-Z]\w+)*(?: and (?:van )?[A-Z]\w+)? ((?:19|20)\d\d)\b")
-    sources = [
-        path.read_text(encoding="utf-8")
-        for part in ("prefcls_lib", "figs", "report")
-        for path in (ROOT / part).rglob("*.py")
-    ]
-    named = {words for source in sources for words in paper.findall(source)}
+    paths = [path for part in ("prefcls_lib", "figs", "report") for path in (ROOT / part).rglob("*.py")]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    named = set(paper.findall(source))
     assert len(named) > 10
     assert [words for words in named if not any(words[0] in one and words[1] in one for one in references)] == []
-    assert {
-        number for source in sources for number in re.findall(r"arxiv.org/abs/([\d.]+\d)", source) if number not in text
-    } == set()
+    assert [number for number in re.findall(r"arxiv.org/abs/([\d.]+\d)", source) if number not in text] == []
 
 
 def test_errors_of_the_published_table_are_found_by_comparing(described, monkeypatch):

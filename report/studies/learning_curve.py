@@ -133,16 +133,16 @@ def collect(out: Path) -> list[dict]:
 
 def make_table(lines: Sequence[dict]) -> str:
     """The lines of `collect` as a Markdown table."""
-    cells = []
+    cells, several = [], len({line["title"] for line in lines}) > 1
     for line in lines:
-        who = f"{line['title']}, {escape_text(line['network'])}".replace(" ", "\u00a0").replace("-", "\u2011")
+        who = escape_text(line["network"]) + f"<br><small>{line['title']}</small>" * several
         losses = [f"{line['log_loss'][name]:.4f}" for name in ("baseline", "network")]
         c, seeds = line["comparison"], line["seed_differences"]
         spread = f"{min(seeds):+.4f} to {max(seeds):+.4f}" if len(seeds) > 1 else ""
         cells.append([who, f"{line['rows']:,}", str(len(seeds)), *losses, signed(f"{c['difference']:+.4f}"),
                       signed(f"{c['low']:+.4f} to {c['high']:+.4f}"), "<0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
                       c["verdict"], signed(spread)])  # fmt: skip
-    header = ("votes, network", "rows", "seeds", "its baseline", "network", "difference", "95 % interval", "p",
+    header = ("network", "rows", "seeds", "its baseline", "network", "difference", "95 % interval", "p",
               "verdict", "range of seeds")  # fmt: skip
     return markdown_table(header, cells, (0, 8))
 
