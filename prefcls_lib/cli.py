@@ -1,6 +1,7 @@
 """`prefcls ...` and `python -m prefcls_lib ...`: reads arguments, calls the library, prints."""
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -15,7 +16,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
-from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting, shown
+from prefcls_lib.runtime.files import UserError, read_json, reason, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,11 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file need not be text
     try:
         with _interrupts():
             return arguments.command(arguments) or 0
     except UserError as error:
         message, code = str(error), 2
+    except OSError as error:  # a name that no file can have, a folder that may not be entered
+        message, code = str(UserError(f"{error.filename}: cannot be used ({reason(error)}). Check the path.")), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         message, code = str(error) or "interrupted", 143 if str(error) else 130
         message += ". What was saved is kept; run the same command to resume."

@@ -6,6 +6,7 @@ means the same thing wherever it is typed.
 
 import difflib
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,6 +18,7 @@ import yaml
 from prefcls_lib.runtime.files import UserError, reading, shown
 
 LAST_SEED = 2**32 - 1  # of numpy
+_UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # no name of a file can have them
 
 
 class Range(NamedTuple):
@@ -178,7 +180,7 @@ def _coerce(name: str, value: object, kind: object) -> object:
         value = value.strip()
     if kind is str:
         number = isinstance(value, int) and not isinstance(value, bool)  # papermill's -p out 2024
-        if not (number or isinstance(value, (str, Path))) or not str(value) or "\0" in str(value):
+        if not (number or isinstance(value, (str, Path))) or not str(value) or _UNUSABLE.search(str(value)):
             raise error
         return str(value)
     if kind == tuple[int, ...]:

@@ -154,7 +154,8 @@ class RunFolder:
         found = sorted((self / "model").glob("fold*"), key=lambda path: FoldModel.parse(path.name))
         if not found:
             raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
-        wanted = {model.name for model in fold_models(RunConfig(**read_json(self / "config.json")["settings"]))}
+        with reading(self / "config.json", "Copy the run folder again."):
+            wanted = {model.name for model in fold_models(RunConfig(**read_json(self / "config.json")["settings"]))}
         if missing := sorted(wanted - {path.name for path in found}):
             raise UserError(
                 f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
