@@ -14,9 +14,7 @@ from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_typ
 
 import yaml
 
-from prefcls_lib.runtime.files import UserError, reading, shown
-
-LAST_SEED = 2**32 - 1  # of numpy
+from prefcls_lib.runtime.files import UserError, printable, reading, shown
 
 
 class Range(NamedTuple):
@@ -40,8 +38,8 @@ class RunConfig:
     max_train_rows: Annotated[int, Range(0)] = 0  # rows of the training file to use, chosen by content; 0: all
     num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
-    seed: Annotated[int, Range(0, LAST_SEED)] = 42
-    fold_seed: Annotated[int | None, Range(0, LAST_SEED)] = None  # of rows, folds and baselines; None: as seed
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
+    fold_seed: Annotated[int | None, Range(0, 2**32 - 1)] = None  # of rows, folds and baselines; None: as seed
     num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
@@ -177,7 +175,7 @@ def _coerce(name: str, value: object, kind: object) -> object:
         value = value.strip()
     if kind is str:
         number = isinstance(value, int) and not isinstance(value, bool)  # papermill's -p out 2024
-        if not (number or isinstance(value, (str, Path))) or not str(value) or "\0" in str(value):
+        if not (number or isinstance(value, (str, Path))) or not str(value) or printable(str(value)) != str(value):
             raise error
         return str(value)
     if kind == tuple[int, ...]:

@@ -237,9 +237,12 @@ def test_place_that_cannot_be_written_is_refused(refuse, finished_run, home, tmp
         message = refuse(run_arguments(home, out, *SHORT))
         assert f"{out}" in message and "--out" in message
         assert ("is a file" if out == file else "cannot be written") in message
-    for out in (file / "submission.csv", folder):
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null, which root could replace
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    loop = tmp_path / "loop" / "s.csv"
+    for out in (file / "submission.csv", folder, tmp_path / "pipe", loop, tmp_path / ("x" * 300)):
         arguments = ["predict", "--run", str(finished_run), "--test", str(home / "test.csv"), "--out", str(out)]
-        assert f"{out}: cannot be written" in refuse(arguments)
+        assert f"{out}: cannot be " in refuse(arguments)
     assert read_tree(tmp_path) == before
 
 
@@ -405,6 +408,7 @@ BROKEN_RUNS = {
     "empty": (lambda run: shutil.rmtree(run) or run.mkdir(), ""),
     "gone": (shutil.rmtree, ""),
     "no config": (lambda run: (run / "config.json").unlink(), "config.json"),
+    "no settings": (lambda run: (run / "config.json").write_text("{}"), "config.json: cannot be read (KeyError"),
     "a model is missing": (
         lambda run: shutil.rmtree(run / "model" / "fold1"),
         ": the run is not finished, fold1 is missing in model/. Run the same command",

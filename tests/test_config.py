@@ -41,6 +41,7 @@ WRONG = [
     ("extra_train", [["a.csv"]], "expected text"),
     ("backbone", True, "expected text"),
     ("backbone", "a\0b", "expected text"),
+    ("out", "a\ud800", "expected text"),
     ("seed", 2**32, "expected a number from 0 to 4294967295"),
     ("learning_rate", -1e-5, "expected a number from 0 to 1"),
     ("learning_rate", 2, "expected a number from 0 to 1"),

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 
 from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.baselines.out_of_fold import BaselineMean
-from prefcls_lib.config import LAST_SEED
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, class_shares
 from prefcls_lib.evaluation import compare, scores, slices
@@ -99,7 +98,7 @@ def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accele
 def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) -> None:
     """Train one model of the run, predict, and save it with its tables in its folder."""
     started, fold, name = time.perf_counter(), fold_model.fold, fold_model.name
-    config = replace(data.config, seed=(data.config.seed + fold_model.seed_index) % (LAST_SEED + 1))
+    config = replace(data.config, seed=(data.config.seed + fold_model.seed_index) % 2**32)
     train, valid, test, baseline = split_rows(data, fold)
     seed_everything(config.seed + fold)
     accelerator = make_accelerator(config.mixed_precision, config.report_to, data.folder / "logs")

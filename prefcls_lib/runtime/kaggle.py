@@ -144,16 +144,6 @@ def library_commit() -> str:
     return _read_commit(resources.files("prefcls_lib"))
 
 
-def session_seconds() -> float:
-    """Seconds since the first process of this machine (of this container) was started; 0 where that is not known."""
-    try:
-        started = Path("/proc/1/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
-        uptime = Path("/proc/uptime").read_text(encoding="ascii").split()[0]
-    except (OSError, IndexError):
-        return 0.0
-    return max(0.0, float(uptime) - int(started) / os.sysconf("SC_CLK_TCK"))
-
-
 def _read_commit(folder) -> str:
     file = folder / "commit.txt"
     return file.read_text(encoding="utf-8").strip() if file.is_file() else "not recorded: no bundle"
