@@ -157,10 +157,8 @@ class RunFolder:
         with reading(self / "config.json", "Copy the run folder again."):
             wanted = {model.name for model in fold_models(RunConfig(**read_json(self / "config.json")["settings"]))}
         if missing := sorted(wanted - {path.name for path in found}):
-            raise UserError(
-                f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
-                "command again to finish it."
-            )
+            names = ", ".join(missing)
+            raise UserError(f"{self.path}: the run is not finished, {names} is missing in model/. Run it again.")
         return found
 
     def gather_tables(self, models: Sequence[FoldModel]) -> list[dict]:
