@@ -124,6 +124,17 @@ def run_arguments(home: Path, out: Path, *settings: str) -> list[str]:
     return arguments + [part for setting in (*small, *settings) for part in ("--set", setting)]
 
 
+@pytest.fixture
+def prefcls(capsys):
+    """prefcls(arguments) -> exit code, what it prints, its message."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return cli.main([str(argument) for argument in arguments]), *capsys.readouterr()
+
+    return call
+
+
 def run_small(home: Path, out: Path, *settings: str) -> dict:
     """Such a run, which must work: its result."""
     assert cli.main(run_arguments(home, out, *settings)) == 0

@@ -165,15 +165,9 @@ def test_namespace_of_a_notebook_is_read_without_what_is_ipythons():
     assert RunConfig.from_namespace(namespace) == expected
     namespace |= {"side": 1, "ids": [1, 2], "ece": 0.1, "name": "x"}  # of later cells: the first can be run again
     assert RunConfig.from_namespace(namespace) == expected
-    with pytest.raises(UserError, match="'lerning_rate'"):
-        RunConfig.from_namespace({**namespace, "lerning_rate": 1e-4})
-
-
-@pytest.mark.parametrize("value", [1e-4, "1e-4", None, [1], True])
-def test_mistyped_injected_parameter_stops_the_notebook(value):
-    """Papermill adds a mistyped name to the namespace; it must not be ignored, whatever its value."""
-    with pytest.raises(UserError, match=r"notebook parameters: unknown setting 'leraning_rate'. Did you mean 'lear"):
-        RunConfig.from_namespace({"backbone": "minilm", "leraning_rate": value})
+    for value in (1e-4, "1e-4", None, [1], True):  # papermill adds a mistyped name, too
+        with pytest.raises(UserError, match=r"notebook parameters: unknown setting 'lerning_rate'. Did you mean 'lear"):
+            RunConfig.from_namespace({**namespace, "lerning_rate": value})
 
 
 def test_config_survives_json():

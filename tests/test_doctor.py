@@ -98,11 +98,14 @@ def test_p100_is_found_before_anything_is_spent(gpu, capsys):
 
 
 def test_t4_is_fine_and_its_bf16_is_emulated(gpu, monkeypatch):
-    """fp16 is used there."""
+    """fp16 is used there; on Kaggle, one GPU where there could be two doubles the hours, which is said."""
     gpu("Tesla T4", (7, 5))
     monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
     check = checks.check_gpu()
     assert (check.state, check.finding) == ("ok", "1 x Tesla T4, bf16 only emulated: fp16 is used")
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    check = checks.check_gpu()
+    assert (check.state, check.advice) == ("note", "One GPU; GPU T4 x2 has two.")
 
     def fail(*shape, device):
         raise RuntimeError("CUDA error: device-side assert triggered\nmore")
@@ -126,15 +129,6 @@ def test_no_gpu(tmp_path, monkeypatch, run_type, megabytes, limit, state):
     assert check.state == state
     assert "phone is not verified" in check.advice
     assert checks.check_gpu().state == "note"  # without a network
-
-
-def test_one_gpu_where_kaggle_has_two_is_said(gpu, monkeypatch):
-    """The hours double."""
-    gpu("Tesla T4", (7, 5))
-    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    check = checks.check_gpu()
-    assert (check.state, check.advice) == ("note", "One GPU; GPU T4 x2 has two.")
 
 
 @pytest.mark.parametrize(

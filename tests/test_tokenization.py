@@ -18,6 +18,14 @@ def tokenizer(request, backbone_folders) -> SideTokenizer:
     return SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders[request.param]))
 
 
+@pytest.fixture
+def bert(backbone_folders) -> SideTokenizer:
+    """BERT's, with token 7 where something was cut."""
+    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
+    tokenizer.cut_marker = np.array([7], dtype=np.int32)
+    return tokenizer
+
+
 def ids(count: int, start: int = 100) -> np.ndarray:
     return np.arange(start, start + count, dtype=np.int32)
 
@@ -36,29 +44,25 @@ def test_short_side_is_laid_out_whole(tokenizer):
     assert seen == 5
 
 
-def test_budget_by_hand(backbone_folders):
+def test_budget_by_hand(bert):
     """[CLS] P [SEP] A [SEP] in 29 tokens: 26 for texts; the prompt may take 6 of them, the answer gets 20."""
-    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
-    tokenizer.cut_marker = np.array([7], dtype=np.int32)
-    laid, seen = tokenizer.lay_out([(ids(50, 100), ids(50, 200))], 29)
-    cls_id, sep_id = int(tokenizer.prefix[0]), int(tokenizer.suffix[0])
+    laid, seen = bert.lay_out([(ids(50, 100), ids(50, 200))], 29)
+    cls_id, sep_id = int(bert.prefix[0]), int(bert.suffix[0])
     prompt = [100, 101, 102, 7, 148, 149]  # 6 = 3 head + marker + 2 tail
     answer = [*range(200, 210), 7, *range(241, 250)]  # 20 = 10 head + marker + 9 tail
     assert laid.tolist() == [cls_id, *prompt, sep_id, *answer, sep_id]
     assert seen == 19
 
 
-def test_two_answers_share_the_room_equally(backbone_folders):
+def test_two_answers_share_the_room_equally(bert):
     """[CLS] P [SEP] A [SEP] B [SEP] in 30 tokens: 26 for texts, 6 of them for the prompt, 10 for each answer."""
-    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
-    tokenizer.cut_marker = np.array([7], dtype=np.int32)
-    cls_id, sep_id = int(tokenizer.prefix[0]), int(tokenizer.suffix[0])
-    laid, seen = tokenizer.lay_out([(ids(50, 100), ids(50, 200), ids(50, 300))], 30)
+    cls_id, sep_id = int(bert.prefix[0]), int(bert.suffix[0])
+    laid, seen = bert.lay_out([(ids(50, 100), ids(50, 200), ids(50, 300))], 30)
     prompt, a = [100, 101, 102, 7, 148, 149], [*range(200, 205), 7, *range(246, 250)]
     b = [token if token == 7 else token + 100 for token in a]
     assert laid.tolist() == [cls_id, *prompt, sep_id, *a, sep_id, *b, sep_id]
     assert seen == 18
-    laid, seen = tokenizer.lay_out([(ids(50, 100), ids(50, 200), ids(4, 300))], 30)  # what B leaves goes to A
+    laid, seen = bert.lay_out([(ids(50, 100), ids(50, 200), ids(4, 300))], 30)  # what B leaves goes to A
     assert laid.tolist()[-6:-1] == [sep_id, *range(300, 304)]
     assert seen == 15 + 4
 
@@ -94,22 +98,19 @@ def test_cross_sides_are_both_orders(tokenizer):
     assert (tight.lengths <= 16).all()
 
 
-def test_unused_budget_is_handed_on(backbone_folders):
+def test_unused_budget_is_handed_on(bert):
     """A short answer leaves its budget to the prompt, and a short last turn to the turn before it."""
-    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
-    laid, _ = tokenizer.lay_out([(ids(50, 100), ids(4, 200))], 29)
+    laid, _ = bert.lay_out([(ids(50, 100), ids(4, 200))], 29)
     assert len(laid) == 29
     assert laid.tolist()[-5:-1] == [200, 201, 202, 203]  # the whole answer; the prompt has the other 22
-    laid, _ = tokenizer.lay_out([(ids(3, 100), ids(90, 200)), (ids(2, 300), ids(2, 400))], 40)
+    laid, _ = bert.lay_out([(ids(3, 100), ids(90, 200)), (ids(2, 300), ids(2, 400))], 40)
     assert len(laid) == 40
-    assert laid.tolist()[-6:-1] == [300, 301, int(tokenizer.between[0]), 400, 401]  # the last turn is whole
+    assert laid.tolist()[-6:-1] == [300, 301, int(bert.between[0]), 400, 401]  # the last turn is whole
 
 
-def test_last_turns_come_first(backbone_folders):
+def test_last_turns_come_first(bert):
     """A last turn that fills the budget leaves nothing to the first."""
-    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
-    tokenizer.cut_marker = np.array([7], dtype=np.int32)
-    laid, _ = tokenizer.lay_out([(ids(9, 100), ids(90, 200)), (ids(5, 300), ids(90, 400))], 32)
+    laid, _ = bert.lay_out([(ids(9, 100), ids(90, 200)), (ids(5, 300), ids(90, 400))], 32)
     assert len(laid) == 32
     assert not set(range(100, 300)) & set(laid.tolist())
 
@@ -181,11 +182,9 @@ def test_equal_sides_are_stored_once_and_order_depends_on_ids_only(tokenizer, sa
     assert (np.diff(encoded.lengths) >= 0).all()
 
 
-def test_cut_share_and_answer_tokens_seen(backbone_folders):
+def test_cut_share_and_answer_tokens_seen(bert):
     """One side fits, the other is cut; of 100 answer tokens in 64 - 4 places, with marker, 59 are seen."""
-    tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(backbone_folders["bert"]))
-    tokenizer.cut_marker = np.array([7], dtype=np.int32)
-    encoded = encode_rows(rows_of(["one"], ["two"], ["one " * 100]), tokenizer, 64, "none")
+    encoded = encode_rows(rows_of(["one"], ["two"], ["one " * 100]), bert, 64, "none")
     assert encoded.cut.tolist() == [[False, True]]
     assert encoded.answer_seen.tolist() == [[1.0, 0.59]]  # [CLS] one [SEP] 59 + marker [SEP]
     assert encoded.describe()["cut_row_share"] == 1.0

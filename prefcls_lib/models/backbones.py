@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -82,6 +81,9 @@ def load_backbone(name: str, max_length: int) -> Backbone:
         )
     try:
         tokenizer = read_pretrained(AutoTokenizer, path)
+        sides = SideTokenizer(tokenizer)
+    except UserError:
+        raise
     except Exception as error:  # a broken file may raise any exception in transformers or tokenizers
         what = f"backbone {name!r}: no tokenizer could be loaded from {path} ({reason(error)})"
         raise UserError(f"{what}. {_tokenizer_advice(path)}") from error
@@ -90,7 +92,7 @@ def load_backbone(name: str, max_length: int) -> Backbone:
             f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens, but its encoder only {config.vocab_size}. "
             f"Tokenizer and weights in {path} do not belong together. Get the checkpoint again."
         )
-    return Backbone(name, path, config, SideTokenizer(tokenizer))
+    return Backbone(name, path, config, sides)
 
 
 def read_pretrained(auto_class: type, path: Path, **extra: object):
@@ -134,7 +136,7 @@ def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: objec
             given = {"config": config, "dtype": torch.float32, "output_loading_info": True, **extra}
             # sizes that do not match are refused below, by name
             model, info = read_pretrained(auto_class, path, ignore_mismatched_sizes=True, **given)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a value of config.json that no code knows may raise any exception
         raise UserError(f"{path}: weights cannot be loaded ({reason(error)}). Get the checkpoint again.") from error
     wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if wrong:
