@@ -47,12 +47,12 @@ def sample_rows():
 class Folders(dict):
     """kind -> folder of a checkpoint, made by `make(kind, folder)` when it is asked for first."""
 
-    def __init__(self, root: Path, make: Callable[[str, Path], None]):
+    def __init__(self, prefix: Path, make: Callable[[str, Path], None]):
         super().__init__()
-        self.root, self.make = root, make
+        self.prefix, self.make = prefix, make
 
     def __missing__(self, kind: str) -> Path:
-        self[kind] = self.root / f"tiny-{kind}"
+        self[kind] = Path(f"{self.prefix}-{kind}")
         self.make(kind, self[kind])
         return self[kind]
 
@@ -73,7 +73,7 @@ def backbone_folders(tmp_path_factory, sample_rows) -> Folders:
         tokenizer.save_pretrained(folder)
         make_encoder(kind, len(tokenizer)).save_pretrained(folder)
 
-    return Folders(tmp_path_factory.mktemp("backbones"), make)
+    return Folders(tmp_path_factory.mktemp("backbones") / "tiny", make)
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +95,7 @@ def reward_folders(backbone_folders, tmp_path_factory) -> Folders:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(backbone_folders[kind]).save_pretrained(folder)
 
-    return Folders(tmp_path_factory.mktemp("reward"), make)
+    return Folders(tmp_path_factory.mktemp("reward") / "reward", make)
 
 
 @pytest.fixture(scope="session")
