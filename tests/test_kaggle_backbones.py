@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from conftest import SIZES, make_byte_bpe, make_deberta, make_electra, make_roberta, run_arguments
+from conftest import SIZES, make_encoder, make_tokenizer, run_arguments
 from kaggle_parts import backbone
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -33,7 +33,7 @@ def write_deberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
         **{f"{name}_piece": piece for name, piece in pieces.items()},
     )
     (folder / "spm.vocab").unlink()
-    model = make_deberta(512).half()
+    model = make_encoder("deberta-v2", 512).half()
     config = model.config.to_dict()
     del config["transformers_version"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -46,7 +46,7 @@ def write_deberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
 def write_electra(folder: Path, tokenizer: Path) -> dict[str, torch.Tensor]:
     """As google/electra-*: weights of the year 2020, with a buffer that is a buffer no more."""
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    model = make_electra(len(AutoTokenizer.from_pretrained(tokenizer)))
+    model = make_encoder("electra", len(AutoTokenizer.from_pretrained(tokenizer)))
     model.config.save_pretrained(folder)
     state = {f"electra.{name}": tensor for name, tensor in model.state_dict().items()}
     state["electra.embeddings.position_ids"] = torch.arange(64)[None]
@@ -57,8 +57,8 @@ def write_electra(folder: Path, tokenizer: Path) -> dict[str, torch.Tensor]:
 
 def write_roberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
     """As an older RoBERTa: vocab.json and merges.txt alone."""
-    tokenizer = make_byte_bpe(texts)
-    model = make_roberta(len(tokenizer))
+    tokenizer = make_tokenizer("roberta", texts)
+    model = make_encoder("roberta", len(tokenizer))
     model.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
     return model.state_dict()

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from kaggle_parts import kernel_folders
 
-from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission
@@ -27,15 +26,6 @@ from prefcls_lib.runtime.files import UserError
 
 HOURS = 1.0
 NO_TIME = 1e-9
-
-
-@pytest.fixture(scope="session")
-def ladder_run(tmp_path_factory, home) -> Path:
-    """The ladder on the same files and folds as `finished_run`."""
-    out = tmp_path_factory.mktemp("ladder") / "ladder"
-    arguments = ["ladder", "--train", str(home / "train.csv"), "--test", str(home / "test.csv"), "--out", str(out)]
-    assert cli.main([*arguments, "--set", "num_folds=3", "--set", "folds=[0,1]"]) == 0
-    return out
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TWO_FOLDS, predict, read_probs, run_arguments, run_small
+from conftest import TWO_FOLDS, predict, run_arguments, run_small
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
@@ -20,7 +21,7 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
-from prefcls_lib.pipeline.folder import fold_models, read_table
+from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
 from prefcls_lib.pipeline.predict import predict_models
 from prefcls_lib.runtime.files import UserError
 
@@ -33,12 +34,12 @@ def start_process(command: list[str]) -> subprocess.Popen:
 
 
 def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, capsys):
-    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. One of the two logs. They start from a
-    reward model, whose temperature both fit alike."""
+    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. One of the two logs, to TensorBoard what
+    is in history.csv and result.json. They start from a reward model, whose temperature both fit alike."""
     settings = ("batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3", "mixed_precision=no",
                 f"init_from={reward_folders['bert']}")  # fmt: skip
     results, histories, outputs = [], [], []
-    for out, more in ((tmp_path / "one", ()), (tmp_path / "two", ("num_processes=2",))):
+    for out, more in ((tmp_path / "one", ()), (tmp_path / "two", ("num_processes=2", "report_to=tensorboard"))):
         results.append(run_small(home, out, *settings, *more))
         histories.append(read_table(out / "history.csv")[["step", "train_log_loss", "valid_log_loss"]])
         outputs.append(capsys.readouterr().out)
@@ -48,6 +49,13 @@ def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, ca
     np.testing.assert_allclose(*(read_probs(tmp_path / run / "submission.csv") for run in ("one", "two")), atol=1e-5)
     for said in ("reward model: temperature", "valid log loss"):
         assert outputs[0].count(said) == outputs[1].count(said) > 0
+    found: dict[str, list[float]] = {}
+    for folder in {path.parent for path in (tmp_path / "two" / "logs").rglob("events.out.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    assert found["valid_log_loss"] == pytest.approx(histories[1]["valid_log_loss"].tolist(), rel=1e-6)
+    assert found["log_loss"] == pytest.approx([results[1]["log_loss"]], rel=1e-6)
 
 
 def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, capsys):

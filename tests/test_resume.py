@@ -50,13 +50,13 @@ def stop(tiny, config, folder: Path, step: int, **given) -> None:
         fit(make_model(tiny, config), config, session=Session(folder, stop=StopAt(step)), **given)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, precision):
+@pytest.mark.parametrize(("precision", "stops"), [("no", (1, 5)), ("bf16", (3,))])
+def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, precision, stops):
     """Weights, history and predictions to the bit, with dropout, selection of the best step, and two stops."""
     config = make_config(num_epochs=3, dropout=0.1, learning_rate=1e-3, mixed_precision=precision, **PLAIN)
     whole = make_model(tiny, config)
     expected = fit(whole, config)
-    for first in (1, 3, 5):
+    for first in stops:
         stop(tiny, config, tmp_path / "state", first)
         stop(tiny, config, tmp_path / "state", 2)
         other_seed = replace(config, seed=99)  # the random state comes from the checkpoint
@@ -253,49 +253,27 @@ def wait_for_checkpoint(process: subprocess.Popen, out: Path, steps: int) -> Non
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
-def alone(home, tmp_path_factory) -> Path:
-    """The run that nobody stops."""
-    out = tmp_path_factory.mktemp("alone") / "run"
-    run_small(home, out, *LONG)
-    return out
-
-
-def test_killed_at_random_moments_ends_with_the_same_submission(home, alone, tmp_path):
-    """kill -9 twice, wherever it hits; then the bytes of a run that was left alone, and no checkpoint."""
-    moments, killed = random.Random(7), tmp_path / "killed"
-    for _ in range(2):
-        process = start_run(home, killed)
-        wait_for_checkpoint(process, killed, steps=moments.randint(2, 8))
+def test_killed_and_stopped_and_resumed_ends_as_a_run_left_alone(home, tmp_path, capsys):
+    """SIGKILL twice, wherever it hits; then SIGTERM: exit code 143, the step at hand is saved, a submission is there.
+    The folder, read-only from then on, is copied and stays as it was; the run ends in the new place with the bytes of
+    one that nobody stopped, and with no checkpoint."""
+    moments, earlier, out, alone = random.Random(7), tmp_path / "earlier", tmp_path / "out", tmp_path / "alone"
+    for number in range(3):
+        process = start_run(home, earlier)
+        wait_for_checkpoint(process, earlier, steps=moments.randint(2, 8))
         time.sleep(moments.random() * 0.05)
-        process.kill()
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
-    process = start_run(home, killed)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "fold0: resumed at step" in out
-    assert (killed / "submission.csv").read_bytes() == (alone / "submission.csv").read_bytes()
-    assert not (killed / "checkpoint").exists()
-
-
-def test_stopped_by_sigterm_and_resumed_as_an_attached_run(home, alone, tmp_path, capsys):
-    """Exit code 143, the step at hand is saved, a submission is in place. The folder, read-only from then on, is copied
-    and stays as it was; the run ends in the new place as the one that nobody stopped."""
-    earlier, out = tmp_path / "earlier", tmp_path / "out"
-    process = start_run(home, earlier)
-    wait_for_checkpoint(process, earlier, steps=2)
-    process.terminate()
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "stopped at step" in error and "run the same command to resume" in error
+        process.send_signal(signal.SIGTERM if number == 2 else signal.SIGKILL)
+        said, error = process.communicate(timeout=60)
+        assert process.returncode == (143 if number == 2 else -signal.SIGKILL)
+    assert "fold0: resumed at step" in said and "stopped at step" in error and "the same command to resume" in error
     before = read_tree(earlier)
     assert {"checkpoint/fold0/position.json", "submission.csv"} <= set(before)
     for name in before:
         (earlier / name).chmod(0o444)
     run_small(home, out, *LONG, f"resume_from={earlier}")
     assert "resumed at step" in capsys.readouterr().out
-    assert read_tree(earlier) == before
+    assert read_tree(earlier) == before and not (out / "checkpoint").exists()
+    run_small(home, alone, *LONG)
     for name in ("submission.csv", "oof.csv", "model/fold0/model.safetensors"):
         assert (out / name).read_bytes() == (alone / name).read_bytes()
     assert cli.main(run_arguments(home, tmp_path / "new", f"resume_from={tmp_path / 'nowhere'}")) == 2

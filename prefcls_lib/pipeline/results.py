@@ -22,7 +22,7 @@ OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share",
 def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
     """The validated rows of a finished run and their out-of-sample probabilities (N, 3)."""
     rows = job.rows[job.validated].reset_index(drop=True)
-    return rows, _probs_of(rows, read_table(job.folder / "oof.csv"))
+    return rows, read_table(job.folder / "oof.csv").set_index(ID).loc[rows[ID], list(LABEL_COLUMNS)].to_numpy()
 
 
 def baseline_table(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -44,12 +44,11 @@ def describe_run(job: Job, records: list[dict]) -> dict:
     `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
     prompt groups).
     """
-    rows, probs = read_out_of_sample(job)
-    labels, groups, folds = rows["label"].to_numpy(), rows["group"].to_numpy(), job.folds[job.validated]
+    oof, predictions = (read_table(job.folder / name) for name in ("oof.csv", "oof_baselines.csv"))
+    start = predictions[predictions["model"] == job.baseline_name]  # the rows of oof, in their order
+    probs, start_probs = (table[list(LABEL_COLUMNS)].to_numpy() for table in (oof, start))
+    labels, groups, folds = (oof[name].to_numpy() for name in ("label", "group", "fold"))
     calibrated = blend_out_of_fold(labels, [probs], folds, groups)
-    predictions = read_table(job.folder / "oof_baselines.csv")
-    start = predictions[predictions["model"] == job.baseline_name]
-    start_probs = _probs_of(rows, start)
     result = {
         **compare.score_predictions(labels, probs, groups, folds),
         "calibrated_log_loss": scores.log_loss(labels, calibrated),
@@ -58,7 +57,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "baseline_log_loss": scores.log_loss(labels, start_probs),
         "baselines": baseline_table(predictions).reset_index().to_dict(orient="records"),
         "rows": len(job.rows),
-        "valid_rows": len(rows),
+        "valid_rows": len(oof),
         "backbone": job.config.init_from or job.config.backbone,
         "seed": job.config.seed,
         "seconds": _total_seconds(job, records),
@@ -91,11 +90,6 @@ def _describe_training(job: Job, records: list[dict]) -> dict:
         "seconds_before_training": min(of["seconds_before_training"]),
         "best_epoch": float(np.mean(of["best_epoch"])),
     }
-
-
-def _probs_of(rows: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
-    """(N, 3) of the rows, from a table with one line for each of them."""
-    return table.set_index(ID).loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
 
 
 def _total_seconds(job: Job, records: list[dict]) -> float:
