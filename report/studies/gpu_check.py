@@ -149,7 +149,7 @@ def measure(job: Job, peak: float) -> dict:
 
 def judge(line: dict, config: PretrainedConfig) -> str:
     """ "ok", or what is wrong with a line of `measure`."""
-    of_transformers = line["padded_batches_per_step"] if config.model_type == "deberta-v2" else 0  # see test_waits.py
+    of_transformers = line["padded_batches_per_step"] if config.model_type == "deberta-v2" else 0
     wrong = {
         "loss or gradient is not finite": not line["finite"],
         "too many steps skipped": line["skipped_steps"] > MOST_SKIPPED,
