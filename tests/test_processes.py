@@ -123,7 +123,7 @@ def test_killed_worker_ends_the_others(capsys):
     killed = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     started = time.monotonic()
     with pytest.raises(UserError, match=r"second failed: exit code -9. Its last lines:\n  here"):
-        launch._run({"first": ["-c", sleeper], "second": ["-c", killed]}, [dict(os.environ)] * 2)
+        launch._run({"first": ["-c", sleeper], "second": ["-c", killed]}, 2)
     assert time.monotonic() - started < 30
     assert "[first] asleep" in capsys.readouterr().out
 
@@ -135,7 +135,7 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path):
         "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
         f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
     )
-    start = f"p._run({{'worker': ['-c', {worker!r}]}}, [p._worker_environment(1, None)])"
+    start = f"p._run({{'worker': ['-c', {worker!r}]}}, 1)"
     parent = start_process(["-c", f"from prefcls_lib.pipeline import launch as p; {start}"])
     deadline = time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
@@ -182,8 +182,9 @@ def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch
     started = []
     monkeypatch.setattr(launch, "_run", lambda *given: started.append(given))
     launch.run_together(["fit", "run", "fold0"], 2)
-    [(commands, [environment], _)] = started
+    [(commands, num_processes, _)] = started
     [command] = commands.values()
+    environment = launch._worker_environment(num_processes, None)
     assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]
     assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} <= set(command[2:-5])
     assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == launch.SECONDS_TO_STOP >= 120

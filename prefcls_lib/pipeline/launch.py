@@ -38,8 +38,7 @@ def run_side_by_side(commands: dict[str, list[str]]) -> None:
 
     A UserError where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
     """
-    environments = [_worker_environment(len(commands), gpu) for gpu in range(len(commands))]
-    _run({name: ["-m", "prefcls_lib", *command] for name, command in commands.items()}, environments)
+    _run({name: ["-m", "prefcls_lib", *command] for name, command in commands.items()}, len(commands))
 
 
 def run_together(command: list[str], num_processes: int, poll: Callable[[], bool] = lambda: False) -> None:
@@ -49,7 +48,7 @@ def run_together(command: list[str], num_processes: int, poll: Callable[[], bool
     """
     launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
     launch += [f"--nproc-per-node={num_processes}", "-m", "prefcls_lib", *command]
-    _run({f"{num_processes} processes": launch}, [_worker_environment(num_processes, None)], poll)
+    _run({f"{num_processes} processes": launch}, num_processes, poll)
 
 
 def end_with_parent() -> None:
@@ -76,14 +75,15 @@ def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
     return environment
 
 
-def _run(commands: dict[str, list[str]], environments: list[dict], poll: Callable = lambda: False) -> None:
+def _run(commands: dict[str, list[str]], num_processes: int, poll: Callable = lambda: False) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what this process holds, the workers may need
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     workers, readers, tails = [], [], {name: deque(maxlen=200) for name in commands}
     with stop_on_sigterm() as stop:
         try:
-            for (name, command), environment in zip(commands.items(), environments, strict=True):
+            for gpu, (name, command) in enumerate(commands.items()):
+                environment = _worker_environment(num_processes, gpu if len(commands) > 1 else None)
                 command = [sys.executable, *command]
                 workers.append(subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes))
                 given = (workers[-1].stdout, f"[{name}] " if len(commands) > 1 else "", tails[name])

@@ -11,7 +11,6 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
@@ -20,12 +19,12 @@ from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointi
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import fold_baseline
 from prefcls_lib.pipeline.card import write_cards
-from prefcls_lib.pipeline.estimate import describe_duration
 from prefcls_lib.pipeline.folder import LADDER, RunFolder, fold_models, gather_table, read_probs, write_table
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
 from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prepare_rows
+from prefcls_lib.pipeline.preview import describe_duration
 from prefcls_lib.pipeline.results import describe_run
 from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.devices import make_accelerator
@@ -49,14 +48,8 @@ def start(config: RunConfig) -> Job:
     return job
 
 
-def prepare(job: Job) -> TrainingData:
-    """Token ids and features of all rows: see `prepared.prepare_rows`."""
-    return prepare_rows(job)
-
-
-def fit_baselines(job: Job) -> pd.DataFrame:
-    """Fit and score the plain baselines of each fold: see `fold_baseline.fit_baselines`."""
-    return fold_baseline.fit_baselines(job)
+prepare = prepare_rows
+fit_baselines = fold_baseline.fit_baselines
 
 
 def fit_folds(data: TrainingData) -> None:
