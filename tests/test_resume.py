@@ -24,7 +24,7 @@ from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.doctor import capacity
 from prefcls_lib.pipeline.folder import RunFolder, describe_progress
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.runtime.files import UserError, backup_of, write_whole
+from prefcls_lib.runtime.files import UserError, backup_of, read_json, write_whole
 from prefcls_lib.training import loop, optim, validation
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
 
@@ -273,6 +273,8 @@ def test_killed_and_stopped_and_resumed_ends_as_a_run_left_alone(home, tmp_path,
     run_small(home, out, *LONG, f"resume_from={earlier}")
     assert "resumed at step" in capsys.readouterr().out
     assert read_tree(earlier) == before and not (out / "checkpoint").exists()
+    # workers read the settings of this session
+    assert read_json(out / "config.json")["settings"]["resume_from"] == str(earlier)
     run_small(home, alone, *LONG)
     for name in ("submission.csv", "oof.csv", "model/fold0/model.safetensors"):
         assert (out / name).read_bytes() == (alone / name).read_bytes()
