@@ -94,21 +94,19 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
 
 
 def test_rows_predicted_by_two_processes(finished_run, home, tmp_path):
-    """What one process predicts, model by model; one that cannot be read is left out, and the reason is told."""
+    """What one process predicts, model by model, where one that cannot be read is left out, and the reason is told."""
     broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
     (broken / "head.safetensors").write_bytes(b"cut off")
-    folders = [finished_run / "model" / "fold0", broken, finished_run / "model" / "fold1"]
-    rows, found = loading.read_rows(home / "test.csv", labelled=False), {}
-    for num_processes in (1, 2):
-        probs, failed = {}, {}
-        predict_models(folders, rows, probs.__setitem__, num_processes, fail=failed.__setitem__)
-        assert list(failed) == [1] and "head.safetensors: is damaged" in str(failed[1])
-        found[num_processes] = probs
-    for number in (0, 2):
-        np.testing.assert_array_equal(found[2][number], found[1][number])
-    np.testing.assert_allclose((found[1][0] + found[1][2]) / 2, read_probs(finished_run / "submission.csv"), atol=1e-12)
+    one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
+    rows, alone, shared, failed = loading.read_rows(home / "test.csv", labelled=False), {}, {}, {}
+    predict_models([one, broken, two], rows, alone.__setitem__, fail=failed.__setitem__)
+    assert list(failed) == [1] and "head.safetensors: is damaged" in str(failed[1])
+    predict_models([one, two], rows, shared.__setitem__, num_processes=2)
+    for number in (0, 1):
+        np.testing.assert_array_equal(shared[number], alone[2 * number])
+    np.testing.assert_allclose((alone[0] + alone[2]) / 2, read_probs(finished_run / "submission.csv"), atol=1e-12)
     with pytest.raises(UserError, match="broken"):
-        predict_models(folders, rows, lambda *_: None)
+        predict_models([one, broken], rows, lambda *_: None)
 
 
 def test_failing_worker_ends_the_run_with_its_message(tmp_path):
