@@ -91,6 +91,9 @@ def test_record_is_written_as_json_and_table(record, monkeypatch, tmp_path, caps
     text = (tmp_path / "gpu_check.md").read_text(encoding="utf-8")
     title = (gpu_check.FOLDER / "gpu_check.md").read_text(encoding="utf-8").splitlines()[0]  # the report leaves it out
     assert text.splitlines()[0] == title == "# GPU check" and text.count("| ok |") == 4
-    assert "After a resume, weights differ by 0.0e+00 of the largest: ok." in text and text in capsys.readouterr().out
+    assert (
+        "After a resume, weights differ by 0.0e+00 of what training changed: ok." in text
+        and text in capsys.readouterr().out
+    )
     monkeypatch.setitem(record["lines"][0], "verdict", "too many waits")
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
