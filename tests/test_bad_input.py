@@ -271,8 +271,8 @@ BROKEN_BACKBONES = {
         lambda f: edit_json(f / "config.json", intermediate_size=64),
         "missing or of another shape: encoder.layer.0.intermediate.dense.bias",
     ),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer could be loaded from"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "no tokenizer could be loaded from"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: cannot be read ("),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json: cannot be read ("),
     "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read ("),
     "unsupported type": (
         lambda f: edit_json(f / "config.json", model_type="gpt2"),
@@ -284,7 +284,7 @@ BROKEN_BACKBONES = {
     ),
     "length that is none": (
         lambda f: edit_json(f / "tokenizer_config.json", model_max_length="x"),
-        "no tokenizer could",
+        "tokenizer.json: cannot be read (",
     ),
     "small vocabulary": (lambda f: edit_json(f / "config.json", vocab_size=50), "but its encoder only 50"),
 }

@@ -168,7 +168,7 @@ def fill_disk(monkeypatch) -> None:
     [
         (break_weights, ["do not match the architecture"]),
         (point_to_lfs, ["model.safetensors is a Git-LFS pointer", "git lfs pull"]),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["no tokenizer could be loaded"]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json: cannot be read ("]),
         (shutil.rmtree, ["was not found. Tried:", "folder"]),
         (None, ["No space left on device"]),
     ],

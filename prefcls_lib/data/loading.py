@@ -23,15 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.data.schema import (
-    ID,
-    LABEL_COLUMNS,
-    MODEL_COLUMNS,
-    PROMPT,
-    RESPONSES,
-    TEXT_COLUMNS,
-    class_shares,
-)
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, PROMPT, RESPONSES, TEXT_COLUMNS, class_shares
 from prefcls_lib.runtime.files import UserError, reading, shown, write_whole
 from prefcls_lib.runtime.kaggle import find_competition_file, is_competition_rerun
 

@@ -79,14 +79,9 @@ def load_backbone(name: str, max_length: int) -> Backbone:
             f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens, for the positions of "
             f"{config.model_type} are {why}. Set max_length={limit}, or take a DeBERTa or ModernBERT for longer texts."
         )
-    try:
+    with reading(path / "tokenizer.json", _tokenizer_advice(path)):
         tokenizer = read_pretrained(AutoTokenizer, path)
         sides = SideTokenizer(tokenizer)
-    except UserError:
-        raise
-    except Exception as error:  # a broken file may raise any exception in transformers or tokenizers
-        what = f"backbone {name!r}: no tokenizer could be loaded from {path} ({reason(error)})"
-        raise UserError(f"{what}. {_tokenizer_advice(path)}") from error
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens, but its encoder only {config.vocab_size}. "
