@@ -94,7 +94,7 @@ kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNE
 	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN)
 
 kaggle-watch: install ## come back to a kernel that runs or has ended (OWNER= NOTEBOOK=)
-	@$(BIN)/python kaggle/$(if $(filter submit,$(NOTEBOOK)),submit.py "$(OWNER)",train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)") --watch
+	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --watch
 
 kaggle-submit: install ## submit the runs of the training kernels, or RUNS=, and bring the public score back (OWNER=)
 	@$(BIN)/python kaggle/submit.py "$(OWNER)" --runs $(RUNS)

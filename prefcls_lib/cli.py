@@ -1,7 +1,6 @@
 """`prefcls ...` and `python -m prefcls_lib ...`: reads arguments, calls the library, prints."""
 
 import argparse
-import json
 import signal
 import sys
 import threading
@@ -25,10 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file need not be text
     try:
         with _interrupts():
             return arguments.command(arguments) or 0
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a name that no file can have, a folder that may not be entered
         message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         message, code = str(error) or "interrupted", 143 if str(error) else 130
@@ -95,8 +96,6 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no")
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
-    doctor.add_argument("--max-length", type=int, metavar="TOKENS", help="of one side, for the memory (default: 512)")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
     for command in (run, ladder, doctor):
         command.add_argument("--out", help="run folder")
         command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
@@ -122,7 +121,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         if not separator:
             raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
         overrides[key.strip()] = value
-    names = ("train", "test", "out", "backbone", "max_length")
+    names = ("train", "test", "out", "backbone")
     given = {name: getattr(arguments, name, None) for name in names}
     overrides |= {name: value for name, value in given.items() if value is not None}
     return RunConfig.from_yaml(arguments.config, overrides)
@@ -132,7 +131,7 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
     config = _config(arguments)
     from prefcls_lib.pipeline import results, steps  # torch is loaded only where it is needed
 
-    folder = steps.run(config) if network else steps.run_without_network(config)
+    folder = steps.run(config, network)
     result = read_json(folder / "result.json")
     print(results.result_table(result).to_string(float_format="{:.4f}".format))
     print(results.verdict(result))
@@ -193,16 +192,11 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from prefcls_lib.doctor import checks as doctor
 
     for_a_run = arguments.backbone or arguments.config or arguments.set
     checks = doctor.examine(_config(arguments) if for_a_run else None)
     usable = all(check.state != "bad" for check in checks)
-    if arguments.json:
-        print(json.dumps({"usable": usable, "checks": [asdict(check) for check in checks]}, indent=2))
-    else:
-        print(doctor.format_checks(checks))
-        print("usable" if usable else "not usable as it is")
+    print(doctor.format_checks(checks))
+    print("usable" if usable else "not usable as it is")
     return 0 if usable else 1

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_typ
 
 import yaml
 
-from prefcls_lib.runtime.files import UserError, reading, shown
+from prefcls_lib.runtime.files import UserError, printable, reading, shown
 
 
 class Range(NamedTuple):
@@ -38,8 +38,8 @@ class RunConfig:
     max_train_rows: Annotated[int, Range(0)] = 0  # rows of the training file to use, chosen by content; 0: all
     num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
-    seed: Annotated[int, Range(0, 4_000_000_000)] = 42  # below 2^32 with the fold and the seed's number added
-    fold_seed: Annotated[int | None, Range(0, 4_000_000_000)] = None  # of rows, folds and baselines; None: as seed
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
+    fold_seed: Annotated[int | None, Range(0, 2**32 - 1)] = None  # of rows, folds and baselines; None: as seed
     num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
@@ -48,7 +48,6 @@ class RunConfig:
     architecture: Literal["siamese", "cross"] = "siamese"  # each answer by itself, or both in one sequence
     init_from: str | None = None  # a reward model's folder, attached input or hub name: used in place of `backbone`
     head: Literal["symmetric", "concat"] = "symmetric"  # concat: the original study's
-    structure_features: bool = True
     # the baseline to improve on
     start_from: Literal["structure_ensemble", "structure_tfidf", "structure_logistic", "none"] | None = None
     dropout: Annotated[float | None, Range(0, 0.9)] = None  # in encoder and head
@@ -162,8 +161,8 @@ def _read_value(name: str, value: object, annotation: object) -> object:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"setting {name}={shown(value)}: choose one of {', '.join(choices)}.{hint}")
     if limits and not (limits.low <= value <= limits.high and math.isfinite(value)):  # false for NaN
-        bounded = f"number from {limits.low:g} to {limits.high:g}"
-        expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low:g} or more"
+        bounded = f"number from {limits.low} to {limits.high}"
+        expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low} or more"
         raise UserError(f"setting {name}={value!r}: expected a {expected}.")
     return value
 
@@ -176,7 +175,7 @@ def _coerce(name: str, value: object, kind: object) -> object:
         value = value.strip()
     if kind is str:
         number = isinstance(value, int) and not isinstance(value, bool)  # papermill's -p out 2024
-        if not (number or isinstance(value, (str, Path))) or not str(value) or "\0" in str(value):
+        if not (number or isinstance(value, (str, Path))) or not str(value) or printable(str(value)) != str(value):
             raise error
         return str(value)
     if kind == tuple[int, ...]:

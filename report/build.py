@@ -9,14 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from prefcls_lib.data import loading
+from prefcls_lib.data.schema import ID
 from prefcls_lib.evaluation import calibration, compare, plots, scores, slices
-from prefcls_lib.runtime.files import UserError, read_json, write_text
+from prefcls_lib.runtime.files import UserError, read_json, reading, write_text
 from report import page, tables
 from report.read_runs import Found, read_runs
 
 SOURCES = Path(__file__).parent  # template, style, published numbers
 STUDIES = SOURCES / "studies"  # what was measured
+NO_MAIN = {"sample": None, "main": None, "reliability": "", "slices": None}
 README_MARKS = "<!-- results: written by make report -->", "<!-- end of results -->"
 
 
@@ -25,17 +29,62 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
 
     Returns what was found, and one line on each thing that could not be made.
     """
-    found = read_runs(places)
+    rows, fixed = loading.read_rows(loading.sample_path("train"), labelled=True), _fixed_values()
+    fixed |= {
+        "facts": loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict(),
+        "lengths": page.embed_figure(plots.plot_rows(rows), "lengths", "The shipped rows: lengths, and who wins."),
+    }
+    found = _without_broken(read_runs(places), fixed, rows)
     groups = tables.make_groups(found)
+    text = _fill(found, groups, fixed | _main_values(groups, rows))
+    style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
+    document = page.make_page(text, style, script)
+    write_text(out / "report.html", document)
+    problem = page.write_pdf(document, out / "report.pdf")
+    if readme is not None:
+        _fill_readme(readme, groups, fixed["fold_plans"]["sentence"])
+    return found, [problem] if problem else []
+
+
+def _without_broken(found: Found, fixed: dict, rows: pd.DataFrame) -> Found:
+    """Only the runs and blends of which, each by itself, the page can be made: a folder may hold anything."""
+    whole, labels = Found([], [], list(found.left_out)), rows.set_index(ID)["label"]
+    tries = [(run.path, Found([run], [], [])) for run in found.runs]
+    tries += [(blend[1], Found([run for run in found.runs if run.path.resolve() in blend[2]["runs"]], [blend], []))
+              for blend in found.blends]  # fmt: skip
+    for path, alone in tries:
+        try:
+            with reading(path, "Copy the run folder, or blend the runs, again."):
+                groups = tables.make_groups(alone)
+                _fill(alone, groups, fixed | NO_MAIN)
+                for run in groups[0].runs if groups and groups[0].on_sample else ():
+                    if not run.oof["label"].equals(labels.reindex(run.oof.index)):
+                        raise ValueError("oof.csv has other ids or labels than the shipped rows")
+        except UserError as error:
+            whole.left_out.append((str(path), str(error)))
+        else:
+            (whole.blends if alone.blends else whole.runs).extend(alone.blends or alone.runs)
+    return whole
+
+
+def _fill(found: Found, groups: Sequence[tables.ComparedRuns], values: dict) -> str:
+    """The page as Markdown."""
     networks = [run for group in groups for run in group.networks]
-    values = {path.stem: read_json(path) for path in STUDIES.glob("*.json")} | _row_values(groups)
-    published = read_json(SOURCES / "published.json")
-    described, prior = values["specification"]["backbones"], published["study"]["prior"]
-    values |= {
-        "found": found, "groups": groups, "networks": networks, "published": published, "study": published["study"],
+    return page.fill_template(SOURCES / "report.md", values | {
+        "found": found, "groups": groups, "networks": networks,
         "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
-        "trained": [(name, run) for run in networks if (name := tables.backbone_of(run, described))],
-        "described": described, "prior_loss": -sum(share * math.log(share) for share in prior), "log": math.log,
+        "trained": [(name, run) for run in networks if (name := tables.backbone_of(run, values["described"]))],
+    })  # fmt: skip
+
+
+def _fixed_values() -> dict:
+    """What studies measured and others published, and what the template calls."""
+    values = {path.stem: read_json(path) for path in STUDIES.glob("*.json")}
+    published = read_json(SOURCES / "published.json")
+    prior = published["study"]["prior"]
+    return values | {
+        "published": published, "study": published["study"], "described": values["specification"]["backbones"],
+        "prior_loss": -sum(share * math.log(share) for share in prior), "log": math.log,
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
         "describe": tables.describe_run, "signed": page.signed,
         "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
@@ -44,22 +93,12 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "escape": page.escape_text, "uniform": plots.UNIFORM,
         "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
-    style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
-    document = page.make_page(page.fill_template(SOURCES / "report.md", values), style, script)
-    write_text(out / "report.html", document)
-    problem = page.write_pdf(document, out / "report.pdf")
-    if readme is not None:
-        _fill_readme(readme, groups, values["fold_plans"]["sentence"])
-    return found, [problem] if problem else []
 
 
-def _row_values(groups: Sequence[tables.ComparedRuns]) -> dict:
-    """What needs the rows themselves: the shipped ones."""
-    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
-    facts = loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict()
+def _main_values(groups: Sequence[tables.ComparedRuns], rows: pd.DataFrame) -> dict:
+    """What is said of the first network on the shipped rows."""
     sample = groups[0] if groups and groups[0].on_sample else None
-    lengths = page.embed_figure(plots.plot_rows(rows), "lengths", "The shipped rows: lengths, and who wins.")
-    values = {"facts": facts, "lengths": lengths, "sample": sample, "main": None, "reliability": "", "slices": None}
+    values = NO_MAIN | {"sample": sample}
     if sample is None or not sample.networks:
         return values
     run = sample.networks[0]

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -13,7 +14,7 @@ import matplotlib
 import mistune
 from matplotlib.figure import Figure
 
-from prefcls_lib.runtime.files import UserError, write_whole
+from prefcls_lib.runtime.files import printable, write_whole
 
 # text stays text: outlines of small letters are drawn unevenly spaced on a screen
 STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"]}
@@ -24,13 +25,10 @@ FACES = {"STIXGeneral": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic"), 
 
 
 def fill_template(path: Path, values: dict) -> str:
-    """A Jinja template with its values put in; a name that has none stops it."""
+    """A Jinja template with its values put in; a name that has none is a jinja2.TemplateError."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["formula"] = embed_formula
-    try:
-        return environment.from_string(path.read_text(encoding="utf-8")).render(values)
-    except jinja2.TemplateError as error:
-        raise UserError(f"{path}: {str(error).rstrip('.')}. Put the template right.") from error
+    return environment.from_string(path.read_text(encoding="utf-8")).render(values)
 
 
 def make_page(markdown: str, style: str, script: str = "") -> str:
@@ -38,6 +36,12 @@ def make_page(markdown: str, style: str, script: str = "") -> str:
 
     Sections, figures and tables are numbered; `[figure NAME]` and `[table NAME]` become links to them.
     """
+    for kind in ("figure", "table"):
+        for number, name in enumerate(re.findall(rf'<figure id="{kind}-([\w-]+)"', markdown), 1):
+            label = f"{kind.capitalize()} {number}"
+            markdown = markdown.replace(f"[{kind} {name}]", f'<a href="#{kind}-{name}">{label}</a>')
+            caption = re.compile(rf'(<figure id="{kind}-{name}".*?<figcaption>)', re.DOTALL)
+            markdown = caption.sub(rf"\1<b>{label}.</b> ", markdown, count=1)
     body = mistune.create_markdown(escape=False, plugins=["table"])(markdown)
     body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
     contents, plain = [], ("Appendix", "References")
@@ -49,12 +53,6 @@ def make_page(markdown: str, style: str, script: str = "") -> str:
         return f'<h2 id="{anchor}">{title}</h2>'
 
     body = re.sub(r"(\d) %", "\\1\u00a0%", re.sub(r"<h2>(.*?)</h2>", mark, body))
-    for kind in ("figure", "table"):
-        for number, name in enumerate(re.findall(rf'<figure id="{kind}-([\w-]+)"', body), 1):
-            label = f"{kind.capitalize()} {number}"
-            body = body.replace(f"[{kind} {name}]", f'<a href="#{kind}-{name}">{label}</a>')
-            caption = re.compile(rf'(<figure id="{kind}-{name}".*?<figcaption>)', re.DOTALL)
-            body = caption.sub(rf"\1<b>{label}.</b> ", body, count=1)
     title = re.sub(r"<.*?>", "", re.search(r"<h1>(.*?)</h1>", body)[1])
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
@@ -99,7 +97,9 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], texts:
 
 def escape_text(text: str) -> str:
     """Foreign text (names of folders, rows of data) for a Markdown table or paragraph."""
-    return re.sub(r"([\\`*_{}\[\]#|~$])", lambda match: f"&#{ord(match[1])};", html.escape(" ".join(text.split())))
+    plain = html.escape(" ".join(printable(text).split()))
+    marks = r"[\\`*{}\[\]#|~$]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])"  # inside a word _ is no mark
+    return re.sub(marks, lambda match: f"&#{ord(match[0])};", plain)
 
 
 def signed(text: str) -> str:
@@ -130,6 +130,7 @@ def embed_table(name: str, caption: str, table: str, kind: str = "") -> str:
     return f'\n<figure id="table-{name}" class="{kind}"><figcaption>{caption}</figcaption>\n\n{table}\n\n</figure>\n'
 
 
+@cache
 def embed_formula(tex: str) -> str:
     """A displayed formula, set by matplotlib, as SVG: no script, no font to load; its source is the alt text."""
     with matplotlib.rc_context(FORMULA_STYLE):

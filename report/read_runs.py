@@ -7,7 +7,7 @@ from pathlib import Path
 from prefcls_lib.ensemble.blend import MIN_SHARED_ROWS, shared_ids
 from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import UserError, read_json, reading
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Found:
     """What was found in the places that were named."""
 
     runs: list[Run]
-    blends: list[tuple[str, Path, dict]]  # name, file, content
+    blends: list[tuple[str, Path, dict]]  # name, file, content, whose numbers are tried when the page is made
     left_out: list[tuple[str, str]]  # what, why
 
 
@@ -29,27 +29,17 @@ def read_runs(places: Sequence[Path]) -> Found:
         folders = [Path(place)] if (Path(place) / "config.json").exists() else inside
         for path in [*folders, *sorted(Path(place).glob("blend*.json"))]:
             try:
-                if path.is_dir():
-                    found.runs.append(read_run(path))
-                else:
-                    found.blends.append((path.stem, path, _read_blend(path)))
+                with reading(path, "Copy the run folder, or blend the runs, again."):
+                    if path.is_dir():
+                        found.runs.append(read_run(path))
+                        continue
+                    content = read_json(path)
+                    content["runs"] = [(path.parent / run).resolve() for run in content["runs"]]
+                    content["comparison"] = compare.Comparison.from_dict(content["comparison"])
+                    found.blends.append((path.stem, path, content))
             except UserError as error:
                 found.left_out.append((str(path), str(error)))
     return found
-
-
-def _read_blend(path: Path) -> dict:
-    content = read_json(path)
-    try:
-        numbers = ("rows", "log_loss", "accuracy", "expected_calibration_error")
-        good = all(isinstance(content[name], (int, float)) for name in numbers) and len(content["runs"]) > 0
-        content["comparison"] = compare.Comparison.from_dict(content["comparison"])
-        content["run_log_loss"][content["best_run"]]
-    except (IndexError, KeyError, TypeError):
-        good = False
-    if not good:
-        raise UserError(f"{path}: is not what `prefcls blend` writes. Blend the runs again.")
-    return content
 
 
 def compare_runs(one: Run, other: Run) -> compare.Comparison | None:

@@ -12,7 +12,7 @@ from prefcls_lib.data.schema import ID
 from prefcls_lib.ensemble.finished import Run
 from prefcls_lib.evaluation import compare, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
-from prefcls_lib.runtime.files import sha256
+from prefcls_lib.runtime.files import printable, sha256
 from report.page import embed_figure, embed_table, escape_text, markdown_table, signed
 from report.read_runs import Found, compare_runs
 
@@ -30,8 +30,7 @@ class ComparedRuns:
         self.baselines = (self.ladder or runs[0]).result["baselines"]  # the ladder has all of them
         self.prior = next((line["log_loss"] for line in self.baselines if line["model"] == "prior"), None)
         at = {run.path.resolve(): run for run in runs}
-        blended = [(name, content, [at.get((path.parent / run).resolve()) for run in content["runs"]])
-                   for name, path, content in found.blends]  # fmt: skip
+        blended = [(name, content, [at.get(run) for run in content["runs"]]) for name, _, content in found.blends]
         self.blends = [(name, content, parts) for name, content, parts in blended if all(parts)]
         rows = f"{runs[0].result['rows']:,} " + ("shipped rows" if on_sample else "rows")
         plan = runs[0].settings
@@ -43,7 +42,7 @@ class ComparedRuns:
 
         p is corrected for all of them.
         """
-        found = {run.path: (run.share, run.result["baseline"]) for run in self.networks}
+        found = {run.path: (run.share, escape_text(run.result["baseline"])) for run in self.networks}
         found |= {name: (content["comparison"], escape_text(parts[content["best_run"]].name))
                   for name, content, parts in self.blends}  # fmt: skip
         corrected = compare.holm_correction([c for c, _ in found.values()])
@@ -90,7 +89,8 @@ class ComparedRuns:
         for name, kind, result in networks + [(name, "blend", content) for name, content, _ in self.blends]:
             low, high = result["log_loss_interval"]
             lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
-        figure = plots.plot_results(pd.DataFrame(lines).set_index("name"))
+        names = [printable(line["name"])[:60] for line in lines]
+        figure = plots.plot_results(pd.DataFrame(lines, index=names))
         return embed_figure(figure, f"results-{self.key}", f"Log loss with 95 % intervals: {self.title}.")
 
     def ablation_table(self) -> str:
@@ -129,8 +129,7 @@ def describe_run(run: Run) -> str:
     name = escape_text(Path(str(s.init_from or s.backbone)).name)
     parts = [f"reward model {name}" if s.init_from else f"backbone {name}",
              "cross-encoder" if s.architecture == "cross" else f"{s.head} head",
-             "structure features" if s.structure_features else "no structure features", f"{s.max_length} tokens",
-             *(["extra rows"] if s.extra_train else []),
+             f"{s.max_length} tokens", *(["extra rows"] if s.extra_train else []),
              *([f"on {s.start_from}"] if s.start_from != "none" else [])]  # fmt: skip
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
@@ -178,7 +177,7 @@ def comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
 
 def _baseline_cells(line: dict) -> list[str]:
     interval = f"{line['low']:.4f} to {line['high']:.4f}"
-    return [line["model"], f"{line['log_loss']:.4f}", interval, f"{line['accuracy']:.3f}"]
+    return [escape_text(line["model"]), f"{line['log_loss']:.4f}", interval, f"{line['accuracy']:.3f}"]
 
 
 def _scores(r: dict) -> list[str]:

@@ -13,8 +13,8 @@ from prefcls_lib.runtime.files import UserError
 
 # what papermill and --set deliver: setting, text, value
 TEXTS = [
-    ("structure_features", "false", False),
-    ("structure_features", "True", True),
+    ("gradient_checkpointing", "false", False),
+    ("gradient_checkpointing", "True", True),
     ("learning_rate", "1e-4", 0.0001),
     ("learning_rate", " 3e-5 ", 0.00003),
     ("folds", "[1,2]", (1, 2)),
@@ -26,13 +26,8 @@ TEXTS = [
     ("max_length", "256", 256),
     ("batch_size", "1e1", 10),
     ("backbone", "FacebookAI/roberta-base", "FacebookAI/roberta-base"),
-    ("max_length", "0256", 256),
-    ("seed", "010", 10),
-    ("folds", "0,1", (0, 1)),
-    ("out", 2024, "2024"),
-    ("mixed_precision", False, "no"),
     ("mixed_precision", "No", "no"),
-    ("structure_features", "off", False),
+    ("gradient_checkpointing", "off", False),
 ]
 
 # setting, wrong value, words that the message must have
@@ -43,11 +38,11 @@ WRONG = [
     ("learning_rate", float("nan"), "expected a number from 0 to 1"),
     ("learning_rate", "nan", "expected a number from 0 to 1"),
     ("learning_rate", ".nan", "expected a number like 0.5"),
-    ("time_budget_hours", "8:30", "expected a number like 0.5"),
     ("extra_train", [["a.csv"]], "expected text"),
     ("backbone", True, "expected text"),
     ("backbone", "a\0b", "expected text"),
-    ("seed", 2**32 - 1, "expected a number from 0 to 4e+09"),
+    ("out", "a\ud800", "expected text"),
+    ("seed", 2**32, "expected a number from 0 to 4294967295"),
     ("learning_rate", -1e-5, "expected a number from 0 to 1"),
     ("learning_rate", 2, "expected a number from 0 to 1"),
     ("max_train_rows", -1, "a finite number, 0 or more"),
@@ -60,8 +55,8 @@ WRONG = [
     ("seed", "9" * 400, "expected a whole number"),
     ("seed", -1, "expected a number from 0"),
     ("max_length", 15, "expected a number from 16"),
-    ("structure_features", "maybe", "expected true or false"),
-    ("structure_features", 1, "expected true or false"),
+    ("gradient_checkpointing", "maybe", "expected true or false"),
+    ("gradient_checkpointing", 1, "expected true or false"),
     ("backbone", "", "expected text"),
     ("head", "siamese", "choose one of symmetric, concat"),
     ("mixed_precision", "fp8", "choose one of auto, no, bf16, fp16"),
@@ -121,12 +116,13 @@ def test_yaml_file_is_read_as_a_person_means_it(tmp_path):
     """Each value as after --set, which wins over the file; comments alone are no settings."""
     path = tmp_path / "run.yaml"
     path.write_text(
-        "learning_rate: 1e-4\nfolds: [0, 1]\nmax_length: 0256\nseed: 010\nmixed_precision: no\n"
-        "structure_features: off\nnum_epochs: 3\ndropout:\nextra_train: [a.csv, b.csv]  # two files\n",
+        "learning_rate: 1e-4\nfolds: [0, 1]\ngradient_checkpointing: on\nnum_epochs: 3\ndropout:\n"
+        "extra_train: [a.csv, b.csv]  # two files\n",
         encoding="utf-8",
     )
-    expected = RunConfig(learning_rate=0.0001, folds=(0, 1), max_length=256, seed=10, mixed_precision="no",
-                         structure_features=False, num_epochs=5, extra_train="a.csv,b.csv")  # fmt: skip
+    expected = RunConfig(
+        learning_rate=0.0001, folds=(0, 1), gradient_checkpointing=True, num_epochs=5, extra_train="a.csv,b.csv"
+    )
     assert RunConfig.from_yaml(path, {"num_epochs": "5"}) == expected
     path.write_text("# nothing yet\n", encoding="utf-8")
     assert RunConfig.from_yaml(path, {}) == RunConfig.from_yaml(None, {}) == RunConfig()
@@ -138,7 +134,6 @@ def test_yaml_file_is_read_as_a_person_means_it(tmp_path):
         (b"seed: [1", "cannot be read (ParserError: "),
         (b"seed: \xff\xfe", "cannot be read (UnicodeDecodeError: "),
         (b"seed: 2026-13-45", "setting seed='2026-13-45'"),
-        (b"folds: " + b"[" * 9999, "cannot be read (RecursionError"),
         (b"a: &a [x, x]\nb: &b [*a, *a]\nseed: [*b, *b]", "unknown setting 'a'"),
         (b"- seed\n- 3\n", "found a list"),
         (b"seed 3", "found a str"),
@@ -183,7 +178,7 @@ def test_mistyped_injected_parameter_stops_the_notebook(value):
 
 def test_config_survives_json():
     """to_dict is plain JSON, and from_mapping of it is the same config."""
-    config = RunConfig(folds=(2, 0), learning_rate=3e-5, num_epochs=None, structure_features=False, out="x/y")
+    config = RunConfig(folds=(2, 0), learning_rate=3e-5, num_epochs=None, gradient_checkpointing=True, out="x/y")
     text = json.dumps(config.to_dict(), allow_nan=False)
     assert RunConfig.from_mapping(json.loads(text)) == config
     assert json.loads(text)["folds"] == [2, 0]

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from conftest import make_deberta, make_roberta
+from conftest import make_encoder
 
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import read_json
 from report.studies import gpu_check
 from report.studies.t4_plan import flop_per_token
 
-CONFIGS = {"tiny-deberta": make_deberta(200).config, "tiny-roberta": make_roberta(200).config}
+CONFIGS = {"tiny-deberta": make_encoder("deberta-v2", 200).config, "tiny-roberta": make_encoder("roberta", 200).config}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The report: its numbers are those of the run folders, broken folders are named, pages load nothing."""
 
+import json
 import re
 import shutil
 import sys
@@ -11,16 +12,18 @@ import pandas as pd
 import pytest
 
 from prefcls_lib.config import RunConfig
+from prefcls_lib.data.loading import sample_path
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble import finished
-from prefcls_lib.evaluation import compare
-from prefcls_lib.runtime.files import UserError, read_json, write_json
+from prefcls_lib.evaluation import compare, plots
+from prefcls_lib.runtime.files import read_json, sha256, write_json
 from report import build, page, read_runs, tables
-from report.page import embed_figure, embed_formula, escape_text, make_page, markdown_table, write_pdf
+from report.page import embed_figure, embed_formula, make_page, markdown_table, write_pdf
 from report.studies import ceiling, fold_plans, specification
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
+SHIPPED = sha256(sample_path("train"))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,6 @@ def write_run(folder: Path, encoder_share: dict | None = None, **settings: objec
     oof[NAMES] = probs
     oof.to_csv(folder / "oof.csv", index=False)
     oof[["id", *NAMES]].head(3).to_csv(folder / "submission.csv", index=False)
-    (folder / "history.csv").write_text("fold,seed,epoch,valid_log_loss\n0,42,1.0,1.1\n", encoding="utf-8")
     return folder
 
 
@@ -201,17 +203,32 @@ def spoil_oof(run: Path, rows: int, more: float) -> None:
     table.to_csv(run / "oof.csv", index=False)
 
 
+def edit_table(path: Path, **values: object) -> None:
+    pd.read_csv(path, dtype={"id": str}).assign(**values).to_csv(path, index=False)
+
+
 @pytest.mark.parametrize(
     ("break_run", "why"),
     [
         (lambda run: spoil_oof(run, 37, 0), "37 rows, result.json says 40"),
-        (lambda run: (run / "history.csv").unlink(), "history.csv"),
+        (lambda run: (run / "submission.csv").unlink(), "submission.csv"),
         (lambda run: spoil_oof(run, 40, 0.5), "row 5"),
         (lambda run: (run / "config.json").write_text('{"settings": {', encoding="utf-8"), "config.json"),
         (lambda run: edit_json(run / "config.json", settings={"no_such": 1}), "no_such"),
         (lambda run: edit_json(run / "result.json", log_loss=None), "None"),
         (lambda run: edit_json(run / "result.json", baselines=[{"model": "prior"}]), "'log_loss'"),
         (lambda run: edit_json(run / "result.json", encoder_share={"p": 1.0}), "missing"),
+        (lambda run: edit_json(run / "result.json", encoder_share=[]), "'list'"),
+        (lambda run: edit_json(run / "result.json", flip_rate="x"), "'str'"),
+        (lambda run: edit_json(run / "result.json", folds=[]), "empty"),
+        (lambda run: edit_json(run / "result.json", versions=[]), "'get'"),
+        (lambda run: edit_json(run / "result.json", log_loss_interval=[1, 2, 3]), "too many values"),
+        (
+            lambda run: edit_json(run / "result.json", data_sha256={"train": sha256(sample_path("train"))}),
+            "shipped rows",
+        ),
+        (lambda run: edit_table(run / "oof.csv", label=7), "a label is not 0, 1 or 2"),
+        (lambda run: edit_table(run / "submission.csv", id="136060"), "an id is there more than once"),
     ],
 )
 def test_a_broken_run_is_named_and_left_out(quick, runs, tmp_path, capsys, break_run, why):
@@ -222,6 +239,18 @@ def test_a_broken_run_is_named_and_left_out(quick, runs, tmp_path, capsys, break
     assert "report of 1 runs" in printed.out
     assert "left out: " in printed.err and str(runs / "broken") in printed.err and why in printed.err
     assert str(runs / "broken") in page[page.index("Left out, because broken") :]
+
+
+@pytest.mark.parametrize(
+    "values", [{"runs": []}, {"runs": [1]}, {"best_run": 7}, {"log_loss": "x"}, {"comparison": []}]
+)
+def test_a_broken_blend_is_named_and_left_out(quick, runs, tmp_path, capsys, values):
+    share = read_json(runs / "tiny" / "result.json")["encoder_share"]
+    blend = {"runs": ["tiny"], "best_run": 0, "run_log_loss": [1.0], "comparison": share}
+    result = {name: value for name, value in read_json(runs / "tiny" / "result.json").items() if name != "folds"}
+    write_json(runs / "blend.json", result | blend | values)
+    assert "blend.json" in read_page(runs, tmp_path / "out")
+    assert f"left out: {runs / 'blend.json'}: " in capsys.readouterr().err
 
 
 def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, monkeypatch, capsys):
@@ -260,21 +289,33 @@ def test_readme_gets_the_table_between_its_marks(quick, runs, tmp_path):
 
 
 def test_what_is_not_there(tmp_path, capsys):
-    """A folder of runs, and a name in the template."""
+    """A folder of runs."""
     assert build.main(["--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
-    (tmp_path / "t.md").write_text("{{ nothing }}", encoding="utf-8")
-    with pytest.raises(UserError, match="nothing"):
-        page.fill_template(tmp_path / "t.md", {})
 
 
-def test_foreign_names_are_text():
-    """A folder's name breaks neither the table nor the page."""
-    name = "<script>a|b</script> *c* `d`"
-    page = make_page("# t\n\n" + markdown_table(("run", "n"), [[escape_text(name), "1"]]), "")
-    tags = tags_of(page)
-    assert tags.count("script") == 1 and "em" not in tags and "code" not in tags
-    assert tags.count("td") == 2
+FOREIGN = "<script>a|b</script> *c* `d` __e__ $f_{1$ {{ 7 * 7 }} {% if %} [figure lengths] <!-- \x1b[31m\ud800 \\"
+
+
+def test_foreign_text_stays_text(quick, runs, tmp_path):
+    """Names of folders, models and machines, and settings, break no table and write nothing into the page."""
+    run, pages = write_run(runs / f"x{FOREIGN.replace('/', '')[:-3]}"), []
+    for text in ("plain", FOREIGN):
+        result, config = read_json(run / "result.json"), read_json(run / "config.json")
+        result["baselines"][1]["model"] = result["baseline"] = result["versions"]["machine"] = text
+        config["settings"]["backbone"] = text
+        for name, content in (("result.json", result), ("config.json", config)):
+            (run / name).write_text(json.dumps(content), encoding="utf-8")
+        pages.append(read_page(runs, tmp_path / "out"))
+    assert tags_of(pages[0]) == tags_of(pages[1])
+    assert "{{ 7 * 7 }}" in pages[1] and r"\x1b[31m\ud800" in pages[1]
+
+
+def test_names_in_figures_are_no_formulas():
+    """One that is would stop the drawing."""
+    lines = {name: [1.0] for name in ("log_loss", "low", "high", "difference", "difference_low", "difference_high")}
+    table = pd.DataFrame(lines | {"name": "a", "value": FOREIGN[:-9], "count": 1}, index=["$x_{1$"])
+    assert all(page.draw_svg(plot(table)) for plot in (plots.plot_results, plots.plot_slices))
 
 
 @pytest.mark.parametrize("name", ["roberta-base", "electra-large-discriminator"])

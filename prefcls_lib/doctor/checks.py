@@ -1,9 +1,6 @@
 """`prefcls doctor`, and the notebooks' first look: can this machine do the job, before anything is spent on it."""
 
 import shutil
-import socket
-import threading
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,10 +10,9 @@ from accelerate import Accelerator
 from packaging.version import Version
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.loading import locate_csv, read_rows, sample_path
-from prefcls_lib.data.tokenization import encode_rows
+from prefcls_lib.data.loading import locate_csv
 from prefcls_lib.doctor import capacity
-from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder
+from prefcls_lib.models.backbones import Backbone, load_backbone
 from prefcls_lib.models.reward import check_reward_model
 from prefcls_lib.pipeline.launch import count_processes
 from prefcls_lib.runtime import devices, kaggle
@@ -29,8 +25,6 @@ SUPPORTED = {
     "accelerate": ("1.1", "1.15.0"), "safetensors": ("0.4", "0.8.0"), "numpy": ("1.26", "2.4.6"),
     "pandas": ("2.2.2", "3.1.1"), "scikit-learn": ("1.5", "1.9.1"),
 }  # fmt: skip
-KAGGLE_HOURS, KAGGLE_RERUN_HOURS = 12.0, 9.0
-LARGEST_PRECISION_ERROR = 0.05  # of the largest fp32 value, in the embedding of one side
 MANY_UNKNOWN = 0.2  # share of unknown tokens from which a backbone cannot read a script
 MOST_CPU_ROWS, BYTES_OF_A_ROW = 2_000, 3_200  # rows that a CPU trains on; the competition's train.csv has 184 MB
 CHOOSE_GPU = (
@@ -58,7 +52,7 @@ class Check:
 def examine(config: RunConfig | None = None) -> list[Check]:
     """All checks, none of which writes anything; `config`: of the run to come, None leaves out what depends on it."""
     gpu = check_gpu(config)
-    checks = [check_packages(devices.versions()), check_library(), check_inputs(), check_internet(), check_time(), gpu]
+    checks = [check_packages(devices.versions()), check_library(), check_inputs(), gpu]
     if config is None:
         return checks
     try:
@@ -70,11 +64,7 @@ def examine(config: RunConfig | None = None) -> list[Check]:
         accelerator = devices.make_accelerator(config.mixed_precision)
     except UserError as error:
         return [*checks, Check("settings", "bad", str(error))]
-    if gpu.state != "bad":
-        checks.append(check_memory(backbone, config, accelerator))
-        if accelerator.device.type != "cpu":  # on a CPU it takes longer than it is worth
-            checks.append(check_precision(backbone, accelerator))
-    return checks
+    return checks if gpu.state == "bad" else [*checks, check_memory(backbone, config, accelerator)]
 
 
 def format_checks(checks: list[Check]) -> str:
@@ -175,24 +165,6 @@ def check_inputs() -> Check:
     return Check("inputs", "ok", "\n".join(lines) or "nothing is attached; name files by their paths")
 
 
-def check_internet() -> Check:
-    """Whether the model hub can be reached; in the competition's notebooks it must not be."""
-    online = _hub_answers(seconds=3)
-    if online and kaggle.on_kaggle():
-        return Check("internet", "note", "on", "The competition refuses notebooks with internet: turn it off.")
-    return Check("internet", "ok", "on, the hub is reached" if online else "off: everything must be attached or local")
-
-
-def check_time() -> Check:
-    """How much of the session is left, where there is a limit."""
-    if not kaggle.on_kaggle():
-        return Check("time", "ok", "no limit known")
-    limit = KAGGLE_RERUN_HOURS if kaggle.is_competition_rerun() else KAGGLE_HOURS
-    left = limit - kaggle.session_seconds() / 3600
-    finding = f"{left:.1f} h of {limit:.0f} left, counted from the start of this machine's first process"
-    return Check("time", "ok", finding) if left > 1 else Check("time", "note", finding, "Set time_budget_hours lower.")
-
-
 def check_tokenizer(backbone: Backbone) -> Check:
     """The share of unknown tokens by script; that the special tokens are in place was checked at loading."""
     encode, unknown_id = backbone.tokenizer.encode_texts, backbone.tokenizer.tokenizer.unk_token_id
@@ -200,7 +172,7 @@ def check_tokenizer(backbone: Backbone) -> Check:
     shares = {script: float((found == unknown_id).mean()) if len(found) else 1.0 for script, found in ids.items()}
     finding = "unknown tokens: " + ", ".join(f"{script} {share:.0%}" for script, share in shares.items())
     unknown = ", ".join(script for script, share in shares.items() if share > MANY_UNKNOWN)
-    advice = f"It does not know {unknown}; the structure features still see those answers." if unknown else ""
+    advice = f"It does not know {unknown}; the baseline still sees those answers." if unknown else ""
     return Check("tokenizer", "note" if unknown else "ok", finding, advice)
 
 
@@ -241,36 +213,3 @@ def check_memory(backbone: Backbone, config: RunConfig, accelerator: Accelerator
             f"max_tokens_per_micro_step={min(checkpointed, 8192) // 256 * 256}, or max_length lower."
         )
     return Check("memory", "note" if advice else "ok", finding, advice)
-
-
-def check_precision(backbone: Backbone, accelerator: Accelerator) -> Check:
-    """One forward pass in the precision that will be used, against fp32."""
-    precision = accelerator.mixed_precision
-    if precision == "no":
-        return Check("precision", "ok", "fp32")
-    rows = read_rows(sample_path("test"), labelled=False)
-    encoded = encode_rows(rows, backbone.tokenizer, min(64, backbone.max_length or 64), "none")
-    ids = torch.as_tensor(encoded.token_ids[-1], device=accelerator.device, dtype=torch.long)[None]
-    encoder = load_encoder(backbone.path, dropout=0.0).to(accelerator.device).eval()
-    with torch.inference_mode():
-        exact = encoder(input_ids=ids).last_hidden_state.float().mean(1)
-        with accelerator.autocast():
-            mixed = encoder(input_ids=ids).last_hidden_state.float().mean(1)
-    error = float((mixed - exact).abs().max() / exact.abs().max())
-    finding = f"{precision} differs from fp32 by {error:.1e} of the largest value of an embedding"
-    good = error <= LARGEST_PRECISION_ERROR  # not where it is NaN
-    return Check("precision", "ok", finding) if good else Check("precision", "bad", finding, "Set mixed_precision=no.")
-
-
-def _hub_answers(seconds: float) -> bool:
-    """Whether the hub takes a connection; a name server that never answers is not waited for."""
-    reached = threading.Event()
-
-    def ask() -> None:
-        with suppress(OSError), socket.create_connection(("huggingface.co", 443), timeout=2):
-            reached.set()
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return reached.is_set()

@@ -100,7 +100,7 @@ def plot_results(lines: pd.DataFrame) -> Figure:
         axes.plot(part["log_loss"], here, mark, color=color, ms=6, label=kind)
         names, places, place = [*names, *part.index], [*places, *here], here[-1] - 1.6
     axes.axvline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
-    axes.set_yticks(places, names, fontsize=8.5)
+    axes.set_yticks(places, names, fontsize=8.5, parse_math=False)
     axes.set(xlabel="log loss, unsmoothed, with 95 % interval (left is better)", ylim=(place + 0.9, 0.7))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return finish(figure)
@@ -116,7 +116,7 @@ def plot_slices(table: pd.DataFrame) -> Figure:
     axes.axvline(0, color="black", lw=1, ls=":")
     columns = zip(table["name"], table["value"], table["count"], strict=True)
     names = [f"{name}: {value} ({count})" for name, value, count in columns]
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(places, names, fontsize=8, parse_math=False)
     axes.set(ylim=(-0.7, len(table) - 0.3), xlabel="network minus baseline, log loss (left: the network is better)")
     return finish(figure)
 

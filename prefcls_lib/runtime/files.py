@@ -21,7 +21,12 @@ class UserError(Exception):
     """Something the user can put right: what, where, what to do next. A command prints it and exits with code 2."""
 
     def __str__(self) -> str:
-        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), super().__str__())
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Foreign text with its control characters and lone surrogates escaped, which no terminal or file should get."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(value: object) -> str:
@@ -53,9 +58,11 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then rename it over `path`: an older file or folder stays until
     then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"  # with_name would raise for / and .
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, which root can replace
+            raise OSError("it is neither a file nor a folder")
         remove_leftovers(path.parent, path.name)
         write(temporary)
         if temporary.is_dir() and path.is_dir():
@@ -74,7 +81,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
 
 def backup_of(path: Path) -> Path:
     """Where `write_whole` keeps an older folder for the moment between two renames."""
-    return path.with_name(f".{path.name}.old")
+    return path.parent / f".{path.name}.old"
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
@@ -87,7 +94,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)  # of a file it does nothing
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # ValueError: a name that no file can have
         path.unlink()
 
 
@@ -116,8 +123,8 @@ def lock_folder(folder: Path) -> int:
 
 def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
     """Refuse an output that is one of the files that are read, or a file inside a folder that is read."""
-    place = Path(out).resolve()
-    for path in (Path(path).resolve() for path in inputs):
+    place, *read = (Path(os.path.realpath(path)) for path in (out, *inputs))  # Path.resolve raises for a loop of links
+    for path in read:
         if place == path or (place.exists() and path in place.parents):
             raise UserError(f"--out {out}: would overwrite what is read from {path}. Name another place.")
 

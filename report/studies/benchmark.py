@@ -28,7 +28,6 @@ from torch import nn
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.backbones import load_backbone, load_encoder
@@ -54,9 +53,7 @@ class Bench:
         self.backbone = load_backbone("minilm", max_length)
         rows = loading.read_rows(loading.sample_path("train"), labelled=True)
         encoded = encode_rows(rows, self.backbone.tokenizer, max_length, "none")
-        features = compute_features(rows)
-        features = FeatureScaler.fit(features).transform(features).astype(np.float32)
-        everything = Examples(encoded.token_ids, encoded.sides, features, rows["label"].to_numpy())
+        everything = Examples(encoded.token_ids, encoded.sides, rows["label"].to_numpy())
         order = np.random.default_rng(0).permutation(len(rows))
         self.train, self.valid = everything.take(order[: PAIRS["ours"]]), everything.take(order[PAIRS["ours"] :][:8])
         self.side_tokens = float(everything.lengths.mean())
@@ -71,7 +68,7 @@ class Bench:
     def model(self, dropout: float) -> PreferenceModel:
         """A new PreferenceModel on the device."""
         encoder = load_encoder(self.backbone.path, dropout)
-        head = PreferenceHead(encoder.config.hidden_size, True, True, dropout)
+        head = PreferenceHead(encoder.config.hidden_size, True, dropout)
         return PreferenceModel(encoder, head).to(self.device)
 
     def padded(self, rows: np.ndarray, side: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +86,7 @@ class Bench:
         embedded = [mean_pool(model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
                     for ids, mask in passes]  # fmt: skip
         u, v = torch.cat(embedded).split(len(rows))
-        return model.head(u, v, torch.as_tensor(self.train.features[rows], device=u.device))
+        return model.head(u, v)
 
     def loss(self, model: PreferenceModel, rows: np.ndarray, passes: list[tuple], label_smoothing: float = 0.0):
         """Mean cross-entropy of some rows."""

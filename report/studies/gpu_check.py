@@ -23,7 +23,6 @@ from transformers import AutoModel, PretrainedConfig
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, make_padded_batches
-from prefcls_lib.data.features import SIGNS
 from prefcls_lib.doctor import capacity, checks
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
 from prefcls_lib.models.predict import predict_proba
@@ -54,8 +53,7 @@ def make_rows(pairs: int, length: int, vocabulary: int) -> Examples:
     random = np.random.default_rng(0)
     lengths = [length - length // 8 * (side % 8 == 7) for side in range(2 * pairs)]
     ids = [random.integers(10, vocabulary, size).astype(np.int32) for size in lengths]
-    features = random.standard_normal((pairs, len(SIGNS))).astype(np.float32)
-    return Examples(ids, np.arange(2 * pairs).reshape(pairs, 2), features, random.integers(0, 3, pairs))
+    return Examples(ids, np.arange(2 * pairs).reshape(pairs, 2), random.integers(0, 3, pairs))
 
 
 class Job:
@@ -72,7 +70,7 @@ class Job:
         devices.seed_everything(0)
         has_pooler = self.config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
-        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, True, 0.0))
+        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, 0.0))
 
     def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> FitResult:
         """`fit` for so many steps."""

@@ -42,8 +42,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WIDTH, LAYERS = 32, 24
 RATE_SCALE = 16.0  # narrow layers bear higher rates than 1,024 wide ones, whose rates stand below; 8 and 16 learn alike
 
-# The study's model has no structure features and no symmetric head, and its two epochs have one rate and no warm-up.
-ORIGINAL = {"head": "concat", "structure_features": False, "num_epochs": 2, "learning_rate": 1e-5, "warmup_ratio": 0.0,
+# The study's model has no symmetric head, and its two epochs have one rate and no warm-up.
+ORIGINAL = {"head": "concat", "num_epochs": 2, "learning_rate": 1e-5, "warmup_ratio": 0.0,
             "head_learning_rate": 1e-5, "layer_decay": 1.0, "schedule": "plateau", "validations_per_epoch": 1,
             "label_smoothing": 0.1, "dropout": 0.1}  # fmt: skip
 OURS = {"learning_rate": 3e-5}  # and ELECTRA's recipe
