@@ -35,6 +35,8 @@ def read_runs(places: Sequence[Path]) -> Found:
                         continue
                     content = read_json(path)
                     content["runs"] = [(path.parent / run).resolve() for run in content["runs"]]
+                    if not content["runs"]:
+                        raise ValueError("it names no run")
                     content["comparison"] = compare.Comparison.from_dict(content["comparison"])
                     found.blends.append((path.stem, path, content))
             except UserError as error:

@@ -16,7 +16,7 @@ from prefcls_lib.data.loading import sample_path
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble import finished
 from prefcls_lib.evaluation import compare, plots
-from prefcls_lib.runtime.files import read_json, sha256, write_json
+from prefcls_lib.runtime.files import printable, read_json, sha256, write_json
 from report import build, page, read_runs, tables
 from report.page import embed_figure, embed_formula, make_page, markdown_table, write_pdf
 from report.studies import ceiling, fold_plans, specification
@@ -303,7 +303,7 @@ def test_foreign_text_stays_text(quick, runs, tmp_path):
     for text in ("plain", FOREIGN):
         result, config = read_json(run / "result.json"), read_json(run / "config.json")
         result["baselines"][1]["model"] = result["baseline"] = result["versions"]["machine"] = text
-        config["settings"]["backbone"] = text
+        config["settings"]["backbone"] = printable(text)  # other settings are refused
         for name, content in (("result.json", result), ("config.json", config)):
             (run / name).write_text(json.dumps(content), encoding="utf-8")
         pages.append(read_page(runs, tmp_path / "out"))
