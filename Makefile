@@ -75,7 +75,7 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
 
-benchmark: install ## speed beside what one would use instead: table and figure in report/studies/benchmark/ (ARGS=... for more)
+benchmark: install ## speed beside what one would use instead: numbers and figure in report/studies/ (ARGS=... for more)
 	$(BIN)/python -m report.studies.benchmark $(ARGS)
 
 gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, a resume, each with a verdict (ARGS=)
@@ -94,7 +94,7 @@ kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNE
 	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN)
 
 kaggle-watch: install ## come back to a kernel that runs or has ended (OWNER= NOTEBOOK=)
-	@$(BIN)/python kaggle/$(if $(filter submit,$(NOTEBOOK)),submit.py "$(OWNER)",train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)") --watch
+	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --watch
 
 kaggle-submit: install ## submit the runs of the training kernels, or RUNS=, and bring the public score back (OWNER=)
 	@$(BIN)/python kaggle/submit.py "$(OWNER)" --runs $(RUNS)

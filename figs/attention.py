@@ -19,7 +19,7 @@ def draw_standard() -> Canvas:
     canvas.dot((1.85, key.y))
     for box in (query, value):
         canvas.arrow((1.85, key.y), (1.85, box.y), box.left())
-    scores = canvas.box(7.6, 4.6, 1.9, 2.4, "$Q K^\\mathrm{T} / \\sqrt{d}$")
+    scores = canvas.box(7.6, 4.6, 1.9, 2.4, "$Q K^\\mathrm{T} / $√$d$")
     softmax = canvas.box(10.75, 4.6, 1.8, 1.05, "softmax", "over keys")
     mask = canvas.box(10.75, 6.55, 1.8, 0.8, "mask", color=WHITE)
     mixed = canvas.box(10.75, 1.9, 1.8, 0.8, "$A V$")
@@ -75,7 +75,7 @@ def draw_disentangled() -> Canvas:
         if len(used) == 2:
             canvas.dot((fork, y))
     total = canvas.circle(10.35, 6.525, "+")
-    softmax = canvas.box(12.4, 6.525, 2.8, 1.1, "mask, softmax", "of sum / $\\sqrt{3d}$")
+    softmax = canvas.box(12.4, 6.525, 2.8, 1.1, "mask, softmax", "of sum / √$(3d)$")
     mixed = canvas.box(12.4, 1.9, 1.1, 0.8, "$A V^c$")
     concat = canvas.box(14.6, 1.9, 1.9, 1.05, "concat", "Linear $W_O$", color=BLUE)
     canvas.arrow(scores[0].right(), (total.x, scores[0].y), total.top())

@@ -32,9 +32,10 @@ POINT = 2.54 / 72  # cm
 CAPITAL, PITCH = 0.73, 1.32  # of the type size: height of a capital letter, distance of two baselines
 CORNER, HEAD, COPY = 0.12, 0.19, 0.11  # cm: radius of corners, length of an arrow head, distance of copies
 STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],  # the first comes with matplotlib; Verdana is as wide
     "mathtext.fontset": "dejavusans",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text stays text: outlines of small letters are drawn unevenly spaced on a screen
     "svg.hashsalt": "prefcls",  # else the ids in an SVG are random
     "text.parse_math": True,
     "path.snap": False,
@@ -105,11 +106,8 @@ class Canvas:
         box = Box(x, y, width, height, copies)
         lines = [(name, NAME)] * bool(name) + [(note, NOTE) for note in notes]
         pitches = [
-            PITCH
-            * size
-            * POINT
-            * (1.3 if "_" in above or "sqrt" in text else 1)  # an index hangs low, a root stands high
-            for (above, _), (text, size) in pairwise(lines)
+            PITCH * size * POINT * (1.3 if "_" in above else 1)  # an index hangs low
+            for (above, _), (_, size) in pairwise(lines)
         ]
         baseline = y + sum(pitches) / 2 - CAPITAL * NAME * POINT / 2
         for number, (text, size) in enumerate(lines):

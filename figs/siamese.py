@@ -1,11 +1,10 @@
 """The network of `prefcls_lib.models.network`: two towers of one encoder, h, the symmetric head, the offset."""
 
 from figs.draw import BLUE, GREY, ORANGE, WHITE, Canvas
-from prefcls_lib.data.features import FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import HEAD_WIDTH
 
-FEATURES, LOGITS = f"(B, {len(FEATURE_NAMES)})", f"(B, {NUM_CLASSES})"
+LOGITS = f"(B, {NUM_CLASSES})"
 BOTTOM, TOP = 6.2, 14.95  # of the upper panels
 
 
@@ -38,30 +37,22 @@ def _draw_towers(canvas: Canvas) -> None:
 
 
 def _draw_h(canvas: Canvas) -> None:
-    canvas.panel(7.6, BOTTOM, 15.6, TOP, "Inside h(u, v, x): c and a")
-    u = canvas.box(8.9, 13.5, 0.8, 0.6, "$u$", color=WHITE)
-    v = canvas.box(10.9, 13.5, 0.8, 0.6, "$v$", color=WHITE)
-    x = canvas.box(13.8, 13.5, 2.96, 1.05, "$x$", "structure features", color=WHITE)
-    fusion = canvas.box(9.9, 11.75, 3.9, 0.9, "$[u;\\ v;\\ u - v;\\ u * v;\\ x]$")
-    hidden = canvas.box(9.9, 10.0, 3.9, 1.05, "Linear", "GELU, dropout", color=ORANGE)
-    correction = canvas.box(9.0, 8.3, 2.3, 1.05, "Linear", "zero at first", color=ORANGE)
-    output = canvas.box(11.3, 8.3, 1.5, 0.65, "Linear", color=ORANGE)
-    wide = canvas.box(13.8, 10.0, 2.96, 1.05, "Linear $W$", "wide path, no bias", color=ORANGE)
-    total = canvas.circle(13.8, 8.3, "+")
-    c = canvas.box(9.0, 6.8, 2.3, 0.6, "$c$: correction", color=WHITE)
-    a = canvas.box(13.8, 6.8, 2.96, 0.6, "$a$: auxiliary", color=WHITE)
+    canvas.panel(7.6, BOTTOM, 15.6, TOP, "Inside h(u, v): c and a")
+    u = canvas.box(10.6, 13.5, 0.8, 0.6, "$u$", color=WHITE)
+    v = canvas.box(12.6, 13.5, 0.8, 0.6, "$v$", color=WHITE)
+    fusion = canvas.box(11.6, 11.75, 3.9, 0.9, "$[u;\\ v;\\ u - v;\\ u * v]$")
+    hidden = canvas.box(11.6, 10.0, 3.9, 1.05, "Linear", "GELU, dropout", color=ORANGE)
+    correction = canvas.box(9.9, 8.3, 2.3, 1.05, "Linear", "zero at first", color=ORANGE)
+    output = canvas.box(13.3, 8.3, 2.3, 1.05, "Linear", "prior at first", color=ORANGE)
+    c = canvas.box(9.9, 6.8, 2.9, 0.6, "$c$: correction", color=WHITE)
+    a = canvas.box(13.3, 6.8, 2.9, 0.6, "$a$: auxiliary", color=WHITE)
     canvas.arrow(u.bottom(), fusion.top(-1), label="(B, H)")
     canvas.arrow(v.bottom(), fusion.top(1), label="(B, H)")
-    canvas.arrow(x.bottom(), wide.top(), label=FEATURES, at=0.25)
-    canvas.arrow((x.x, fusion.y), fusion.right())
-    canvas.dot((x.x, fusion.y))
-    canvas.arrow(fusion.bottom(), hidden.top(), label=f"(B, 4H + {len(FEATURE_NAMES)})")
+    canvas.arrow(fusion.bottom(), hidden.top(), label="(B, 4H)")
     canvas.arrow(hidden.bottom(correction.x - hidden.x), correction.top(), label=f"(B, {HEAD_WIDTH})")
     canvas.arrow(hidden.bottom(output.x - hidden.x), output.top(), label=f"(B, {HEAD_WIDTH})")
-    canvas.arrow(output.right(), total.left(), label=LOGITS)
-    canvas.arrow(wide.bottom(), total.top(), label=LOGITS)
     canvas.arrow(correction.bottom(), c.top(), label=LOGITS)
-    canvas.arrow(total.bottom(), a.top(), label=LOGITS)
+    canvas.arrow(output.bottom(), a.top(), label=LOGITS)
 
 
 def _draw_symmetric_head(canvas: Canvas) -> None:
@@ -72,7 +63,7 @@ def _draw_symmetric_head(canvas: Canvas) -> None:
     offset = canvas.box(12.0, 4.55, 4.0, 1.0, "offset $(m, {-}m, t)$", "the baseline's log-odds", color=WHITE)
     logits = canvas.box(14.3, upper, 2.1, 1.0, "logits", "A, B, tie", color=WHITE)
     auxiliary = canvas.box(14.05, lower, 2.6, 1.0, "auxiliary logits", "in training only", color=WHITE)
-    for y, arguments, note in ((upper, "u, v, x", "as given"), (lower, "v, u, Px", "A, B swapped")):
+    for y, arguments, note in ((upper, "u, v", "as given"), (lower, "v, u", "A, B swapped")):
         inputs = canvas.box(1.9, y, 2.5, 1.0, f"${arguments}$", note, color=WHITE)
         h = canvas.box(4.25, y, 1.2, 1.0, "$h$", "same", color=ORANGE)
         canvas.arrow(inputs.right(), h.left())

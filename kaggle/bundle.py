@@ -1,4 +1,4 @@
-"""Build what is sent to Kaggle: data sets and kernels, in a folder that appears when it is complete.
+"""Build what is sent to Kaggle, data sets and kernels, in a folder that appears when it is complete; and upload it.
 
 Equal inputs give equal bytes, so that a data set is uploaded again only where something changed.
 """
@@ -15,39 +15,33 @@ from tempfile import TemporaryDirectory
 import backbone as backbones
 import kernel_folders
 import layout
+from client import Kaggle
+from follow import wait_for
 
+from prefcls_lib.ensemble.blend import read_blend
 from prefcls_lib.runtime.files import UserError, read_json, write_json, write_whole
 
 RUN_FILES = ("config.json", "result.json", "submission.csv", "oof.csv", "history.csv")
 EPOCH = "946684800"  # SOURCE_DATE_EPOCH of the wheel: 2000-01-01, so that equal sources give equal bytes
-ABOUT = {
-    layout.LIBRARY: ("apache-2.0", "The library of the prefcls notebooks, to read and to import"),
-    layout.RUNS: ("other", "Trained prefcls runs and their blend, for the submit notebook"),
-    layout.EXTRA: ("other", "Rows for training beside the competition's, for extra_train"),
-}
-ABOUT_BACKBONE = ("other", "Encoder and tokenizer for a prefcls notebook, under their authors' licence")
 
 
 def build_bundle(
-    out: Path,
     owner: str,
     notebook: str = "",
     parameters: Mapping[str, object] | None = None,
     backbone: str = "",
-    extra: Sequence[Path] = (),
+    extra: Mapping[str, Path] | None = None,
     runs: Sequence[str] = (),
     sources: Sequence[str] = (),
-    resumed: bool = False,
 ) -> None:
-    """Build everything into `out`, whole or not at all.
+    """Build everything into layout.DIST, whole or not at all; an older bundle there is replaced.
 
     Args:
-        out: the bundle's folder; an older bundle there is replaced.
         owner: Kaggle user name.
-        notebook, parameters, backbone: a training notebook, its parameters, and a name or folder; "": no training.
-        extra: CSV files of rows for training alone.
+        notebook, parameters, backbone: a training kernel, its parameters, and a name or folder; "": no training.
+        extra: CSV files of rows for training alone, by their names there.
         runs: folders of finished runs, and at most one blend.json, whose runs come with it.
-        sources: kernels whose outputs `submit` gets; the training kernel, too, if it is `resumed`.
+        sources: kernels whose outputs `submit` gets; beside a training kernel that kernel.
     """
     commit = layout.library_commit()
     run_folders, blend = collect_runs(runs)
@@ -56,7 +50,8 @@ def build_bundle(
 
     def write(folder: Path) -> None:
         data_sets, kernels = folder / "datasets", folder / "kernels"
-        write_library(data_sets / layout.LIBRARY, commit)
+        library = data_sets / layout.LIBRARY
+        write_library(library, commit)
         if notebook:
             backbones.prepare_backbone(backbone, found, data_sets / weights)
         if run_folders:
@@ -65,36 +60,23 @@ def build_bundle(
             write_extra(data_sets / layout.EXTRA, extra)
         for path in sorted(data_sets.iterdir()):
             describe_data_set(path, owner)
-            layout.mark_data_set(path, commit if path.name == layout.LIBRARY else "")
-        library = data_sets / layout.LIBRARY
+            layout.mark_data_set(path, commit if path == library else "")
+        outputs = list(sources)
         if notebook:
+            slug = layout.kernel_slug(notebook)
+            outputs = [f"{owner}/{slug}"]
             given = [library, data_sets / weights, *([data_sets / layout.EXTRA] if extra else [])]
-            kernel = kernels / layout.kernel_name(notebook)
-            kernel_folders.write_kernel(kernel, owner, notebook, parameters, given, sources if resumed else ())
+            resumed = outputs if parameters.get("resume_from") == slug else []
+            kernel_folders.write_kernel(kernels / notebook, owner, parameters, given, resumed)
         given = [library, *([data_sets / layout.RUNS] if run_folders else [])]
         hours = {"time_budget_hours": kernel_folders.SUBMIT_HOURS}
-        kernel_folders.write_kernel(kernels / layout.SUBMIT, owner, layout.SUBMIT, hours, given, sources)
+        kernel_folders.write_kernel(kernels / layout.SUBMIT, owner, hours, given, outputs)
 
-    write_whole(out, write)
+    write_whole(layout.DIST, write)
 
 
 def write_library(folder: Path, commit: str) -> None:
     """The data set of the library: its folder with the commit, to read and to import, and its wheel, to install."""
-    _copy_sources(folder, commit)
-    with TemporaryDirectory() as scratch:
-        stage = Path(scratch)
-        _copy_sources(stage, commit)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copyfile(layout.ROOT / name, stage / name)
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-        variables = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
-        command += ["--wheel-dir", str(folder), str(stage)]
-        done = subprocess.run(command, env=variables, umask=0o022, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
-
-
-def _copy_sources(folder: Path, commit: str) -> None:
     for name in layout.source_files(layout.ROOT, "prefcls_lib"):
         content, target = (layout.ROOT / name).read_bytes(), folder / name
         if target.suffix == ".gz":  # Kaggle would unpack it
@@ -103,22 +85,30 @@ def _copy_sources(folder: Path, commit: str) -> None:
         target.write_bytes(content)
         target.chmod(0o644)  # whatever this user's umask is
     (folder / "prefcls_lib" / "commit.txt").write_text(commit + "\n", encoding="utf-8")
+    with TemporaryDirectory() as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copyfile(layout.ROOT / name, Path(scratch) / name)
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+        command += ["--wheel-dir", str(folder), scratch]
+        variables = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
+        done = subprocess.run(command, env=variables, umask=0o022, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
 
 
 def collect_runs(items: Sequence[str]) -> tuple[dict[str, Path], dict | None]:
     """Run folders by name, and the blend with those names for its runs."""
     folders, blend = [], None
     for item in map(Path, items):
-        if item.suffix == ".json":
-            if blend is not None:
-                raise UserError(f"RUNS: {item} is a second blend. Name one blend.json at most.")
-            blend = read_json(item)
-            if not isinstance(blend.get("runs"), list):
-                raise UserError(f"RUNS: {item} is no blend. Make one: prefcls blend --runs DIR DIR --out blend.json")
-            blended = [(item.parent / run).resolve() for run in blend["runs"]]
-            folders += blended
-        else:
+        if item.suffix != ".json":
             folders.append(item.resolve())
+        elif blend is None:
+            fitted, blended = read_blend(item)
+            blend = {"runs": [folder.resolve().name for folder in blended], **fitted.to_dict()}
+            folders += [folder.resolve() for folder in blended]
+        else:
+            raise UserError(f"RUNS: {item} is a second blend. Name one blend.json at most.")
     folders = list(dict.fromkeys(folders))
     for folder in folders:
         if not (folder / "result.json").is_file() or not (folder / "model").is_dir():
@@ -126,7 +116,7 @@ def collect_runs(items: Sequence[str]) -> tuple[dict[str, Path], dict | None]:
     named = {layout.check_name(folder).name: folder for folder in folders}
     if len(named) != len(folders):
         raise UserError(f"RUNS: two folders have one name: {', '.join(map(str, folders))}. Rename one.")
-    return named, None if blend is None else {**blend, "runs": [folder.name for folder in blended]}
+    return named, blend
 
 
 def write_runs(folder: Path, run_folders: Mapping[str, Path], blend: dict | None) -> None:
@@ -140,22 +130,59 @@ def write_runs(folder: Path, run_folders: Mapping[str, Path], blend: dict | None
         write_json(folder / "blend.json", blend)
 
 
-def write_extra(folder: Path, files: Sequence[Path]) -> None:
+def write_extra(folder: Path, files: Mapping[str, Path]) -> None:
     """The data set of extra rows: each file under its name, unpacked, since Kaggle would unpack it."""
     folder.mkdir(parents=True)
-    for path in files:
-        content = path.read_bytes()
-        name = layout.extra_name(layout.check_name(path))
+    for name, path in files.items():
+        content = layout.check_name(path).read_bytes()
         (folder / name).write_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
 
 
 def describe_data_set(folder: Path, owner: str) -> None:
     """dataset-metadata.json for Kaggle's client."""
-    licence, about = ABOUT.get(folder.name, ABOUT_BACKBONE)
-    metadata = {
-        "id": f"{owner}/{folder.name}",
-        "title": folder.name.replace("-", " "),
-        "subtitle": about,
-        "licenses": [{"name": licence}],
-    }
+    name, licence = folder.name, "apache-2.0" if folder.name == layout.LIBRARY else "other"
+    metadata = {"id": f"{owner}/{name}", "title": name.replace("-", " "), "licenses": [{"name": licence}]}
     write_json(folder / layout.METADATA, metadata)
+
+
+def push_data_sets(kaggle: Kaggle, owner: str) -> None:
+    """Create the data sets of the bundle, or add a version where their content is not what was sent from here last.
+
+    Waits until Kaggle has unpacked the versions that were sent. What was sent is noted beside the bundle; a version
+    that fails is forgotten, so that the next try sends it again.
+    """
+    record = layout.DIST.with_name("kaggle-pushed.json")
+    pushed = read_json(record) if record.is_file() else {}
+    names = []
+    for folder in sorted((layout.DIST / "datasets").iterdir()):
+        name, mark = f"{owner}/{folder.name}", layout.read_mark(folder)
+        state, version = kaggle.data_set_state(name)
+        sent = pushed.get(name)
+        if state not in (None, "deleted", "failed") and sent and sent["mark"] == mark and version <= sent["version"]:
+            print(f"{name}: unchanged since it was sent", flush=True)
+        else:
+            size = sum((folder / file).stat().st_size for file in layout.list_files(folder))
+            print(f"{name}: uploading {size / 1e6:.0f} MB", flush=True)
+            kaggle.upload_data_set(folder, name, None if state in (None, "deleted") else mark)
+            pushed[name] = {"mark": mark, "version": version + 1}
+            write_json(record, pushed)
+        names.append(name)
+    for name in names:
+        try:
+            wait_for_version(kaggle, name, pushed[name]["version"])
+        except UserError as error:
+            del pushed[name]
+            write_json(record, pushed)
+            raise UserError(f"{error} Run the same command again: it is sent anew.") from None
+
+
+def wait_for_version(kaggle: Kaggle, name: str, wanted: int) -> None:
+    """Wait until Kaggle has unpacked a data set's version."""
+
+    def look() -> str:
+        state, version = kaggle.data_set_state(name)
+        waits = state == "ready" and version < wanted
+        return f"version {version} is ready, {wanted} is not yet" if waits else state or "not there"
+
+    if wait_for(f"data set {name}, version {wanted}", look, ("ready", "failed")) == "failed":
+        raise UserError(f"data set {name}: Kaggle could not unpack it.")

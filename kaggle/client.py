@@ -11,9 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import layout
 import requests
 
 from prefcls_lib.runtime.files import UserError
@@ -26,8 +27,7 @@ ENDED = ("complete", "error", "cancel_acknowledged")
 SECONDS_TO_ANSWER = 120  # the client sets no limit: after a laptop's sleep it would wait forever
 LONGEST_WAIT = 60  # seconds between two tries
 UNKNOWN = "unknown"  # a status that the client has no word for
-TRIES = 30  # of one request that Kaggle answers with 429, too many requests
-TOKEN_PREFIX = "KGAT"  # of the tokens that Kaggle's settings page makes
+LONGEST_QUEUE = 3600  # seconds for which a request is repeated that Kaggle answers with 429, too many requests
 HOW_TO_SIGN_IN = (
     f"Make a token at {SETTINGS} (API) and put it into the variable KAGGLE_API_TOKEN or the file "
     "~/.kaggle/access_token; or run: .venv/bin/kaggle auth login"
@@ -52,24 +52,29 @@ class Refused(UserError):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel, at one of its versions or (None) at its last."""
+    """A kernel, at one of its versions or (None) at its last; `name`: that of its folder in the bundle."""
 
     owner: str
-    slug: str
+    name: str
     version: int | None = None
 
     @property
-    def name(self) -> str:
-        """owner/slug"""
-        return f"{self.owner}/{self.slug}"
+    def slug(self) -> str:
+        """Its name on Kaggle."""
+        return layout.kernel_slug(self.name)
 
     @property
     def page(self) -> str:
         """The address of its page."""
-        return f"{SITE}/code/{self.name}"
+        return f"{SITE}/code/{self.owner}/{self.slug}"
+
+    def make(self, command: str) -> str:
+        """The make command that does something with it."""
+        return f"make kaggle-{command} OWNER={self.owner} NOTEBOOK={self.name}"
 
     def __str__(self) -> str:
-        return self.name if self.version is None else f"version {self.version} of {self.name}"
+        name = f"{self.owner}/{self.slug}"
+        return name if self.version is None else f"version {self.version} of {name}"
 
 
 class Kaggle:
@@ -98,7 +103,7 @@ class Kaggle:
             signed_in = False
         values = self._api.config_values
         uses_key = not signed_in or values[KaggleApi.CONFIG_NAME_AUTH_METHOD] == str(AuthMethod.LEGACY_API_KEY)
-        if uses_key and str(values.get(KaggleApi.CONFIG_NAME_KEY)).startswith(TOKEN_PREFIX):
+        if uses_key and str(values.get(KaggleApi.CONFIG_NAME_KEY)).startswith("KGAT"):
             raise UserError(
                 "the key in kaggle.json (or KAGGLE_KEY) is an API token, which belongs elsewhere. Put it into the "
                 "variable KAGGLE_API_TOKEN or the file ~/.kaggle/access_token, and delete kaggle.json."
@@ -117,7 +122,7 @@ class Kaggle:
 
         Waits after 429 as Kaggle asks, repeats a lost connection within `patience`, and renews an OAuth token once.
         """
-        waited, attempt, renewed = 0.0, 0, False
+        waited, wait, renewed = 0.0, 5.0, False
         while True:
             printed = io.StringIO()
             errors = sys.stderr if sys.stderr.isatty() else io.StringIO()  # the client's upload bar
@@ -127,14 +132,19 @@ class Kaggle:
             except KeyError as error:
                 raise Refused(f"{what}: Kaggle's answer {error} is unknown to its client.", 0) from error
             except (requests.RequestException, ValueError) as error:
-                source = error if isinstance(error, requests.RequestException) else error.__context__
-                response = getattr(source, "response", None)
-                if not renewed and response is not None and response.status_code == 401 and self._renew_token():
+                lost = error if isinstance(error, requests.RequestException) else error.__context__
+                response = getattr(lost, "response", None)
+                code = 0 if response is None else response.status_code
+                if code == 401 and not renewed and self._renew_token():
                     renewed = True
                     continue
-                wait = _seconds_to_wait(what, error, response, attempt, waited < self.patience)
-                waited, attempt = waited + wait, attempt + 1
-                time.sleep(wait)
+                is_lost = isinstance(lost, requests.RequestException) and (code == 0 or code >= 500)
+                if not (is_lost and waited < self.patience) and not (code == 429 and waited < LONGEST_QUEUE):
+                    raise _refusal(what, error, response) from error
+                told = response.headers.get("Retry-After", "") if code == 429 else ""
+                seconds = float(told) if told.isdigit() else wait
+                waited, wait = waited + seconds, min(LONGEST_WAIT, 2 * wait)
+                time.sleep(seconds)
                 continue
             if "Upload unsuccessful" in printed.getvalue():
                 raise UserError(f"{what}: the upload broke off. Run the same command again to resume it.")
@@ -155,8 +165,7 @@ class Kaggle:
         state = self._find(f"data set {name}", self._api.dataset_status, name)
         if state in (None, "deleted"):
             return state, 0
-        number = "json(current_version_number)"
-        answer = self.call(f"data set {name}", self._api.dataset_status, name, number)
+        answer = self.call(f"data set {name}", self._api.dataset_status, name, "json(current_version_number)")
         return state, json.loads(answer)["current_version_number"]
 
     def upload_data_set(self, folder: Path, name: str, notes: str | None) -> None:
@@ -169,12 +178,12 @@ class Kaggle:
         if answer.error:
             raise UserError(f"data set {name}: Kaggle answers {answer.error!r}. Nothing was started.")
 
-    def push_kernel(self, folder: Path, kernel: Kernel) -> Kernel:
-        """Push a kernel folder, which starts it; returns the kernel with the number of the version."""
-        answer = self.call(f"kernel {kernel}", self._api.kernels_push, str(folder))
+    def push_kernel(self, kernel: Kernel) -> Kernel:
+        """Push a kernel of the bundle, which starts it; returns it with the number of the version."""
+        answer = self.call(f"kernel {kernel}", self._api.kernels_push, str(layout.DIST / "kernels" / kernel.name))
         if answer.error:
             raise UserError(f"kernel {kernel}: Kaggle answers {answer.error!r}. It was not started.")
-        pushed = Kernel(kernel.owner, kernel.slug, answer.version_number)
+        pushed = replace(kernel, version=answer.version_number)
         self.left_there = f"{pushed} was started on Kaggle and keeps running there: {kernel.page}"
         missing = [*answer.invalid_dataset_sources, *answer.invalid_kernel_sources, *answer.invalid_competition_sources]
         if missing:
@@ -191,9 +200,7 @@ class Kaggle:
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
 
         answer = self._find(*self._request("get_kernel_session_status", Request, kernel))
-        if answer == UNKNOWN:
-            return UNKNOWN, ""
-        return answer and (answer.status.name.lower(), answer.failure_message)
+        return (UNKNOWN, "") if answer == UNKNOWN else answer and (answer.status.name.lower(), answer.failure_message)
 
     def log_lines(self, kernel: Kernel) -> Iterator[str]:
         """What a kernel's last version printed, from its start; of a running one until it ends.
@@ -201,25 +208,25 @@ class Kaggle:
         A broken connection ends it without an error: the caller asks again.
         """
         with contextlib.suppress(requests.RequestException, ValueError):
-            for event in self._api.kernels_logs_stream(kernel.name):
+            for event in self._api.kernels_logs_stream(f"{kernel.owner}/{kernel.slug}"):
                 if event.get("stream_name") != "stderr" or "Error" in str(event.get("data")):
                     yield from str(event.get("data", "")).splitlines()
 
-    def output_files(self, kernel: Kernel) -> Iterator[tuple[str, str]]:
-        """(name, address) of each file in a kernel's output, page by page."""
+    def output_files(self, kernel: Kernel) -> dict[str, str]:
+        """name -> address of each file in a kernel's output."""
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest as Request
 
-        token = ""
+        files, token = {}, ""
         while True:
             fields = {"page_size": 100, "page_token": token}
             answer = self.call(*self._request("list_kernel_session_output", Request, kernel, **fields))
-            yield from ((file.file_name, file.url) for file in answer.files or [])
+            files |= {file.file_name: file.url for file in answer.files or []}
             if not (token := answer.next_page_token):
-                return
+                return files
 
     def submit(self, kernel: Kernel, message: str) -> int:
         """Submit a version of a kernel to the competition; returns the submission's number."""
-        arguments = ("submission.csv", message, COMPETITION, kernel.name, kernel.version)
+        arguments = ("submission.csv", message, COMPETITION, f"{kernel.owner}/{kernel.slug}", kernel.version)
         return self.call("the submission", self._api.competition_submit_code, *arguments, quiet=True).ref
 
     def find_submission(self, number: int):
@@ -269,7 +276,7 @@ class Kaggle:
         return False
 
 
-def run_command(name: str, command: Callable[[Kaggle], int], come_back: str) -> int:
+def run_command(command: Callable[[Kaggle], int], come_back: str = "") -> int:
     """Run a command for its exit code; 2 after an error, 130 after Ctrl-C. Names what still runs on Kaggle."""
     kaggle = Kaggle()
     try:
@@ -278,33 +285,19 @@ def run_command(name: str, command: Callable[[Kaggle], int], come_back: str) -> 
         code, message = 2, str(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted."
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"kaggle: {message}", file=sys.stderr)
     if kaggle.left_there:
         print(f"{kaggle.left_there}\ncome back to it: {come_back}", file=sys.stderr)
     return code
 
 
-def _seconds_to_wait(
-    what: str, error: Exception, response: requests.Response | None, attempt: int, patient: bool
-) -> float:
-    """How long to wait before the next try of a request; raises where another would not help."""
-    backoff = min(LONGEST_WAIT, 5 * 2**attempt)
-    if response is None:
-        if not isinstance(error, requests.RequestException):
-            raise UserError(f"{what}: Kaggle's client refuses: {error}") from error
-        if patient:
-            return backoff
+def _refusal(what: str, error: Exception, response: requests.Response | None) -> UserError:
+    """What to say of an error after which a request is not tried again."""
+    if response is None and isinstance(error, requests.RequestException):
         reason = f"Kaggle cannot be reached ({type(error).__name__})"
-        raise UserError(f"{what}: {reason}. Check the network, then run the same command again.") from error
-    if response.status_code == 429 and attempt < TRIES:
-        told = response.headers.get("Retry-After", "")
-        return float(told) if told.isdigit() else backoff
-    if response.status_code >= 500 and patient:
-        return backoff
-    raise Refused(_refusal(what, response), response.status_code) from error
-
-
-def _refusal(what: str, response: requests.Response) -> str:
+        return UserError(f"{what}: {reason}. Check the network, then run the same command again.")
+    if response is None:
+        return UserError(f"{what}: Kaggle's client refuses: {error}")
     try:
         message = str(response.json()["message"])
     except (ValueError, KeyError, TypeError):
@@ -315,4 +308,5 @@ def _refusal(what: str, response: requests.Response) -> str:
         f"competition's rules are not accepted ({RULES}); or the token has expired or lacks the right ({SETTINGS}).",
         409: "Something else of yours has that name. Rename or delete it on Kaggle, then run this again.",
     }.get(response.status_code, "Run the same command again later.")
-    return f"{what}: Kaggle answers {response.status_code}, {message.rstrip('.')!r}. {advice}"
+    told = f"{what}: Kaggle answers {response.status_code}, {message.rstrip('.')!r}. {advice}"
+    return Refused(told, response.status_code)

@@ -13,7 +13,7 @@ from prefcls_lib.runtime.kaggle import COMPETITION
 
 TRAIN_HOURS = 11.5  # of the 12 that a Kaggle run may take
 SUBMIT_HOURS = 8.0  # of the 9 that a rerun in a code competition may take
-ONE_SEED = ("03_electra_large",)  # others train two, one on each T4; why: README.md
+ONE_SEED = ("03-electra-large",)  # others train two, one on each T4; why: README.md
 FIRST_CELL = """\
 # Stops where another version of a data set is attached than was sent with this notebook; not in a rerun, where less
 # is better than nothing.
@@ -32,19 +32,16 @@ for _name, _mark in _sent.items():
 
 
 def default_parameters(notebook: str, backbone: str) -> dict:
-    """What a training kernel sets: `notebook` of layout.NOTEBOOKS, `backbone` as `layout.backbone_slug` gives it."""
+    """What a training kernel sets: `notebook` of layout.OWN_BACKBONE, `backbone` as `layout.backbone_slug` gives it."""
     seeds = 1 if notebook in ONE_SEED else 2
     return {"backbone": backbone, "num_seeds": seeds, "time_budget_hours": TRAIN_HOURS}
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:
-    """A training notebook, of layout.NOTEBOOKS, or the submit notebook, made from submit_notebook.py."""
+    """The notebook of a kernel: a training notebook, or the submit notebook, made from submit_notebook.py."""
     if name != layout.SUBMIT:
-        return nbformat.read(layout.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    notebook = jupytext.read(Path(__file__).with_name("submit_notebook.py"))
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number:02d}"
-    return notebook
+        return nbformat.read(layout.ROOT / "notebooks" / f"{name.replace('-', '_')}.ipynb", as_version=4)
+    return jupytext.read(Path(__file__).with_name("submit_notebook.py"))
 
 
 def put_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, object]) -> nbformat.NotebookNode:
@@ -55,30 +52,23 @@ def put_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, obj
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])  # papermill expects them
     notebook.metadata.setdefault("papermill", {})
-    prepared = parameterize_notebook(notebook, dict(parameters))
-    for cell in prepared.cells:
-        if "injected-parameters" in cell.metadata["tags"]:
-            cell["id"] = "cell-injected"  # papermill's is random
-    return prepared
+    return parameterize_notebook(notebook, dict(parameters))
 
 
 def write_kernel(
-    folder: Path,
-    owner: str,
-    notebook: str,
-    parameters: Mapping[str, object],
-    data_sets: Sequence[Path],
-    kernel_sources: Sequence[str] = (),
+    folder: Path, owner: str, parameters: Mapping[str, object], data_sets: Sequence[Path], sources: Sequence[str] = ()
 ) -> None:
-    """Write a kernel's folder, which is named as the kernel: a notebook of `read_notebook` with its parameters.
+    """Write a kernel's folder, which is named as the kernel: its notebook with its parameters.
 
     It gets the data sets (folders), whose versions it checks, and the output of kernels as inputs.
     """
     slug = layout.kernel_slug(folder.name)
-    prepared = put_parameters(read_notebook(notebook), parameters)
+    prepared = put_parameters(read_notebook(folder.name), parameters)
     marks = {path.name: layout.read_mark(path) for path in data_sets}
     source = FIRST_CELL.format(marks=marks, content=layout.CONTENT).rstrip()
-    prepared.cells.insert(0, nbformat.v4.new_code_cell(source, id="cell-sent", metadata={"tags": ["sent"]}))
+    prepared.cells.insert(0, nbformat.v4.new_code_cell(source, metadata={"tags": ["sent"]}))
+    for number, cell in enumerate(prepared.cells):
+        cell["id"] = f"cell-{number:02d}"  # else random
     folder.mkdir(parents=True)
     (folder / f"{slug}.ipynb").write_text(nbformat.writes(prepared) + "\n", encoding="utf-8")
     metadata = {
@@ -92,7 +82,6 @@ def write_kernel(
         "machine_shape": "NvidiaTeslaT4",
         "competition_sources": [COMPETITION],
         "dataset_sources": [f"{owner}/{path.name}" for path in data_sets],
-        "kernel_sources": list(kernel_sources),
-        "model_sources": [],
+        "kernel_sources": list(sources),
     }
     write_json(folder / "kernel-metadata.json", metadata)

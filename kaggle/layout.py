@@ -19,26 +19,23 @@ from prefcls_lib.runtime.files import UserError, sha256, write_text
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist" / "kaggle"
 LIBRARY, RUNS, EXTRA = "prefcls-lib", "prefcls-runs", "prefcls-extra"  # data sets
-NOTEBOOKS = ("01_deberta_v3_xsmall", "02_roberta_base", "03_electra_large")
-OWN_BACKBONE = dict(zip(NOTEBOOKS, ("deberta-v3-xsmall", "roberta-base", "electra-large"), strict=True))
+# a training kernel's name, also its notebook's with _ for -, and the backbone that it trains
+OWN_BACKBONE = {
+    "01-deberta-v3-xsmall": "deberta-v3-xsmall", "02-roberta-base": "roberta-base",
+    "03-electra-large": "electra-large",
+}  # fmt: skip
 SUBMIT = "submit"
 CONTENT = "content.txt"  # in every data set: its mark
 METADATA = "dataset-metadata.json"  # for Kaggle's client, which does not upload it
 SOURCES = ("prefcls_lib", "notebooks", "kaggle")  # what is sent is made of
-_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def check_owner(owner: str) -> str:
-    """A Kaggle user name as it stands in addresses."""
+    """The Kaggle user name as it stands in addresses; signing in shows whether it is right."""
     if not owner:
         raise UserError("no OWNER. Add your Kaggle user name to the command, as in: make kaggle-train OWNER=me")
-    if len(owner) > 50 or not _SLUG.fullmatch(owner):
-        raise UserError(
-            f"OWNER={owner!r} is no Kaggle user name: small letters, digits and single hyphens. It is the last part of "
-            "your profile's address, kaggle.com/NAME."
-        )
-    return owner
+    return owner.lower()
 
 
 def check_name(path: Path) -> Path:
@@ -60,19 +57,9 @@ def backbone_slug(name: str) -> str:
     return slug
 
 
-def extra_name(path: Path) -> str:
-    """The name of a file of extra rows in its data set, where it lies unpacked."""
-    return path.name.removesuffix(".gz")
-
-
 def kernel_slug(kernel: str) -> str:
     """A kernel's name on Kaggle: "prefcls-" and the name of its folder."""
     return f"prefcls-{kernel}"
-
-
-def kernel_name(notebook: str) -> str:
-    """The kernel folder of a notebook: 01_deberta_v3_xsmall -> 01-deberta-v3-xsmall."""
-    return notebook.replace("_", "-")
 
 
 def list_files(folder: Path) -> list[str]:

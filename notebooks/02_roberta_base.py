@@ -51,7 +51,6 @@ folds = [0]  # validate on fold 0 of 10: a 90/10 split
 seed = 42
 max_length = 512
 head = "symmetric"  # "concat" is the original study's
-structure_features = True
 num_epochs = None  # None: the backbone's recipe
 learning_rate = None
 batch_size = 32
@@ -92,7 +91,7 @@ config = RunConfig.from_namespace(globals())
 # %%
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
 import pandas as pd
-from IPython.display import HTML, Markdown, display
+from IPython.display import display
 
 import prefcls_lib
 from prefcls_lib.data import loading, submission, tokenization
@@ -109,12 +108,12 @@ checks.first_look(config)
 # `steps.start` reads both CSV files, plans the folds, finds the backbone and checks its tokenizer, so that a wrong
 # input stops the run before time is spent. Then it writes a valid submission with the class shares into the run
 # folder. That of the baseline replaces it later, and the network's at the end, so a submission exists even
-# if the session is cut off. The list shows the settings that were set for this run, then those that the backbone's
-# recipe fills in; the rest is folded away.
+# if the session is cut off. The table shows the settings that were set for this run, then those that the backbone's
+# recipe fills in, then the defaults.
 
 # %%
 job = steps.start(config)
-HTML(preview.settings_html(config, job.config))
+preview.settings_table(config, job.config)
 
 # %% [markdown]
 # ## 4. The rows
@@ -166,7 +165,7 @@ pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins",
 # baselines of a fold are fitted together, and `seconds` is the time of all.
 
 # %%
-results.readable(results.baseline_table(steps.fit_baselines(job)))
+results.baseline_table(steps.fit_baselines(job)).round(3)
 
 # %% [markdown]
 # ## 7. Tokens
@@ -220,7 +219,7 @@ preview.describe_first_step(data)
 # RoBERTa was not trained to represent a text as one vector. Its first token `<s>` has no special meaning before
 # fine-tuning, so we take the mean over the real tokens.
 #
-# The head gets u, v, u − v, u ∗ v and the structure features, and has one hidden layer with two outputs. The
+# The head gets u, v, u − v and u ∗ v, and has one hidden layer with two outputs. The
 # **correction** is added to the baseline's offset: this sum is the prediction. The **auxiliary output** predicts
 # without the offset, in training only; the two losses are added. Without it, rows that the baseline already explains
 # would give the encoder little gradient.
@@ -247,8 +246,8 @@ print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_
 # rate falling to zero, instead of waiting for a plateau.
 #
 # A fold that is finished is saved, and is not trained again if you run this notebook on the same folder; a fold that
-# was cut off resumes at its last checkpoint. Each validation also predicts the rows by the auxiliary output with the
-# structure features at their mean, that is, by the encoder alone. If these predictions are nearly the same for all
+# was cut off resumes at its last checkpoint. Each validation also predicts the rows by the auxiliary output alone:
+# this is what the encoder knows without the baseline. If these predictions are nearly the same for all
 # rows, or the encoder improves neither on the class shares nor on the baseline, it has collapsed. An encoder is judged
 # after the warm-up and 10,000 more rows; if it has collapsed at two validations in a row, its training ends early, and
 # the result says what to set.
@@ -275,11 +274,12 @@ plots.plot_history(history, result["baseline_log_loss"])
 # verdict is BEATS or LOSES only if the whole 95 % interval of the difference lies on one side of zero (p at most .05),
 # else INCONCLUSIVE: the interval says which differences are still possible. With few validation rows most verdicts are
 # INCONCLUSIVE; the sentence ends with the size that a difference needs to be found in 80 % of samples like this one.
+# The last line is what to try next.
 
 # %%
 print(results.verdict(result))
 table = results.result_table(result)
-display(results.readable(table))
+display(table.round(3))
 plots.plot_results(table)
 
 # %% [markdown]
@@ -345,14 +345,6 @@ answers = ["Mars, Venus and Saturn.", "Sure! Here are three planets:\n\n1. Mars\
 model = prefcls_lib.load(job.folder.path)
 for first, second in (answers, answers[::-1]):
     print(pd.Series(model.predict_proba([question], [first], [second])[0], model.classes).round(3).to_dict())
-
-# %% [markdown]
-# ## What this run showed
-#
-# This text is computed from `result.json`.
-
-# %%
-Markdown(results.conclusion(result))
 
 # %% [markdown]
 # ## What next

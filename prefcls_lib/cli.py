@@ -131,7 +131,7 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
     config = _config(arguments)
     from prefcls_lib.pipeline import results, steps  # torch is loaded only where it is needed
 
-    folder = steps.run(config) if network else steps.run_without_network(config)
+    folder = steps.run(config, network)
     result = read_json(folder / "result.json")
     print(results.result_table(result).to_string(float_format="{:.4f}".format))
     print(results.verdict(result))

@@ -48,7 +48,6 @@ class RunConfig:
     architecture: Literal["siamese", "cross"] = "siamese"  # each answer by itself, or both in one sequence
     init_from: str | None = None  # a reward model's folder, attached input or hub name: used in place of `backbone`
     head: Literal["symmetric", "concat"] = "symmetric"  # concat: the original study's
-    structure_features: bool = True
     # the baseline to improve on
     start_from: Literal["structure_ensemble", "structure_tfidf", "structure_logistic", "none"] | None = None
     dropout: Annotated[float | None, Range(0, 0.9)] = None  # in encoder and head

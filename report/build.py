@@ -13,7 +13,7 @@ import pandas as pd
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
-from prefcls_lib.evaluation import calibration, compare, plots, scores
+from prefcls_lib.evaluation import calibration, compare, plots, scores, slices
 from prefcls_lib.runtime.files import UserError, read_json, reading, write_text
 from report import page, tables
 from report.read_runs import Found, read_runs
@@ -29,16 +29,11 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
 
     Returns what was found, and one line on each thing that could not be made.
     """
-    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
-    fixed = {
-        **_published_values(), **_study_values(), **_sample_values(rows),
-        "describe": tables.describe_run, "signed": page.signed,
-        "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
-        "compared": lambda values: page.signed(compare.Comparison.from_dict(values).describe()),
-        "titled": page.embed_table, "difference": tables.format_difference, "escape": page.escape_text,
-        "uniform": plots.UNIFORM,
-        "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
-    }  # fmt: skip
+    rows, fixed = loading.read_rows(loading.sample_path("train"), labelled=True), _fixed_values()
+    fixed |= {
+        "facts": loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict(),
+        "lengths": page.embed_figure(plots.plot_rows(rows), "lengths", "The shipped rows: lengths, and who wins."),
+    }
     found = _without_broken(read_runs(places), fixed, rows)
     groups = tables.make_groups(found)
     text = _fill(found, groups, fixed | _main_values(groups, rows))
@@ -47,7 +42,7 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     write_text(out / "report.html", document)
     problem = page.write_pdf(document, out / "report.pdf")
     if readme is not None:
-        _fill_readme(readme, groups, fixed["fold_plans"])
+        _fill_readme(readme, groups, fixed["fold_plans"]["sentence"])
     return found, [problem] if problem else []
 
 
@@ -82,37 +77,22 @@ def _fill(found: Found, groups: Sequence[tables.ComparedRuns], values: dict) -> 
     })  # fmt: skip
 
 
-def _study_values() -> dict:
-    """What the studies measured."""
-    remedies = read_json(STUDIES / "known_floor_remedies.json")["lines"]
-    return {
-        **{name: read_json(STUDIES / f"{name}.json") for name in ("more_rows", "curve")},
-        "fold_plans": read_json(STUDIES / "fold_plans.json")["sentence"],
-        "benchmark": read_json(STUDIES / "benchmark" / "benchmark.json"),
+def _fixed_values() -> dict:
+    """What studies measured and others published, and what the template calls."""
+    values = {path.stem: read_json(path) for path in STUDIES.glob("*.json")}
+    published = read_json(SOURCES / "published.json")
+    prior = published["study"]["prior"]
+    return values | {
+        "published": published, "study": published["study"], "described": values["specification"]["backbones"],
+        "prior_loss": -sum(share * math.log(share) for share in prior), "log": math.log,
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
-        "fewer_rows": {line["variant"]: line for line in read_json(STUDIES / "known_floor_12000_rows.json")["lines"]},
-        "remedies": {name: [line for line in remedies if line["variant"] == name]
-                     for name in dict.fromkeys(line["variant"] for line in remedies)},
+        "describe": tables.describe_run, "signed": page.signed,
+        "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
+        "compared": lambda values: " | ".join(tables.comparison_cells(compare.Comparison.from_dict(values))),
+        "titled": page.embed_table, "table": page.markdown_table, "difference": tables.format_difference,
+        "escape": page.escape_text, "uniform": plots.UNIFORM,
+        "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
-
-
-def _published_values() -> dict:
-    published, specification = read_json(SOURCES / "published.json"), read_json(STUDIES / "specification.json")
-    titles = ["property", *(one["title"] for one in specification["backbones"].values())]
-    return {
-        "published": published, "study": published["study"], "described": specification["backbones"],
-        "arithmetic_loss": -math.log(published["study"]["arithmetic"]["prob"]),
-        "specification": page.embed_table("specification", "The three backbones, from their configurations.",
-                                     page.markdown_table(titles, specification["lines"], range(4))),
-        "errors": specification["errors"],
-    }  # fmt: skip
-
-
-def _sample_values(rows: pd.DataFrame) -> dict:
-    """What is said of the shipped rows themselves."""
-    caption = "The shipped rows: lengths, and who wins."
-    return {"facts": loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict(),
-            "lengths": page.embed_figure(page.draw_svg(plots.plot_rows(rows)), "lengths", caption)}  # fmt: skip
 
 
 def _main_values(groups: Sequence[tables.ComparedRuns], rows: pd.DataFrame) -> dict:
@@ -122,22 +102,21 @@ def _main_values(groups: Sequence[tables.ComparedRuns], rows: pd.DataFrame) -> d
     if sample is None or not sample.networks:
         return values
     run = sample.networks[0]
-    name, ece = page.escape_text(run.name), run.result["expected_calibration_error"]
-    figure = plots.plot_reliability(
-        scores.reliability_table(run.oof["label"].to_numpy(), run.probs(run.oof.index)), ece
-    )
+    name, labels, probs = page.escape_text(run.name), run.oof["label"].to_numpy(), run.probs(run.oof.index)
+    figure = plots.plot_reliability(scores.reliability_table(labels, probs), run.result["expected_calibration_error"])
     caption = f"Confidence of {name} against accuracy on validation rows; numbers of rows above the intervals."
     values |= {
         "main": run,
-        "reliability": page.embed_figure(page.draw_svg(figure), "reliability", caption, "half"),
+        "confusion": slices.confusion_matrix(labels, probs),
+        "reliability": page.embed_figure(figure, "reliability", caption, "half"),
         "mistakes": tables.mistakes_of(run, rows, 3),
     }
     if sample.ladder is not None:
         table = tables.slices_of(run, sample.ladder, rows)
-        clear = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
+        clear = (table["difference_low"] > 0) | (table["difference_high"] < 0)
         caption = f"Log loss of {name} minus that of the baseline, by slice (rows), with 95 % intervals."
-        values |= {"slices": page.embed_figure(page.draw_svg(plots.plot_slices(table)), "slices", caption),
-                   "slice_count": len(table), "slices_clear": len(clear)}  # fmt: skip
+        figure = page.embed_figure(plots.plot_slices(table), "slices", caption, "tall")
+        values |= {"slices": figure, "slice_count": len(table), "slices_clear": clear.sum()}
     return values
 
 

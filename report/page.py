@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 
 from prefcls_lib.runtime.files import printable, write_whole
 
-STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "path", "font.family": "DejaVu Sans", "mathtext.fontset": "stix"}
+# text stays text: outlines of small letters are drawn unevenly spaced on a screen
+STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"]}
+FORMULA_STYLE = STYLE | {"svg.fonttype": "path", "mathtext.fontset": "stix"}
 FORMULA_POINTS = 10
-FACES = (("STIXGeneral", "STIXGeneral.ttf", "normal", "normal"),
-         ("STIXGeneral", "STIXGeneralBol.ttf", "bold", "normal"),
-         ("STIXGeneral", "STIXGeneralItalic.ttf", "normal", "italic"),
-         ("DejaVu Sans Mono", "DejaVuSansMono.ttf", "normal", "normal"))  # fmt: skip
+FACES = {"STIXGeneral": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic"), "DejaVu Sans Mono": ("DejaVuSansMono",),
+         "DejaVu Sans": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique")}  # fmt: skip
 
 
 def fill_template(path: Path, values: dict) -> str:
@@ -68,8 +68,10 @@ def lay_out(document: str):
     from weasyprint.text.fonts import FontConfiguration
 
     folder, fonts = Path(matplotlib.get_data_path(), "fonts", "ttf"), FontConfiguration()
-    faces = [f'@font-face {{font-family: "{family}"; src: url({(folder / file).as_uri()}); font-weight: {weight}; '
-             f"font-style: {style}}}" for family, file, weight, style in FACES]  # fmt: skip
+    faces = [f'@font-face {{font-family: "{family}"; src: url({(folder / file).as_uri()}.ttf); '
+             f"font-weight: {'bold' if 'Bol' in file else 'normal'}; "
+             f"font-style: {'italic' if file.endswith(('Italic', 'Oblique')) else 'normal'}}}"
+             for family, files in FACES.items() for file in files]  # fmt: skip
     sheet = weasyprint.CSS(string="".join(faces), font_config=fonts)
     return weasyprint.HTML(string=document).render(stylesheets=[sheet], font_config=fonts)
 
@@ -113,8 +115,9 @@ def draw_svg(figure: Figure) -> bytes:
     return target.getvalue()
 
 
-def embed_figure(svg: bytes, name: str, caption: str, kind: str = "plot") -> str:
-    """An SVG inside the page, with its caption; `kind` is a class of the style sheet."""
+def embed_figure(drawn: Figure | bytes, name: str, caption: str, kind: str = "plot") -> str:
+    """A figure, or an SVG, inside the page, with its caption; `kind` is a class of the style sheet."""
+    svg = drawn if isinstance(drawn, bytes) else draw_svg(drawn)
     alt = html.escape(re.sub("<.*?>", "", caption))
     return (
         f'\n<figure id="figure-{name}" class="{kind}"><div class="wide" tabindex="0"><img alt="{alt}" '
@@ -130,7 +133,7 @@ def embed_table(name: str, caption: str, table: str, kind: str = "") -> str:
 @cache
 def embed_formula(tex: str) -> str:
     """A displayed formula, set by matplotlib, as SVG: no script, no font to load; its source is the alt text."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(FORMULA_STYLE):
         figure = Figure()
         figure.text(0, 0, f"${tex}$", fontsize=FORMULA_POINTS)
         target = io.BytesIO()

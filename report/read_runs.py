@@ -15,7 +15,7 @@ class Found:
     """What was found in the places that were named."""
 
     runs: list[Run]
-    blends: list[tuple[str, Path, dict]]  # name, file, content
+    blends: list[tuple[str, Path, dict]]  # name, file, content, whose numbers are tried when the page is made
     left_out: list[tuple[str, str]]  # what, why
 
 
@@ -29,25 +29,17 @@ def read_runs(places: Sequence[Path]) -> Found:
         folders = [Path(place)] if (Path(place) / "config.json").exists() else inside
         for path in [*folders, *sorted(Path(place).glob("blend*.json"))]:
             try:
-                with reading(path, "Copy the run folder again."):
+                with reading(path, "Copy the run folder, or blend the runs, again."):
                     if path.is_dir():
                         found.runs.append(read_run(path))
-                    else:
-                        found.blends.append((path.stem, path, _read_blend(path)))
+                        continue
+                    content = read_json(path)
+                    content["runs"] = [(path.parent / run).resolve() for run in content["runs"]]
+                    content["comparison"] = compare.Comparison.from_dict(content["comparison"])
+                    found.blends.append((path.stem, path, content))
             except UserError as error:
                 found.left_out.append((str(path), str(error)))
     return found
-
-
-def _read_blend(path: Path) -> dict:
-    """The content of a blend.json, its runs as paths; its numbers are tried when the page is made."""
-    with reading(path, "Blend the runs again."):
-        content = read_json(path)
-        content["runs"] = [(path.parent / run).resolve() for run in content["runs"]]
-        if not content["runs"]:
-            raise ValueError("names no run")
-        content["comparison"] = compare.Comparison.from_dict(content["comparison"])
-        return content
 
 
 def compare_runs(one: Run, other: Run) -> compare.Comparison | None:

@@ -13,7 +13,7 @@ from prefcls_lib.ensemble.finished import Run
 from prefcls_lib.evaluation import compare, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.runtime.files import printable, sha256
-from report.page import draw_svg, embed_figure, embed_table, escape_text, markdown_table, signed
+from report.page import embed_figure, embed_table, escape_text, markdown_table, signed
 from report.read_runs import Found, compare_runs
 
 COMPARED = ("difference", "95 % interval", "p", "MDE", "verdict")
@@ -54,10 +54,10 @@ class ComparedRuns:
         lines = [[*UNIFORM, "", "", *nothing]]
         lines += [[*_baseline_cells(line), *nothing] for line in self.baselines if line["model"] in wanted]
         for run in self.networks[:1]:
-            lines.append([describe_run(run), *_scores(run.result)[:3], *_comparison_cells(*self.compared[run.path])])
+            lines.append([describe_run(run), *_scores(run.result)[:3], *comparison_cells(*self.compared[run.path])])
         for name, content, parts in sorted(self.blends, key=lambda blend: len(blend[2]))[:1]:
             who = f"{escape_text(name)} of {' and '.join(escape_text(run.name) for run in parts)}, nested"
-            lines.append([who, *_scores(content)[:3], *_comparison_cells(*self.compared[name])])
+            lines.append([who, *_scores(content)[:3], *comparison_cells(*self.compared[name])])
         return markdown_table(("model", "log loss (SD)", "95 % interval", "accuracy", *COMPARED), lines, (0, 8))
 
     def results_table(self) -> str:
@@ -74,16 +74,12 @@ class ComparedRuns:
 
     def comparisons_table(self) -> str:
         """What the encoder adds to each network's baseline, and what a blend adds to its best run."""
-        shown = [(run.path, run.result, run.result["baseline_log_loss"]) for run in self.networks]
-        shown += [(name, content, content["run_log_loss"][content["best_run"]]) for name, content, _ in self.blends]
+        alone = {run.path: run.result.get("encoder_only_log_loss") for run in self.networks}
         lines = []
-        for key, r, other in shown:
-            alone = r.get("encoder_only_log_loss")
-            losses = ["" if loss is None else f"{loss:.4f}" for loss in (other, r["log_loss"], alone)]
-            c, name = self.compared[key]
-            lines.append([escape_text(Path(key).name), name, *losses, *_comparison_cells(c)])
-        header = ("model", "against", "its log loss", "model's", "encoder only", *COMPARED)
-        table = markdown_table(header, lines, (0, 1, 9))
+        for key, (c, other) in self.compared.items():
+            who = f"{escape_text(Path(key).name)}<br><small>against {other}</small>"
+            lines.append([who, f"{alone[key]:.4f}" if alone.get(key) else "", *comparison_cells(c)])
+        table = markdown_table(("model", "encoder only", *COMPARED), lines, (0, 6))
         return embed_table(f"compared-{self.key}", f"Differences in log loss: {self.title}.", table) if lines else ""
 
     def results_figure(self) -> str:
@@ -95,8 +91,7 @@ class ComparedRuns:
             lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
         names = [printable(line["name"])[:60] for line in lines]
         figure = plots.plot_results(pd.DataFrame(lines, index=names))
-        caption = f"Log loss with 95 % intervals on the same rows: {self.title}."
-        return embed_figure(draw_svg(figure), f"results-{self.key}", caption)
+        return embed_figure(figure, f"results-{self.key}", f"Log loss with 95 % intervals: {self.title}.")
 
     def ablation_table(self) -> str:
         """Networks that differ in one setting, compared row by row; p is of all these comparisons."""
@@ -112,7 +107,7 @@ class ComparedRuns:
                     who = f"{escape_text(one.name)}, {escape_text(other.name)}"
                     lines.append([f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"])
                     compared.append(c)
-        lines = [[*line, *_comparison_cells(c)]
+        lines = [[*line, *comparison_cells(c)]
                  for line, c in zip(lines, compare.holm_correction(compared), strict=True)]  # fmt: skip
         table = markdown_table(("what differs", *COMPARED), lines, (0, 5))
         caption = f"Networks that differ in one setting, the first minus the second: {self.title}."
@@ -134,8 +129,7 @@ def describe_run(run: Run) -> str:
     name = escape_text(Path(str(s.init_from or s.backbone)).name)
     parts = [f"reward model {name}" if s.init_from else f"backbone {name}",
              "cross-encoder" if s.architecture == "cross" else f"{s.head} head",
-             "structure features" if s.structure_features else "no structure features", f"{s.max_length} tokens",
-             *(["extra rows"] if s.extra_train else []),
+             f"{s.max_length} tokens", *(["extra rows"] if s.extra_train else []),
              *([f"on {s.start_from}"] if s.start_from != "none" else [])]  # fmt: skip
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
@@ -168,13 +162,13 @@ def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
     blocks = []
     for place, line in table.iterrows():
         predicted = ("A wins", "B wins", "tie")[line["predicted"]]
-        text = re.sub(r"\n\s*\n", "\n", html.escape(loading.format_row(shared.iloc[place], max_chars=400)))
+        text = re.sub(r"\n\s*\n", "\n", html.escape(loading.format_row(shared.iloc[place], max_chars=250)))
         said = f"predicted: {predicted}, with probability {line['confidence']:.0%}"
         blocks.append(f'\n<pre class="row">{said}\n{text}</pre>\n')
     return "".join(blocks)
 
 
-def _comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
+def comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
     """The columns of `COMPARED`; the verdict with the name of the other, if it has one."""
     return [signed(f"{c.difference:+.4f}"), signed(f"{c.low:+.4f} to {c.high:+.4f}"),
             "<0.001" if c.p < 0.001 else f"{c.p:.3f}", f"{c.smallest_detectable:.4f}",

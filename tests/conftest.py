@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: on a busy machine threads only wait for each other
@@ -16,35 +17,24 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertModel,
-    DebertaV2Config,
-    DebertaV2Model,
-    ElectraConfig,
-    ElectraModel,
-    ModernBertConfig,
-    ModernBertModel,
-    MPNetConfig,
-    MPNetModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
 )
 
 from prefcls_lib import cli
 from prefcls_lib.data import loading
-from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.doctor import checks
-from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.pipeline.folder import read_probs
 from prefcls_lib.runtime.files import read_json
 
 KINDS = ("deberta-v2", "roberta", "electra", "bert")
 MORE_KINDS = ("modernbert", "mpnet", "xlm-roberta", "mdeberta-v2")
 VOCABULARY = 600
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TWO_FOLDS = ("folds=[0,1]",)  # of `finished_run`
 
 
@@ -54,33 +44,36 @@ def sample_rows():
     return loading.read_rows(loading.sample_path("train"), labelled=True).head(120)
 
 
+class Folders(dict):
+    """kind -> folder of a checkpoint, made by `make(kind, folder)` when it is asked for first."""
+
+    def __init__(self, root: Path, make: Callable[[str, Path], None]):
+        super().__init__()
+        self.root, self.make = root, make
+
+    def __missing__(self, kind: str) -> Path:
+        self[kind] = self.root / f"tiny-{kind}"
+        self.make(kind, self[kind])
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
-def backbone_folders(tmp_path_factory, sample_rows) -> dict[str, Path]:
+def backbone_folders(tmp_path_factory, sample_rows) -> Folders:
     """kind -> folder with config.json, model.safetensors and tokenizer, as a hub checkpoint has them.
 
     The tokenizers of xlm-roberta and mdeberta-v2 saw many scripts.
     """
-    makers = {
-        "deberta-v2": (make_unigram, make_deberta),
-        "roberta": (make_byte_bpe, make_roberta),
-        "electra": (make_wordpiece, make_electra),
-        "bert": (make_wordpiece, make_bert),
-        "modernbert": (make_modern_bpe, make_modernbert),
-        "mpnet": (make_mpnet_wordpiece, make_mpnet),
-        "xlm-roberta": (make_xlmr_unigram, make_xlmr),
-        "mdeberta-v2": (make_unigram, make_deberta),
-    }
     texts = [turn[:1000] for name in ("prompt", "response_a") for turns in sample_rows[name] for turn in turns]
     texts += ["one ¶ two ¶ three … ... ¶ one ¶"] * 200
     many = texts[:100] + [text for text in checks.SCRIPTS.values() for _ in range(20)]
-    root, folders = tmp_path_factory.mktemp("backbones"), {}
-    for kind, (make_tokenizer, make_encoder) in makers.items():
+
+    def make(kind: str, folder: Path) -> None:
         torch.manual_seed(0)
-        folders[kind] = root / f"tiny-{kind}"
-        tokenizer = make_tokenizer(many if kind in ("xlm-roberta", "mdeberta-v2") else texts)
-        tokenizer.save_pretrained(folders[kind])
-        make_encoder(len(tokenizer)).save_pretrained(folders[kind])
-    return folders
+        tokenizer = make_tokenizer(kind, many if kind in ("xlm-roberta", "mdeberta-v2") else texts)
+        tokenizer.save_pretrained(folder)
+        make_encoder(kind, len(tokenizer)).save_pretrained(folder)
+
+    return Folders(tmp_path_factory.mktemp("backbones"), make)
 
 
 @pytest.fixture(scope="session")
@@ -90,19 +83,19 @@ def tiny(backbone_folders) -> Path:
 
 
 @pytest.fixture(scope="session")
-def reward_folders(backbone_folders, tmp_path_factory) -> dict[str, Path]:
+def reward_folders(backbone_folders, tmp_path_factory) -> Folders:
     """kind -> folder of a reward model: a sequence-classification checkpoint with one output, and its tokenizer."""
-    root, folders = tmp_path_factory.mktemp("reward"), {}
-    for kind in KINDS:
+
+    def make(kind: str, folder: Path) -> None:
         torch.manual_seed(3)
         model = AutoModelForSequenceClassification.from_pretrained(backbone_folders[kind], num_labels=1)
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "embeddings" not in name:
                 torch.nn.init.normal_(parameter, std=0.3)  # so that scores differ
-        folders[kind] = root / f"reward-{kind}"
-        model.save_pretrained(folders[kind])
-        AutoTokenizer.from_pretrained(backbone_folders[kind]).save_pretrained(folders[kind])
-    return folders
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(backbone_folders[kind]).save_pretrained(folder)
+
+    return Folders(tmp_path_factory.mktemp("reward"), make)
 
 
 @pytest.fixture(scope="session")
@@ -154,11 +147,6 @@ def predict(run: Path, test: Path | str, out: Path) -> np.ndarray:
     return read_probs(out)
 
 
-def read_probs(path: Path) -> np.ndarray:
-    """(N, 3) of a table with probabilities."""
-    return read_table(path)[list(LABEL_COLUMNS)].to_numpy()
-
-
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, home) -> Path:
     """A finished run of two folds, whose folder held a foreign file before; for tests that only read it."""
@@ -167,6 +155,19 @@ def finished_run(tmp_path_factory, home) -> Path:
     (out / "notes.txt").write_text("not of this run", encoding="utf-8")
     run_small(home, out, *TWO_FOLDS)
     return out
+
+
+@pytest.fixture(scope="session")
+def ladder_run(tmp_path_factory, home) -> Path:
+    """`prefcls ladder` on the same rows, folds and baseline; for tests that only read it."""
+    out = tmp_path_factory.mktemp("ladder") / "ladder"
+    assert cli.main(ladder_arguments(home, out)) == 0
+    return out
+
+
+def ladder_arguments(home: Path, out: Path, *settings: str) -> list[str]:
+    """`prefcls ladder` with the settings of `finished_run`."""
+    return ["ladder", *run_arguments(home, out, *TWO_FOLDS, *settings)[1:]]
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
@@ -227,167 +228,70 @@ def make_row(number: int, winner: int | None = None, **cells: object) -> dict:
     return {**row, **cells}
 
 
-def make_unigram(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As DeBERTa-v3's: white space collapsed, Metaspace, Unigram; [CLS] [SEP] are of the vocabulary."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, unk_token="[UNK]", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return _finish_tokenizer(tokenizer)
-
-
-def make_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As BERT's and ELECTRA's, with truncation and padding baked in as ELECTRA's tokenizer.json has them."""
-    return _bake_length(_finish_tokenizer(_train_wordpiece(texts, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])))
-
-
-def make_mpnet_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As MPNet's: BERT's pieces and its [UNK], RoBERTa's special tokens, truncation and padding baked in."""
-    tokenizer = _train_wordpiece(texts, ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"])
-    return _bake_length(_finish_like_roberta(tokenizer, unknown="[UNK]"))
-
-
-def _train_wordpiece(texts: list[str], special: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _bake_length(finished: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    finished.backend_tokenizer.enable_truncation(12)
-    finished.backend_tokenizer.enable_padding(length=12)
+def make_tokenizer(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
+    """As the kind's own: word pieces; bytes, so nothing is unknown and newlines are kept; or Unigram, white space
+    collapsed. Those of word pieces have truncation and padding baked in, as ELECTRA's tokenizer.json has them."""
+    like_roberta, words, options = kind in ("roberta", "mpnet", "xlm-roberta"), kind in ("bert", "electra", "mpnet"), {}
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if like_roberta else list(BERT_SPECIAL)
+    if words:
+        special += ["[UNK]"] * like_roberta
+        tokenizer, trainer = Tokenizer(models.WordPiece(unk_token="[UNK]")), trainers.WordPieceTrainer
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    elif kind in ("roberta", "modernbert"):
+        tokenizer, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer
+        tokenizer.normalizer = None if like_roberta else normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer
+        spaces, unicode = (" {2,}", normalizers.NFKC()) if like_roberta else (r"\s{2,}|[\n\r\t]", normalizers.NFC())
+        tokenizer.normalizer = normalizers.Sequence([unicode, normalizers.Replace(Regex(spaces), " ")])
+        split = [pre_tokenizers.WhitespaceSplit()] if like_roberta else []
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.Metaspace()])
+        tokenizer.decoder, options["unk_token"] = decoders.Metaspace(), special[3 if like_roberta else 1]
+        special = special[:4] if like_roberta else special  # XLM-R's <mask> stands after all others
+    trained = trainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False, **options)
+    tokenizer.train_from_iterator(texts, trained)
+    if like_roberta:
+        ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
+        tokenizer.post_processor = processors.RobertaProcessing(*ends, True, False)
+        names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>",
+                 "unk_token": "[UNK]" if words else "<unk>", "mask_token": "<mask>"}  # fmt: skip
+    else:
+        ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends
+        )
+        names = {f"{token.strip('[]').lower()}_token": token for token in BERT_SPECIAL}
+    inputs = ["input_ids", "attention_mask"]
+    finished = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    if words:
+        finished.backend_tokenizer.enable_truncation(12)
+        finished.backend_tokenizer.enable_padding(length=12)
     return finished
 
 
-def _finish_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B [SEP]",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_input_names=["input_ids", "attention_mask"],
-        pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", mask_token="[MASK]",
-    )  # fmt: skip
-
-
-def make_byte_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As RoBERTa's: bytes, so nothing is unknown and newlines are kept."""
-    tokenizer = _train_byte_bpe(texts, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    return _finish_like_roberta(tokenizer)
-
-
-def make_modern_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As ModernBERT's: bytes, with BERT's special tokens."""
-    tokenizer = _train_byte_bpe(texts, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    tokenizer.normalizer = normalizers.NFC()
-    return _finish_tokenizer(tokenizer)
-
-
-def make_xlmr_unigram(texts: list[str]) -> PreTrainedTokenizerFast:
-    """As XLM-R's: white space collapsed, Metaspace, Unigram, RoBERTa's special tokens, <mask> after all others."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return _finish_like_roberta(tokenizer)
-
-
-def _train_byte_bpe(texts: list[str], special: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _finish_like_roberta(tokenizer: Tokenizer, unknown: str = "<unk>") -> PreTrainedTokenizerFast:
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), True, False
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_input_names=["input_ids", "attention_mask"],
-        bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>",
-        unk_token=unknown, mask_token="<mask>",
-    )  # fmt: skip
-
-
+# Two layers; what a checkpoint of the kind has. RoBERTa's 66 positions hold 64 tokens, as 514 hold 512 in the real one.
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+ENCODERS = {
+    "deberta-v2": {"type_vocab_size": 0, "pad_token_id": 0, "relative_attention": True, "position_buckets": 16,
+                   "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
+                   "position_biased_input": False},
+    "roberta": {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1},
+    "electra": {"embedding_size": 16, "pad_token_id": 0},  # narrower than its layers, so there is a projection
+    "bert": {"pad_token_id": 0},
+    "modernbert": {"local_attention": 16, "pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3,
+                   "sep_token_id": 3},  # a global layer, and one that sees 8 tokens to each side
+    "mpnet": {"max_position_embeddings": 66, "pad_token_id": 1},
+    "xlm-roberta": {"max_position_embeddings": 66, "type_vocab_size": 1},
+}  # fmt: skip
 
 
-def make_deberta(vocab_size: int) -> DebertaV2Model:
-    """Two layers with DeBERTa-v3's kind of relative attention."""
-    return DebertaV2Model(
-        DebertaV2Config(
-            vocab_size=vocab_size, **SIZES, max_position_embeddings=64, type_vocab_size=0, pad_token_id=0,
-            relative_attention=True, position_buckets=16, norm_rel_ebd="layer_norm", share_att_key=True,
-            pos_att_type=["p2c", "c2p"], position_biased_input=False,
-        )
-    )  # fmt: skip
-
-
-def make_roberta(vocab_size: int) -> RobertaModel:
-    """66 positions, so 64 tokens, as 514 hold 512 in the real one."""
-    return RobertaModel(
-        RobertaConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1),
-        add_pooling_layer=False,
-    )
-
-
-def make_electra(vocab_size: int) -> ElectraModel:
-    """With the projection that ELECTRA has where its embeddings are narrower than its layers."""
-    return ElectraModel(
-        ElectraConfig(vocab_size=vocab_size, embedding_size=16, **SIZES, max_position_embeddings=64, pad_token_id=0)
-    )
-
-
-def make_bert(vocab_size: int) -> BertModel:
-    """As the demo's MiniLM, smaller."""
-    config = BertConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=64, pad_token_id=0)
-    return BertModel(config, add_pooling_layer=False)
-
-
-def make_xlmr(vocab_size: int) -> XLMRobertaModel:
-    """66 positions hold 64 tokens, as RoBERTa's."""
-    config = XLMRobertaConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=66, type_vocab_size=1)
-    return XLMRobertaModel(config, add_pooling_layer=False)
-
-
-def make_mpnet(vocab_size: int) -> MPNetModel:
-    """66 positions hold 64 tokens, as RoBERTa's; a relative bias in every layer beside them."""
-    config = MPNetConfig(vocab_size=vocab_size, **SIZES, max_position_embeddings=66, pad_token_id=1)
-    return MPNetModel(config, add_pooling_layer=False)
-
-
-def make_modernbert(vocab_size: int) -> ModernBertModel:
-    """One global layer, one that sees 8 tokens to each side."""
-    return ModernBertModel(
-        ModernBertConfig(
-            vocab_size=vocab_size, **SIZES, max_position_embeddings=64, local_attention=16,
-            pad_token_id=0, bos_token_id=2, cls_token_id=2, eos_token_id=3, sep_token_id=3,
-        )
-    )  # fmt: skip
+def make_encoder(kind: str, vocab_size: int) -> PreTrainedModel:
+    """A tiny encoder with random weights."""
+    kind = kind.removeprefix("m") if kind == "mdeberta-v2" else kind
+    settings = {"max_position_embeddings": 64, **SIZES, **ENCODERS[kind]}
+    pooler = {"add_pooling_layer": False} if kind in ("roberta", "bert", "mpnet", "xlm-roberta") else {}
+    return AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=vocab_size, **settings), **pooler)

@@ -9,17 +9,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kaggle"))
 import backbone
 import bundle
 import client
-import fetch
 import first
 import follow
 import kernel_folders
 import layout
-import push
 import rehearse
 import rows
 import submit
 import train
 
 OWNER = "tester"
-__all__ = ["OWNER", "backbone", "bundle", "client", "fetch", "first", "follow", "kernel_folders",
-           "layout", "push", "rehearse", "rows", "submit", "train"]  # fmt: skip
+__all__ = ["OWNER", "backbone", "bundle", "client", "first", "follow", "kernel_folders", "layout", "rehearse", "rows",
+           "submit", "train"]  # fmt: skip

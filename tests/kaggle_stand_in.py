@@ -1,12 +1,13 @@
 """A stand-in for Kaggle's server, whose answers are scripted; the real client speaks to it, and nothing waits."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from kaggle_parts import OWNER
+from kaggle_parts import OWNER, backbone, bundle, layout
 
 KEY = "0123456789abcdef0123456789abcdef"
 TOKEN = "KGAT_fedcba9876543210"
@@ -139,8 +140,17 @@ def quota(hours: float, used: float = 0.0, reserved: float = 0.0) -> dict:
     return {"gpuQuota": {name: f"{value * 3600:.0f}s" for name, value in values.items()}}
 
 
+def write_small_library(folder: Path, commit: str) -> None:
+    """In the place of `bundle.write_library`."""
+    (folder / "prefcls_lib").mkdir(parents=True)
+    (folder / "prefcls_lib" / "commit.txt").write_text(f"{commit}\n")
+
+
 def start_stand_in(monkeypatch, folder: Path) -> StandIn:
-    """The stand-in, to which Kaggle's client in this process and in others speaks, with credentials of OWNER."""
+    """The stand-in, to which Kaggle's client speaks, with credentials of OWNER.
+
+    The bundle goes to dist/kaggle in `folder`, quickly: with a library of one file, and a backbone as it is.
+    """
     stand_in = StandIn()
     threading.Thread(target=stand_in.serve_forever, args=(0.01,), daemon=True).start()
     variables = {
@@ -155,4 +165,7 @@ def start_stand_in(monkeypatch, folder: Path) -> StandIn:
 
     monkeypatch.setattr(KaggleApi, "args", ["--local"])
     monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setattr(layout, "DIST", folder / "dist" / "kaggle")
+    monkeypatch.setattr(bundle, "write_library", write_small_library)
+    monkeypatch.setattr(backbone, "prepare_backbone", lambda name, source, target: shutil.copytree(source, target))
     return stand_in

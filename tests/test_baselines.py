@@ -16,7 +16,7 @@ from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, LENGTH_EDGES, MEMBERS, MODELS, LengthBins, Prior
 from prefcls_lib.baselines.out_of_fold import INNER_FOLDS, BaselineMean, fit_out_of_fold, fit_simple, log_odds
 from prefcls_lib.data import features, loading, splits
-from prefcls_lib.data.features import DENSE, DENSE_SIGNS, FEATURE_NAMES
+from prefcls_lib.data.features import FEATURE_NAMES, SIGNS, Text
 from prefcls_lib.data.schema import RESPONSES, SWAP
 from prefcls_lib.evaluation import scores
 from prefcls_lib.runtime.files import UserError
@@ -146,7 +146,7 @@ def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch, weight
 
     monkeypatch.setattr(trees, "HistGradientBoostingClassifier", Kept)
     generator = np.random.default_rng(4)
-    structure = generator.standard_normal((300, len(DENSE)))
+    structure = generator.standard_normal((300, len(SIGNS)))
     structure[:, 3] = np.round(structure[:, 3])  # a column of few values
     labels = np.where(structure[:, 0] > 0.5, 0, generator.integers(0, 3, 300))
     weights = generator.uniform(0.5, 1.5, 300) if weighted else None
@@ -159,7 +159,7 @@ def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch, weight
 def test_trees_do_not_depend_on_the_last_bits_of_the_features():
     """Another processor's logarithm differs in the last bits: the same trees to the bit, and the same predictions."""
     generator = np.random.default_rng(8)
-    structure = np.log1p(generator.integers(0, 60, (300, len(DENSE)))) - np.log1p(generator.integers(0, 60, (300, 1)))
+    structure = np.log1p(generator.integers(0, 60, (300, len(SIGNS)))) - np.log1p(generator.integers(0, 60, (300, 1)))
     labels = np.where(structure[:, 0] > 0.5, 0, generator.integers(0, 3, 300))
     other = structure + generator.choice([-4e-16, 0, 4e-16], structure.shape)
     one, two = trees.fit_trees(structure, labels, num_steps=8), trees.fit_trees(other, labels, num_steps=8)
@@ -169,7 +169,7 @@ def test_trees_do_not_depend_on_the_last_bits_of_the_features():
 
 def test_length_bins_by_hand():
     """Two rows of ratio about 2, the longer wins once and ties once, and 10 rows of prior (1/4, 1/4, 1/2)."""
-    structure = np.zeros((4, len(DENSE)))
+    structure = np.zeros((4, len(SIGNS)))
     structure[:, FEATURE_NAMES.index("diff_log_chars")] = [0.8, -0.8, 0.0, 0.0]
     inputs = BaselineInputs(structure, np.zeros(4, dtype=int), None, np.zeros(4, dtype=int))
     model = LengthBins.fit(inputs, np.array([0, 2, 1, 2]))
@@ -218,25 +218,21 @@ def test_tf_idf_by_hand():
     np.testing.assert_allclose(distance.toarray(), [[0, 0], weights, [0, 0]], rtol=1e-6)
 
 
-def test_measures_and_columns_by_hand():
-    """ "The the the cat" twice: of seven pairs two different ones are (the, the), (the, cat), a third (cat, the)."""
-    turns = ["The the the cat.\n\nThe the the cat"]
-    measured = features.measure_answer(turns, features.find_words(turns[0]))
-    assert measured == pytest.approx((1 - 3 / 7, np.log(3), 6 / 8, np.log(2)))
-    assert features.measure_answer([""], []) == (0, 0, 0, 0)
-    measures = np.array([[[0.5, 2.0, 0.25, 1.0], [0.1, 4.0, 0.75, 3.0]]])
-    known = dict(zip(FEATURE_NAMES, np.arange(len(FEATURE_NAMES)), strict=True))
-    dense = features.compute_dense(np.arange(len(FEATURE_NAMES))[None], measures)[0]
-    found = dict(zip([column.name for column in DENSE], dense, strict=True))
-    assert found["diff_repeated_pairs"] == pytest.approx(0.4) and found["mean_log_paragraphs"] == 2
-    expected = known["diff_log_words"] * (known["mean_log_chars"] - features.TYPICAL_LOG_CHARS)
-    assert found["diff_log_words_times_length"] == pytest.approx(expected)
+def test_features_by_hand():
+    """The words are the, the, the, cat, twice: of seven pairs three are different."""
+    a, b, prompt = Text(["The the the cat.\n\nThe the the cat"]), Text([""]), Text(["The?"])
+    row = dict(zip(FEATURE_NAMES, features.compute_features([prompt], [a], [b])[0], strict=True))
+    assert row["diff_repeated_pairs"] == pytest.approx(1 - 3 / 7) and row["mean_log_paragraphs"] == np.log(2) / 2
+    assert row["diff_function_words"] == 6 / 8 and row["diff_log_different_words"] == pytest.approx(np.log(3))
+    assert (row["diff_prompt_overlap"], row["diff_unfinished"], row["diff_empty"]) == (1, 1, -1)
+    assert row["dist_log_chars"] == row["diff_log_chars"] == np.log(34)
+    expected = np.log(9) * (np.log(34) / 2 - 6.7)
+    assert row["diff_log_words_times_length"] == pytest.approx(expected)
 
 
-def test_a_swap_changes_the_signs_of_the_columns(known, swapped):
-    """What DENSE says of each column is what happens to it when A and B change places."""
-    np.testing.assert_allclose(swapped.dense, known[0].dense * DENSE_SIGNS, atol=1e-12)
-    assert len({column.name for column in DENSE}) == len(DENSE)
+def test_a_swap_changes_the_signs_of_the_features(known, swapped):
+    """What SIGNS says of each is what happens to it when A and B change places."""
+    assert (swapped.dense == known[0].dense * SIGNS).all() and len(set(FEATURE_NAMES)) == len(FEATURE_NAMES)
 
 
 @pytest.mark.parametrize("text", [" ", "\n", "\t \n", "7", "`", "-", "*", "#", "- ", "1.\n", "**a", "a", "\u4e00"])

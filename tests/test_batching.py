@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, plan_epoch, split_batch
-from prefcls_lib.data.features import SIGNS
+from prefcls_lib.data.schema import SWAP
 
 SIDES = [np.array(ids, dtype=np.int32) for ids in ([7, 8], [1, 2, 3, 4], [5], [1, 2, 3, 9], [6, 6])]
 
@@ -116,31 +116,31 @@ def test_token_counts_add_up():
 
 
 def test_swapped_examples_swap_back():
-    """Sides and verdict change places, antisymmetric features their sign; twice is the same rows again."""
-    features = np.random.default_rng(0).normal(size=(2, len(SIGNS))).astype(np.float32)
-    examples = Examples(SIDES, np.array([[0, 1], [2, 2]]), features, np.array([0, 2]))
+    """Sides, verdict and offsets of A and B change places; twice is the same rows again."""
+    offsets = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    examples = Examples(SIDES, np.array([[0, 1], [2, 2]]), np.array([0, 2]), offsets)
     swapped = examples.swapped()
     assert swapped.sides.tolist() == [[1, 0], [2, 2]]
-    assert (swapped.features == features * SIGNS).all()
+    assert (swapped.offsets == offsets[:, SWAP]).all()
     assert swapped.labels.tolist() == [1, 2]
     assert examples.lengths.tolist() == [[2, 4], [1, 1]]
     assert swapped.lengths.tolist() == [[4, 2], [1, 1]]
-    assert (swapped.swapped().features == features).all()
+    assert (swapped.swapped().offsets == offsets).all()
 
 
 def test_random_order_takes_each_row_as_it_is_or_swapped():
-    """Side, features and label of a row always come from the same order; about half are swapped, others each epoch."""
+    """Side, offset and label of a row always come from the same order; about half are swapped, others each epoch."""
     random = np.random.default_rng(0)
-    features = random.normal(size=(400, len(SIGNS))).astype(np.float32)
-    examples = Examples(SIDES, np.tile([[3, 4]], (400, 1)), features, random.integers(0, 3, 400))
+    offsets = random.normal(size=(400, 3)).astype(np.float32)
+    examples = Examples(SIDES, np.tile([[3, 4]], (400, 1)), random.integers(0, 3, 400), offsets)
     swapped, drawn = examples.swapped(), examples.in_random_order(seed=1, epoch=0)
     is_swapped = drawn.sides[:, 0] == 4
     assert 150 < is_swapped.sum() < 250
-    for name in ("features", "labels"):
+    for name in ("offsets", "labels"):
         whole, other, got = (getattr(e, name) for e in (examples, swapped, drawn))
         assert (got[~is_swapped] == whole[~is_swapped]).all()
         assert (got[is_swapped] == other[is_swapped]).all()
-    assert drawn.features.dtype == np.float32
+    assert drawn.offsets.dtype == np.float32
     assert drawn.lengths.tolist() == [[len(SIDES[side])] for side in drawn.sides[:, 0]]
     assert (examples.in_random_order(1, 0).sides == drawn.sides).all()
     assert (examples.in_random_order(1, 1).sides != drawn.sides).any()

@@ -13,8 +13,8 @@ from prefcls_lib.runtime.files import UserError
 
 # what papermill and --set deliver: setting, text, value
 TEXTS = [
-    ("structure_features", "false", False),
-    ("structure_features", "True", True),
+    ("gradient_checkpointing", "false", False),
+    ("gradient_checkpointing", "True", True),
     ("learning_rate", "1e-4", 0.0001),
     ("learning_rate", " 3e-5 ", 0.00003),
     ("folds", "[1,2]", (1, 2)),
@@ -27,7 +27,7 @@ TEXTS = [
     ("batch_size", "1e1", 10),
     ("backbone", "FacebookAI/roberta-base", "FacebookAI/roberta-base"),
     ("mixed_precision", "No", "no"),
-    ("structure_features", "off", False),
+    ("gradient_checkpointing", "off", False),
 ]
 
 # setting, wrong value, words that the message must have
@@ -55,8 +55,8 @@ WRONG = [
     ("seed", "9" * 400, "expected a whole number"),
     ("seed", -1, "expected a number from 0"),
     ("max_length", 15, "expected a number from 16"),
-    ("structure_features", "maybe", "expected true or false"),
-    ("structure_features", 1, "expected true or false"),
+    ("gradient_checkpointing", "maybe", "expected true or false"),
+    ("gradient_checkpointing", 1, "expected true or false"),
     ("backbone", "", "expected text"),
     ("head", "siamese", "choose one of symmetric, concat"),
     ("mixed_precision", "fp8", "choose one of auto, no, bf16, fp16"),
@@ -116,12 +116,12 @@ def test_yaml_file_is_read_as_a_person_means_it(tmp_path):
     """Each value as after --set, which wins over the file; comments alone are no settings."""
     path = tmp_path / "run.yaml"
     path.write_text(
-        "learning_rate: 1e-4\nfolds: [0, 1]\nstructure_features: off\nnum_epochs: 3\ndropout:\n"
+        "learning_rate: 1e-4\nfolds: [0, 1]\ngradient_checkpointing: on\nnum_epochs: 3\ndropout:\n"
         "extra_train: [a.csv, b.csv]  # two files\n",
         encoding="utf-8",
     )
     expected = RunConfig(
-        learning_rate=0.0001, folds=(0, 1), structure_features=False, num_epochs=5, extra_train="a.csv,b.csv"
+        learning_rate=0.0001, folds=(0, 1), gradient_checkpointing=True, num_epochs=5, extra_train="a.csv,b.csv"
     )
     assert RunConfig.from_yaml(path, {"num_epochs": "5"}) == expected
     path.write_text("# nothing yet\n", encoding="utf-8")
@@ -172,7 +172,7 @@ def test_namespace_of_a_notebook_is_read_without_what_is_ipythons():
 
 def test_config_survives_json():
     """to_dict is plain JSON, and from_mapping of it is the same config."""
-    config = RunConfig(folds=(2, 0), learning_rate=3e-5, num_epochs=None, structure_features=False, out="x/y")
+    config = RunConfig(folds=(2, 0), learning_rate=3e-5, num_epochs=None, gradient_checkpointing=True, out="x/y")
     text = json.dumps(config.to_dict(), allow_nan=False)
     assert RunConfig.from_mapping(json.loads(text)) == config
     assert json.loads(text)["folds"] == [2, 0]

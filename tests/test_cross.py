@@ -13,7 +13,6 @@ from torch import nn
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
@@ -24,13 +23,13 @@ from prefcls_lib.training.step import accumulate_gradients
 def test_a_training_step_costs_one_sequence_a_pair(tiny, sample_rows):
     """Half the tokens of both orders, and the gradient is that of the one order, whatever the micro-batches."""
     rows = sample_rows.head(16)
-    examples = encode(rows, tiny, FeatureScaler.fit(compute_features(rows)), "cross")
+    examples = encode(rows, tiny, "cross")
     drawn, model = examples.in_random_order(0, 0), make_model(tiny, architecture="cross")
     losses = []
     for row in range(16):
         ids = torch.as_tensor(drawn.token_ids[drawn.sides[row, 0]], dtype=torch.long)[None]
         u = model.encoder(input_ids=ids).last_hidden_state.mean(dim=1)
-        logits = model.head(u, None, torch.as_tensor(drawn.features[[row]]))
+        logits = model.head(u, None)
         losses.append(nn.functional.cross_entropy(logits, torch.as_tensor(drawn.labels[[row]])))
     torch.stack(losses).mean().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -52,7 +51,7 @@ def make_sequences(num_rows: int, seed: int) -> Examples:
                 answer[1::2] = 50
         separator = np.array([2], dtype=np.int32)
         token_ids += [np.concatenate([a, separator, b]), np.concatenate([b, separator, a])]
-    return Examples(token_ids, np.arange(2 * num_rows).reshape(-1, 2), None, labels)
+    return Examples(token_ids, np.arange(2 * num_rows).reshape(-1, 2), labels)
 
 
 def test_it_learns_which_answer_is_first(tiny):

@@ -14,7 +14,7 @@ from prefcls_lib.baselines import columns, logistic
 from prefcls_lib.baselines.estimators import MODELS, Baseline
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import DENSE_SIGNS, FEATURE_NAMES
+from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE, SWAP
 from prefcls_lib.pipeline import fold_baseline, folds, steps
@@ -28,7 +28,7 @@ WITHOUT_TEXT = ("prior", "length_bins", "structure_logistic", "structure_boostin
 def draw(count: int, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Features, and votes by length in which `shift` is added to the log-odds of a tie."""
     random = np.random.default_rng(seed)
-    structure = random.normal(size=(count, len(DENSE_SIGNS)))
+    structure = random.normal(size=(count, len(SIGNS)))
     gap = structure[:, FEATURE_NAMES.index("diff_log_chars")]
     probs = softmax(np.column_stack([gap, -gap, np.full(count, 0.1 + shift)]), axis=1)
     return structure, (random.random((count, 1)) > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
@@ -83,7 +83,7 @@ def test_swapped_rows_teach_the_same(name):
     parts = [(*draw(300, 0.0, 4), 0), (*draw(300, 1.0, 5), 1)]
     structure, labels = draw(300, -9.0, 6)
     inputs, labels = join(*parts, (structure, labels % 2, 2))
-    swapped = replace(inputs, dense=inputs.dense * DENSE_SIGNS)
+    swapped = replace(inputs, dense=inputs.dense * SIGNS)
     one, other = fit(name, inputs, labels), fit(name, swapped, np.array(SWAP)[labels])
     probs = one.predict_proba(inputs)
     np.testing.assert_allclose(one.predict_proba(swapped)[:, list(SWAP)], probs, atol=1e-12)
@@ -105,7 +105,7 @@ def test_weights_and_shifts_by_hand():
 def test_training_loss_by_hand():
     """A row of the training file, one of a file with a tie shift of 1."""
     logits = np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
-    examples = Examples([], np.zeros((2, 2), int), None, np.array([0, 2]), tie_shifts=np.array([0, 1], np.float32))
+    examples = Examples([], np.zeros((2, 2), int), np.array([0, 2]), tie_shifts=np.array([0, 1], np.float32))
     first, second = log_softmax(logits[0]), log_softmax(logits[1] + [0, 0, 1])
     expected = -(0.8 * first[0] + 0.8 * second[2]) - 0.2 * (first.mean() + second.mean())
     found = training_loss((torch.tensor(logits, requires_grad=True),) * 2, examples, np.arange(2), 0.2)
@@ -182,7 +182,7 @@ def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
     job = steps.start(config)
     data = steps.prepare(job)
     steps.fit_baselines(job)
-    train, valid, _, _ = folds.split_rows(data, 0)
+    train, valid, _ = folds.split_rows(data, 0)
     own = int((job.folds != 0).sum())
     ties = int((train.labels[:own] == 2).sum())
     shifts = np.log([2.5 / 4.5, 0.5 / 4.5]) - np.log((ties + 0.5) / (own - ties + 0.5))

@@ -17,9 +17,9 @@ NAMES = ("siamese", "transformer", "attention", "disentangled_attention", "repla
 
 
 def read_labels(svg: Path) -> tuple[str, list[str]]:
-    """The size of an SVG and its texts, which matplotlib notes as comments beside their outlines."""
+    """The size of an SVG, and its texts."""
     words = svg.read_text(encoding="utf-8")
-    return re.search(r'viewBox="[^"]*"', words)[0], re.findall(r"<!-- (.*?) -->", words)
+    return re.search(r'viewBox="[^"]*"', words)[0], re.findall(r">([^<>\n]+)</t(?:ext|span)>", words)
 
 
 def test_drawing_twice_gives_the_same_bytes_and_the_committed_figures(tmp_path):

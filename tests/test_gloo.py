@@ -37,7 +37,7 @@ def work(rank: int, port: int, folder: Path, out: Path) -> None:
                    "MASTER_PORT": str(port)}  # fmt: skip
     torch.set_num_threads(1)
     accelerator, real, steps = make_accelerator("no"), loop.train_step, []
-    found = {"fp32": measure(folder, accelerator), "fp16": measure(folder, make_fp16_accelerator())}
+    found = {"fp16": measure(folder, make_fp16_accelerator())}
     found["no rows"] = measure(folder, make_fp16_accelerator(), rows=5, batch_size=1)
 
     def overflow_in_process_1(model, *rest):
@@ -75,13 +75,12 @@ def found(tiny, tmp_path_factory) -> list[dict]:
     return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-3)])
-def test_losses_are_those_of_one_process(tiny, found, precision, tolerance):
-    """Batches of 7 are shared as 4 and 3."""
-    one = measure(tiny, make_accelerator("no") if precision == "fp32" else make_fp16_accelerator())
+def test_losses_are_those_of_one_process(tiny, found):
+    """Batches of 7 are shared as 4 and 3; in fp16, whose gradients are scaled."""
+    one = measure(tiny, make_fp16_accelerator())
     for process in found:
-        np.testing.assert_allclose(process[precision]["history"], one["history"], atol=tolerance, rtol=0)
-    assert np.ptp(one["history"][:, 2]) > 10 * tolerance  # something was learned
+        np.testing.assert_allclose(process["fp16"]["history"], one["history"], atol=1e-3, rtol=0)
+    assert np.ptp(one["history"][:, 2]) > 1e-2  # something was learned
 
 
 def test_no_process_takes_a_step_that_the_other_does_not(found):
@@ -89,7 +88,7 @@ def test_no_process_takes_a_step_that_the_other_does_not(found):
     its gradients are zero; an overflow in one process is skipped by both and counted once in each; one clock counts,
     though the other runs fifty times as quick, so neither waits for the other."""
     one, two = found
-    for case in ("fp32", "fp16", "no rows", "one overflows", "skewed clocks"):
+    for case in ("fp16", "no rows", "one overflows", "skewed clocks"):
         assert torch.equal(one[case]["weights"], two[case]["weights"]), case
         np.testing.assert_array_equal(one[case]["history"], two[case]["history"])
     assert one["no rows"]["history"][-1, [0, 3]].tolist() == [10, 0]

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from conftest import make_deberta, make_roberta
+from conftest import make_encoder
 
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import read_json
 from report.studies import gpu_check
 from report.studies.t4_plan import flop_per_token
 
-CONFIGS = {"tiny-deberta": make_deberta(200).config, "tiny-roberta": make_roberta(200).config}
+CONFIGS = {"tiny-deberta": make_encoder("deberta-v2", 200).config, "tiny-roberta": make_encoder("roberta", 200).config}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,8 @@ def test_resume_that_loses_the_optimizer_is_found(monkeypatch):
 @pytest.mark.parametrize(
     ("backbone", "change", "verdict"),
     [
-        ("roberta", {"finite": False}, "loss or gradient is not finite"),
-        ("roberta", {"skipped_steps": 4}, "too many steps skipped"),
-        ("roberta", {"precision_error": math.nan}, "16 bits differ too much from fp32"),
+        ("roberta", {"finite": False, "skipped_steps": 4, "precision_error": math.nan},
+         "loss or gradient is not finite; too many steps skipped; 16 bits differ too much from fp32"),
         ("roberta", {"peak_gib": 5.4, "planned_gib": 5.0}, "ok"),
         ("roberta", {"waits_per_step": 7, "peak_gib": 5.6, "planned_gib": 5.0},
          "more memory than planned; too many waits"),
@@ -70,9 +69,12 @@ def test_verdict(record, backbone, change, verdict):
 
 
 def test_waits_are_counted(monkeypatch):
-    """By the names that the profiler gives: here of an operation that a CPU has, three times."""
-    monkeypatch.setattr(gpu_check, "WAITS", ("aten::item",))
-    assert gpu_check.count_waits(lambda: [torch.ones(1).item() for _ in range(3)]) == 3
+    """By the names that the profiler gives: here of an operation of a CPU, the more the more steps there are."""
+    monkeypatch.setattr(gpu_check, "WAITS", ("aten::addmm",))
+    monkeypatch.setattr(gpu_check, "PAIRS", 4)
+    job = gpu_check.Job(CONFIGS["tiny-roberta"], 32, devices.make_accelerator("no"))
+    (few, passes), (many, more) = (gpu_check.count_waits(job, steps) for steps in (1, 2))
+    assert 0 < few < many and 0 < passes < more
 
 
 def test_record_is_written_as_json_and_table(record, monkeypatch, tmp_path, capsys):

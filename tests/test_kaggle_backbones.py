@@ -1,14 +1,13 @@
 """Backbones in the forms that the hub has them: from the downloaded folder to what Kaggle gets, and to a submission."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import torch
-from conftest import SIZES, make_byte_bpe, make_deberta, make_electra, make_roberta, run_arguments
+from conftest import SIZES, make_encoder, make_tokenizer, run_arguments
 from kaggle_parts import backbone
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -16,7 +15,8 @@ from transformers import AutoTokenizer
 from prefcls_lib import cli
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.submission import check_submission
-from prefcls_lib.models.backbones import load_encoder
+from prefcls_lib.models.backbones import load_backbone, load_encoder
+from prefcls_lib.runtime.files import UserError
 
 KINDS = ("deberta-v3", "electra", "roberta")
 
@@ -33,7 +33,7 @@ def write_deberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
         **{f"{name}_piece": piece for name, piece in pieces.items()},
     )
     (folder / "spm.vocab").unlink()
-    model = make_deberta(512).half()
+    model = make_encoder("deberta-v2", 512).half()
     config = model.config.to_dict()
     del config["transformers_version"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -46,7 +46,7 @@ def write_deberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
 def write_electra(folder: Path, tokenizer: Path) -> dict[str, torch.Tensor]:
     """As google/electra-*: weights of the year 2020, with a buffer that is a buffer no more."""
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    model = make_electra(len(AutoTokenizer.from_pretrained(tokenizer)))
+    model = make_encoder("electra", len(AutoTokenizer.from_pretrained(tokenizer)))
     model.config.save_pretrained(folder)
     state = {f"electra.{name}": tensor for name, tensor in model.state_dict().items()}
     state["electra.embeddings.position_ids"] = torch.arange(64)[None]
@@ -57,8 +57,8 @@ def write_electra(folder: Path, tokenizer: Path) -> dict[str, torch.Tensor]:
 
 def write_roberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
     """As an older RoBERTa: vocab.json and merges.txt alone."""
-    tokenizer = make_byte_bpe(texts)
-    model = make_roberta(len(tokenizer))
+    tokenizer = make_tokenizer("roberta", texts)
+    model = make_encoder("roberta", len(tokenizer))
     model.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
     return model.state_dict()
@@ -90,9 +90,11 @@ def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
     assert all(encoder[name].dtype == torch.float32 and torch.equal(encoder[name], weights[name].float())
                for name in weights)  # fmt: skip
     one, other = (AutoTokenizer.from_pretrained(place) for place in (folder, prepared))
-    ids = one("Where is it, then?")["input_ids"]
-    assert ids == other("Where is it, then?")["input_ids"]
+    ids, again = (t("Where is it, then? " * 20, truncation=False, padding=False)["input_ids"] for t in (one, other))
+    assert ids == again and len(ids) > 60
     assert (ids[0], ids[-1]) == (one.cls_token_id, one.sep_token_id)
+    limits = json.loads((prepared / "tokenizer.json").read_text())
+    assert limits["truncation"] is limits["padding"] is None  # ELECTRA's has both
     assert json.loads((prepared / "config.json").read_text())["transformers_version"]
     settings = (f"backbone={prepared}", "start_from=none", "folds=[0]")
     assert cli.main(run_arguments(home, tmp_path / "run", *settings)) == 0
@@ -101,12 +103,8 @@ def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
 
 
 @pytest.mark.parametrize("source", ["deberta-v3"], indirect=True)
-def test_without_sentencepiece_the_package_is_named(source, tmp_path):
+def test_without_sentencepiece_the_package_is_named(source, monkeypatch):
     """transformers itself asks for tiktoken."""
-    code = (
-        "import sys; sys.modules['sentencepiece'] = None\n"
-        "from prefcls_lib.models.backbones import load_backbone\n"
-        f"load_backbone({str(source[0])!r}, 16)"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert "needs packages that are not installed: pip install sentencepiece" in done.stderr.splitlines()[-1]
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError, match="needs packages that are not installed: pip install sentencepiece"):
+        load_backbone(str(source[0]), 16)

@@ -46,7 +46,7 @@ def test_competition_is_found_in_every_layout(root, place):
     assert kaggle.find_competition_file("train.csv") == wanted
 
 
-def test_missing_competition_lists_what_was_tried(root):
+def test_what_is_missing_lists_what_was_tried(root):
     """The error names each place."""
     with pytest.raises(UserError) as error:
         kaggle.find_competition_file("test.csv")
@@ -79,24 +79,24 @@ def test_a_run_named_as_the_backbone_is_not_taken_for_it(root):
     assert find_backbone("roberta-base") == wanted
 
 
-@pytest.mark.parametrize("name", ["test.csv", "backbone"])
-def test_attached_twice_is_fine_if_equal_and_refused_if_not(root, name):
+@pytest.mark.parametrize(
+    ("find", "places", "changed"),
+    [
+        (lambda: kaggle.find_competition_file("test.csv"), [f"competitions/{COMPETITION}", COMPETITION], "test.csv"),
+        (lambda: find_backbone("roberta-base") / "config.json",
+         ["datasets/me/one/roberta-base", "datasets/me/two/roberta-base"], "model.safetensors"),
+    ],
+)  # fmt: skip
+def test_attached_twice_is_fine_if_equal_and_refused_if_not(root, find, places, changed):
     """Two mounts of one thing are one; two that differ are a question that only the user can answer."""
-    if name == "backbone":
-        places = [root / "datasets/me/one/roberta-base/config.json", root / "datasets/me/two/roberta-base/config.json"]
-    else:
-        places = [root / "competitions" / COMPETITION / name, root / COMPETITION / name]
     for place in places:
-        put(place, "same")
-        put(place.with_name("model.safetensors"), "weights")
-    find = (
-        (lambda: find_backbone("roberta-base")) if name == "backbone" else (lambda: kaggle.find_competition_file(name))
-    )
-    assert find() == (places[0].parent if name == "backbone" else places[0])
-    put(places[1] if name != "backbone" else places[1].with_name("model.safetensors"), "other")
+        for name in ("test.csv", "config.json", "model.safetensors"):
+            put(root / place / name)
+    assert find().parent == root / places[0]
+    put(root / places[1] / changed, "other")
     with pytest.raises(UserError, match="more than once") as error:
         find()
-    assert all(str(place) in str(error.value) for place in places)
+    assert all(str(root / place) in str(error.value) for place in places)
 
 
 def test_attached_runs_are_found_and_counted_once(root, finished_run):
@@ -140,45 +140,50 @@ def library(tmp_path_factory) -> Path:
     return folder
 
 
-def run_first_cell(root: Path, tmp_path: Path) -> subprocess.CompletedProcess:
-    """In a Python with the packages but not with this repository."""
+def run_first_cell(root: Path, code: str) -> subprocess.CompletedProcess:
+    """In a Python with the packages but not with this repository; then `code`."""
     code = (
-        f"import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-        f"sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n{first_cell()}\n"
-        "import importlib.resources, prefcls_lib.data.loading as loading\n"
-        "commit = (importlib.resources.files('prefcls_lib') / 'commit.txt').read_text()\n"
-        "rows = loading.read_rows(loading.sample_path('train'), labelled=True)\n"
-        "print(loading.__file__, commit.strip(), len(rows))\n"
+        "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        f"sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n{first_cell()}\n{code}"
     )
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables["PREFCLS_INPUT_ROOT"] = str(root)
-    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], cwd=root, env=variables, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
-    "place",
-    ["datasets/me/prefcls-lib", "prefcls-lib/wrapper", "datasets/me/prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl"],
-)
-def test_library_is_found_as_a_folder(root, library, tmp_path, place):
-    """Where it is mounted, in a wrapper, and as a wheel that the upload unpacked."""
-    shutil.copytree(library, root / place / "prefcls_lib")
-    done = run_first_cell(root, tmp_path)
-    assert done.stdout.split() == [str(root / place / "prefcls_lib" / "data" / "loading.py"), "0123abcd", "770"], (
+    ("place", "packed"),
+    [
+        ("datasets/me/prefcls-lib", False), ("prefcls-lib/wrapper", False),
+        ("datasets/me/prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", False),
+        ("prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", True), ("datasets/me/prefcls/x/lib (1).whl", True),
+    ],
+)  # fmt: skip
+def test_library_is_found(root, library, place, packed):
+    """As a folder, in a wrapper, as a wheel that the upload unpacked, and as a wheel of any name, with its rows."""
+    (root / place).parent.mkdir(parents=True)
+    if packed:
+        with zipfile.ZipFile(root / place, "w") as wheel:
+            for path in sorted(library.rglob("*")):
+                wheel.write(path, path.relative_to(library.parent))
+    else:
+        shutil.copytree(library, root / place / "prefcls_lib")
+    code = "import prefcls_lib.runtime.kaggle as kaggle; print(kaggle.library_commit(), kaggle.__file__)"
+    if packed:
+        code += "; from prefcls_lib.data.loading import read_rows, sample_path"
+        code += "; assert len(read_rows(sample_path('train'), labelled=True)) == 770"
+    done = run_first_cell(root, code)
+    assert (done.returncode, done.stdout) == (0, f"0123abcd {root / place}/prefcls_lib/runtime/kaggle.py\n"), (
         done.stderr
     )
+    assert set(kaggle.attached_commits().values()) == {"0123abcd"}
 
 
-@pytest.mark.parametrize(
-    "place", ["prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", "datasets/me/prefcls/x/lib (1).whl"]
-)
-def test_library_is_found_as_a_wheel(root, library, tmp_path, place):
-    """A wheel works as it is, whatever its name, its shipped rows too."""
-    (root / place).parent.mkdir(parents=True)
-    with zipfile.ZipFile(root / place, "w") as wheel:
-        for path in sorted(library.rglob("*")):
-            wheel.write(path, path.relative_to(library.parent))
-    done = run_first_cell(root, tmp_path)
-    assert done.stdout.endswith(f"{root / place}/prefcls_lib/data/loading.py 0123abcd 770\n"), done.stderr
+def test_missing_library_lists_what_was_tried(root):
+    """The one error that cannot come from the library."""
+    done = run_first_cell(root, "")
+    assert "attach the data set prefcls-lib" in done.stderr
+    assert f"{root}: datasets/*/prefcls*/prefcls_lib/__init__.py" in done.stderr
 
 
 def test_a_file_that_two_patterns_match_is_one(root):
@@ -188,25 +193,6 @@ def test_a_file_that_two_patterns_match_is_one(root):
     assert kaggle.glob_inputs(patterns) == [found]
 
 
-def test_missing_library_lists_what_was_tried(root, tmp_path):
-    """The one error that cannot come from the library."""
-    done = run_first_cell(root, tmp_path)
-    assert "attach the data set prefcls-lib" in done.stderr
-    assert f"{root}: datasets/*/prefcls*/prefcls_lib/__init__.py" in done.stderr
-
-
-def test_library_knows_its_commit(library, monkeypatch):
-    """From the file that a bundle puts into it; a checkout has none."""
-    assert kaggle.library_commit() == "not recorded: no bundle"
-    monkeypatch.setattr(kaggle.resources, "files", lambda name: library)
-    assert kaggle.library_commit() == "0123abcd"
-    assert devices.versions()["commit"] == "0123abcd"
-
-
-def test_copies_of_the_library_tell_their_commits(root, library):
-    """Folder and wheel alike, so that doctor can say when they differ."""
-    shutil.copytree(library, root / "prefcls-lib" / "prefcls_lib")
-    with zipfile.ZipFile(root / "prefcls-lib" / "prefcls_lib.whl", "w") as wheel:
-        wheel.writestr("prefcls_lib/__init__.py", "")
-        wheel.writestr("prefcls_lib/commit.txt", "4567\n")
-    assert sorted(kaggle.attached_commits().values()) == ["0123abcd", "4567"]
+def test_a_checkout_has_no_commit_of_its_own():
+    """That of a bundle is in a file, see `test_library_is_found`."""
+    assert devices.versions()["commit"] == kaggle.library_commit() == "not recorded: no bundle"

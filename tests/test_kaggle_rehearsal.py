@@ -1,6 +1,5 @@
-"""`make kaggle-rehearsal`: the network is off, the rows are irregular, and a bundle passes."""
+"""`make kaggle-rehearsal`: the network is off, the rows are irregular, and what it needs."""
 
-import subprocess
 import sys
 
 import pytest
@@ -10,15 +9,27 @@ from prefcls_lib.data import loading
 from prefcls_lib.data.schema import TEXT_COLUMNS
 from prefcls_lib.runtime.files import UserError
 
+PROBE = """
+import importlib.util, socket, sitecustomize
+assert "offline" in sitecustomize.__file__, "sitecustomize is not the rehearsal's"
+try:
+    socket.create_connection(("192.0.2.1", 80), 5)
+    raise SystemExit("the network is not off")
+except OSError as error:
+    assert "a rehearsal has no network" in str(error), error
+found = importlib.util.find_spec("prefcls_lib")
+assert found is None or "site-packages" in found.origin, f"the library is on the path: {found.origin}"
+"""
+
 
 def test_every_python_of_a_rehearsal_is_offline(tmp_path, monkeypatch):
     """The guard is not believed but checked: it holds, also in a subprocess, and without it the probe fails."""
     step = rehearse.make_step(tmp_path / "step", {}, loading.sample_path("test"))
-    child = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {rehearse.PROBE!r}]).returncode)"
+    child = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {PROBE!r}]).returncode)"
     rehearse.run_offline([sys.executable, "-c", child], step, "the probe")
     monkeypatch.setattr(rehearse, "OFFLINE", tmp_path)
     with pytest.raises(UserError, match=r"the probe: failed with exit code 1:(.|\n)*sitecustomize"):
-        rehearse.run_offline([sys.executable, "-c", rehearse.PROBE], step, "the probe")
+        rehearse.run_offline([sys.executable, "-c", PROBE], step, "the probe")
 
 
 def test_a_step_has_kaggles_files_and_variables(tmp_path):
@@ -60,14 +71,8 @@ def test_irregular_rows_hold_every_case_and_are_read(tmp_path):
     assert sum(same) >= 1
 
 
-def test_without_a_bundle(tmp_path, capsys):
+def test_without_a_bundle(tmp_path, monkeypatch, capsys):
     """It must be built first."""
-    assert rehearse.main(["--bundle", str(tmp_path)]) == 2
+    monkeypatch.setattr(layout, "DIST", tmp_path)
+    assert rehearse.main([]) == 2
     assert "make kaggle-bundle OWNER=me" in capsys.readouterr().err
-
-
-def test_make_targets_name_their_variables():
-    """`make` alone tells how."""
-    shown = subprocess.run(["make", "help"], cwd=layout.ROOT, capture_output=True, text=True, check=True).stdout
-    for words in ("kaggle-train", "kaggle-bundle", "kaggle-rehearsal", "OWNER= NOTEBOOK= PRESET= SET= BACKBONE="):
-        assert words in shown

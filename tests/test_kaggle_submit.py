@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -13,7 +12,6 @@ import pandas as pd
 import pytest
 from kaggle_parts import kernel_folders
 
-from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission
@@ -26,16 +24,6 @@ from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.runtime.files import UserError
 
 HOURS = 1.0
-NO_TIME = 1e-9
-
-
-@pytest.fixture(scope="session")
-def ladder_run(tmp_path_factory, home) -> Path:
-    """The ladder on the same files and folds as `finished_run`."""
-    out = tmp_path_factory.mktemp("ladder") / "ladder"
-    arguments = ["ladder", "--train", str(home / "train.csv"), "--test", str(home / "test.csv"), "--out", str(out)]
-    assert cli.main([*arguments, "--set", "num_folds=3", "--set", "folds=[0,1]"]) == 0
-    return out
 
 
 @pytest.fixture
@@ -52,12 +40,12 @@ def attach(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def two(attach, finished_run, ladder_run, tmp_path) -> submit.Ensemble:
+def two(attach, finished_run, ladder_run, tmp_path) -> tuple[list[RunFolder], Blend]:
     """The network and the ladder with a blend of 3/4 and 1/4 and a calibration."""
     paths = [attach(finished_run, "network"), attach(ladder_run, "ladder")]
     state = {"runs": [path.name for path in paths], "weights": [0.75, 0.25], "temperature": 1.5, "tie_bias": 0.2}
     (paths[0].parent / "blend.json").write_text(json.dumps(state))
-    return submit.find_ensemble(tmp_path / "unused.json")
+    return submit.find_runs(tmp_path / "unused.json")
 
 
 @pytest.fixture(scope="session")
@@ -65,150 +53,120 @@ def rows(home):
     return loading.read_rows(home / "test.csv", labelled=False)
 
 
-def read_probs(path: Path, rows) -> np.ndarray:
-    return check_submission(path, list(rows["id"]))[list(LABEL_COLUMNS)].to_numpy()
+def read_probs(path: Path, ids: list[str]) -> np.ndarray:
+    return check_submission(path, ids)[list(LABEL_COLUMNS)].to_numpy()
 
 
-def predict_alone(folder: Path, rows) -> np.ndarray:
-    model = load_model(folder)
-    return model.predict_proba(model.read_inputs(rows))
+def predict_two(two, rows, hours: float = HOURS, num_processes: int = 1) -> tuple[dict, np.ndarray | None]:
+    """The record, and the last probabilities that were to be written."""
+    written = [None]
+    record = submit.predict_within(*two, rows, written.append, hours, num_processes)
+    return record, written[-1]
 
 
-def test_nothing_attached_lists_what_to_attach(tmp_path, attach):
-    """One message."""
-    with pytest.raises(UserError, match="no finished run is attached"):
-        submit.find_ensemble(tmp_path / "blend.json")
-
-
-def test_all_in_time_is_the_same_as_predict_blend(two, rows, tmp_path):
+def test_all_in_time_is_the_same_as_predict_blend(two, rows):
     """Fold by fold and block by block gives what `prefcls predict --blend` gives."""
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
-    wanted = load(two.source).predict_rows(rows)
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
+    record, probs = predict_two(two, rows)
+    np.testing.assert_allclose(probs, load(two[0][0].path.parent / "blend.json").predict_rows(rows), atol=1e-12)
     assert record["left_out"] == []
-    assert [(run["run"], run["folds_used"], run["folds"]) for run in record["runs"]] == [
-        ("network", 2, 2),
-        ("ladder", 2, 2),
-    ]
-    assert json.loads((tmp_path / "submit.json").read_text()) == record
+    found = [(run["run"], run["weight"], run["folds_used"], run["folds"]) for run in record["runs"]]
+    assert found == [("network", 0.75, 2, 2), ("ladder", 0.25, 2, 2)]
 
 
 class Clock:
     """`time.time()` that advances by an hour whenever it is asked."""
 
     def __init__(self):
-        self.hours, self.perf_counter = 0, time.perf_counter
+        self.hours = 0
 
     def time(self) -> float:
         self.hours += 1
         return 3600.0 * self.hours
 
 
-@pytest.mark.parametrize(
-    ("deadline", "used"), [(1.5, (0, 0)), (3.5, (1, 0)), (6.5, (2, 0)), (7.5, (2, 1)), (8.5, (2, 1)), (9.5, (2, 2))]
-)
-def test_what_is_not_complete_in_time_is_left_out(two, rows, tmp_path, monkeypatch, deadline, used):
-    """The start is at 1 h; each model has two blocks and looks at the clock before each: the ladder's models at 2 and
-    3 h, 4 and 5 h, the network's at 6 and 7 h, 8 and 9 h. The calibration belongs to both runs together."""
+@pytest.fixture
+def clock(monkeypatch) -> None:
+    """Instead of the time of day."""
     clock = Clock()
     monkeypatch.setattr(predict, "time", clock)
     monkeypatch.setattr(submit, "time", clock)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "used"), [(1.5, (0, 0)), (3.5, (1, 0)), (6.5, (2, 0)), (7.5, (2, 1)), (8.5, (2, 1)), (9.5, (2, 2))]
+)
+def test_what_is_not_complete_in_time_is_left_out(two, rows, monkeypatch, clock, deadline, used):
+    """The start is at 1 h; each model has two blocks and looks at the clock before each: the ladder's models at 2 and
+    3 h, 4 and 5 h, the network's at 6 and 7 h, 8 and 9 h. The calibration belongs to both runs together."""
     monkeypatch.setattr(predict, "BLOCK_ROWS", 6)
     monkeypatch.setattr(submit, "RESERVED", 0.0)
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", deadline - 1)
+    record, probs = predict_two(two, rows, deadline - 1)
     assert [run["folds_used"] for run in record["runs"]] == [used[1], used[0]]
-    network, ladder = ([predict_alone(path, rows) for path in f.model_folders()] for f in two.folders)
-    if used == (0, 0):
-        counts = np.bincount(pd.read_csv(two.folders[0] / "oof.csv")["label"], minlength=3) + 1  # one row of each more
-        wanted = np.tile(counts / counts.sum(), (len(rows), 1))
-    elif used[1] == 0:
-        wanted = np.mean(ladder[: used[0]], axis=0)
-    else:
-        wanted = two.blend.apply([np.mean(network[: used[1]], axis=0), np.mean(ladder, axis=0)])
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
     assert any("1 of 2 folds" in line for line in record["left_out"]) == (1 in used)
-
-
-def test_models_in_the_order_of_their_worth(attach, finished_run, ladder_run, tmp_path):
-    """The ladder, then one fold of each network by falling weight, then the next folds."""
-    paths = [attach(finished_run, "light"), attach(finished_run, "heavy"), attach(ladder_run, "ladder")]
-    blended = Blend((0.3, 0.5, 0.2), Calibration())
-    models = submit.Ensemble([RunFolder(path) for path in paths], blended, "by hand").models()
-    assert [(path.parents[1].name, path.name) for _, path in models] == [
-        ("ladder", "fold0"), ("ladder", "fold1"), ("heavy", "fold0"), ("light", "fold0"), ("heavy", "fold1"),
-        ("light", "fold1"),
-    ]  # fmt: skip
-
-
-def test_two_processes_write_the_same_submission(two, tmp_path, monkeypatch):
-    """They share the batches of each model; one that cannot be read is left out in a rerun, and the rest counts."""
-    rows = loading.read_rows(loading.sample_path("train"), labelled=False).head(40)
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS, 2)
-    assert record["left_out"] == []
-    np.testing.assert_allclose(
-        read_probs(tmp_path / "submission.csv", rows), load(two.source).predict_rows(rows), atol=2e-3
-    )  # bf16
-    (two.folders[0].path / "model" / "fold0" / "head.safetensors").write_bytes(b"broken")
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS, 2)
-    assert record["left_out"][0].startswith("network, fold0: failed (WorkerFailed: 2 processes failed:")
-    assert record["left_out"][1:] == ["network: 1 of 2 folds were used"]
     network, ladder = (
-        predict_alone(two.folders[0].path / "model" / "fold1", rows),
-        load(two.folders[1].path).predict_rows(rows),
+        [load(path).predict_rows(rows) for path in run.model_folders()[:number]]
+        for run, number in zip(two[0], reversed(used), strict=True)
     )
-    wanted = two.blend.apply([network, ladder])
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-3)
+    if used == (0, 0):
+        assert probs is None  # the prior's submission stays
+    elif network:
+        wanted = two[1].apply([np.mean(network, axis=0), np.mean(ladder, axis=0)])
+        np.testing.assert_allclose(probs, wanted, atol=1e-12)
+    else:
+        np.testing.assert_allclose(probs, np.mean(ladder, axis=0), atol=1e-12)
 
 
-def test_two_processes_keep_the_deadline(two, rows, tmp_path, monkeypatch):
+def test_two_processes_keep_the_deadline(two, rows, monkeypatch, clock):
     """It is handed to both, and processes that do not end are stopped five minutes after it."""
-    looks, clock = [], Clock()
+    looks = []
 
     def hang(command, num_processes, poll):
         deadline = float(command[command.index("--deadline") + 1])
         assert (num_processes, deadline) == (2, 3600 * (1 + 0.9 * 5))
         looks.extend(iter(poll, True))
 
-    monkeypatch.setattr(predict, "time", clock)
-    monkeypatch.setattr(submit, "time", clock)
     monkeypatch.setattr(predict, "run_together", hang)
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", 5, 2)
+    record, _ = predict_two(two, rows, 5, 2)
     assert looks == [False, False, False, False]  # at 2 to 5 h; the deadline is at 5.5 h
     assert [run["folds_used"] for run in record["runs"]] == [0, 0]
 
 
-def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladder_run, tmp_path):
-    """As `prefcls blend` fits them."""
-    paths = [attach(finished_run, "network"), attach(ladder_run, "ladder")]
-    ensemble = submit.find_ensemble(tmp_path / "blend.json")
-    wanted = blend.fit_runs(sorted(paths), tmp_path / "again.json")
-    weights = [weight for weight in wanted["weights"] if weight > 0]
-    assert ensemble.source == "fitted here"
-    assert sorted(ensemble.blend.weights) == pytest.approx(sorted(weights))
-    assert (tmp_path / "blend.json").is_file()
-    assert list(ensemble.table()["folds"]) == [2] * len(weights)
+def test_models_in_the_order_of_their_worth(attach, finished_run, ladder_run):
+    """The ladder, then one fold of each network by falling weight, then the next folds."""
+    paths = [attach(finished_run, "light"), attach(finished_run, "heavy"), attach(ladder_run, "ladder")]
+    models = submit.order_models([RunFolder(path) for path in paths], Blend((0.3, 0.5, 0.2), Calibration()))
+    assert [(place, path.parents[1].name, path.name) for place, path in models] == [
+        (2, "ladder", "fold0"), (2, "ladder", "fold1"), (1, "heavy", "fold0"), (0, "light", "fold0"),
+        (1, "heavy", "fold1"), (0, "light", "fold1"),
+    ]  # fmt: skip
 
 
-def test_runs_that_share_no_rows_count_the_same(attach, finished_run, ladder_run, tmp_path, capsys):
-    """And a line says why."""
-    attach(finished_run, "network")
-    other = attach(ladder_run, "ladder")
-    lines = (other / "oof.csv").read_text().splitlines()
-    (other / "oof.csv").write_text("\n".join([lines[0], *(f"9{line}" for line in lines[1:])]) + "\n")
-    ensemble = submit.find_ensemble(tmp_path / "blend.json")
-    assert ensemble.blend == Blend((0.5, 0.5), Calibration())
+def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladder_run, tmp_path, capsys):
+    """As `prefcls blend` fits them; one run needs none; runs that share no rows count the same, and a line says why."""
+    with pytest.raises(UserError, match="no finished run is attached"):
+        submit.find_runs(tmp_path / "blend.json")
+    paths = [attach(finished_run, "network")]
+    assert submit.find_runs(tmp_path / "blend.json")[1] == Blend((1.0,), Calibration())
+    paths.append(attach(ladder_run, "ladder"))
+    runs, fitted = submit.find_runs(tmp_path / "blend.json")
+    wanted = blend.fit_runs(paths, tmp_path / "again.json")
+    weights = {path.name: weight for path, weight in zip(paths, wanted["weights"], strict=True) if weight > 0}
+    assert {run.path.name: weight for run, weight in zip(runs, fitted.weights, strict=True)} == pytest.approx(weights)
+    lines = (paths[1] / "oof.csv").read_text().splitlines()
+    (paths[1] / "oof.csv").write_text("\n".join([lines[0], *(f"9{line}" for line in lines[1:])]) + "\n")
+    assert submit.find_runs(tmp_path / "blend.json")[1] == Blend((0.5, 0.5), Calibration())
     assert "counts the same, since no blend can be fitted" in capsys.readouterr().out
 
 
-def test_blend_without_its_runs_is_refused(two, tmp_path):
-    """It names them."""
-    shutil.rmtree(two.folders[1].path)
-    with pytest.raises(UserError, match="ladder, which holds no finished run"):
-        submit.find_ensemble(tmp_path / "blend.json")
+@pytest.mark.parametrize(("name", "words"), [("", "ladder is gone"), ("result.json", "result.json: no such file")])
+def test_blend_without_its_runs_is_refused(two, rows, name, words):
+    """A run that it names is not there, or not finished."""
+    (shutil.rmtree if not name else Path.unlink)(two[0][1].path / name)
+    with pytest.raises(UserError, match=words):
+        submit.order_models(*submit.find_runs(Path("unused.json")))
 
 
-def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, tmp_path, monkeypatch, capsys):
+def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, monkeypatch, capsys):
     """Nobody could correct it in the rerun, and the rest is a valid submission."""
 
     def fail(path):
@@ -218,13 +176,15 @@ def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, tmp_pat
 
     monkeypatch.setattr(predict, "load_model", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
+        predict_two(two, rows)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    record = submit.predict_within(two, rows, tmp_path / "submission.csv", HOURS)
-    assert record["left_out"][0] == "network, fold0: failed (RuntimeError: CUDA out of memory)"
+    record, probs = predict_two(two, rows)
+    assert record["left_out"] == [
+        "network, fold0: failed (RuntimeError: CUDA out of memory)",
+        "network, fold1: failed (RuntimeError: CUDA out of memory)", "network: 0 of 2 folds were used",
+    ]  # fmt: skip
     assert "RuntimeError: CUDA out of memory" in capsys.readouterr().err
-    ladder = load(two.folders[1].path).predict_rows(rows)
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), ladder, atol=2e-6)
+    np.testing.assert_allclose(probs, load(two[0][1].path).predict_rows(rows), atol=1e-12)
 
 
 BROKEN = {
@@ -247,8 +207,8 @@ def test_a_rerun_never_ends_without_a_submission(two, home, tmp_path, monkeypatc
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     record = submit.submit_file(path, out, HOURS)
     assert record["left_out"] == []
-    probs = check_submission(out, list(table["id"]))[list(LABEL_COLUMNS)].to_numpy()
-    assert len(np.unique(probs, axis=0)) > 6
+    assert json.loads((tmp_path / "submit.json").read_text()) == record
+    assert len(np.unique(read_probs(out, list(table["id"])), axis=0)) > 6
     printed = capsys.readouterr().out
     for row, (column, _, words) in enumerate(BROKEN.values(), 2):
         assert f"row {row}, column {column!r}: {'not a JSON list' if words == 'the' else words}" in printed
@@ -268,7 +228,8 @@ def test_whatever_fails_in_a_rerun_the_prior_is_there(two, home, rows, tmp_path,
     record = submit.submit_file(home / "test.csv", tmp_path / "submission.csv", HOURS)
     assert record["left_out"] == ["everything: failed (ZeroDivisionError: division by zero)"]
     votes = np.bincount(loading.read_rows(loading.sample_path("train"), labelled=True)["label"])
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), np.tile(votes / 770, (12, 1)), atol=1e-9)
+    probs = read_probs(tmp_path / "submission.csv", list(rows["id"]))
+    np.testing.assert_allclose(probs, np.tile(votes / 770, (12, 1)), atol=1e-9)
 
 
 def test_first_run_projects_the_time_of_a_rerun(two, home, tmp_path, monkeypatch, capsys):
@@ -291,8 +252,8 @@ def test_submit_notebook_runs(two, home, rows, tmp_path):
     command = [sys.executable, "-m", "papermill", "submit.ipynb", "out.ipynb", "-y", "{}", "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    wanted = load(two.source).predict_rows(rows)
-    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", rows), wanted, atol=2e-6)
+    wanted = load(two[0][0].path.parent / "blend.json").predict_rows(rows)
+    np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", list(rows["id"])), wanted, atol=2e-6)
     assert "60 shipped rows took" in (tmp_path / "out.ipynb").read_text()
     cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]
     assert all(len([line for line in c.source.splitlines() if line.strip()]) <= 12 for c in cells)

@@ -3,29 +3,37 @@
 import errno
 import gzip
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import read_tree
-from kaggle_parts import OWNER, client, fetch, follow, train
+from kaggle_parts import OWNER, follow, train
 from kaggle_stand_in import KEY, NOT_FOUND, quota
 
-KERNEL = f"{OWNER}/prefcls-02-roberta-base"
-ANY_VERSION = client.Kernel(OWNER, "prefcls-02-roberta-base")
-QUEUED, RUNNING, COMPLETE = ({"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE"))
+from prefcls_lib.runtime.files import UserError
+from report import build
+
+NAME = "02-roberta-base"
+KERNEL = f"{OWNER}/prefcls-{NAME}"
+WATCH = f"make kaggle-watch OWNER={OWNER} NOTEBOOK={NAME}"
+QUEUED, RUNNING, COMPLETE, CANCELLED = (
+    {"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE", "CANCEL_ACKNOWLEDGED")
+)
 PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
 
 pytestmark = pytest.mark.usefixtures("naps")
 
 
 @pytest.fixture
-def place(tmp_path, tiny) -> Path:
-    """A folder with backbone/, and runs/ with nothing in it."""
+def place(tmp_path, tiny, server) -> Path:
+    """A folder with backbone/, and runs/ with nothing in it; the server has no kernel, and the one that is pushed ends
+    at once, without an output."""
     shutil.copytree(tiny, tmp_path / "backbone")
     (tmp_path / "runs").mkdir()
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     return tmp_path
 
 
@@ -33,25 +41,27 @@ def place(tmp_path, tiny) -> Path:
 def run(place, capfd):
     """run(*arguments, notebook=, owner=) -> (exit code, stdout, stderr) of `make kaggle-train`."""
 
-    def call(*arguments: str, notebook: str = "02-roberta-base", owner: str = OWNER) -> tuple[int, str, str]:
-        places = ["--bundle", str(place / "dist" / "kaggle"), "--runs", str(place / "runs")]
-        code = train.main([owner, notebook, *places, "--backbone", str(place / "backbone"), *arguments])
+    def call(*arguments: str, notebook: str = NAME, owner: str = OWNER) -> tuple[int, str, str]:
+        places = ["--runs", str(place / "runs"), "--backbone", str(place / "backbone")]
+        code = train.main([owner, notebook, *places, *arguments])
         return code, *capfd.readouterr()
 
     return call
 
 
-@pytest.fixture
-def no_report(monkeypatch) -> None:
-    """The report is left out."""
-    monkeypatch.setattr(fetch, "build_report", lambda runs: None)
+@pytest.fixture(autouse=True)
+def reports(monkeypatch) -> list[list[str]]:
+    """The commands that build a report; they are not run."""
+    commands = []
+    monkeypatch.setattr(follow, "subprocess", SimpleNamespace(run=lambda command, **_: commands.append(command)))
+    return commands
 
 
 @pytest.fixture(scope="module")
 def cut_run(tmp_path_factory, finished_run) -> Path:
     """A run folder as a session leaves it that was killed: one model done, one under way, the kernel's settings."""
     folder = tmp_path_factory.mktemp("cut") / "run"
-    shutil.copytree(finished_run, folder, ignore=shutil.ignore_patterns("fold1", "result.json", "oof.csv", "valid.csv"))
+    shutil.copytree(finished_run, folder, ignore=shutil.ignore_patterns("fold1", "result.json", "oof.csv"))
     config = json.loads((folder / "config.json").read_text())
     config["settings"] |= {"backbone": "backbone", "num_seeds": 2, "folds": [0]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -70,94 +80,65 @@ def injected(server) -> dict:
     return {name: value for name, value in values.items() if name != "__builtins__"}
 
 
-def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, finished_run, monkeypatch):
-    """One command: bundle, quota, data sets that are ready at the third look, kernel, progress, output, report."""
-    monkeypatch.setitem(sys.modules, "weasyprint", None)  # no PDF: it takes long
+def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, finished_run, reports, monkeypatch):
+    """One command: bundle, quota, data sets that are ready at the third look, kernel, progress, output, report.
+
+    After a lost connection the log comes again from its start: what was shown is not shown again.
+    """
     waiting = [{"status": "BLOBS_RECEIVED"}, {"status": "BLOBS_DECOMPRESSED"}]
     server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, *waiting, {"status": "READY"}]
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, QUEUED, QUEUED, RUNNING, COMPLETE]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, QUEUED, QUEUED, RUNNING, RUNNING, COMPLETE]
     server.log = ["nothing to see", PROGRESS]
     server.take_output(finished_run)
     server.page = 7
     code, shown, errors = run("--set", "num_epochs=1", "max_length=384")
     assert code == 0, errors
-    assert read_tree(place / "runs" / "02-roberta-base") == server.output
-    assert len(server.sent("ListKernelSessionOutput")) >= 2 * 3  # three pages
-    assert (place / "runs" / "report.html").is_file()
+    assert read_tree(place / "runs" / NAME) == server.output
+    assert len(server.sent("ListKernelSessionOutput")) >= 3  # pages
+    version = f"version 7 of {KERNEL}"
     expected = (
         "quota: 30.0 GPU hours left, 11.5 asked for",
-        "prefcls-backbone: blobs_received",
-        "prefcls-lib: version 1 is ready",
-        f"version 7 of {KERNEL} was started",
-        "\nqueued\n",
-        f"\nrunning | {PROGRESS}\n",
-        "\ncomplete\n",
+        "prefcls-backbone, version 1: blobs_received",
+        "prefcls-lib, version 1: ready",
+        f"{version} was started",
+        f"{version}: queued\n{version}: running\n{PROGRESS}\n{version}: complete\n",
         "network: backbone",
-        "report of",
     )
     for words in expected:
         assert words in shown, words
     assert "nothing to see" not in shown
     assert KEY not in shown + errors
     assert naps  # it would have waited
+    ((_, _, module, *arguments),) = reports
+    monkeypatch.setitem(sys.modules, "weasyprint", None)  # no PDF: it takes long
+    assert module == "report.build" and build.main(arguments) == 0
+    assert (place / "runs" / "report.html").is_file()
     labels = [body.get("versionLabel") for body in server.sent("GetKernelSessionStatus")]
-    assert labels == [None, "v7", "v7", "v7", "v7"]
+    assert labels == [None, *["v7"] * 5]  # the version that was pushed, not the last one
+    assert {body.get("versionLabel") for body in server.sent("ListKernelSessionOutput")} == {"v7"}
     (kernel,) = server.sent("SaveKernel")
     assert (kernel["slug"], kernel["enableInternet"], kernel["isPrivate"]) == (KERNEL, False, True)
     assert kernel["machineShape"] == "NvidiaTeslaT4"
     assert kernel["datasetDataSources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-backbone"]
     assert kernel["competitionDataSources"] == ["llm-classification-finetuning"]
-    assert "kernelDataSources" not in kernel or not kernel["kernelDataSources"]
+    assert not kernel.get("kernelDataSources")
     wanted = {"backbone": "backbone", "num_seeds": 2, "time_budget_hours": 11.5, "num_epochs": 1, "max_length": 384}
     assert injected(server) == wanted
     methods = [method for method, _ in server.calls]
     assert methods.index("GetAcceleratorQuotaStatistics") < methods.index("CreateDataset") < methods.index("SaveKernel")
 
 
-def test_preset_and_no_notebook(server, run):
-    """Notebook 01 with the preset's settings, of which SET has the last word, and the backbone that was uploaded."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
-    code, shown, _ = run("--preset", "quick", "--set", "max_length=384", notebook="")
-    assert code == 1  # there is no output
-    assert f"version 7 of {OWNER}/prefcls-01-deberta-v3-xsmall was started" in shown
-    quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
-    assert injected(server) == {"backbone": "backbone", **quick}
-    code, _, errors = run("--preset", "quik", notebook="")
-    assert code == 2
-    assert "Did you mean" in errors and "quick.yaml?" in errors
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        (quota(30, used=26.5), ["may take 11.5 GPU hours", "has 3.5 left. Nothing", "time_budget_hours=3.4"]),
-        (quota(30, used=15, reserved=11.5), ["has 3.5 left, beside 11.5 that running kernels reserve", "their end"]),
-    ],
-)
-def test_quota_too_small_uploads_nothing(server, run, answer, words):
-    """What is left, what is reserved, and what to set instead."""
-    server.script["GetAcceleratorQuotaStatistics"] = [answer]
-    code, _, errors = run()
-    assert code == 2
-    for word in words:
-        assert word in errors
-    assert not server.sent("CreateDataset")
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
-    assert run("--set", "time_budget_hours=3")[0] == 1  # enough for three: it starts, though without any output
-    assert len(server.sent("SaveKernel")) == 1
-
-
-def test_quota_that_is_not_told_is_a_note(server, run):
-    """A new account may get 403."""
-    server.script["GetAcceleratorQuotaStatistics"] = [(403, {"message": "Forbidden"})]
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+def test_quota_that_is_not_told_and_one_that_is_enough(server, run):
+    """A new account may get 403; fewer hours fit into what is left. Both start, though without any output."""
+    server.script["GetAcceleratorQuotaStatistics"] = [(403, {"message": "Forbidden"}), quota(30, used=26.5)]
     assert "quota: Kaggle does not tell it; 11.5 GPU hours asked for" in run()[1]
-    assert len(server.sent("SaveKernel")) == 1
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
+    assert run("--set", "time_budget_hours=3")[0] == 1
+    assert len(server.sent("SaveKernel")) == 2
 
 
 def test_only_what_changed_is_sent_and_its_version_waited_for(place, server, run, naps):
     """The second time nothing; then a new version of the backbone, which is ready and still the old one for a while."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     run()
     assert {body["slug"] for body in server.sent("CreateDataset")} == {"prefcls-backbone", "prefcls-lib"}
     assert {name for name in server.uploads if "safetensors" in name} == {"model.safetensors"}  # flat
@@ -169,18 +150,22 @@ def test_only_what_changed_is_sent_and_its_version_waited_for(place, server, run
     server.script["GetDataset"] = versions  # before the upload of each; then three looks at one, one at the other
     shown = run()[1]
     (sent,) = server.sent("CreateDatasetVersion")
-    assert (sent["datasetSlug"], len(sent["body"]["versionNotes"].removesuffix("-dirty"))) == ("prefcls-backbone", 40)
+    mark = (place / "dist" / "kaggle" / "datasets" / "prefcls-backbone" / "content.txt").read_text().strip()
+    assert (sent["datasetSlug"], sent["body"]["versionNotes"]) == ("prefcls-backbone", mark)
     assert naps[:2] == [30, 30]
-    assert "ready, waiting until version 2 is ready" in shown
+    assert "version 2: version 1 is ready, 2 is not yet" in shown
 
 
-def test_failed_data_set_is_sent_again(server, run):
-    """It is no dead end: what failed is forgotten, and the same command sends it anew."""
-    server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": "FAILED"}]
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND]
+@pytest.mark.parametrize("state", ["FAILED", "REPROCESSING", "DELETED", "SOMETHING_NEW", "NOT_YET_PERSISTED"])
+def test_data_set_that_is_never_ready_is_sent_again(server, run, state):
+    """An hour, then its state, and nothing is started. It is no dead end: the same command sends it anew."""
+    server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": state}]
     code, _, errors = run()
     assert code == 2
-    assert "could not unpack it. Run the same command again: it is sent anew" in errors
+    words = {"FAILED": "could not unpack it", "SOMETHING_NEW": ": unknown for an hour"}
+    assert words.get(state, f": {state.lower()} for an hour") in errors
+    assert "Run the same command again: it is sent anew" in errors
+    assert not server.sent("SaveKernel")
     del server.script["GetDatasetStatus"]
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     run()
@@ -188,39 +173,30 @@ def test_failed_data_set_is_sent_again(server, run):
     assert len(server.sent("SaveKernel")) == 1
 
 
-@pytest.mark.parametrize("state", ["REPROCESSING", "DELETED", "SOMETHING_NEW", "NOT_YET_PERSISTED"])
-def test_data_set_that_is_never_ready(server, run, state):
-    """An hour, then its state; nothing is started."""
-    server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": state}]
-    code, _, errors = run()
-    assert code == 2
-    assert f"{'unknown' if state == 'SOMETHING_NEW' else state.lower()} at version" in errors
-    assert not server.sent("SaveKernel")
-
-
-def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, run, cut_run, finished_run):
+def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, run, cut_run):
     """Killed at 12 hours with a checkpoint: the same command attaches the old output and names it in resume_from."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, {"status": "CANCEL_ACKNOWLEDGED"}]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, CANCELLED]
     server.take_output(cut_run)
     code, shown, _ = run()
     assert code == 1
     assert "fold0 is done, fold0-seed1 reached step 400" in shown
-    assert f"make kaggle-train OWNER={OWNER} NOTEBOOK=02-roberta-base" in shown
-    assert read_tree(place / "runs" / "02-roberta-base") == server.output
+    assert f"make kaggle-train OWNER={OWNER} NOTEBOOK={NAME}" in shown
+    folder = place / "runs" / NAME
+    assert read_tree(folder) == server.output
     server.calls.clear()
-    server.script["GetKernelSessionStatus"] = [{"status": "CANCEL_ACKNOWLEDGED"}, COMPLETE]
+    server.script["GetKernelSessionStatus"] = [CANCELLED, COMPLETE]
     _, shown, _ = run()
     (kernel,) = server.sent("SaveKernel")
     assert kernel["kernelDataSources"] == [KERNEL]
-    assert injected(server)["resume_from"] == "prefcls-02-roberta-base"
+    assert injected(server)["resume_from"] == f"prefcls-{NAME}"
     assert "its output is attached" in shown
-    assert f"{place / 'runs' / '02-roberta-base'} holds an earlier run and is kept" in shown
-    assert (place / "runs" / "02-roberta-base-2" / "config.json").is_file()
+    assert f"{folder} holds an earlier run and is kept" in shown
+    assert (place / "runs" / f"{NAME}-2" / "config.json").is_file()
 
 
 def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut_run):
     """Named; and how to start from the beginning all the same."""
-    server.script["GetKernelSessionStatus"] = [{"status": "ERROR"}]
+    server.script["GetKernelSessionStatus"] = [CANCELLED]
     server.take_output(cut_run)
     code, _, errors = run("--set", "max_length=384")
     assert code == 2
@@ -245,68 +221,67 @@ def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
 
 @pytest.mark.parametrize("urllib3_compares_lengths", [True, False])
 def test_download_that_breaks_off_is_repeated_until_it_is_whole(
-    place, server, run, naps, finished_run, monkeypatch, no_report, urllib3_compares_lengths
+    place, server, run, naps, finished_run, monkeypatch, urllib3_compares_lengths
 ):
     """Twice in the middle of a file: what is missing is asked for, and every byte is right."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     server.take_output(finished_run)
     server.broken = {"oof.csv": 2, "model/fold0/model.safetensors": 1}
-    monkeypatch.setattr(fetch, "BYTES_AT_ONCE", 100)
+    monkeypatch.setattr(follow, "BYTES_AT_ONCE", 100)
     if not urllib3_compares_lengths:  # as before its version 2: half a file is no error
         never = property(lambda response: False, lambda response, value: None)
         monkeypatch.setattr("urllib3.HTTPResponse.enforce_content_length", never, raising=False)
     code, _, errors = run()
     assert code == 0, errors
-    assert read_tree(place / "runs" / "02-roberta-base") == server.output
+    assert read_tree(place / "runs" / NAME) == server.output
     assert [line.split()[0] for line in server.ranges].count("oof.csv") == 2
     assert 5 in naps
 
 
-def test_too_many_requests_are_waited_for_as_told(server, run, naps):
-    """429 with Retry-After: that many seconds, then the same again."""
+def test_too_many_requests_are_waited_for_as_told(place, server, run, naps, monkeypatch):
+    """429 with Retry-After: that many seconds, then the same again. Nothing secret is shown, though with VERBOSE=1 the
+    client prints every request with its Authorization header."""
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    monkeypatch.setattr(KaggleApi, "args", ["--local", "--verbose"])
     server.script["SaveKernel"] = [(429, {"message": "slow down"}, {"Retry-After": "77"}), {"versionNumber": 8}]
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
-    _, shown, _ = run()
+    _, shown, errors = run()
     assert 77 in naps
     assert "version 8 of" in shown
+    assert "Authorization" not in shown + errors
+    assert not any(KEY.encode() in content for content in read_tree(place).values())
 
 
 @pytest.mark.parametrize(
     ("method", "answer", "words"),
     [
         ("SaveKernel", (409, {"message": "The slug is in use"}), ["409", "slug is in use", "Rename or delete"]),
-        ("SaveKernel", (403, {"message": "You must accept this competition's rules"}), ["/rules"]),
+        ("SaveKernel", (403, {"message": "Forbidden"}), ["phone is not verified", "/phone", "/rules", "expired"]),
         ("SaveKernel", {"versionNumber": 9, "invalidCompetitionSources": ["llm-classification-finetuning"]},
          [f"version 9 of {KERNEL} was started without llm-classification-finetuning", "/rules", "keeps running there",
-          "kaggle-watch"]),
+          WATCH]),
         ("GetAcceleratorQuotaStatistics", (401, {"message": "Unauthenticated"}), ["expired", "Make a token"]),
-        ("GetDatasetStatus", {"status": "FAILED"}, ["could not unpack"]),
+        ("GetAcceleratorQuotaStatistics", quota(30, used=26.5),
+         ["may take 11.5 GPU hours", "has 3.5 left. Nothing was uploaded", "time_budget_hours=3.4"]),
+        ("GetAcceleratorQuotaStatistics", quota(30, used=15, reserved=11.5),
+         ["has 3.5 left, beside 11.5 that running kernels reserve", "wait for their end"]),
         ("CreateDataset", {"status": "error", "error": "title is taken"}, ["title is taken", "Nothing was started"]),
+        ("GetKernelSessionStatus", RUNNING, [f"{KERNEL} is running on Kaggle", "Nothing was started", WATCH]),
     ],
 )  # fmt: skip
 def test_refusals_of_the_server(server, run, method, answer, words):
-    """One message each, exit code 2; what was started is named."""
+    """One message each, exit code 2; what was started is named. Nobody pays twice for a kernel that runs."""
     server.script[method] = [answer]
-    code, _, errors = run()
+    code, _, errors = run("--set", "resume_from=none")
     assert code == 2
     for word in words:
         assert word in errors, errors
     assert "Traceback" not in errors
     assert ("keeps running there" in errors) == ("keeps running there" in words)
+    assert bool(server.sent("SaveKernel")) == (method == "SaveKernel")
+    assert bool(server.sent("CreateDataset")) == (method in ("SaveKernel", "CreateDataset"))
 
 
-@pytest.mark.parametrize("settings", [[], ["--set", "resume_from=none"]])
-def test_kernel_that_runs_is_not_started_again(server, run, settings):
-    """Nobody pays twice: it is named, and how to follow it."""
-    server.script["GetKernelSessionStatus"] = [RUNNING]
-    code, _, errors = run(*settings)
-    assert code == 2
-    assert f"{KERNEL} is running on Kaggle" in errors
-    assert f"make kaggle-watch OWNER={OWNER} NOTEBOOK=02-roberta-base" in errors
-    assert not server.sent("SaveKernel")
-
-
-def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, server, run, finished_run, no_report):
+def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, server, run, finished_run):
     """`kaggle-train` refuses, `kaggle-watch` brings it; then another may start, even with a score written into it."""
     server.script["GetKernelSessionStatus"] = [COMPLETE]
     server.take_output(finished_run)
@@ -315,8 +290,8 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
     assert "has finished a run that is not in" in errors
     assert run("--watch")[0] == 0
     assert not server.sent("SaveKernel")
-    result = place / "runs" / "02-roberta-base" / "result.json"
-    result.write_text(json.dumps({**json.loads(result.read_text()), fetch.PUBLIC_SCORE: {"score": 1.0}}))
+    result = place / "runs" / NAME / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), follow.PUBLIC_SCORE: {"score": 1.0}}))
     code, _, errors = run()
     assert len(server.sent("SaveKernel")) == 1
     assert code == 2
@@ -325,52 +300,28 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
     assert len(list((place / "runs").glob("0*"))) == 1
 
 
-def test_ctrl_c_says_how_to_come_back(server, run, monkeypatch):
-    """The kernel keeps running; exit code 130."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING]
-
-    naps = iter([30])
-
-    def press(seconds):
-        if next(naps, None) is None:
-            raise KeyboardInterrupt
-
-    server.data_sets |= {f"{OWNER}/prefcls-{name}": 1 for name in ("lib", "backbone")}
-    monkeypatch.setattr("time.sleep", press)
-    code, _, errors = run()
-    assert code == 130
-    assert f"{KERNEL} keeps running on Kaggle" in errors
-    assert f"come back to it: make kaggle-watch OWNER={OWNER} NOTEBOOK=02-roberta-base" in errors
-
-
 def test_full_disk_while_downloading(place, server, run, monkeypatch, finished_run):
     """Nothing half-downloaded stays, and the output is still on Kaggle."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     server.take_output(finished_run)
 
     def fill(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fetch, "_download", fill)
+    monkeypatch.setattr(follow, "_download", fill)
     code, _, errors = run()
     assert code == 2
-    assert "No space left on device" in errors
-    assert "its output is kept" in errors
-    assert "kaggle-watch" in errors
+    for words in ("No space left on device", "its output is kept", WATCH):
+        assert words in errors
     assert list((place / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../../outside.txt", "/tmp/outside.txt", "a\0b"])
-def test_output_cannot_leave_its_folder(place, server, run, finished_run, name):
+def test_output_cannot_leave_its_folder(tmp_path, name):
     """A name with .., an absolute one and one that no file system takes are refused."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
-    server.take_output(finished_run)
-    server.output[name] = b"x"
-    code, _, errors = run()
-    assert code == 2
-    assert f"the output holds {name!r}, which cannot lie in its folder" in errors
-    assert not (place / "outside.txt").exists()
-    assert list((place / "runs").iterdir()) == []
+    with pytest.raises(UserError) as error:
+        follow.fetch_output(None, {name: "address"}, tmp_path / "runs", "run")
+    assert f"the output holds {name!r}, which cannot lie in its folder" in str(error.value)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
 
 
 def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run, home):
@@ -378,23 +329,22 @@ def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run,
     text = (home / "train.csv").read_bytes()
     (place / "votes.csv").write_bytes(text)
     (place / "more.csv.gz").write_bytes(gzip.compress(text))
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
     code, _, errors = run("--set", f"extra_train={place / 'votes.csv'},{place / 'more.csv.gz'}")
     assert code == 1, errors  # there is no output
     assert injected(server)["extra_train"] == "votes.csv,more.csv"
     (kernel,) = server.sent("SaveKernel")
-    sets = [f"{OWNER}/prefcls-{name}" for name in ("lib", "backbone", "extra")]
-    assert kernel["datasetDataSources"] == sets
+    assert kernel["datasetDataSources"] == [f"{OWNER}/prefcls-{name}" for name in ("lib", "backbone", "extra")]
     folder = place / "dist" / "kaggle" / "datasets" / "prefcls-extra"
     assert (folder / "votes.csv").read_bytes() == (folder / "more.csv").read_bytes() == text
     assert {path.name for path in folder.iterdir()} == {"votes.csv", "more.csv", "content.txt", "dataset-metadata.json"}
 
 
-def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeypatch):
-    """SET names it, without a preset and over one; `BACKBONES` is what is uploaded in its place."""
+def test_preset_and_set_name_what_is_trained(run, monkeypatch):
+    """SET has the last word; the backbone is the one that is named, `BACKBONE` what is uploaded in its place; a preset
+    without a notebook goes to notebook 01."""
     started = []
-    monkeypatch.setattr(train.Training, "start", lambda self, parameters, name, *_: started.append((parameters, name)))
-    monkeypatch.setattr(train.Training, "follow", lambda self: 0)
+    monkeypatch.setattr(train, "start", lambda _, kernel, *given: started.append((kernel.name, *given[1:3])))
+    monkeypatch.setattr(train, "bring_back", lambda *_: 0)
     for settings, name in (
         (["init_from=a/scorer"], "a/scorer"),
         (["backbone=b/encoder"], "b/encoder"),
@@ -402,27 +352,31 @@ def test_a_backbone_that_is_set_is_the_one_that_is_uploaded(server, run, monkeyp
         (["--preset", "strong"], "OpenAssistant/reward-model-deberta-v3-large-v2"),
         ([], "roberta-base"),
     ):
-        assert train.main([OWNER, "02-roberta-base", "--set", *settings]) == 0
-        parameters, uploaded = started[-1]
+        assert train.main([OWNER, NAME, "--set", *settings]) == 0
+        _, parameters, uploaded = started[-1]
         assert uploaded == name
         assert Path(name).name.lower() in (parameters.get("init_from"), parameters["backbone"])
-    assert run("--set", "init_from=a/scorer")[0] == 0
-    assert started[-1][0]["init_from"] == "backbone" and Path(started[-1][1]).name == "backbone"
+    assert run("--preset", "quick", "--set", "max_length=384", "init_from=a/scorer", notebook="")[0] == 0
+    notebook, parameters, uploaded = started[-1]
+    quick = {"max_length": 384, "num_epochs": 1, "num_seeds": 2, "folds": [0], "time_budget_hours": 1.0}
+    assert (notebook, Path(uploaded).name) == ("01-deberta-v3-xsmall", "backbone")
+    assert parameters == {"backbone": "backbone", "init_from": "backbone", **quick}
 
 
 @pytest.mark.parametrize(
     ("owner", "notebook", "settings", "words"),
     [
-        ("", "02-roberta-base", [], ["no OWNER"]),
-        (OWNER, "02-roberta-base", ["extra_train=no.csv"], ["extra_train=no.csv: no such file", "prefcls convert"]),
-        (OWNER, "02-roberta-base", [f"extra_train={__file__},{__file__}"], ["two files have one name"]),
-        (OWNER, "", [], ["no NOTEBOOK", "01-deberta-v3-xsmall"]),
-        (OWNER, "02-robrta", [], ["NOTEBOOK=02-robrta", "Did you mean 02-roberta-base?"]),
+        ("", NAME, [], ["no OWNER"]),
+        (OWNER, NAME, ["extra_train=no.csv"], ["extra_train=no.csv: no such file", "prefcls convert"]),
+        (OWNER, NAME, [f"extra_train={__file__},{__file__}"], ["two files have one name"]),
+        (OWNER, "", [], ["NOTEBOOK=''", "choose one of 01-deberta-v3-xsmall"]),
+        (OWNER, "02-robrta", [], ["NOTEBOOK='02-robrta'", "choose one of", NAME]),
         (OWNER, "02_roberta_base", ["num_epoch=1"], ["'num_epoch'", "Did you mean 'num_epochs'?"]),
-        (OWNER, "02_roberta_base", ["num_epochs=many"], ["num_epochs='many'"]),
-        (OWNER, "02_roberta_base", ["out=x"], ["out cannot be set"]),
-        (OWNER, "02_roberta_base", ["num_epochs"], ["SET='num_epochs'", "NAME=VALUE"]),
-        ("somebody", "02-roberta-base", [], ["OWNER=somebody", f"those of {OWNER}"]),
+        (OWNER, NAME, ["num_epochs=many"], ["num_epochs='many'"]),
+        (OWNER, NAME, ["out=x"], ["out cannot be set"]),
+        (OWNER, NAME, ["num_epochs"], ["SET='num_epochs'", "NAME=VALUE"]),
+        (OWNER, NAME, ["--preset", "quik"], ["Did you mean", "quick.yaml?"]),
+        ("somebody", NAME, [], ["OWNER=somebody", f"those of {OWNER}"]),
     ],
 )
 def test_bad_arguments_ask_nothing_of_kaggle(server, run, owner, notebook, settings, words):
@@ -432,33 +386,3 @@ def test_bad_arguments_ask_nothing_of_kaggle(server, run, owner, notebook, setti
     for word in words:
         assert word in errors, errors
     assert server.calls == []
-
-
-def test_a_line_is_redrawn_on_a_terminal(server, monkeypatch, capsys):
-    """One line, with the time; after a lost connection the log comes again, and what was shown is not shown again."""
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "60")
-    server.script["GetKernelSessionStatus"] = [QUEUED, RUNNING, RUNNING, COMPLETE]
-    server.log = [PROGRESS]
-    kaggle = client.Kaggle()
-    kaggle.sign_in(OWNER)
-    assert follow.follow_kernel(kaggle, ANY_VERSION) == ("complete", "")
-    head, *lines = capsys.readouterr().out.split("\r\x1b[2K")
-    assert "Ctrl-C leaves it running" in head
-    shown = [line.rstrip().partition(" ") for line in lines]
-    assert all(re.fullmatch(r"\d:\d\d:\d\d", clock) for clock, _, _ in shown)
-    assert [text[:12] for _, _, text in shown] == ["queued", "running", "running | [f", "running", "complete"]
-    assert max(map(len, lines)) < 60
-    assert lines[-1].endswith("\n")
-
-
-def test_verbose_client_does_not_show_credentials(place, server, run, monkeypatch):
-    """With VERBOSE=1 the client prints every request with its Authorization header."""
-    from kaggle.api.kaggle_api_extended import KaggleApi
-
-    monkeypatch.setattr(KaggleApi, "args", ["--local", "--verbose"])
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
-    _, shown, errors = run()
-    assert "version 7 of" in shown
-    assert "Authorization" not in shown + errors
-    assert not any(KEY.encode() in content for content in read_tree(place).values())

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from accelerate.tracking import GeneralTracker
-from conftest import read_probs, run_small
 from huggingface_hub import ModelCard
 from test_train import make_config, make_examples, make_model
 
@@ -13,7 +12,7 @@ import prefcls_lib
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import TEXT_COLUMNS
 from prefcls_lib.ensemble.blend import fit_runs
-from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.pipeline.folder import read_probs
 from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
@@ -75,7 +74,7 @@ def test_load_names_what_is_wrong_with_a_folder(tmp_path, finished_run):
         prefcls_lib.load(tmp_path)
     model = tmp_path / "model"
     model.mkdir()
-    (model / "preference.json").write_text(json.dumps({"settings": {"pooling": "mean"}, "feature_scaler": None}))
+    (model / "preference.json").write_text(json.dumps({"settings": {"pooling": "mean"}}))
     with pytest.raises(UserError, match=r"model: cannot be read .*pooling"):
         prefcls_lib.load(model)
 
@@ -132,7 +131,7 @@ class Recorder(GeneralTracker):
 
 def test_any_tracker_of_accelerate_gets_each_validation(tiny):
     """At its step, numbers alone; what was not measured is left out."""
-    recorder, config = Recorder(), make_config(validations_per_epoch=2, structure_features=False)
+    recorder, config = Recorder(), make_config(validations_per_epoch=2)
     accelerator = make_accelerator("no")
     accelerator.trackers = [recorder]
     given = (make_model(tiny, config), make_examples(32, 1), make_examples(9, 2), config, accelerator, 0)
@@ -140,19 +139,3 @@ def test_any_tracker_of_accelerate_gets_each_validation(tiny):
     assert [step for _, step in recorder.sent] == history["step"].tolist()
     assert [values["valid_log_loss"] for values, _ in recorder.sent] == history["valid_log_loss"].tolist()
     assert all(isinstance(value, float) for values, _ in recorder.sent for value in values.values())
-
-
-def test_tensorboard_gets_history_and_result(home, tmp_path):
-    """What is in history.csv and result.json, once although two processes train."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run_small(home, tmp_path / "run", "report_to=tensorboard", "num_processes=2")
-    found: dict[str, list[float]] = {}
-    for folder in {path.parent for path in (tmp_path / "run" / "logs").rglob("events.out.*")}:
-        events = EventAccumulator(str(folder)).Reload()
-        for tag in events.Tags()["scalars"]:
-            found.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
-    history = read_table(tmp_path / "run" / "history.csv")
-    assert found["valid_log_loss"] == pytest.approx(history["valid_log_loss"].tolist(), rel=1e-6)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert found["log_loss"] == pytest.approx([result["log_loss"]], rel=1e-6)

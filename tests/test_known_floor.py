@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from prefcls_lib.data import loading
-from prefcls_lib.evaluation import scores
+from prefcls_lib.data.schema import class_shares
+from prefcls_lib.evaluation.scores import row_losses
 from report.studies import known_floor
 
 
@@ -19,27 +21,18 @@ def made(tmp_path_factory):
     return folder, probs
 
 
-def test_labels_follow_the_known_distribution(made):
-    """As the library reads them: class shares and log loss are those of the distribution, within four deviations."""
+def test_labels_follow_the_distribution_of_the_text(made):
+    """It is computed again from the written words of one row; class shares are its mean, within four deviations."""
     folder, probs = made
-    labels = loading.read_rows(folder / "train.csv", labelled=True)["label"].to_numpy()
-    np.testing.assert_allclose(probs.sum(axis=1), 1)
-    shares, variances = np.bincount(labels) / len(labels), (probs * (1 - probs)).mean(axis=0) / len(labels)
-    assert (np.abs(shares - probs.mean(axis=0)) < 4 * np.sqrt(variances)).all()
-    entropy = -(probs * np.log(probs)).sum(axis=1)
-    spread = np.sqrt(((probs * np.log(probs) ** 2).sum(axis=1) - entropy**2).mean() / len(labels))
-    assert abs(scores.log_loss(labels, probs) - entropy.mean()) < 4 * spread
-
-
-def test_distribution_is_that_of_the_text(made):
-    """Computed again from the written words of one row, by hand."""
-    folder, probs = made
+    rows = loading.read_rows(folder / "train.csv", labelled=True)
     worth = dict(zip(*known_floor.make_words(), strict=True))
-    row = loading.read_rows(folder / "train.csv", labelled=True).iloc[7]
-    a, b = (row[name][0].split() for name in ("response_a", "response_b"))
+    a, b = (rows.loc[7, name][0].split() for name in ("response_a", "response_b"))
     d = sum(worth[w] for w in a) - sum(worth[w] for w in b) + known_floor.LENGTH_WORTH * (len(a) - len(b))
-    logits = np.array([d, -d, 0.0])
-    np.testing.assert_allclose(probs[7], np.exp(logits) / np.exp(logits).sum(), atol=1e-9)
+    np.testing.assert_allclose(probs[7], softmax([d, -d, 0.0]), atol=1e-9)
+    variances = (probs * (1 - probs)).mean(axis=0) / len(rows)
+    assert (np.abs(class_shares(rows["label"]) - probs.mean(axis=0)) < 4 * np.sqrt(variances)).all()
+    losses, entropy = row_losses(rows["label"], probs), -(probs * np.log(probs)).sum(axis=1)
+    assert abs(losses.mean() - entropy.mean()) < 4 * losses.std() / np.sqrt(len(rows))
 
 
 def test_a_variant_is_compared_with_the_floor_of_its_own_validation_rows(made):

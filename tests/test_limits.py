@@ -8,7 +8,7 @@ from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import step, validation
 from prefcls_lib.training.checkpoint import TrainingState
 
-PLAIN = {"structure_features": False, "num_epochs": 1}
+PLAIN = {"num_epochs": 1}
 GUISES = {
     "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),

@@ -10,7 +10,6 @@ from transformers import AutoModel, PretrainedConfig
 from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import MINILM_PACKAGE
 from prefcls_lib.models.recipes import choose_recipe
-from prefcls_lib.runtime.files import write_json
 from report.studies import t4_plan
 from report.studies.t4_plan import read_config
 
@@ -98,17 +97,13 @@ def test_plan_by_hand(monkeypatch):
     assert line[:2] == ["512", f"{fixed / 2**30:.1f}"]
 
 
-def test_measured_pace_replaces_the_projection(tmp_path):
-    """A run at 512 tokens on two T4: 2 x 51,729 x 300 tokens at 8,622 a second are one hour; 768 and CPUs stay."""
-    for name, machine, pace in (("a", "2 x Tesla T4", 8_621.5), ("b", "x86_64 CPU, 2 threads", 100.0)):
-        result = {"backbone": "google/ELECTRA-large-discriminator", "tokens_per_second": pace}
-        write_json(tmp_path / name / "result.json", {**result, "versions": {"machine": machine}})
-        write_json(tmp_path / name / "config.json", {"settings": {"max_length": 512}})
-    assert t4_plan.measured_paces(tmp_path) == {("electra-large-discriminator", 512): (8_621.5, "2 x Tesla T4")}
-    plan = t4_plan.make_plan(np.array([300]), tmp_path)
-    assert plan.count("measured on 2 x") == 1
-    (line,) = (line for line in plan.splitlines() if line.startswith("| electra"))
-    assert "| 1.0, measured on 2 x Tesla T4 |" in line.replace("\u00a0", " ")
+def test_plan_has_every_backbone_at_the_lengths_it_takes():
+    """768 tokens for DeBERTa and ModernBERT alone."""
+    lines = [line.strip("| ").split(" | ") for line in t4_plan.make_plan(np.array([300])).splitlines() if "|" in line]
+    found = {(line[0], line[1].replace("\u00a0", " ")) for line in lines[2:]}
+    longer = {name for name in NAMES if read_config(name).model_type in ("deberta-v2", "modernbert")}
+    assert found == {(name, "512") for name in NAMES} | {(name, "768") for name in longer}
+    assert len(longer) == 9
 
 
 @pytest.mark.skipif(find_spec(MINILM_PACKAGE) is None, reason="counts tokens with MiniLM's tokenizer")

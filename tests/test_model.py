@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, make_padded_batches
-from prefcls_lib.data.features import SIGNS, FeatureScaler, compute_features, identical_answers
+from prefcls_lib.data.features import identical_answers
 from prefcls_lib.data.schema import SWAP
 from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel, mean_pool
@@ -51,18 +51,17 @@ def examples_of(backbone_folders, rows):
 
     def make(kind: str, architecture: str = "siamese") -> tuple[Examples, Examples]:
         if (kind, architecture) not in cached:
-            given = (backbone_folders[kind], FeatureScaler.fit(compute_features(rows)), architecture)
-            cached[kind, architecture] = tuple(encode(table, *given) for table in (rows, swapped))
+            tables = (rows, swapped)
+            cached[kind, architecture] = tuple(encode(table, backbone_folders[kind], architecture) for table in tables)
         return cached[kind, architecture]
 
     return make
 
 
-def encode(rows: pd.DataFrame, folder, scaler: FeatureScaler | None, architecture: str = "siamese") -> Examples:
+def encode(rows: pd.DataFrame, folder, architecture: str = "siamese") -> Examples:
     tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(folder))
     encoded = encode_rows(rows, tokenizer, 48, "none", architecture)
-    features = None if scaler is None else scaler.transform(compute_features(rows)).astype(np.float32)
-    return Examples(encoded.token_ids, encoded.sides, features, rows["label"].to_numpy())
+    return Examples(encoded.token_ids, encoded.sides, rows["label"].to_numpy())
 
 
 def make_model(folder, **settings) -> PreferenceModel:
@@ -81,18 +80,18 @@ def predict(model: PreferenceModel, examples: Examples, precision: str = "no") -
 def make_head(on_baseline: bool = False, symmetric: bool = True, architecture: str = "siamese") -> PreferenceHead:
     """A head over embeddings of 8 numbers, its last layers not at zero."""
     torch.manual_seed(0)
-    head = PreferenceHead(8, symmetric, True, 0.0, architecture, on_baseline)
-    for layer in (head.output, head.wide, *([head.correction] if on_baseline else [])):
+    head = PreferenceHead(8, symmetric, 0.0, architecture, on_baseline)
+    for layer in (head.output, *([head.correction] if on_baseline else [])):
         nn.init.normal_(layer.weight, std=0.1)
     return head
 
 
 def head_inputs(num_rows: int = 5):
-    """u, v (B, 8), structure features and offsets (m, -m, t) of some rows."""
+    """u, v (B, 8) and offsets (m, -m, t) of some rows."""
     generator = torch.Generator().manual_seed(1)
     u, v = torch.randn(2, num_rows, 8, generator=generator)
     m, t = torch.randn(2, num_rows, generator=generator)
-    return u, v, torch.randn(num_rows, len(SIGNS), generator=generator), torch.stack([m, -m, t], dim=1)
+    return u, v, torch.stack([m, -m, t], dim=1)
 
 
 @ALL_KINDS
@@ -109,7 +108,7 @@ def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, exa
     }
     with torch.inference_mode():
         embedded = {name: model.embed_sides(batches) for name, batches in ways.items()}
-        logits = [model(u[sides[:, 0]], u[sides[:, 1]], torch.as_tensor(examples.features)) for u in embedded.values()]
+        logits = [model(u[sides[:, 0]], u[sides[:, 1]]) for u in embedded.values()]
     assert len(np.unique([len(ids) for ids in examples.token_ids])) > 5 and len(ways["all at once"]) == 1
     for other in logits[1:]:
         torch.testing.assert_close(other, logits[0], atol=1e-5, rtol=0)
@@ -138,7 +137,7 @@ def test_predict_proba_is_the_model_row_by_row(kind, backbone_folders, examples_
         with torch.inference_mode():
             ids = [torch.as_tensor(examples.token_ids[side].astype(np.int64))[None] for side in examples.sides[row]]
             u, v = (model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids)
-            logits = model.head(u, v, torch.as_tensor(examples.features[[row]]))
+            logits = model.head(u, v)
         np.testing.assert_allclose(torch.softmax(logits, dim=1)[0].numpy(), probs[row], atol=1e-5)
     assert np.abs(probs.sum(axis=1) - 1).max() < 1e-12
     assert tokens.real == sum(len(examples.token_ids[side]) for side in np.unique(examples.sides)) <= tokens.computed
@@ -152,12 +151,10 @@ def test_masked_mean_by_hand():
 
 
 @pytest.mark.parametrize("head", ["symmetric", "concat"])
-@pytest.mark.parametrize("structure_features", [True, False])
-def test_untrained_model_predicts_the_prior(tiny, examples_of, head, structure_features):
+def test_untrained_model_predicts_the_prior(tiny, examples_of, head):
     """.5 and .3 are averaged to .4: every row gets (.4, .4, .2), and the first loss is its cross-entropy."""
     examples, _ = examples_of("bert")
-    examples = examples if structure_features else replace(examples, features=None)
-    model = make_model(tiny, head=head, structure_features=structure_features)
+    model = make_model(tiny, head=head)
     model.head.start_at_prior(PRIOR)
     probs = predict(model, examples)
     np.testing.assert_allclose(probs, np.tile([0.4, 0.4, 0.2], (len(examples), 1)), atol=1e-7)
@@ -175,6 +172,8 @@ def test_swapping_the_answers_permutes_the_probabilities_exactly(
     and no others, are equally likely to win."""
     examples, swapped = examples_of(kind, architecture)
     model = make_model(backbone_folders[kind], architecture=architecture)
+    for parameter in model.encoder.parameters():
+        parameter.data *= 4  # so that attention depends on the order of the answers
     probs = predict(model, examples, precision)
     for other in (swapped, examples.swapped()):
         assert (predict(model, other, precision) == probs[:, SWAP]).all()
@@ -208,11 +207,10 @@ def test_concat_head_is_not_symmetric(tiny, examples_of):
 
 
 def test_symmetric_head_is_the_mean_of_both_orders():
-    """(h(u, v, x) + P h(v, u, Px)) / 2, from a concat head with the same weights."""
+    """(h(u, v) + P h(v, u)) / 2, from a concat head with the same weights."""
     symmetric, concat = make_head(), make_head(symmetric=False)
-    u, v, x, _ = head_inputs()
-    expected = (concat(u, v, x) + concat(v, u, x * symmetric.signs)[:, SWAP]) / 2
-    torch.testing.assert_close(symmetric(u, v, x), expected)
+    u, v, _ = head_inputs()
+    torch.testing.assert_close(symmetric(u, v), (concat(u, v) + concat(v, u)[:, SWAP]) / 2)
 
 
 def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
@@ -223,10 +221,9 @@ def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
         logits = []
         for order, side in enumerate(examples.sides[row]):
             ids = torch.as_tensor(examples.token_ids[side], dtype=torch.long)[None]
-            x = torch.as_tensor(examples.features[[row]]) * (model.head.signs if order else 1)
             with torch.inference_mode():
-                fused = torch.cat([model.head.norm(model.encoder(input_ids=ids).last_hidden_state.mean(dim=1)), x], 1)
-                one = model.head.output(nn.functional.gelu(model.head.hidden(fused))) + model.head.wide(x)
+                u = model.head.norm(model.encoder(input_ids=ids).last_hidden_state.mean(dim=1))
+                one = model.head.output(nn.functional.gelu(model.head.hidden(u)))
             logits.append(one[0, [1, 0, 2]] if order else one[0])
         expected = torch.softmax((logits[0] + logits[1]) / 2, dim=0)
         np.testing.assert_allclose(probs[row], expected.numpy(), atol=1e-5)
@@ -235,17 +232,17 @@ def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
 @ARCHITECTURES
 def test_head_on_a_baseline_is_exactly_order_equivariant(architecture):
     """A and B in each other's place permute both outputs, to the bit."""
-    head, (u, v, x, offset) = make_head(True, architecture=architecture), head_inputs()
-    swapped = head.outputs(v, u, x * head.signs, offset[:, SWAP])
-    for found, other in zip(head.outputs(u, v, x, offset), swapped, strict=True):
+    head, (u, v, offset) = make_head(True, architecture=architecture), head_inputs()
+    swapped = head.outputs(v, u, offset[:, SWAP])
+    for found, other in zip(head.outputs(u, v, offset), swapped, strict=True):
         assert torch.equal(other[:, SWAP], found)
 
 
 def test_untrained_network_predicts_what_the_baseline_does():
     """With its last layers at zero the correction is zero, and the auxiliary output is the prior."""
-    head, (u, v, x, offset) = make_head(True), head_inputs()
+    head, (u, v, offset) = make_head(True), head_inputs()
     head.start_at_prior((0.5, 0.25, 0.25))
-    logits, auxiliary = head.outputs(u, v, x, offset)
+    logits, auxiliary = head.outputs(u, v, offset)
     assert torch.equal(logits, offset)
     assert torch.softmax(auxiliary, dim=1)[0].tolist() == pytest.approx([0.375, 0.375, 0.25])
 
@@ -262,10 +259,10 @@ def test_loss_on_a_baseline_by_hand():
 
 def test_encoder_learns_beside_a_perfect_offset():
     """Where the offset explains every label, the correction has no gradient, and the auxiliary output still has."""
-    head, (u, v, x, _) = make_head(True), head_inputs()
+    head, (u, v, _) = make_head(True), head_inputs()
     u.requires_grad_()
     offset = torch.tensor([[40.0, -40.0, -40.0]]).repeat(5, 1)
-    outputs, labels = head.outputs(u, v, x, offset), np.zeros(5, dtype=int)
+    outputs, labels = head.outputs(u, v, offset), np.zeros(5, dtype=int)
     both = Examples([], np.zeros((5, 2), dtype=int), labels=labels, offsets=offset.numpy())
     largest = []
     for examples in (both, replace(both, offsets=None)):
@@ -278,10 +275,10 @@ def test_autocast_reaches_the_encoder_and_not_the_head(tiny, examples_of):
     """bf16 gives other numbers than fp32, and not very different ones; the head's logits are the same to the bit."""
     model, (examples, _) = make_model(tiny), examples_of("bert")
     assert 0 < np.abs(predict(model, examples, "no") - predict(model, examples, "bf16")).max() < 0.05
-    head, (u, v, x, _) = make_head(), head_inputs()
+    head, (u, v, _) = make_head(), head_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = head(u, v, x)
-    assert inside.dtype == torch.float32 and torch.equal(inside, head(u, v, x))
+        inside = head(u, v)
+    assert inside.dtype == torch.float32 and torch.equal(inside, head(u, v))
 
 
 def test_token_types_are_never_passed(kind, backbone_folders, examples_of):

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,16 +10,14 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-import pandas as pd
 import pytest
-from conftest import KINDS, make_row
+from conftest import make_row
 
 from prefcls_lib.config import RunConfig, read_settings
-from prefcls_lib.evaluation import compare
-from prefcls_lib.pipeline import preview, results
+from prefcls_lib.pipeline import preview
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-PRESETS = ("quick", "original", "strong")
+PARAMS, PRESETS = NOTEBOOKS / "params", ("quick", "original", "strong")
 NAMES = ("01_deberta_v3_xsmall", "02_roberta_base", "03_electra_large")
 
 
@@ -96,93 +93,35 @@ def test_kernelspec_is_in_the_py():
         assert jupytext.read(NOTEBOOKS / f"{name}.py").metadata["kernelspec"]["name"] == "python3"
 
 
-def run_papermill(name: str, out: Path, *parameters: str, preset: str = "demo") -> subprocess.CompletedProcess:
-    notebook = out / "executed.ipynb"
-    command = [sys.executable, "-m", "papermill", NOTEBOOKS / f"{name}.ipynb", notebook, "--no-progress-bar"]
-    command += ["-f", NOTEBOOKS / "params" / f"{preset}.yaml", *parameters]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=out, timeout=300, check=False)
-
-
-@pytest.mark.parametrize(("name", "kind", "preset"), list(zip(NAMES, KINDS, PRESETS, strict=False)))
-def test_runs_through_papermill(name, kind, preset, backbone_folders, reward_folders, tmp_path):
-    """Headless, as users run it, each with a preset: from the sample's rows to a submission, on a tiny encoder of its
-    kind; whatever is not made small is as the preset has it."""
-    out, folder = tmp_path / "run", (reward_folders if preset == "strong" else backbone_folders)[kind]
-    small = {"init_from" if preset == "strong" else "backbone": folder, "out": out, "train": "sample", "test": "sample",
-             "max_length": 32, "max_train_rows": 120, "num_folds": 5, "num_epochs": 1}  # fmt: skip
-    if preset != "original":
-        small["start_from"] = "structure_logistic"
-    parameters = [part for item in small.items() for part in ("-p", *item)]
-    done = run_papermill(name, tmp_path, *parameters, preset=preset)
+def test_runs_through_papermill(tiny, write_csv, tmp_path):
+    """Headless, as users run it, from the sample's rows to a submission: a cross-encoder with extra rows on a tiny
+    encoder, by parameters alone; what is not made small is as the file has it. The other notebooks have its code."""
+    extra = write_csv("extra.csv", [make_row(number, 0) for number in range(3)])
+    out, file = tmp_path / "run", PARAMS / "demo.yaml"
+    small = {"backbone": tiny, "out": out, "max_length": 32, "max_train_rows": 120, "architecture": "cross",
+             "extra_train": extra, "start_from": "structure_logistic"}  # fmt: skip
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS / f"{NAMES[0]}.ipynb", tmp_path / "done.ipynb", "-f", file]
+    command += ["--no-progress-bar", *(part for item in small.items() for part in ("-p", *item))]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((out / "result.json").read_text())["backbone"] == str(folder)
+    assert json.loads((out / "result.json").read_text())["backbone"] == str(tiny)
     used = json.loads((out / "config.json").read_text())["settings"]
-    names = read_settings(NOTEBOOKS / "params" / f"{preset}.yaml").keys() - small.keys()
-    preset_values = RunConfig.from_yaml(NOTEBOOKS / "params" / f"{preset}.yaml", {}).to_dict()
-    kept = {name: preset_values[name] for name in names}
-    assert {k: used[k] for k in kept if k != "backbone"} == {k: v for k, v in kept.items() if k != "backbone"}
-    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    given = RunConfig.from_yaml(file, {name: str(value) for name, value in small.items()}).to_dict()
+    kept = {*read_settings(file), *small}
+    assert {name: used[name] for name in kept} == {name: given[name] for name in kept}
+    executed = nbformat.read(tmp_path / "done.ipynb", as_version=4)
     shown = "".join(o.get("text", "") + str(o.get("data", "")) for c in executed.cells for o in c.get("outputs", []))
     assert "untrained model, log loss" in shown and "What to try next:" in shown
     assert shown.count("image/png") == 5
     assert not any(o.get("name") == "stderr" for c in executed.cells for o in c.get("outputs", []))
 
 
-def test_cross_encoder_with_extra_rows_runs_through_the_same_cells(tiny, write_csv, tmp_path):
-    """Parameters, nothing else."""
-    extra = write_csv("extra.csv", [make_row(number, 0) for number in range(3)])
-    given = {"backbone": tiny, "out": tmp_path / "run", "architecture": "cross", "extra_train": extra, "max_length": 32,
-             "max_train_rows": 120, "start_from": "structure_logistic"}  # fmt: skip
-    done = run_papermill(NAMES[0], tmp_path, *[part for item in given.items() for part in ("-p", *item)])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["architecture"] == "cross"
-    assert (tmp_path / "run" / "result.json").exists()
-
-
-def test_mistyped_parameter_stops_the_run(tiny, tmp_path):
-    """papermill only warns; the library stops with the name and the nearest right one."""
-    done = run_papermill(NAMES[0], tmp_path, "-p", "backbone", tiny, "-p", "lerning_rate", "1e-4")
-    assert done.returncode != 0
-    assert "'lerning_rate'" in done.stderr
-    assert "'learning_rate'" in done.stderr
-
-
-def test_settings_show_first_what_was_set_and_fold_the_defaults_away():
-    """A setting of the run, one that the recipe filled in, and one that nobody touched, each in its own part."""
+def test_settings_show_first_what_was_set():
+    """A setting of the run, one that the recipe filled in, and one that nobody touched, in this order."""
     given = RunConfig(backbone="minilm", num_folds=5)
-    text = preview.settings_html(given, replace(given, learning_rate=3e-5))
-    changed, recipe, defaults = re.findall(r"<details.*?</details>", text, flags=re.DOTALL)
-    assert "open" in changed and "<th>num_folds</th>" in changed and "set for this run: 2" in changed
-    assert "open" in recipe and "<th>learning_rate</th>\n      <td>3e-05</td>" in recipe
-    assert "<details>" in defaults and "<th>seed</th>" in defaults and "num_folds" not in defaults
-
-
-def test_scores_are_shown_with_the_digits_that_they_deserve():
-    """Three decimals; seconds whole, and not 0.0001."""
-    table = pd.DataFrame({"log_loss": [1.08412, 1.1], "accuracy": [0.45454, 0.5], "seconds": [212.4, 0.0001]})
-    shown = results.readable(table)
-    assert shown.to_numpy().tolist() == [["1.084", "0.455", "212 s"], ["1.100", "0.500", "below 1 s"]]
-
-
-@pytest.mark.parametrize(
-    ("verdict", "said"),
-    [("BEATS", "is better than"), ("LOSES", "is worse than"), ("INCONCLUSIVE", "is not shown to differ from")],
-)
-def test_the_conclusion_is_computed_from_the_result(verdict, said):
-    """The verdict in words with its numbers, the warnings, and what to try next."""
-    p, difference = {"BEATS": (0.01, -0.02), "LOSES": (0.01, 0.02), "INCONCLUSIVE": (0.4, -0.02)}[verdict]
-    c = compare.Comparison(difference, difference - 0.01, difference + 0.01, 0.014, 154, 150, p)
-    result = {
-        "encoder_share": c.to_dict(), "start_from": "structure_tfidf", "baseline": "structure_tfidf", "rows": 770,
-        "baseline_log_loss": 1.0931, "log_loss": 1.0731, "calibrated_log_loss": 1.08,
-        "encoder_warnings": {"fold0": "..."}, "folds": [{}, {}],
+    table = preview.settings_table(given, replace(given, learning_rate=3e-5))
+    assert list(table.index[:3]) == ["backbone", "num_folds", "learning_rate"]
+    assert table.iloc[2].tolist() == ["3e-05", "from the backbone's recipe"]
+    assert table["where from"].value_counts().to_dict() == {
+        "set for this run": 2, "from the backbone's recipe": 1, "default": len(table) - 3
     }  # fmt: skip
-    text = results.conclusion(result)
-    assert "On 154 rows, the network has a log loss of 1.073." in text
-    assert f"It {said} structure_tfidf, from which it starts (1.093): its log loss is {c.describe()}." in text
-    assert "In 1 of 2 models the encoder adds nothing." in text
-    assert "because 770 teach an encoder little" in text and "calibrate" not in text
-    assert ("0.014 is found four times in five" in text) == (verdict == "INCONCLUSIVE")
-    assert ("lower the `learning_rate`" in text) == (verdict == "LOSES")
-    assert "starts (" not in results.conclusion(result | {"start_from": "none", "rows": 6_000})
-    assert "teach" not in results.conclusion(result | {"rows": 5_000})

@@ -60,7 +60,7 @@ def test_original_is_the_study_and_nothing_of_ours():
     config = config.with_recipe(choose_recipe(AutoConfig.for_model("roberta")))
     study = {"num_epochs": 10, "max_length": 256, "label_smoothing": 0.1, "weight_decay": 0.01, "head": "concat"}
     assert {name: getattr(config, name) for name in study} == study
-    assert (config.text_cleaning, config.structure_features, config.start_from) == ("ascii", False, "none")
+    assert (config.text_cleaning, config.start_from) == ("ascii", "none")
 
 
 count_tokens = functools.cache(t4_plan.count_tokens)
@@ -105,17 +105,17 @@ def test_unknown_preset_gets_the_nearest(capsys):
     assert cli.main(["run", "--config", str(FOLDER / "stron.yaml")]) == 2
     assert f"stron.yaml: no such file. Did you mean {FOLDER / 'strong.yaml'}?" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"orginal\.yaml: no such file\. Did you mean .*original\.yaml"):
-        train.read_preset("orginal")
+        train.read_given("orginal", [])
     with pytest.raises(UserError, match=r"zzz\.yaml: no such file\. Write one"):
-        train.read_preset("zzz")
+        train.read_given("zzz", [])
 
 
 def test_what_a_kernel_gets_of_a_preset():
     """The preset over the kernel's defaults, SET over both; the backbone by the name of its data set."""
     given = train.read_given("strong", ["num_epochs=1"])
-    parameters = train.read_parameters("01_deberta_v3_xsmall", "me/my-reward-model", given, [])
+    parameters = train.read_parameters("01-deberta-v3-xsmall", "me/my-reward-model", given, [])
     assert parameters["init_from"] == "my-reward-model"
     assert (parameters["max_length"], parameters["num_epochs"], parameters["num_seeds"]) == (768, 1, 1)
     assert parameters["time_budget_hours"] == 11.5
-    assert "init_from" not in train.read_parameters("02_roberta_base", "roberta-base", {}, [])
-    assert layout.kernel_name("01_deberta_v3_xsmall") == train.PRESET_NOTEBOOK
+    assert "init_from" not in train.read_parameters("02-roberta-base", "roberta-base", {}, [])
+    assert train.PRESET_NOTEBOOK in layout.OWN_BACKBONE

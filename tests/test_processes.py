@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TWO_FOLDS, predict, read_probs, run_arguments, run_small
+from conftest import TWO_FOLDS, predict, run_arguments, run_small
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prefcls_lib import cli
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
-from prefcls_lib.pipeline.folder import FoldModel, read_table
+from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
 from prefcls_lib.pipeline.predict import predict_models
 from prefcls_lib.runtime.files import UserError
 
@@ -32,12 +34,12 @@ def start_process(command: list[str]) -> subprocess.Popen:
 
 
 def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, capsys):
-    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. One of the two logs. They start from a
-    reward model, whose temperature both fit alike."""
+    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. One of the two logs, to TensorBoard what
+    is in history.csv and result.json. They start from a reward model, whose temperature both fit alike."""
     settings = ("batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3", "mixed_precision=no",
                 f"init_from={reward_folders['bert']}")  # fmt: skip
     results, histories, outputs = [], [], []
-    for out, more in ((tmp_path / "one", ()), (tmp_path / "two", ("num_processes=2",))):
+    for out, more in ((tmp_path / "one", ()), (tmp_path / "two", ("num_processes=2", "report_to=tensorboard"))):
         results.append(run_small(home, out, *settings, *more))
         histories.append(read_table(out / "history.csv")[["step", "train_log_loss", "valid_log_loss"]])
         outputs.append(capsys.readouterr().out)
@@ -47,6 +49,13 @@ def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, ca
     np.testing.assert_allclose(*(read_probs(tmp_path / run / "submission.csv") for run in ("one", "two")), atol=1e-5)
     for said in ("reward model: temperature", "valid log loss"):
         assert outputs[0].count(said) == outputs[1].count(said) > 0
+    found: dict[str, list[float]] = {}
+    for folder in {path.parent for path in (tmp_path / "two" / "logs").rglob("events.out.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    assert found["valid_log_loss"] == pytest.approx(histories[1]["valid_log_loss"].tolist(), rel=1e-6)
+    assert found["log_loss"] == pytest.approx([results[1]["log_loss"]], rel=1e-6)
 
 
 def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, capsys):
@@ -85,27 +94,25 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
 
 
 def test_rows_predicted_by_two_processes(finished_run, home, tmp_path):
-    """What one process predicts, model by model; one that cannot be read is left out, and the reason is told."""
+    """What one process predicts, model by model, where one that cannot be read is left out, and the reason is told."""
     broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
     (broken / "head.safetensors").write_bytes(b"cut off")
-    folders = [finished_run / "model" / "fold0", broken, finished_run / "model" / "fold1"]
-    rows, found = loading.read_rows(home / "test.csv", labelled=False), {}
-    for num_processes in (1, 2):
-        probs, failed = {}, {}
-        predict_models(folders, rows, probs.__setitem__, num_processes, fail=failed.__setitem__)
-        assert list(failed) == [1] and "head.safetensors: is damaged" in str(failed[1])
-        found[num_processes] = probs
-    for number in (0, 2):
-        np.testing.assert_array_equal(found[2][number], found[1][number])
-    np.testing.assert_allclose((found[1][0] + found[1][2]) / 2, read_probs(finished_run / "submission.csv"), atol=1e-12)
+    one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
+    rows, alone, shared, failed = loading.read_rows(home / "test.csv", labelled=False), {}, {}, {}
+    predict_models([one, broken, two], rows, alone.__setitem__, fail=failed.__setitem__)
+    assert list(failed) == [1] and "head.safetensors: is damaged" in str(failed[1])
+    predict_models([one, two], rows, shared.__setitem__, num_processes=2)
+    for number in (0, 1):
+        np.testing.assert_array_equal(shared[number], alone[2 * number])
+    np.testing.assert_allclose((alone[0] + alone[2]) / 2, read_probs(finished_run / "submission.csv"), atol=1e-12)
     with pytest.raises(UserError, match="broken"):
-        predict_models(folders, rows, lambda *_: None)
+        predict_models([one, broken], rows, lambda *_: None)
 
 
 def test_failing_worker_ends_the_run_with_its_message(tmp_path):
     """Its last message becomes the caller's."""
     with pytest.raises(UserError, match=rf"fold1 failed: {tmp_path / 'config.json'}: no such file"):
-        launch.run_side_by_side([["fit", str(tmp_path), "fold1"]], ["fold1"])
+        launch.run_side_by_side({"fold1": ["fit", str(tmp_path), "fold1"]})
 
 
 def test_killed_worker_ends_the_others(capsys):
@@ -114,7 +121,7 @@ def test_killed_worker_ends_the_others(capsys):
     killed = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     started = time.monotonic()
     with pytest.raises(UserError, match=r"second failed: exit code -9. Its last lines:\n  here"):
-        launch._run([["-c", sleeper], ["-c", killed]], ["first", "second"], [dict(os.environ)] * 2)
+        launch._run({"first": ["-c", sleeper], "second": ["-c", killed]}, 2)
     assert time.monotonic() - started < 30
     assert "[first] asleep" in capsys.readouterr().out
 
@@ -126,7 +133,7 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path):
         "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
         f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
     )
-    start = f"p._run([['-c', {worker!r}]], ['worker'], [p._worker_environment(1, None)])"
+    start = f"p._run({{'worker': ['-c', {worker!r}]}}, 1)"
     parent = start_process(["-c", f"from prefcls_lib.pipeline import launch as p; {start}"])
     deadline = time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
@@ -173,7 +180,9 @@ def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch
     started = []
     monkeypatch.setattr(launch, "_run", lambda *given: started.append(given))
     launch.run_together(["fit", "run", "fold0"], 2)
-    [([command], _, [environment], _)] = started
+    [(commands, num_processes, _)] = started
+    [command] = commands.values()
+    environment = launch._worker_environment(num_processes, None)
     assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]
     assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} <= set(command[2:-5])
     assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == launch.SECONDS_TO_STOP >= 120
@@ -186,16 +195,13 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     data = replace(steps.prepare(job), started_at=time.time() - 1200)
     monkeypatch.setattr(folds, "_train_model", lambda data, model, session: deadlines.append(session))
     now = time.perf_counter()
-    folds.train_models(data, [FoldModel(0), FoldModel(1)])
+    folds.train_models(data, fold_models(data.config))
     assert [session.deadline - now for session in deadlines] == pytest.approx([1200, 2400], abs=30)
     tokens = sum(map(len, data.test.encoded.token_ids))
     assert {session.tokens_to_predict for session in deadlines} == {tokens}
 
 
 def test_names_of_models():
-    """There and back; nothing else is a name."""
-    for fold_model, name in ((FoldModel(3), "fold3"), (FoldModel(0, 1), "fold0-seed1")):
-        assert fold_model.name == name
-        assert FoldModel.parse(name) == fold_model
-    with pytest.raises(UserError, match="foldx"):
-        FoldModel.parse("foldx")
+    """Fold by fold, in the order of the setting; the first seed is not named."""
+    config = RunConfig(folds=[3, 0], num_seeds=2)
+    assert [model.name for model in fold_models(config)] == ["fold3", "fold3-seed1", "fold0", "fold0-seed1"]

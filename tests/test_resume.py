@@ -24,11 +24,10 @@ from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.doctor import capacity
 from prefcls_lib.pipeline.folder import RunFolder, describe_progress
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.runtime.files import UserError, backup_of, write_whole
+from prefcls_lib.runtime.files import UserError, backup_of, read_json, write_whole
 from prefcls_lib.training import loop, optim, validation
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
 
-PLAIN = {"structure_features": False}
 LONG = ("num_epochs=6", "validations_per_epoch=1")  # 30 steps
 
 
@@ -50,13 +49,13 @@ def stop(tiny, config, folder: Path, step: int, **given) -> None:
         fit(make_model(tiny, config), config, session=Session(folder, stop=StopAt(step)), **given)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, precision):
+@pytest.mark.parametrize(("precision", "stops"), [("no", (1, 5)), ("bf16", (3,))])
+def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, precision, stops):
     """Weights, history and predictions to the bit, with dropout, selection of the best step, and two stops."""
-    config = make_config(num_epochs=3, dropout=0.1, learning_rate=1e-3, mixed_precision=precision, **PLAIN)
+    config = make_config(num_epochs=3, dropout=0.1, learning_rate=1e-3, mixed_precision=precision)
     whole = make_model(tiny, config)
     expected = fit(whole, config)
-    for first in (1, 3, 5):
+    for first in stops:
         stop(tiny, config, tmp_path / "state", first)
         stop(tiny, config, tmp_path / "state", 2)
         other_seed = replace(config, seed=99)  # the random state comes from the checkpoint
@@ -87,7 +86,7 @@ def test_best_weights_survive_a_stop(tiny, tmp_path, monkeypatch):
 
 def test_bar_of_a_resumed_training_starts_at_its_step(tiny, tmp_path, monkeypatch):
     """So that the pace and the time left are those of the steps of this session."""
-    bars, make, config = [], loop.progress_bar, make_config(**PLAIN)
+    bars, make, config = [], loop.progress_bar, make_config()
     monkeypatch.setattr(loop, "progress_bar", lambda *given: bars.append(make(*given)) or bars[-1])
     stop(tiny, config, tmp_path / "state", 3)
     fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
@@ -97,7 +96,7 @@ def test_bar_of_a_resumed_training_starts_at_its_step(tiny, tmp_path, monkeypatc
 
 def test_resumed_after_its_last_step(tiny, tmp_path, monkeypatch):
     """Killed between the last checkpoint and the saved model: nothing is trained, and the result is the same."""
-    config = make_config(**PLAIN)
+    config = make_config()
     expected = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
     monkeypatch.setattr(loop, "train_step", None)
     result = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
@@ -124,7 +123,7 @@ def test_checkpoint_holds_the_random_state_of_its_own_gpu(tiny, tmp_path, monkey
 def test_checkpoint_has_so_many_bytes_a_parameter(tiny, tmp_path, monkeypatch, min_rows, bytes_each):
     """fp32 weights and two moments, with enough validation rows the best weights too; two of those are planned for."""
     monkeypatch.setattr(validation, "MIN_ROWS_TO_SELECT", min_rows)
-    config = make_config(num_epochs=1, **PLAIN)
+    config = make_config(num_epochs=1)
     model = make_model(tiny, config)
     model.encoder.resize_token_embeddings(20_000, mean_resizing=False)  # large beside the files' headers
     fit(model, config, session=Session(tmp_path / "state"))
@@ -137,7 +136,7 @@ def test_checkpoint_has_so_many_bytes_a_parameter(tiny, tmp_path, monkeypatch, m
 
 def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypatch):
     """Weights stay finite, the history counts them, and has no training loss where all are; 20 in a row end the run."""
-    config, real = make_config(**PLAIN), loop.train_step
+    config, real = make_config(), loop.train_step
     bad = iter([False, True, False, True, False, False])
 
     def overflow(model, *rest):
@@ -253,49 +252,29 @@ def wait_for_checkpoint(process: subprocess.Popen, out: Path, steps: int) -> Non
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
-def alone(home, tmp_path_factory) -> Path:
-    """The run that nobody stops."""
-    out = tmp_path_factory.mktemp("alone") / "run"
-    run_small(home, out, *LONG)
-    return out
-
-
-def test_killed_at_random_moments_ends_with_the_same_submission(home, alone, tmp_path):
-    """kill -9 twice, wherever it hits; then the bytes of a run that was left alone, and no checkpoint."""
-    moments, killed = random.Random(7), tmp_path / "killed"
-    for _ in range(2):
-        process = start_run(home, killed)
-        wait_for_checkpoint(process, killed, steps=moments.randint(2, 8))
+def test_killed_and_stopped_and_resumed_ends_as_a_run_left_alone(home, tmp_path, capsys):
+    """SIGKILL twice, wherever it hits; then SIGTERM: exit code 143, the step at hand is saved, a submission is there.
+    The folder, read-only from then on, is copied and stays as it was; the run ends in the new place with the bytes of
+    one that nobody stopped, and with no checkpoint."""
+    moments, earlier, out, alone = random.Random(7), tmp_path / "earlier", tmp_path / "out", tmp_path / "alone"
+    for number in range(3):
+        process = start_run(home, earlier)
+        wait_for_checkpoint(process, earlier, steps=moments.randint(2, 8))
         time.sleep(moments.random() * 0.05)
-        process.kill()
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
-    process = start_run(home, killed)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "fold0: resumed at step" in out
-    assert (killed / "submission.csv").read_bytes() == (alone / "submission.csv").read_bytes()
-    assert not (killed / "checkpoint").exists()
-
-
-def test_stopped_by_sigterm_and_resumed_as_an_attached_run(home, alone, tmp_path, capsys):
-    """Exit code 143, the step at hand is saved, a submission is in place. The folder, read-only from then on, is copied
-    and stays as it was; the run ends in the new place as the one that nobody stopped."""
-    earlier, out = tmp_path / "earlier", tmp_path / "out"
-    process = start_run(home, earlier)
-    wait_for_checkpoint(process, earlier, steps=2)
-    process.terminate()
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "stopped at step" in error and "run the same command to resume" in error
+        process.send_signal(signal.SIGTERM if number == 2 else signal.SIGKILL)
+        said, error = process.communicate(timeout=60)
+        assert process.returncode == (143 if number == 2 else -signal.SIGKILL)
+    assert "fold0: resumed at step" in said and "stopped at step" in error and "the same command to resume" in error
     before = read_tree(earlier)
     assert {"checkpoint/fold0/position.json", "submission.csv"} <= set(before)
     for name in before:
         (earlier / name).chmod(0o444)
     run_small(home, out, *LONG, f"resume_from={earlier}")
     assert "resumed at step" in capsys.readouterr().out
-    assert read_tree(earlier) == before
+    assert read_tree(earlier) == before and not (out / "checkpoint").exists()
+    # workers read the settings of this session
+    assert read_json(out / "config.json")["settings"]["resume_from"] == str(earlier)
+    run_small(home, alone, *LONG)
     for name in ("submission.csv", "oof.csv", "model/fold0/model.safetensors"):
         assert (out / name).read_bytes() == (alone / name).read_bytes()
     assert cli.main(run_arguments(home, tmp_path / "new", f"resume_from={tmp_path / 'nowhere'}")) == 2
@@ -316,7 +295,6 @@ def test_earlier_session_is_found_by_its_name_and_described(tmp_path, monkeypatc
     assert describe_progress(earlier) == said
     RunFolder(tmp_path / "new").copy_from("prefcls-02")
     assert (tmp_path / "new" / "checkpoint/fold0-seed1/position.json").is_file()
-    assert "No earlier session" in describe_progress(None)
     with pytest.raises(UserError, match="resume_from='prefcls-03'"):
         describe_progress("prefcls-03")
 

@@ -48,7 +48,7 @@ def own_scores(folder, examples: Examples) -> np.ndarray:
 
 def start(folder, examples: Examples, **settings):
     """The untrained model with its temperature fitted on `examples`."""
-    config = RunConfig(init_from=str(folder), structure_features=False, mixed_precision="no", **settings)
+    config = RunConfig(init_from=str(folder), mixed_precision="no", **settings)
     model = build_model(folder, config)
     model.head.start_at_prior((0.4, 0.4, 0.2))
     folds.start_at_scores(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
@@ -58,7 +58,7 @@ def start(folder, examples: Examples, **settings):
 @pytest.mark.parametrize("head", ["symmetric", "concat"])
 def test_untrained_model_ranks_exactly_as_the_reward_model(folder, sample_rows, head):
     """log P(A) - log P(B) is the difference of the scores divided by one temperature, for every row."""
-    examples = encode(sample_rows.head(40), folder, None)
+    examples = encode(sample_rows.head(40), folder)
     model, _ = start(folder, examples, head=head)
     probs, scores = predict(model, examples), own_scores(folder, examples)
     margins, log_odds = scores[:, 0] - scores[:, 1], np.log(probs[:, 0] / probs[:, 1])
@@ -72,12 +72,12 @@ def test_untrained_model_ranks_exactly_as_the_reward_model(folder, sample_rows, 
 def test_temperature_is_the_one_that_suits_the_training_rows(tiny, reward_folders, sample_rows):
     """Neither a hotter nor a colder one has a lower log loss on the rows that it was fitted on."""
     folder = reward_folders["deberta-v2"]
-    examples = encode(sample_rows.head(100), folder, None)
+    examples = encode(sample_rows.head(100), folder)
     scores = own_scores(folder, examples)
     labels = np.where(scores[:, 0] > scores[:, 1], 0, 1)  # the reward model is right in 90 of 100 rows
     labels[::10] = 1 - labels[::10]
     labels[5::10] = 2
-    examples = Examples(examples.token_ids, examples.sides, None, labels)
+    examples = Examples(examples.token_ids, examples.sides, labels)
     model, _ = start(folder, examples)
 
     def loss(factor: float) -> float:
@@ -93,7 +93,7 @@ def test_temperature_is_the_one_that_suits_the_training_rows(tiny, reward_folder
 
 def test_every_pretrained_weight_learns_at_the_encoders_rate(folder, sample_rows):
     """Pooler and skip come with the encoder: its top layer's rate, not the new head's."""
-    model, _ = start(folder, encode(sample_rows.head(40), folder, None))
+    model, _ = start(folder, encode(sample_rows.head(40), folder))
     config = RunConfig(learning_rate=1e-5, head_learning_rate=1e-3, layer_decay=0.5)
     rate_of = {id(p): group["peak"] for group in parameter_groups(model, config) for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -107,9 +107,9 @@ def test_every_pretrained_weight_learns_at_the_encoders_rate(folder, sample_rows
 def test_saved_and_read_back(folder, sample_rows, tmp_path):
     """Pooler and skip are in the saved model: it predicts the same without the reward model's folder."""
     rows = sample_rows.head(24)
-    examples = encode(rows, folder, None)
+    examples = encode(rows, folder)
     model, config = start(folder, examples, max_length=48, start_from="none")
-    save_model(tmp_path, model, load_backbone(str(folder), 48), None, config)
+    save_model(tmp_path, model, load_backbone(str(folder), 48), config)
     saved = load_model(tmp_path)
     np.testing.assert_array_equal(saved.predict_proba(saved.read_inputs(rows)), predict(model, examples))
 

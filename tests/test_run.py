@@ -3,12 +3,11 @@
 import csv
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TWO_FOLDS, predict, read_probs, read_tree, run_arguments, run_small
+from conftest import TWO_FOLDS, predict, read_tree, run_arguments, run_small
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
@@ -18,8 +17,8 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading, splits
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.models.saved import load_model
-from prefcls_lib.pipeline import fold_baseline, job, results, steps
-from prefcls_lib.pipeline.folder import read_table
+from prefcls_lib.pipeline import job, results
+from prefcls_lib.pipeline.folder import read_probs, read_table
 from prefcls_lib.runtime.files import UserError, read_json, sha256
 
 PROMISED = (
@@ -27,8 +26,8 @@ PROMISED = (
     "predict_useful_token_share", "tokens_per_second", "seconds", "seconds_before_training", "best_epoch", "backbone",
     "seed", "versions", "data_sha256",
 )  # fmt: skip
-VARIANTS = ("head=concat", "structure_features=false", "text_cleaning=ascii", "architecture=cross", "init_from",
-            "mixed_precision=bf16", "start_from=none")  # fmt: skip
+VARIANTS = [("head=concat",), ("architecture=cross", "text_cleaning=ascii"), ("init_from",),
+            ("mixed_precision=bf16", "start_from=none")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +61,12 @@ def test_rows_and_folds_are_chosen_by_content_and_fold_seed(home, tmp_path):
         same.folder.open(replace(same.config, fold_seed=1), same.data_sha256)
 
 
-def test_predict_does_not_overwrite_its_test_rows(finished_run, home, tmp_path, capsys):
-    """The submission must go elsewhere; the rows are as they were."""
-    rows = Path(shutil.copy(home / "test.csv", tmp_path / "new.csv"))
-    assert cli.main(["predict", "--run", str(finished_run), "--test", str(rows), "--out", str(rows)]) == 2
-    assert "would overwrite what is read from" in capsys.readouterr().err
-    assert rows.read_bytes() == (home / "test.csv").read_bytes()
-
-
 def test_run_leaves_its_files_and_nothing_half_written(finished_run):
     """All tables, both models; the foreign file is still there, and no temporary one is."""
     tree = read_tree(finished_run)
     tables = {"history.csv", "oof.csv", "oof_baselines.csv", "submission.csv"}
-    assert {name for name in tree if "/" not in name} == {
-        *tables,
-        "config.json",
-        "result.json",
-        "README.md",
-        "notes.txt",
-    }
+    others = {"config.json", "result.json", "README.md", "notes.txt"}
+    assert {name for name in tree if "/" not in name} == tables | others
     assert tree["notes.txt"] == b"not of this run"
     of_a_model = {"model.safetensors", "head.safetensors", "tokenizer.json", "preference.json", "fold.json",
                   "history.csv", "oof.csv", "test.csv", "baseline/baseline.json"}  # fmt: skip
@@ -200,37 +186,6 @@ def test_interrupted_run_resumes_where_it_stopped(finished_run, home, tmp_path, 
         assert after[name] == before[name]
 
 
-def test_resumed_run_takes_folds_tokens_and_baselines_from_the_checkpoint(home, tmp_path, monkeypatch):
-    """Interrupted in training, then resumed where none of them can be made: the end is the same to the byte."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_small(home, whole)
-    with monkeypatch.context() as patch:
-        patch.setattr("prefcls_lib.pipeline.folds.fit", interrupt)
-        assert cli.main(run_arguments(home, killed)) == 130
-    for name in ("job.assign_folds", "prepared.encode_rows", "fold_baseline.fit_out_of_fold"):
-        monkeypatch.setattr(f"prefcls_lib.pipeline.{name}", None)
-    run_small(home, killed)
-    one, two = read_tree(whole), read_tree(killed)
-    assert one.keys() == two.keys()
-    for name in ("submission.csv", "oof.csv", "model/fold0/baseline/baseline.safetensors"):
-        assert two[name] == one[name]
-
-
-def test_same_seed_gives_the_same_run_in_another_folder(home, tmp_path):
-    """Submission, predictions and weights to the byte; another seed gives others."""
-    trees = {}
-    for name, seed in (("one", 7), ("two", 7), ("three", 8)):
-        assert run_small(home, tmp_path / name, "max_train_rows=40", f"seed={seed}")["rows"] == 40
-        trees[name] = read_tree(tmp_path / name)
-    for file in ("submission.csv", "oof.csv", "model/fold0/model.safetensors", "model/fold0/head.safetensors"):
-        assert trees["one"][file] == trees["two"][file]
-        assert trees["one"][file] != trees["three"][file]
-
-
 def test_moved_run_predicts_the_same_bytes_and_needs_nothing_else(finished_run, home, tmp_path):
     """The run folder under another name, its backbone, data and former place out of reach."""
     expected = (finished_run / "submission.csv").read_bytes()
@@ -247,50 +202,58 @@ def test_moved_run_predicts_the_same_bytes_and_needs_nothing_else(finished_run, 
     assert (tmp_path / "again.csv").read_bytes() == expected
 
 
-def test_submissions_before_the_first_model(home, tmp_path, monkeypatch, capsys):
-    """First the shares of the 60 training labels, then the baseline's, whatever happens from then on; an older one is
-    replaced only by the trained models'."""
+def test_interrupted_before_training_keeps_what_is_done(home, tmp_path, monkeypatch, capsys):
+    """First the submission of the 60 training labels' shares, then the baseline's, whatever happens from then on; an
+    older one is replaced only by the trained models'. The resumed run takes folds, tokens and baselines from the
+    checkpoint; its end is that of a run which nobody stopped, to the byte, and another seed gives another end."""
     run, submission = tmp_path / "run", tmp_path / "run" / "submission.csv"
 
-    def stop_at(place: str) -> None:
+    def stop_at(place: str, code: int = 2, error: type[BaseException] = UserError) -> None:
         def stop(*_, **__):
-            raise UserError(f"stopped at {place}")
+            raise error
 
         with monkeypatch.context() as patch:
             patch.setattr(f"prefcls_lib.pipeline.{place}", stop)
-            assert cli.main(run_arguments(home, run)) == 2
-        assert f"stopped at {place}" in capsys.readouterr().err
+            assert cli.main(run_arguments(home, run)) == code
 
     stop_at("fold_baseline.fit_out_of_fold")
     shares = np.bincount(loading.read_rows(home / "train.csv", labelled=True)["label"]) / 60
     np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
     submission.unlink()
     stop_at("folds.build_model")
-    baseline = np.load(fold_baseline.baseline_folder(steps.RunFolder(run), 0) / "test.npy")
+    baseline = np.load(run / "checkpoint" / "baseline-fold0" / "test.npy")
     np.testing.assert_allclose(read_probs(submission), softmax(baseline, axis=1), atol=1e-12)
     submission.write_bytes(b"older")
-    stop_at("folds.build_model")
-    assert submission.read_bytes() == b"older"
-    assert not (run / "result.json").exists()
-    run_small(home, run)
-    assert cli.main(["check-submission", str(submission), "--test", str(home / "test.csv")]) == 0
+    stop_at("folds.fit", 130, KeyboardInterrupt)
+    assert submission.read_bytes() == b"older" and not (run / "result.json").exists()
+    with monkeypatch.context() as patch:
+        for name in ("job.assign_folds", "prepared.encode_rows", "fold_baseline.fit_out_of_fold"):
+            patch.setattr(f"prefcls_lib.pipeline.{name}", None)
+        run_small(home, run)
+    run_small(home, tmp_path / "same")
+    run_small(home, tmp_path / "other", "seed=8", "fold_seed=42")
+    resumed, same, other = (read_tree(tmp_path / name) for name in ("run", "same", "other"))
+    assert resumed.keys() == same.keys()
+    for name in ("submission.csv", "oof.csv", "model/fold0/model.safetensors", "model/fold0/head.safetensors"):
+        assert resumed[name] == same[name] != other[name]
+    name = "model/fold0/baseline/baseline.safetensors"
+    assert resumed[name] == same[name] == other[name]
 
 
-@pytest.mark.parametrize("setting", VARIANTS)
-def test_variant_runs_and_predicts_the_same_from_disk(home, reward_folders, tmp_path, setting):
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_variant_runs_and_predicts_the_same_from_disk(home, reward_folders, tmp_path, settings):
     """A variant is a parameter: it reaches the saved model, and `predict` needs not be told."""
-    run, given = tmp_path / "run", setting
-    if setting == "init_from":
-        given = f"init_from={reward_folders['deberta-v2']}"
-    result = run_small(home, run, given)
+    run = tmp_path / "run"
+    given = [f"init_from={reward_folders['deberta-v2']}" if name == "init_from" else name for name in settings]
+    result = run_small(home, run, *given)
     predict(run, home / "test.csv", tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == (run / "submission.csv").read_bytes()
-    (name, value), state = given.split("="), read_json(run / "model" / "fold0" / "preference.json")
-    assert str(state["settings"][name]).lower() == value.lower()
-    assert (state["feature_scaler"] is None) == (setting == "structure_features=false")
-    assert (run / "model" / "fold0" / "baseline").exists() == (setting != "start_from=none")
-    assert (result["flip_rate"] == 0) == (setting != "head=concat")
-    assert result["backbone"] == (value if name == "init_from" else str(home / "backbone"))
+    state = read_json(run / "model" / "fold0" / "preference.json")
+    for name, value in (setting.split("=") for setting in given):
+        assert str(state["settings"][name]).lower() == value.lower()
+    assert (run / "model" / "fold0" / "baseline").exists() == ("start_from=none" not in settings)
+    assert (result["flip_rate"] == 0) == ("head=concat" not in settings)
+    assert result["backbone"] == (state["settings"]["init_from"] or str(home / "backbone"))
 
 
 def test_sample_is_named_not_located(finished_run, tmp_path):
@@ -301,43 +264,30 @@ def test_sample_is_named_not_located(finished_run, tmp_path):
     assert cli.main(["check-submission", str(submission), "--test", "sample"]) == 0
 
 
-def test_ladder_is_a_run_without_a_network(home, finished_run, tmp_path, capsys):
-    """The same files and rows; its predictions are those of the baseline that the network starts from, so its log loss
-    is its baseline's; no encoder has a share in it, and `predict` reads its models."""
-    out = tmp_path / "ladder"
-    arguments = [part for part in run_arguments(home, out, *TWO_FOLDS) if not part.startswith("backbone=")]
-    arguments.remove("--set")
-    assert cli.main(["ladder", *arguments[1:]]) == 0
-    assert "network" not in capsys.readouterr().out
-    result, network = read_json(out / "result.json"), read_json(finished_run / "result.json")
-    assert set(result) >= set(PROMISED)
-    assert result["log_loss"] == result["baseline_log_loss"] == network["baseline_log_loss"]
-    assert [line | {"seconds": 0} for line in result["baselines"]] == [
-        line | {"seconds": 0} for line in network["baselines"]
-    ]
-    assert (result["backbone"], result["encoder_share"], result["tokens_per_second"]) == ("ladder", None, None)
-    assert {name for name in read_tree(out) if "/" not in name} == {
-        name for name in read_tree(finished_run) if "/" not in name
-    } - {"notes.txt"}
-    for column in ("id", "fold", "label", "group"):
-        assert read_table(out / "oof.csv")[column].equals(read_table(finished_run / "oof.csv")[column])
-    predict(out, home / "test.csv", tmp_path / "again.csv")
-    np.testing.assert_allclose(read_probs(tmp_path / "again.csv"), read_probs(out / "submission.csv"), atol=1e-12)
-
-
 def test_result_in_words():
-    """The comparison with its numbers; what an encoder that adds nothing needs comes once, at the end."""
+    """The comparison with its numbers, encoders that add nothing, and what to try next."""
     counts = {"rows": 154, "groups": 153, "smallest_detectable": 0.013}
     better = {"difference": -0.0164, "low": -0.0255, "high": -0.0072, "p": 0.0004} | counts
-    result = {"encoder_share": better, "baseline": "structure_tfidf", "baseline_log_loss": 1.08, "encoder_warnings": {}}
+    result = {"encoder_share": better, "baseline": "structure_tfidf", "baseline_log_loss": 1.08, "encoder_warnings": {},
+              "log_loss": 1.0636, "calibrated_log_loss": 1.0616, "rows": 5_000,
+              "seconds_before_training": 9.6, "seconds": 71.2}  # fmt: skip
     line = (
         "network BEATS structure_tfidf (1.0800): with the encoder, the log loss is 0.0164 lower (95 % CI -0.0255 to "
         "-0.0072, p<0.001) on 154 validation rows; a difference of 0.0130 would be found in 80 % of such samples"
     )
-    assert results.verdict(result) == line
+    spent = "10 of 71 seconds passed before training."
+    ideas = "train a second seed (`num_seeds`), and blend with `prefcls ladder`; calibrate: `prefcls blend`"
+    assert results.verdict(result) == f"{line}\n{spent}\nWhat to try next: {ideas}."
     warned = results.verdict(result | {"encoder_warnings": {"fold0": "why", "fold1": "why"}}).splitlines()
-    expected = [*(f"fold{n}: the encoder does not contribute: why" for n in (0, 1)), results.TRY_NEXT]
-    assert warned == [line, *expected]
+    assert warned[2:4] == [f"fold{n}: the encoder does not contribute: why" for n in (0, 1)]
+    assert warned[4] == f"What to try next: train on more rows than 5,000 (`extra_train`); {ideas}."
+    for share, words in (({"p": 0.2}, "validate on more rows"), ({"difference": 0.01}, "stop earlier")):
+        changed = result | {"encoder_share": better | share, "calibrated_log_loss": 1.0635, "rows": 4_999}
+        assert (
+            results.verdict(changed)
+            .splitlines()[-1]
+            .startswith(f"What to try next: train on more rows than 4,999 (`extra_train`); {words}")
+        )
     ladder = {"encoder_share": None, "baseline": "prior", "log_loss": 1.1, "valid_rows": 9}
     assert results.verdict(ladder) == "prior: log loss 1.1000 on 9 validation rows"
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
-from prefcls_lib.data.features import SIGNS
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import RECIPES
@@ -25,7 +24,7 @@ from prefcls_lib.training.loop import FitResult
 from prefcls_lib.training.step import accumulate_gradients
 
 PRIOR = (0.3, 0.2, 0.5)
-LEARNS = {"learning_rate": 2e-3, "head_learning_rate": 2e-3, "structure_features": False}
+LEARNS = {"learning_rate": 2e-3, "head_learning_rate": 2e-3}
 
 
 def make_config(**settings) -> RunConfig:
@@ -42,7 +41,7 @@ def make_model(folder, config: RunConfig, prior: tuple[float, float, float] = PR
     return model
 
 
-def make_examples(num_rows: int, seed: int = 0, with_features: bool = False, longest: int = 24) -> Examples:
+def make_examples(num_rows: int, seed: int = 0, longest: int = 24) -> Examples:
     """Sides of under `longest` random tokens; the one that holds token 50 wins, and where none does there is a tie."""
     random = np.random.default_rng(seed)
     token_ids, labels = [], random.integers(0, 3, num_rows)
@@ -53,8 +52,7 @@ def make_examples(num_rows: int, seed: int = 0, with_features: bool = False, lon
                 ids[1::3] = 50
             token_ids.append(ids)
     sides = np.arange(2 * num_rows).reshape(-1, 2)
-    features = random.normal(size=(num_rows, len(SIGNS))).astype(np.float32) if with_features else None
-    return Examples(token_ids, sides, features, labels)
+    return Examples(token_ids, sides, labels)
 
 
 def fit(
@@ -66,10 +64,10 @@ def fit(
     valid: Examples | None = None,
     accelerator=None,
 ) -> FitResult:
-    """Train on `rows` rows, validate on 12; with structure features where the settings have them."""
+    """Train on `rows` rows, validate on 12."""
     seed_everything(config.seed)
-    train = train or make_examples(rows, 1, config.structure_features)
-    valid = valid or make_examples(12, 2, config.structure_features)
+    train = train or make_examples(rows, 1)
+    valid = valid or make_examples(12, 2)
     accelerator = accelerator or make_accelerator(config.mixed_precision)
     return loop.fit(model, train, valid, config, accelerator, pad_id_of(model), "fold", session)
 
@@ -90,7 +88,7 @@ def plain_loss(model: PreferenceModel, examples: Examples, rows: np.ndarray, smo
     for row in rows:
         ids = [torch.as_tensor(examples.token_ids[i].astype(np.int64))[None] for i in examples.sides[row]]
         u, v = (model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids)
-        logits.append(model.head(u, v, torch.as_tensor(examples.features[[row]])))
+        logits.append(model.head(u, v))
     labels = torch.as_tensor(examples.labels[rows])
     return nn.functional.cross_entropy(torch.cat(logits), labels, label_smoothing=smoothing)
 
@@ -98,7 +96,7 @@ def plain_loss(model: PreferenceModel, examples: Examples, rows: np.ndarray, smo
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_give_the_gradient_of_the_whole_step(kind, backbone_folders):
     """One pair at a time, a few, all at once, and a plain loop written here: one gradient, smoothed too."""
-    examples = make_examples(12, with_features=True)
+    examples = make_examples(12)
     examples.sides[4] = examples.sides[5]  # sides that rows share, and a row with the same answer twice
     examples.sides[6, 0] = examples.sides[6, 1]
     rows = np.array([8, 4, 5, 6, 1, 11, 0])
@@ -123,8 +121,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(kind, backbone_folder
 def test_tokens_of_a_step_by_hand(tiny):
     """Sides of 3, 8, 7 and 3 tokens, one in all three rows: 21 real; all four in one padded batch make 32 computed."""
     token_ids = [np.full(length, 110 + length, dtype=np.int32) for length in (3, 8, 7)] + [np.array([120] * 3)]
-    examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), None, np.array([0, 1, 2]))
-    model = make_model(tiny, make_config(structure_features=False))
+    examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), np.array([0, 1, 2]))
+    model = make_model(tiny, make_config())
     _, tokens = accumulate_gradients(model, examples, np.arange(3), 3, 100, 0.0, make_accelerator("no"), 0)
     assert tokens == TokenCount(real=21, computed=32)
 
@@ -162,7 +160,7 @@ def test_plateau_by_hand():
 def test_rate_and_decay_of_every_parameter(kind, backbone_folders):
     """Two layers, decay .5: the top layer (and ModernBERT's norm above it) 1, the first .5, what is beside them .25.
 
-    The head has its own rate, its linear path and its correction theirs; biases and norms are not decayed.
+    The head has its own rate, its correction a part of it; biases and norms are not decayed.
     """
     config = make_config(learning_rate=0.008, head_learning_rate=5e-4, layer_decay=0.5, start_from="structure_logistic")
     model = make_model(backbone_folders[kind], config)
@@ -176,7 +174,7 @@ def test_rate_and_decay_of_every_parameter(kind, backbone_folders):
             continue
         group = group_of[id(parameter)]
         if name.startswith("head."):
-            rate = {"wide": 1e-2, "correction": 2e-4}.get(name.split(".")[1], 5e-4)
+            rate = {"correction": 2e-4}.get(name.split(".")[1], 5e-4)
         else:
             rate = 0.008 if ".1." in name or "final_norm" in name else 0.004 if ".0." in name else 0.002
         decay = 0.0 if name.endswith("bias") or "norm" in name.lower() else 0.01
@@ -201,12 +199,11 @@ def test_gradient_checkpointing_changes_no_gradient(kind, backbone_folders):
         torch.testing.assert_close(models[1].state_dict()[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_no_smoothed_loss_is_reported(tiny, monkeypatch):
+def test_no_smoothed_loss_is_reported(tiny):
     """With all rates zero the model stays at the prior: both losses reported are its cross-entropy."""
-    monkeypatch.setattr(optim, "WIDE_LEARNING_RATE", 0.0)
     config = make_config(learning_rate=0.0, head_learning_rate=0.0, label_smoothing=0.3)
-    train = replace(make_examples(40, 1, True), labels=np.repeat([2, 0], [30, 10]))
-    valid = replace(make_examples(30, 2, True), labels=np.repeat([2, 1], [20, 10]))
+    train = replace(make_examples(40, 1), labels=np.repeat([2, 0], [30, 10]))
+    valid = replace(make_examples(30, 2), labels=np.repeat([2, 1], [20, 10]))
     history = fit(make_model(tiny, config, (0.1, 0.1, 0.8)), config, train=train, valid=valid).history
     for name, labels in (("train_log_loss", train.labels), ("valid_log_loss", valid.labels)):
         per_row = -np.log([0.1, 0.1, 0.8])
@@ -228,7 +225,8 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
     monkeypatch.setattr(validation, "predict_valid", predict_valid)
     rates = {"learning_rate": 0.02, "head_learning_rate": 0.02}
     config = make_config(num_epochs=4, validations_per_epoch=2, label_smoothing=0.3, head="concat", **rates)
-    model, valid = make_model(tiny, config), make_examples(30, 2, True)
+    model, valid = make_model(tiny, config), make_examples(30, 2)
+    valid = replace(valid, labels=np.roll(valid.labels, 1))  # nothing that is learned holds here
     result = fit(model, config, 64, valid=valid)
     assert result.history["step"].tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
     assert result.history["epoch"].tolist() == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]

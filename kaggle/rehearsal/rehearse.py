@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the modules that build a b
 import layout
 import pandas as pd
 import rows as irregular
+from client import run_command
 
 from prefcls_lib.data.loading import read_rows, sample_path
 from prefcls_lib.data.schema import ID
@@ -32,48 +33,35 @@ from prefcls_lib.runtime.kaggle import COMPETITION
 TRAIN_ROWS = 160  # of the shipped ones; enough for ten folds, few enough for a CPU at full length
 OWNER = "me"  # of the attached data sets
 OFFLINE = Path(__file__).with_name("offline")
-# What must hold before anything is believed.
-PROBE = """
-import importlib.util, socket, sitecustomize
-assert "offline" in sitecustomize.__file__, "sitecustomize is not the rehearsal's"
-try:
-    socket.create_connection(("192.0.2.1", 80), 5)
-    raise SystemExit("the network is not off")
-except OSError as error:
-    assert "a rehearsal has no network" in str(error), error
-found = importlib.util.find_spec("prefcls_lib")
-assert found is None or "site-packages" in found.origin, f"the library is on the path: {found.origin}"
-"""
 
 
-def rehearse(bundle: Path, num_rows: int) -> None:
-    """All steps on a bundle of `make kaggle-bundle`; `num_rows` of the rerun."""
-    kernels = [path for path in sorted((bundle / "kernels").glob("*")) if path.name != layout.SUBMIT]
+def rehearse(num_rows: int) -> int:
+    """All steps on the bundle of `make kaggle-bundle`, `num_rows` of the rerun; 0: they passed."""
+    kernels = [path for path in sorted((layout.DIST / "kernels").glob("*")) if path.name != layout.SUBMIT]
     if not kernels:
-        raise UserError(f"{bundle}: no bundle. Build one first: make kaggle-bundle OWNER=me NOTEBOOK=02-roberta-base")
-    data_sets = {f"datasets/{OWNER}/{path.name}": path for path in sorted((bundle / "datasets").iterdir())}
+        raise UserError("there is no bundle. Build one first: make kaggle-bundle OWNER=me NOTEBOOK=02-roberta-base")
+    data_sets = {f"datasets/{OWNER}/{path.name}": path for path in (layout.DIST / "datasets").iterdir()}
+    library = f"datasets/{OWNER}/{layout.LIBRARY}"
     with tempfile.TemporaryDirectory(prefix="prefcls-rehearsal-") as scratch:
         root = Path(scratch)
-        run_offline([sys.executable, "-c", PROBE], make_step(root / "probe", {}, sample_path("test")), "the probe")
-        step = make_step(root / "train", data_sets, sample_path("test"))
-        run = run_kernel(kernels[0], step, "train")
-        result = read_json(run / "result.json")
-        commit = layout.read_mark(bundle / "datasets" / layout.LIBRARY).split()[0]
+        run = run_kernel(kernels[0], make_step(root / "train", data_sets, sample_path("test")), "train")
+        result, commit = read_json(run / "result.json"), layout.read_mark(data_sets[library]).split()[0]
         if result["versions"]["commit"] != commit:
             raise UserError(f"train: the library of commit {result['versions']['commit']} ran, not {commit}")
         print(f"train: {result['backbone']}, log loss {result['log_loss']:.4f}, commit {commit}", flush=True)
-        attached = {f"notebooks/{OWNER}/{layout.kernel_slug(kernels[0].name)}": run}
-        attached[f"datasets/{OWNER}/{layout.LIBRARY}"] = bundle / "datasets" / layout.LIBRARY
-        run_kernel(
-            bundle / "kernels" / layout.SUBMIT, make_step(root / "submit", attached, sample_path("test")), "submit"
-        )
-        test = root / "test.csv"
-        irregular.write_rows(test, irregular.make_rows(num_rows))
-        step = make_step(root / "rerun", attached, test)
-        out = run_kernel(bundle / "kernels" / layout.SUBMIT, step, "rerun", KAGGLE_IS_COMPETITION_RERUN="1")
-        if left_out := read_json(out / "submit.json")["left_out"]:
-            raise UserError(f"rerun: {'; '.join(left_out)}")
+        output = f"notebooks/{OWNER}/{layout.kernel_slug(kernels[0].name)}"
+        attached = {output: run, library: data_sets[library]}
+        irregular.write_rows(root / "test.csv", irregular.make_rows(num_rows))
+        for what, test, variables in (
+            ("submit", sample_path("test"), {}),
+            ("rerun", root / "test.csv", {"KAGGLE_IS_COMPETITION_RERUN": "1"}),
+        ):
+            step = make_step(root / what, attached, test)
+            out = run_kernel(layout.DIST / "kernels" / layout.SUBMIT, step, what, **variables)
+            if left_out := read_json(out / "submit.json")["left_out"]:
+                raise UserError(f"{what}: {'; '.join(left_out)}")
     print("rehearsal passed", flush=True)
+    return 0
 
 
 def make_step(folder: Path, attached: dict[str, Path], test: Path) -> Path:
@@ -126,15 +114,9 @@ def run_offline(command: list[str], step: Path, what: str, **variables: str) -> 
 def main(argv: list[str] | None = None) -> int:
     """Rehearse; 0 when everything passed, 2 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=layout.DIST)
     parser.add_argument("--rows", type=int, default=300, help="rows of the rerun")
     arguments = parser.parse_args(argv)
-    try:
-        rehearse(arguments.bundle, arguments.rows)
-    except UserError as error:
-        print(f"kaggle-rehearsal: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda kaggle: rehearse(arguments.rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the baselines read of rows: dense columns, kinds of odd rows, and the answers' words, hashed.
+"""What the baselines read of rows: structure features, kinds of odd rows, and the answers' words, hashed.
 
 The words are hashed, so that no vocabulary is learned or stored: only their IDF, from the training texts.
 """
@@ -10,23 +10,14 @@ import pandas as pd
 from scipy import sparse
 from sklearn.feature_extraction import FeatureHasher
 
-from prefcls_lib.data.features import (
-    DENSE_SIGNS,
-    MEASURES,
-    FeatureScaler,
-    compute_dense,
-    compute_features,
-    empty_answers,
-    find_words,
-    identical_answers,
-    measure_answer,
-)
-from prefcls_lib.data.schema import NUM_CLASSES, RESPONSES, SOURCE, SWAP
+from prefcls_lib.data.features import SIGNS, Text, compute_features, empty_answers, identical_answers
+from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP
 
 HASHED_COLUMNS = 2**15
 MIN_TEXTS = 3  # a text column counts if so many training answers have it
 TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of the strengths
 ROWS_AT_ONCE = 4096  # in reading and predicting: bounds the memory for what is only needed on the way
+CLIP = 4.0  # of standardised features, so that one very long answer does not dominate a fit
 ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
 SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 
@@ -35,7 +26,7 @@ SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 class BaselineInputs:
     """All that the baselines read of N rows; nothing in it is learned."""
 
-    dense: np.ndarray  # (N, D) raw columns `features.DENSE`
+    dense: np.ndarray  # (N, F) raw structure features, `features.FEATURE_NAMES`
     kinds: np.ndarray  # (N,) ORDINARY ... IDENTICAL
     counts: tuple[sparse.csr_matrix, sparse.csr_matrix] | None  # (N, HASHED_COLUMNS) words of sides A, B
     sources: np.ndarray  # (N,) `schema.SOURCE`; 0 of other rows than training rows
@@ -46,45 +37,39 @@ class BaselineInputs:
         return BaselineInputs(self.dense[index], self.kinds[index], counts, self.sources[index])
 
 
-def read_inputs(rows: pd.DataFrame, features: np.ndarray | None = None, with_text: bool = True) -> BaselineInputs:
+def read_inputs(rows: pd.DataFrame, with_text: bool = True) -> BaselineInputs:
     """What the baselines read of the rows of `loading.read_rows`.
 
-    Args:
-        features: (N, F) of `compute_features`, where they are known already.
-        with_text: count words, too; `structure_tfidf` and the ensemble need them.
+    `with_text`: count words, too; `structure_tfidf` and the ensemble need them.
     """
-    empty = empty_answers(rows)
-    kinds = np.where(identical_answers(rows), IDENTICAL, empty @ np.array([EMPTY_A, EMPTY_B]))
-    sides = [_read_answers(rows[name], with_text) for name in RESPONSES]
-    counts = tuple(words for _, words in sides) if with_text else None
-    features = compute_features(rows) if features is None else features
-    dense = compute_dense(features, np.stack([measures for measures, _ in sides], axis=1))
-    return BaselineInputs(dense, kinds, counts, rows[SOURCE].to_numpy() if SOURCE in rows else np.zeros(len(rows), int))
-
-
-def _read_answers(answers: pd.Series, with_text: bool) -> tuple[np.ndarray, sparse.csr_matrix | None]:
-    """Measures (N, M) of one side, and how often it has the words of each hashed column (N, HASHED_COLUMNS)."""
+    kinds = np.where(identical_answers(rows), IDENTICAL, empty_answers(rows) @ np.array([EMPTY_A, EMPTY_B]))
     hasher = FeatureHasher(HASHED_COLUMNS, input_type="string", alternate_sign=False, dtype=np.float32)
-    measures, counts = np.empty((len(answers), len(MEASURES))), [sparse.csr_matrix((0, HASHED_COLUMNS), dtype="f4")]
-    for start in range(0, len(answers), ROWS_AT_ONCE):
-        block = answers.iloc[start : start + ROWS_AT_ONCE]
-        words = [find_words("\n".join(turns)) for turns in block]
-        measures[start : start + len(block)] = [measure_answer(*one) for one in zip(block, words, strict=True)]
-        if with_text:
-            counts.append(hasher.transform(words))
-    return measures, sparse.vstack(counts, format="csr") if with_text else None
+    dense, counts = [], [[sparse.csr_matrix((0, HASHED_COLUMNS), dtype=np.float32)] for _ in RESPONSES]
+    for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
+        block = rows.iloc[start : start + ROWS_AT_ONCE]
+        prompts, *answers = (list(map(Text, block[name])) for name in (PROMPT, *RESPONSES))
+        dense.append(compute_features(prompts, *answers))
+        for of_side, side in zip(counts, answers if with_text else [], strict=with_text):
+            of_side.append(hasher.transform(answer.words for answer in side))
+    sides = tuple(sparse.vstack(side, format="csr") for side in counts) if with_text else None
+    sources = rows[SOURCE].to_numpy() if SOURCE in rows else np.zeros(len(rows), dtype=np.int64)
+    return BaselineInputs(np.concatenate(dense), kinds, sides, sources)
 
 
 def fit_dense(dense: np.ndarray) -> dict[str, np.ndarray]:
-    """Standardisation of the dense columns."""
-    scaler = FeatureScaler.fit(dense, DENSE_SIGNS)
-    return {"center": scaler.center, "scale": scaler.scale}
+    """Standardisation of raw features (N, F): by mean and standard deviation, antisymmetric ones by the latter alone.
+
+    Around zero instead of their mean, so that a swap of the answers changes their sign exactly.
+    """
+    center = np.where(SIGNS > 0, dense.mean(axis=0), 0.0)
+    scale = np.sqrt(((dense - center) ** 2).mean(axis=0))
+    return {"center": center, "scale": np.where(scale > 1e-8, scale, 1.0)}
 
 
 def dense_columns(state: dict[str, np.ndarray], dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Antisymmetric columns (N, Da) and symmetric columns (N, Ds), standardised."""
-    dense = FeatureScaler(state["center"], state["scale"]).transform(dense)
-    return dense[:, DENSE_SIGNS < 0], dense[:, DENSE_SIGNS > 0]
+    """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs), standardised and clipped to +-CLIP."""
+    dense = np.clip((dense - state["center"]) / state["scale"], -CLIP, CLIP)
+    return dense[:, SIGNS < 0], dense[:, SIGNS > 0]
 
 
 def fit_text(counts: tuple[sparse.csr_matrix, sparse.csr_matrix]) -> dict[str, np.ndarray]:

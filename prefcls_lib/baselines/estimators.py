@@ -2,9 +2,9 @@
 
     prior               class shares
     length_bins         a lookup by which answer is longer, and by how much
-    structure_logistic  linear in the dense columns, `features.DENSE`
+    structure_logistic  linear in the structure features, `data/features.py`
     structure_tfidf     linear in these and in the answers' words: X_a - X_b and |X_a - X_b|
-    structure_boosting  gradient boosted trees on the dense columns
+    structure_boosting  gradient boosted trees on the structure features
     structure_ensemble  the geometric mean of structure_tfidf and structure_boosting: the networks start from it
 
 Swapping A and B must swap the probabilities. The trees are trained on every row and its swapped copy, and average the
@@ -27,7 +27,7 @@ from prefcls_lib.baselines import columns
 from prefcls_lib.baselines.columns import BaselineInputs
 from prefcls_lib.baselines.logistic import fit_logistic, predict_logistic
 from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
-from prefcls_lib.data.features import DENSE_SIGNS, FEATURE_NAMES
+from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
 
 ROWS_PER_STEP = 32  # of boosting: with more steps for so few training rows, trees learn rows by heart
@@ -129,7 +129,7 @@ class LengthBins(Baseline):
 
 
 class StructureLogistic(Baseline):
-    """Linear in the dense columns."""
+    """Linear in the structure features."""
 
     name = "structure_logistic"
     choices = (0.002, 0.005, 0.0125)  # C of scikit-learn's LogisticRegression on rows and swapped copies
@@ -160,7 +160,7 @@ class StructureLogistic(Baseline):
 
 
 class StructureTfidf(StructureLogistic):
-    """Linear in the dense columns and in TF-IDF."""
+    """Linear in the structure features and in TF-IDF."""
 
     name = "structure_tfidf"
     reads_text = True
@@ -178,7 +178,7 @@ class StructureTfidf(StructureLogistic):
 
 
 class StructureBoosting(Baseline):
-    """Gradient boosted trees on the dense columns; the strengths are numbers of boosting steps."""
+    """Gradient boosted trees on the structure features; the strengths are numbers of boosting steps."""
 
     name = "structure_boosting"
     choices = (12, 25, 50, 100, 200, 400)
@@ -197,7 +197,7 @@ class StructureBoosting(Baseline):
 
     def predict_ordinary(self, inputs):
         """The mean of both orders."""
-        swapped = predict_trees(self.state, inputs.dense * DENSE_SIGNS)[:, list(SWAP)]
+        swapped = predict_trees(self.state, inputs.dense * SIGNS)[:, list(SWAP)]
         return (predict_trees(self.state, inputs.dense) + swapped) / 2
 
 

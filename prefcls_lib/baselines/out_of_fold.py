@@ -15,15 +15,16 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+import pandas as pd
 import psutil
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from prefcls_lib.baselines.columns import ROWS_AT_ONCE, BaselineInputs, tie_shares_shift
+from prefcls_lib.baselines.columns import ROWS_AT_ONCE, BaselineInputs, read_inputs, tie_shares_shift
 from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior
-from prefcls_lib.data.features import DENSE
+from prefcls_lib.data.features import FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.evaluation.scores import row_losses
 from prefcls_lib.runtime.files import UserError, read_json, write_json
@@ -31,7 +32,7 @@ from prefcls_lib.runtime.files import UserError, read_json, write_json
 INNER_FOLDS = 5  # of the models that are kept
 TUNING_ROWS = 10_000  # held-out rows that choose a strength, in whole inner folds
 MIN_ROWS_TO_SHARE = 5000  # with fewer training rows, starting processes takes longer than fitting
-WORKER_BYTES, WORKER_BYTES_PER_ROW = 300_000_000, 8_000  # of memory: report/studies/cost.py measures it
+WORKER_BYTES, WORKER_BYTES_PER_ROW = 300_000_000, 8_000  # of memory, as measured (report/log.md)
 
 
 def log_odds(probs: np.ndarray) -> np.ndarray:
@@ -51,11 +52,6 @@ class BaselineMean:
         """Those of the models."""
         return {model.name for model in self.models}
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether `columns.read_inputs` must read the words."""
-        return any(model.reads_text for model in self.models)
-
     def member(self, name: str) -> "BaselineMean":
         """The models of one member of an ensemble."""
         return BaselineMean(tuple(model for model in self.models if model.name == name))
@@ -67,8 +63,12 @@ class BaselineMean:
         offsets = ([log_odds(model.predict_proba(block)) for model in self.models] for block in blocks)
         return np.concatenate([np.mean(of_models, axis=0) for of_models in offsets])
 
-    def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
-        """Probabilities (N, 3), the geometric mean of the models'."""
+    def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
+        """What the models read of rows, the words only where one of them does: see `columns.read_inputs`."""
+        return read_inputs(rows, any(model.reads_text for model in self.models))
+
+    def predict_proba(self, inputs: BaselineInputs, label: str = "") -> np.ndarray:
+        """Probabilities (N, 3), the geometric mean of the models'; `label`: as a network's, without effect."""
         return softmax(self.predict(inputs), axis=1)
 
     def file_shifts(self, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -78,10 +78,10 @@ class BaselineMean:
         return np.mean([values if len(values) == len(shifts) else shifts for values in fitted], axis=0)
 
     def save(self, folder: Path) -> None:
-        """Write baseline.json, which names the models and columns, and baseline.safetensors into `folder`."""
+        """Write baseline.json, which names the models and features, and baseline.safetensors into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        names = [model.name for model in self.models]
-        write_json(folder / "baseline.json", {"models": names, "columns": [column.name for column in DENSE]})
+        state = {"models": [model.name for model in self.models], "features": FEATURE_NAMES}
+        write_json(folder / "baseline.json", state)
         arrays = {
             f"{number}/{name}": np.array(value, order="C")
             for number, model in enumerate(self.models)
@@ -94,8 +94,7 @@ class BaselineMean:
         """Read `save` back; predictions are the same to the bit. Runs no code from the files."""
         saved, path = read_json(folder / "baseline.json"), folder / "baseline.safetensors"
         names = saved.get("models", [])
-        columns = [column.name for column in DENSE]
-        if saved.get("columns") != columns or not names or not set(names) <= set(MODELS):
+        if saved.get("features") != list(FEATURE_NAMES) or not names or not set(names) <= set(MODELS):
             raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run again.")
         try:
             states: list[dict] = [{} for _ in names]

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from prefcls_lib.data.features import DENSE_SIGNS
+from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
 LEARNING_RATE = 0.1
@@ -25,7 +25,7 @@ def fit_trees(
     if weights is not None:
         used = weights > 0
         dense, labels, weights = dense[used], labels[used], np.tile(weights[used], 2)
-    dense, labels = np.concatenate([dense, dense * DENSE_SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]])
+    dense, labels = np.concatenate([dense, dense * SIGNS]), np.concatenate([labels, np.array(SWAP)[labels]])
     shares = np.linspace(0, 1, MAX_BINS + 1)[1:-1]
     edges = [np.unique(np.quantile(column, shares, method="midpoint")) for column in dense.T]
     bins = np.column_stack([np.searchsorted(*pair) for pair in zip(edges, dense.T, strict=True)]).astype(np.float64)

@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import SWAP
 
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
@@ -35,7 +34,6 @@ class Examples:
         token_ids: U arrays (T,) of token ids, the different sides.
         sides: (N, 2) index in `token_ids` of side 0 = A and side 1 = B; (N, 1) of the one order of A and B in which a
             cross-encoder's rows are trained on.
-        features: (N, F) float32 standardised structure features, or None.
         labels: (N,) int64, or None where they are not known.
         offsets: (N, 3) float32 log-odds of the baseline that the network starts from, or None.
         tie_shifts: (N,) float32, added to the logit of a tie in the training loss: 0 for rows of the training file, see
@@ -44,7 +42,6 @@ class Examples:
 
     token_ids: Sequence[np.ndarray]
     sides: np.ndarray
-    features: np.ndarray | None = None
     labels: np.ndarray | None = None
     offsets: np.ndarray | None = None
     tie_shifts: np.ndarray | None = None
@@ -70,7 +67,6 @@ class Examples:
         """The same rows with A and B in each other's place."""
         swap = {
             "sides": lambda sides: sides[:, ::-1],
-            "features": lambda features: (features * SIGNS).astype(np.float32),
             "offsets": lambda offsets: offsets[:, SWAP],
             "labels": lambda labels: np.array(SWAP)[labels],
             "tie_shifts": lambda shifts: shifts,
@@ -89,7 +85,7 @@ class Examples:
 
     def _columns(self) -> dict[str, np.ndarray]:
         """What has a line a row, where it is known."""
-        names = ("sides", "features", "offsets", "labels", "tie_shifts")
+        names = ("sides", "offsets", "labels", "tie_shifts")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

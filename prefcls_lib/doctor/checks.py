@@ -172,7 +172,7 @@ def check_tokenizer(backbone: Backbone) -> Check:
     shares = {script: float((found == unknown_id).mean()) if len(found) else 1.0 for script, found in ids.items()}
     finding = "unknown tokens: " + ", ".join(f"{script} {share:.0%}" for script, share in shares.items())
     unknown = ", ".join(script for script, share in shares.items() if share > MANY_UNKNOWN)
-    advice = f"It does not know {unknown}; the structure features still see those answers." if unknown else ""
+    advice = f"It does not know {unknown}; the baseline still sees those answers." if unknown else ""
     return Check("tokenizer", "note" if unknown else "ok", finding, advice)
 
 

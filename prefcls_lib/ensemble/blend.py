@@ -13,7 +13,7 @@ import pandas as pd
 from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
-from prefcls_lib.runtime.files import UserError, read_json, write_json
+from prefcls_lib.runtime.files import UserError, read_json, reading, write_json
 
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 
@@ -53,25 +53,20 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
 
 def read_blend(path: Path) -> tuple[Blend, list[Path]]:
     """What a blend.json holds, without its runs of weight 0: the blend, and their folders."""
-    state = read_json(path)
-    blend, runs = Blend.from_dict(state), state.get("runs")
-    if not isinstance(runs, list) or len(runs) != len(blend.weights):
-        raise UserError(f"{path}: names {runs!r} as runs for {len(blend.weights)} weights. Fit the blend again.")
-    used = [(Path(path).parent / run, weight) for run, weight in zip(runs, blend.weights, strict=True) if weight > 0]
-    for place, _ in used:
-        if not place.is_dir():
-            raise UserError(f"{path}: its run folder {place} is gone. Put it back, or fit the blend again.")
+    with reading(path, "Fit the blend again."):
+        state = read_json(path)
+        blend = Blend.from_dict(state)
+        runs = zip(state["runs"], blend.weights, strict=True)
+        used = [(Path(path).parent / run, weight) for run, weight in runs if weight > 0]
     return Blend(tuple(weight for _, weight in used), blend.calibration), [place for place, _ in used]
 
 
 def blend_table(result: dict) -> pd.DataFrame:
     """Each run's weight and log loss on the shared rows, and the blend's nested one."""
-    lines = [
-        {"run": run, "weight": weight, "log_loss": loss}
-        for run, weight, loss in zip(result["runs"], result["weights"], result["run_log_loss"], strict=True)
-    ]
-    lines.append({"run": "blend (nested)", "weight": sum(result["weights"]), "log_loss": result["log_loss"]})
-    return pd.DataFrame(lines).set_index("run")
+    columns = {"run": "runs", "weight": "weights", "log_loss": "run_log_loss"}
+    table = pd.DataFrame({name: result[key] for name, key in columns.items()}).set_index("run")
+    table.loc["blend (nested)"] = [sum(result["weights"]), result["log_loss"]]
+    return table
 
 
 def shared_ids(runs: Sequence[Run]) -> list[str]:

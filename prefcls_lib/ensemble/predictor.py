@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.loading import prompt_group
 from prefcls_lib.data.schema import ID, PROMPT, RESPONSES
 from prefcls_lib.ensemble.blend import read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
-from prefcls_lib.models.saved import SavedBaseline, SavedNetwork, load_model
+from prefcls_lib.models.saved import SavedNetwork, load_model
 from prefcls_lib.pipeline.folder import RunFolder
 from prefcls_lib.runtime.files import UserError
 
@@ -28,7 +29,7 @@ class Predictor:
         blend: weights and calibration of the runs.
     """
 
-    runs: tuple[tuple[SavedNetwork | SavedBaseline, ...], ...]
+    runs: tuple[tuple[SavedNetwork | BaselineMean, ...], ...]
     blend: Blend
     classes: tuple[str, ...] = ("model_a", "model_b", "tie")
 
@@ -83,7 +84,7 @@ def load(path: str | Path) -> Predictor:
     return Predictor((_load_run(path),), Blend((1.0,), Calibration()))
 
 
-def _load_run(path: Path) -> tuple[SavedNetwork | SavedBaseline, ...]:
+def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
     folder = RunFolder(path)
     if not path.is_dir() or not (folder / "config.json").is_file():
         raise UserError(

@@ -1,26 +1,23 @@
 """PreferenceModel: one shared encoder for both sides, fused features, a symmetric head.
 
     u = pool(encoder(prompt, answer A)),  v = pool(encoder(prompt, answer B))            (B, H) each
-    h(u, v, x) = MLP([u; v; u - v; u * v; x]) + W x                                      (B, 3)
-    concat head:     logits = h(u, v, x)
-    symmetric head:  logits = (h(u, v, x) + P h(v, u, Px)) / 2       P swaps A and B, so swapping the answers
+    h(u, v) = MLP([u; v; u - v; u * v])                                                  (B, 3)
+    concat head:     logits = h(u, v)
+    symmetric head:  logits = (h(u, v) + P h(v, u)) / 2              P swaps A and B, so swapping the answers
                                                                      permutes the logits, exactly
 
 On a baseline (`baselines/out_of_fold.py`) the hidden layer has a second output, the correction c, zero at the start:
 
-    logits = offset + (c(u, v, x) + P c(v, u, Px)) / 2               offset: the baseline's log-odds (m, -m, t)
-    auxiliary logits = (h(u, v, x) + P h(v, u, Px)) / 2              of a network without a baseline; in training only
+    logits = offset + (c(u, v) + P c(v, u)) / 2                      offset: the baseline's log-odds (m, -m, t)
+    auxiliary logits = (h(u, v) + P h(v, u)) / 2                     of a network without a baseline; in training only
 
-The fusion is InferSent's (Conneau et al. 2017, https://arxiv.org/abs/1705.02364) with u - v signed, as in the study;
-x are the structure features (`features.py`), whose swap Px is a change of sign. They go into the MLP, and past it by
-the linear W ("wide and deep", Cheng et al. 2016, https://arxiv.org/abs/1606.07792): within the few steps of a small
-training file the MLP alone learns much less from them than a logistic model does.
+The fusion is InferSent's (Conneau et al. 2017, https://arxiv.org/abs/1705.02364) with u - v signed, as in the study.
 
 The cross-encoder reads both answers in one sequence, in one order and in the other, so attention reaches across them:
 
     u = pool(encoder(prompt, answer A, answer B)),  v = pool(encoder(prompt, answer B, answer A))
-    h(u, x) = MLP([u; x]) + W x
-    logits = (h(u, x) + P h(v, Px)) / 2                              as exact under a swap; in training one order, drawn
+    h(u) = MLP(u)
+    logits = (h(u) + P h(v)) / 2                                     as exact under a swap; in training one order, drawn
 
 Started from a reward model (`reward.py`), whose score is s(u) = w u, a linear skip adds w (u - v) / T to the logit of
 A minus that of B.
@@ -33,20 +30,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefcls_lib.data.batching import PaddedBatch
-from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
 HEAD_WIDTH = 256
 
 
 class PreferenceHead(nn.Module):
-    """(u, v, x) -> logits, in fp32 whatever the autocast around it."""
+    """(u, v) -> logits, in fp32 whatever the autocast around it."""
 
     def __init__(
         self,
         hidden_size: int,  # H, width of an embedding
         symmetric: bool,  # average both orders of A and B (default head), or use one order (the original's)
-        use_features: bool,  # whether x is given
         dropout: float,  # on the hidden layer
         architecture: str = "siamese",  # u and v are of one answer each; "cross": of both, in either order
         on_baseline: bool = False,  # whether the logits are a correction that is added to a baseline's offset
@@ -54,18 +49,15 @@ class PreferenceHead(nn.Module):
         super().__init__()
         self.symmetric = symmetric
         self.is_cross = architecture == "cross"
-        num_features = len(SIGNS) if use_features else 0
         self.norm = nn.LayerNorm(hidden_size)
-        self.hidden = nn.Linear((1 if self.is_cross else 4) * hidden_size + num_features, HEAD_WIDTH)
+        self.hidden = nn.Linear((1 if self.is_cross else 4) * hidden_size, HEAD_WIDTH)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(HEAD_WIDTH, NUM_CLASSES)
-        self.wide = nn.Linear(num_features, NUM_CLASSES, bias=False) if use_features else None
         self.correction = nn.Linear(HEAD_WIDTH, NUM_CLASSES) if on_baseline else None
         self.skip: nn.Linear | None = None  # (H) -> 1, a reward model's score
-        self.register_buffer("signs", torch.tensor(SIGNS, dtype=torch.float32), persistent=False)
 
     def start_at_prior(self, prior: tuple[float, float, float]) -> None:
-        """Zero the last weights (W too) and set the bias to log(prior), P(A) and P(B) averaged.
+        """Zero the last weights and set the bias to log(prior), P(A) and P(B) averaged.
 
         The untrained model then predicts that prior for every row, so the first loss is its cross-entropy; on a
         baseline, it predicts what the baseline does, and the auxiliary output the prior.
@@ -73,30 +65,26 @@ class PreferenceHead(nn.Module):
         win = (prior[0] + prior[1]) / 2
         with torch.no_grad():
             self.output.weight.zero_()
-            if self.wide is not None:
-                self.wide.weight.zero_()
             self.output.bias.copy_(torch.tensor([math.log(win), math.log(win), math.log(prior[2])]))
             if self.correction is not None:
                 self.correction.weight.zero_()
                 self.correction.bias.zero_()
 
-    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None, offset: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, v: Tensor | None, offset: Tensor | None = None) -> Tensor:
         """Logits (B, 3), the first of `outputs`."""
-        return self.outputs(u, v, x, offset)[0]
+        return self.outputs(u, v, offset)[0]
 
-    def outputs(
-        self, u: Tensor, v: Tensor | None, x: Tensor | None, offset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, 3), and the auxiliary logits (B, 3), from u, v (B, H) and structure features x (B, F) or None.
+    def outputs(self, u: Tensor, v: Tensor | None, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, 3), and the auxiliary logits (B, 3), from u, v (B, H).
 
         Without v (a cross-encoder in training) from the one order of A and B that u has. `offset`: (B, 3), a
         baseline's log-odds, if the head starts from one; else the logits are the auxiliary ones.
         """
         with torch.autocast(u.device.type, enabled=False):
             u, v = u.float(), None if v is None else v.float()
-            auxiliary, correction = self._one_order(u, v, x)
+            auxiliary, correction = self._one_order(u, v)
             if self.symmetric and v is not None:
-                swapped = self._one_order(v, u, None if x is None else x * self.signs)
+                swapped = self._one_order(v, u)
                 auxiliary = (auxiliary + _swap_classes(swapped[0])) / 2
                 correction = None if correction is None else (correction + _swap_classes(swapped[1])) / 2
             logits = auxiliary if correction is None else offset + correction
@@ -106,13 +94,11 @@ class PreferenceHead(nn.Module):
                 auxiliary, logits = auxiliary + margin, logits + margin
             return logits, auxiliary
 
-    def _one_order(self, u: Tensor, v: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _one_order(self, u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
         u, v = self.norm(u), None if self.is_cross else self.norm(v)
         fused = [u] if self.is_cross else [u, v, u - v, u * v]  # (B, H) or (B, 4H) together
-        fused = torch.cat(fused + ([] if x is None else [x]), dim=1)
-        hidden = self.dropout(nn.functional.gelu(self.hidden(fused)))
-        logits = self.output(hidden) if x is None else self.output(hidden) + self.wide(x)
-        return logits, None if self.correction is None else self.correction(hidden)
+        hidden = self.dropout(nn.functional.gelu(self.hidden(torch.cat(fused, dim=1))))
+        return self.output(hidden), None if self.correction is None else self.correction(hidden)
 
 
 class PreferenceModel(nn.Module):
@@ -137,9 +123,9 @@ class PreferenceModel(nn.Module):
         indices = torch.cat([batch.indices for batch in batches])
         return embeddings[torch.argsort(indices)]
 
-    def forward(self, u: Tensor, v: Tensor | None, x: Tensor | None, offset: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, v: Tensor | None, offset: Tensor | None = None) -> Tensor:
         """Logits (B, 3), see `PreferenceHead`."""
-        return self.head(u, v, x, offset)
+        return self.head(u, v, offset)
 
 
 def _swap_classes(logits: Tensor) -> Tensor:

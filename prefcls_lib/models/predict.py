@@ -1,7 +1,5 @@
 """Probabilities for rows: each different side is embedded once, sorted by length."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -45,17 +43,14 @@ def predict_from_embeddings(
         for start in range(0, len(examples), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             u, v = (embeddings[side] for side in to_device(examples.sides[rows].copy(), device).T)
-            outputs = model.head.outputs(u, v, *features_and_offsets(examples, rows, device))
+            outputs = model.head.outputs(u, v, offsets_of(examples, rows, device))
             probs[rows] = torch.softmax(outputs[auxiliary].cpu().double(), dim=1).numpy()
     return probs
 
 
-def features_and_offsets(
-    examples: Examples, rows: np.ndarray | slice, device: torch.device
-) -> Iterator[torch.Tensor | None]:
-    """Structure features (B, F) and offsets (B, 3) of some rows on the device; None for those that there are not."""
-    columns = (examples.features, examples.offsets)
-    return (None if column is None else to_device(column[rows], device) for column in columns)
+def offsets_of(examples: Examples, rows: np.ndarray | slice, device: torch.device) -> torch.Tensor | None:
+    """Offsets (B, 3) of some rows on the device, if there are any."""
+    return None if examples.offsets is None else to_device(examples.offsets[rows], device)
 
 
 def score_differences(model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int) -> np.ndarray:

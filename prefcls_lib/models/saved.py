@@ -2,7 +2,7 @@
 
 model/fold0/  config.json model.safetensors tokenizer.json ...   AutoModel and AutoTokenizer load these
               head.safetensors                                   the head's weights, and a reward model's pooler
-              preference.json                                    the run's settings, and the scaler of the features
+              preference.json                                    the run's settings
               baseline/                                          the baseline whose log-odds its correction is added to
 
 The model folder of a run without a network (`prefcls ladder`) is that of a baseline.
@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
+from prefcls_lib.baselines.columns import BaselineInputs
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder, quiet_transformers
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
@@ -50,16 +49,14 @@ class SavedNetwork:
     model: PreferenceModel
     backbone: Backbone
     config: RunConfig
-    scaler: FeatureScaler | None
     baseline: BaselineMean | None
 
     def read_inputs(self, rows: pd.DataFrame) -> NetworkInputs:
-        """Token ids and raw features of rows from `loading.read_rows`: the same for all models of a run."""
+        """Token ids of rows from `loading.read_rows`: the same for all models of a run."""
         settings = (self.config.max_length, self.config.text_cleaning, self.config.architecture)
         encoded = encode_rows(rows, self.backbone.tokenizer, *settings)
-        features = compute_features(rows) if self.scaler or self.baseline else None
-        baseline = self.baseline and read_inputs(rows, features, self.baseline.reads_text)
-        return NetworkInputs(Examples(encoded.token_ids, encoded.sides, self.scaler and features), baseline)
+        baseline = self.baseline and self.baseline.read_inputs(rows)
+        return NetworkInputs(Examples(encoded.token_ids, encoded.sides), baseline)
 
     def predict_proba(self, inputs: NetworkInputs, label: str = "") -> np.ndarray:
         """Probabilities (N, 3) of what `read_inputs` has read, on this machine's device, in the precision of training.
@@ -69,30 +66,13 @@ class SavedNetwork:
         examples = inputs.examples
         if self.baseline is not None:
             examples = replace(examples, offsets=self.baseline.predict(inputs.baseline).astype(np.float32))
-        if self.scaler is not None:
-            examples = replace(examples, features=self.scaler.transform(examples.features).astype(np.float32))
         accelerator = make_accelerator(self.config.mixed_precision)
         model = self.model.to(accelerator.device)
         probs, _ = predict_proba(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
         return probs
 
 
-@dataclass(frozen=True)
-class SavedBaseline:
-    """A baseline read back from its folder, with the methods of `SavedNetwork`."""
-
-    baseline: BaselineMean
-
-    def read_inputs(self, rows: pd.DataFrame) -> BaselineInputs:
-        """What baselines read of rows from `loading.read_rows`."""
-        return read_inputs(rows, with_text=self.baseline.reads_text)
-
-    def predict_proba(self, inputs: BaselineInputs, label: str = "") -> np.ndarray:
-        """Probabilities (N, 3), see `SavedNetwork.predict_proba`."""
-        return self.baseline.predict_proba(inputs)
-
-
-def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
+def load_model(folder: Path) -> SavedNetwork | BaselineMean:
     """A fold's model from its folder: a network of `prefcls run`, or a baseline of `prefcls ladder`.
 
     Its files must be those that were saved: fold.json, where the folder has it, knows their SHA-256.
@@ -103,10 +83,8 @@ def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
             if sha256(folder / name) != wanted:
                 raise UserError(f"{folder / name}: is damaged or was changed. Copy the run folder again.")
         if not (folder / "preference.json").exists():
-            return SavedBaseline(BaselineMean.load(folder))
-        state = read_json(folder / "preference.json")
-        config = RunConfig(**state["settings"])
-        scaler = state["feature_scaler"] and FeatureScaler.from_dict(state["feature_scaler"])
+            return BaselineMean.load(folder)
+        config = RunConfig(**read_json(folder / "preference.json")["settings"])
         backbone = load_backbone(str(folder), config.max_length)
         encoder, pooler, skip = load_encoder(folder, 0.0), None, None
         if config.init_from is not None:
@@ -116,7 +94,7 @@ def load_model(folder: Path) -> SavedNetwork | SavedBaseline:
         weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
         model.load_state_dict(weights | load_file(folder / "head.safetensors"))
         baseline = None if config.start_from == "none" else BaselineMean.load(folder / "baseline")
-    return SavedNetwork(model, backbone, config, scaler, baseline)
+    return SavedNetwork(model, backbone, config, baseline)
 
 
 def build_model(path: Path, config: RunConfig) -> PreferenceModel:
@@ -131,14 +109,14 @@ def _assemble(
     encoder: PreTrainedModel, config: RunConfig, pooler: RewardPooler | None = None, skip: nn.Linear | None = None
 ) -> PreferenceModel:
     symmetric, on_baseline = config.head == "symmetric", config.start_from not in ("none", None)
-    given = (symmetric, config.structure_features, config.dropout or 0.0, config.architecture, on_baseline)
+    given = (symmetric, config.dropout or 0.0, config.architecture, on_baseline)
     head = PreferenceHead(encoder.config.hidden_size, *given)
     head.skip = skip
     return PreferenceModel(encoder, head, pooler)
 
 
 def save_model(
-    folder: Path, model: PreferenceModel, backbone: Backbone, scaler: FeatureScaler | None, config: RunConfig,
+    folder: Path, model: PreferenceModel, backbone: Backbone, config: RunConfig,
     baseline: BaselineMean | None = None,
 ) -> None:  # fmt: skip
     """Write a fold's model into `folder`; `baseline`: what it starts from, if it does."""
@@ -150,5 +128,4 @@ def save_model(
     save_file(weights, folder / "head.safetensors")
     if baseline is not None:
         baseline.save(folder / "baseline")
-    state = {"settings": config.to_dict(), "feature_scaler": None if scaler is None else scaler.to_dict()}
-    write_json(folder / "preference.json", state)
+    write_json(folder / "preference.json", {"settings": config.to_dict()})

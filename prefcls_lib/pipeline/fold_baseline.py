@@ -21,8 +21,14 @@ from prefcls_lib.data.schema import ID, NUM_CLASSES
 from prefcls_lib.data.splits import without_shared_prompts
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.evaluation.calibration import geometric_mean
-from prefcls_lib.pipeline import folder as run_folder
-from prefcls_lib.pipeline.folder import FoldModel, RunFolder, read_table, write_table
+from prefcls_lib.pipeline.folder import (
+    FoldModel,
+    RunFolder,
+    prediction_table,
+    read_table,
+    write_model_tables,
+    write_table,
+)
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.files import reading, write_whole
 
@@ -45,34 +51,28 @@ def fit_baselines(job: Job) -> pd.DataFrame:
         The content of oof_baselines.csv: predictions as in oof.csv, with the baseline's name (`model`) and the seconds
         in which those of the fold were fitted.
     """
-    left = [fold for fold in job.config.folds if not baseline_folder(job.folder, fold).is_dir()]
-    if left:
-        inputs, test_inputs = read_inputs(job.all_rows, job.features), read_inputs(job.test_rows, job.test_features)
-        for fold in left:
-            _fit_fold(job, inputs, test_inputs, fold)
-    folders = [baseline_folder(job.folder, fold) for fold in job.config.folds]
-    predictions = pd.concat([read_table(folder / "oof.csv") for folder in folders], ignore_index=True)
+    folders = {fold: job.folder.checkpoint(f"baseline-fold{fold}") for fold in job.config.folds}
+    if left := {fold: place for fold, place in folders.items() if not place.is_dir()}:
+        inputs, test_inputs = read_inputs(job.all_rows), read_inputs(job.test_rows)
+        for fold, place in left.items():
+            _fit_fold(job, inputs, test_inputs, fold, place)
+    predictions = pd.concat([read_table(place / "oof.csv") for place in folders.values()], ignore_index=True)
     write_table(job.folder / "oof_baselines.csv", predictions)
     if job.wrote_prior:
-        probs = geometric_mean([softmax(np.load(folder / "test.npy"), axis=1) for folder in folders])
+        probs = geometric_mean([softmax(np.load(place / "test.npy"), axis=1) for place in folders.values()])
         write_submission(job.folder / "submission.csv", list(job.test_rows[ID]), probs)
     return predictions
 
 
 def load_fold_baseline(folder: RunFolder, fold: int) -> FoldBaseline:
     """What `fit_baselines` left for a fold."""
-    place = baseline_folder(folder, fold)
+    place = folder.checkpoint(f"baseline-fold{fold}")
     with reading(place, "Delete it, and the baseline is fitted again."):
         arrays = [np.load(place / f"{name}.npy", allow_pickle=False) for name in ("rows", "test")]
         return FoldBaseline(BaselineMean.load(place), *arrays)
 
 
-def baseline_folder(folder: RunFolder, fold: int) -> Path:
-    """Where a fold's baseline is kept until the run is complete."""
-    return folder / "checkpoint" / f"baseline-fold{fold}"
-
-
-def _fit_fold(job: Job, inputs: BaselineInputs, test_inputs: BaselineInputs, fold: int) -> None:
+def _fit_fold(job: Job, inputs: BaselineInputs, test_inputs: BaselineInputs, fold: int, place: Path) -> None:
     started, name, rows = time.perf_counter(), job.baseline_name, job.all_rows
     train, valid = np.flatnonzero(job.folds != fold), np.flatnonzero(job.folds == fold)
     if job.extra_rows is not None:
@@ -94,24 +94,24 @@ def _fit_fold(job: Job, inputs: BaselineInputs, test_inputs: BaselineInputs, fol
         baseline.save(temporary)
         np.save(temporary / "rows.npy", offsets)
         np.save(temporary / "test.npy", baseline.predict(test_inputs))
-        predictions = partial(run_folder.prediction_table, job.rows.iloc[valid], fold)
+        predictions = partial(prediction_table, job.rows.iloc[valid], fold)
         oof = pd.concat([predictions(values).assign(model=one) for one, values in probs.items()])
         write_table(temporary / "oof.csv", oof.assign(seconds=time.perf_counter() - started))
 
-    write_whole(baseline_folder(job.folder, fold), write)
+    write_whole(place, write)
 
 
 def save_as_models(job: Job) -> None:
     """The baselines of the folds as the models of the run, with the tables of a network's model folder."""
     for fold in job.config.folds:
-        place = baseline_folder(job.folder, fold)
-        predictions = read_table(place / "oof.csv")
+        start = load_fold_baseline(job.folder, fold)
+        predictions = read_table(job.folder.checkpoint(f"baseline-fold{fold}") / "oof.csv")
         oof = predictions[predictions["model"] == job.baseline_name].drop(columns=["model", "seconds"])
         record = {"fold": fold, "valid_rows": len(oof), "seconds": float(predictions["seconds"].iloc[0])}
-        tables = (record | {"finished_at": time.time()}, pd.DataFrame(columns=["fold"]), oof, job.test_rows[ID])
+        tables = (record, pd.DataFrame(columns=["fold"]), oof, job.test_rows[ID])
 
-        def write(folder: Path, place=place, tables=tables) -> None:
-            BaselineMean.load(place).save(folder)
-            run_folder.write_model_tables(folder, *tables, softmax(np.load(place / "test.npy"), axis=1))
+        def write(folder: Path, start=start, tables=tables) -> None:
+            start.baseline.save(folder)
+            write_model_tables(folder, *tables, softmax(start.test, axis=1))
 
         write_whole(job.folder.model_folder(FoldModel(fold)), write)

@@ -1,6 +1,6 @@
 """The run folder: what a run leaves behind, and what a second start finds in it.
 
-config.json         settings, and SHA-256 of the data files: written first, compared at the next start
+config.json         settings, and SHA-256 of the data files: written and compared at every start
 submission.csv      the prior's, then the baseline's, then the trained models'
 model/fold0/        one folder a fold and seed, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
                     test.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
@@ -14,9 +14,10 @@ checkpoint/         what an interrupted run resumes from; deleted when the run i
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,8 +34,7 @@ FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "nu
 _locks: dict[Path, int] = {}  # folders that this process holds
 
 
-@dataclass(frozen=True, order=True)
-class FoldModel:
+class FoldModel(NamedTuple):
     """One model of a run: the fold it is validated on, and which of that fold's seeds (0 = first) it has."""
 
     fold: int
@@ -44,15 +44,6 @@ class FoldModel:
     def name(self) -> str:
         """Of its folder: fold3, or fold3-seed1."""
         return f"fold{self.fold}" + (f"-seed{self.seed_index}" if self.seed_index else "")
-
-    @classmethod
-    def parse(cls, name: str) -> "FoldModel":
-        """The model whose folder has this name."""
-        fold, _, seed_index = name.removeprefix("fold").partition("-seed")
-        try:
-            return cls(int(fold), int(seed_index or 0))
-        except ValueError:
-            raise UserError(f"{name!r}: no name of a fold. Expected fold0, or fold0-seed1.") from None
 
 
 def fold_models(config: RunConfig) -> list[FoldModel]:
@@ -70,23 +61,21 @@ class RunFolder:
         return self.path / name
 
     def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
-        """Hold the folder for this run, until `unlock` or the end of this process.
+        """Hold the folder for this run, until `unlock` or the end of this process; one that is complete is not held.
 
         A UserError where another process holds it, it has a run with other settings or data, or it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file. Name a folder with --out.")
-        self._lock()
-        try:
-            if (self / "config.json").exists():
-                self._refuse_another(config, data_sha256)
-            else:
-                write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
-        except UserError:
-            self.unlock()
-            raise
+        if (self / "config.json").exists():
+            self._refuse_another(config, data_sha256)
+        path = self.path.resolve()
         if self.complete:
-            self.unlock()
+            return
+        if path not in _locks:
+            _locks[path] = files.lock_folder(path)
+            files.remove_leftovers(path)
+        write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
 
     def _refuse_another(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
         """Raise a UserError that names the setting or the data file in which the run here differs."""
@@ -107,25 +96,10 @@ class RunFolder:
                         "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
                     )
 
-    def _lock(self) -> None:
-        path = self.path.resolve()
-        if path not in _locks:
-            _locks[path] = files.lock_folder(path)
-            files.remove_leftovers(path)
-
     def unlock(self) -> None:
         """Let other processes open the folder."""
-        held = _locks.pop(self.path.resolve(), None)
-        if held is not None:
+        if (held := _locks.pop(self.path.resolve(), None)) is not None:
             os.close(held)
-
-    def read_folds(self) -> np.ndarray | None:
-        """(N,) the plan of the folds that an earlier session has left, or None; `open` refuses that of another run."""
-        place = self / "checkpoint" / "folds.npy"
-        if not place.is_file() or not (self / "config.json").is_file():
-            return None
-        with reading(place, "Delete it, and run the same command again."):
-            return np.load(place, allow_pickle=False)
 
     def copy_from(self, earlier: str | Path) -> None:
         """Copy an earlier run's folder (see `find_earlier`; may be read-only) to here, unless a run is here already."""
@@ -141,43 +115,28 @@ class RunFolder:
         """Whether a run ended here."""
         return (self / "result.json").is_file()
 
+    def read_config(self) -> RunConfig:
+        """The settings of the run, its recipe filled in."""
+        with reading(self / "config.json", "Copy the run folder again."):
+            return RunConfig(**read_json(self / "config.json")["settings"])
+
     def model_folder(self, model: FoldModel) -> Path:
         """The folder of a model once it is done."""
         return self.path / "model" / model.name
 
-    def state_folder(self, model: FoldModel) -> Path:
-        """The folder of the checkpoint of a model in training."""
-        return self.path / "checkpoint" / model.name
+    def checkpoint(self, name: str) -> Path:
+        """What an interrupted run resumes from: fold0 (a model in training), baseline-fold0, rows, test, folds.npy."""
+        return self.path / "checkpoint" / name
 
     def model_folders(self) -> list[Path]:
-        """Folders of all models of the run; a UserError where there is none, or not all that its settings name."""
-        found = sorted((self / "model").glob("fold*"), key=lambda path: FoldModel.parse(path.name))
-        if not found:
-            raise UserError(f"{self.path}: holds no trained model (model/fold0). Is this the folder of a finished run?")
-        with reading(self / "config.json", "Copy the run folder again."):
-            wanted = {model.name for model in fold_models(RunConfig(**read_json(self / "config.json")["settings"]))}
-        if missing := sorted(wanted - {path.name for path in found}):
-            names = ", ".join(missing)
-            raise UserError(f"{self.path}: the run is not finished, {names} is missing in model/. Run it again.")
-        return found
-
-    def gather_tables(self, models: Sequence[FoldModel]) -> list[dict]:
-        """Write history.csv and oof.csv of the run from those of its models; return the models' fold.json records.
-
-        The predictions of a fold's seeds are averaged.
-        """
-        folders = [self.model_folder(model) for model in models]
-        tables = [[read_table(self.model_folder(model) / "oof.csv") for model in models if model.fold == fold]
-                  for fold in dict.fromkeys(model.fold for model in models)]  # fmt: skip
-        history = [read_table(folder / "history.csv") for folder in folders]
-        write_table(self / "history.csv", pd.concat(history, ignore_index=True))
-        write_table(self / "oof.csv", pd.concat(map(_mean_predictions, tables), ignore_index=True))
-        return [read_json(folder / "fold.json") for folder in folders]
-
-    def test_predictions(self, models: Sequence[FoldModel]) -> np.ndarray:
-        """(N, 3) the mean of what the models predict of the test rows."""
-        tables = [read_table(self.model_folder(model) / "test.csv") for model in models]
-        return _mean_predictions(tables)[list(LABEL_COLUMNS)].to_numpy()
+        """Folders of all models of the run; a UserError where one is missing."""
+        folders = [self.model_folder(model) for model in fold_models(self.read_config())]
+        if missing := [folder.name for folder in folders if not folder.is_dir()]:
+            raise UserError(
+                f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
+                "command again to finish it."
+            )
+        return folders
 
 
 def find_earlier(resume_from: str | Path) -> Path:
@@ -188,22 +147,13 @@ def find_earlier(resume_from: str | Path) -> Path:
     return earlier
 
 
-def describe_progress(resume_from: str | Path | None) -> str:
+def describe_progress(resume_from: str | Path) -> str:
     """One sentence on how far an earlier session of a run got: each model that is done, or under way at which step."""
-    if resume_from is None:
-        return "No earlier session is given (resume_from): every model is trained from its start."
     earlier = find_earlier(resume_from)
     parts = [f"{path.name} is done" for path in sorted(earlier.glob("model/fold*"))]
     parts += [f"{position.parent.name} reached step {read_json(position)['step']:,}"
               for position in sorted(earlier.glob("checkpoint/fold*/position.json"))]  # fmt: skip
     return f"The earlier session in {earlier}: {', '.join(parts) or 'no model was started'}."
-
-
-def _mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """The same rows as several seeds predict them: their mean."""
-    columns = list(LABEL_COLUMNS)
-    mean = sum(table[columns].to_numpy() for table in tables) / len(tables)
-    return tables[0].assign(**dict(zip(columns, mean.T, strict=True)))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -216,10 +166,10 @@ def _copy(source: Path, target: Path) -> None:
         folder.chmod(0o755)
 
 
-def prediction_table(rows: pd.DataFrame, folds: int, probs: np.ndarray) -> pd.DataFrame:
+def prediction_table(rows: pd.DataFrame, fold: int, probs: np.ndarray) -> pd.DataFrame:
     """Out-of-sample predictions in their one format: id, fold, label, group and three probabilities."""
     table = rows[[ID, "label", "group"]].reset_index(drop=True)
-    table.insert(1, "fold", folds)
+    table.insert(1, "fold", fold)
     return table.assign(**dict(zip(LABEL_COLUMNS, probs.T, strict=True)))
 
 
@@ -232,7 +182,14 @@ def write_model_tables(
     write_table(folder / "test.csv", pd.DataFrame({ID: test_ids, **dict(zip(LABEL_COLUMNS, probs.T, strict=True))}))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
-    write_json(folder / "fold.json", record | {"sha256": hashes})
+    write_json(folder / "fold.json", record | {"finished_at": time.time(), "sha256": hashes})
+
+
+def gather_table(folders: Sequence[Path], name: str) -> pd.DataFrame:
+    """A table of several models, one below the other; a row that several seeds predict has their mean probabilities."""
+    table = pd.concat([read_table(folder / name) for folder in folders], ignore_index=True)
+    rows = [column for column in table if column not in LABEL_COLUMNS]
+    return table.groupby(rows, sort=False, as_index=False).mean() if ID in table else table
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -246,3 +203,8 @@ def read_table(path: Path) -> pd.DataFrame:
     exact = {ID: str, "group": str, **dict.fromkeys(LABEL_COLUMNS, float)}
     with reading(path, "Copy the run folder again."):
         return pd.read_csv(path, converters=exact)
+
+
+def read_probs(path: Path) -> np.ndarray:
+    """(N, 3) the probabilities in a table."""
+    return read_table(path)[list(LABEL_COLUMNS)].to_numpy()

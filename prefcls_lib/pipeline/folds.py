@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
+from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, class_shares
 from prefcls_lib.evaluation import compare, scores, slices
 from prefcls_lib.evaluation.calibration import fit_calibration_on
@@ -41,31 +41,29 @@ def train_models(data: TrainingData, models: list[FoldModel]) -> None:
             if hours is not None:
                 left = data.started_at + 3600 * hours - time.time()
                 deadline = time.perf_counter() + left / (len(models) - number)
-            _train_model(data, model, Session(data.folder.state_folder(model), deadline, tokens_to_predict, stop))
+            _train_model(data, model, Session(data.folder.checkpoint(model.name), deadline, tokens_to_predict, stop))
 
 
-def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examples, FeatureScaler | None]:
-    """Training, validation and test examples of a fold; features standardised on its own training rows.
+def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examples, BaselineMean | None]:
+    """Training, validation and test examples of a fold, and the baseline that they start from.
 
     Extra rows are trained on, but for those that share a prompt with a validation row.
     """
-    rows, start, on_baseline = data.rows, load_fold_baseline(data.folder, fold), data.config.start_from != "none"
-    own, is_valid = rows.files == 0, rows.folds == fold
+    start, on_baseline = load_fold_baseline(data.folder, fold), data.config.start_from != "none"
+    files, is_valid = data.rows.table["file"].to_numpy(), data.rows.table["fold"].to_numpy() == fold
     is_train = np.isfinite(start.rows[:, 0]) & ~is_valid
-    scaler = FeatureScaler.fit(rows.features[own & is_train]) if data.config.structure_features else None
 
     def examples(rows: PreparedRows, offsets: np.ndarray) -> Examples:
-        features = scaler and scaler.transform(rows.features).astype(np.float32)
         offsets = offsets.astype(np.float32) if on_baseline else None
-        return Examples(rows.encoded.token_ids, rows.encoded.sides, features, rows.labels, offsets)
+        return Examples(rows.encoded.token_ids, rows.encoded.sides, rows.table["label"].to_numpy(), offsets)
 
-    everything, test = examples(rows, start.rows), replace(examples(data.test, start.test), labels=None)
+    everything, test = examples(data.rows, start.rows), examples(data.test, start.test)
     train, valid = everything.take(is_train), everything.take(is_valid)
-    if not own.all():
-        files = rows.files[is_train]
+    if files.any():
+        files = files[is_train]
         of_files = (start.baseline.file_shifts if on_baseline else tie_shares_shift)(train.labels, files)
         train = replace(train, tie_shifts=tie_shifts(files, of_files).astype(np.float32))
-    return train, valid, test, scaler
+    return train, valid, test, start.baseline if on_baseline else None
 
 
 def new_model(data: TrainingData, train: Examples, accelerator: Accelerator) -> PreferenceModel:
@@ -101,7 +99,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     """Train one model of the run, predict, and save it with its tables in its folder."""
     started, fold, name = time.perf_counter(), fold_model.fold, fold_model.name
     config = replace(data.config, seed=(data.config.seed + fold_model.seed_index) % 2**32)
-    train, valid, test, scaler = split_rows(data, fold)
+    train, valid, test, baseline = split_rows(data, fold)
     seed_everything(config.seed + fold)
     accelerator = make_accelerator(config.mixed_precision, config.report_to, data.folder / "logs")
     trackers.begin(accelerator, config.to_dict(), f"{data.folder.path.name}-{name}")
@@ -114,12 +112,11 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
         seconds = max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1]))  # of all sessions
         record |= describe_fit(fitted, oof) | {"predicted_tokens": [tokens.real, tokens.computed], "seconds": seconds}
         trackers.log(accelerator, {f"result/{key}": value for key, value in record.items()})
-        baseline = load_fold_baseline(data.folder, fold).baseline if config.start_from != "none" else None
 
         def write(folder: Path) -> None:
-            save_model(folder, model, data.backbone, scaler, data.config, baseline)
+            save_model(folder, model, data.backbone, data.config, baseline)
             history = fitted.history.assign(fold=fold, seed=config.seed)
-            write_model_tables(folder, record | {"finished_at": time.time()}, history, oof, data.test.ids, test_probs)
+            write_model_tables(folder, record, history, oof, data.test.table[ID], test_probs)
 
         write_whole(data.folder.model_folder(fold_model), write)
         shutil.rmtree(session.folder, ignore_errors=True)
@@ -146,9 +143,7 @@ def describe_fit(fitted: FitResult, oof: pd.DataFrame) -> dict:
 
 def out_of_sample(data: TrainingData, fold: int, fitted: FitResult) -> pd.DataFrame:
     """oof.csv of the fold, each row predicted at the validation step that is best on other rows."""
-    is_valid = data.rows.folds == fold
-    labels, groups = data.rows.labels[is_valid], data.rows.groups[is_valid]
-    probs = fitted.valid_probs[fitted.chosen]
-    if len(labels) >= MIN_ROWS_TO_SELECT:
-        probs, _ = compare.choose_cross_fitted(fitted.valid_probs, labels, groups)
-    return prediction_table(pd.DataFrame({ID: data.rows.ids[is_valid], "label": labels, "group": groups}), fold, probs)
+    rows, probs = data.rows.table[data.rows.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
+    if len(rows) >= MIN_ROWS_TO_SELECT:
+        probs, _ = compare.choose_cross_fitted(fitted.valid_probs, rows["label"].to_numpy(), rows["group"].to_numpy())
+    return prediction_table(rows, fold, probs)

@@ -10,14 +10,13 @@ import pandas as pd
 
 from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import locate_csv, read_rows, row_keys
 from prefcls_lib.data.schema import ID, SOURCE, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import sha256, write_array
+from prefcls_lib.runtime.files import reading, sha256, write_array
 from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
 
 
@@ -43,16 +42,6 @@ class Job:
             return self.rows
         return pd.concat([self.rows.assign(**{SOURCE: 0}), self.extra_rows], ignore_index=True)
 
-    @cached_property
-    def features(self) -> np.ndarray:
-        """(N, F) raw structure features of `all_rows`."""
-        return compute_features(self.all_rows)
-
-    @cached_property
-    def test_features(self) -> np.ndarray:
-        """(N, F) those of the test rows."""
-        return compute_features(self.test_rows)
-
     @property
     def baseline_name(self) -> str:
         """The baseline that the network starts from; with start_from=none the one that it is compared with."""
@@ -76,7 +65,11 @@ def read_job(config: RunConfig) -> Job:
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
     folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
-    if (folds := folder.read_folds()) is None:
+    plan = folder.checkpoint("folds.npy")
+    if plan.is_file() and (folder / "config.json").is_file():  # `open_folder` refuses that of another run
+        with reading(plan, "Delete it, and run the same command again."):
+            folds = np.load(plan, allow_pickle=False)
+    else:
         folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
     return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at)
 
@@ -99,7 +92,7 @@ def open_folder(job: Job) -> Job:
     config = job.config.with_recipe(job.backbone.recipe if job.backbone else {})
     folder.open(config, job.data_sha256)
     if not folder.complete:
-        write_array(folder / "checkpoint" / "folds.npy", job.folds)
+        write_array(folder.checkpoint("folds.npy"), job.folds)
     wrote_prior = not submission.exists()
     if wrote_prior:
         prior = np.tile(class_shares(job.rows["label"]), (len(job.test_rows), 1))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TextIO
 
 import torch
@@ -21,10 +21,6 @@ from prefcls_lib.training.checkpoint import Stopped, stop_on_sigterm
 
 WORKER = "PREFCLS_WORKER"  # set in a subprocess, which starts no further ones
 SECONDS_TO_STOP = 120  # to save a checkpoint after SIGTERM: 5 GB for ELECTRA-large
-
-
-class WorkerFailed(UserError):
-    """A subprocess failed."""
 
 
 def count_processes(wanted: int | None) -> int:
@@ -37,23 +33,22 @@ def count_processes(wanted: int | None) -> int:
     return wanted or max(1, gpus)
 
 
-def run_side_by_side(commands: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-    """Run `python -m prefcls_lib COMMAND` for each command, each on a GPU of its own where there are GPUs.
+def run_side_by_side(commands: dict[str, list[str]]) -> None:
+    """Run `python -m prefcls_lib COMMAND` for each command, by name, each on a GPU of its own where there are GPUs.
 
-    WorkerFailed where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
+    A UserError where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
     """
-    environments = [_worker_environment(len(commands), gpu) for gpu in range(len(commands))]
-    _run([["-m", "prefcls_lib", *command] for command in commands], names, environments)
+    _run({name: ["-m", "prefcls_lib", *command] for name, command in commands.items()}, len(commands))
 
 
-def run_together(command: Sequence[str], num_processes: int, poll: Callable[[], bool] = lambda: False) -> None:
+def run_together(command: list[str], num_processes: int, poll: Callable[[], bool] = lambda: False) -> None:
     """Run one `python -m prefcls_lib COMMAND` in several processes that work on the same model (torch.distributed.run).
 
     `poll` is called several times a second; once it returns True the processes are ended. Errors: `run_side_by_side`.
     """
     launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
-    launch += [f"--nproc-per-node={num_processes}", "-m", "prefcls_lib"]
-    _run([[*launch, *command]], [f"{num_processes} processes"], [_worker_environment(num_processes, None)], poll)
+    launch += [f"--nproc-per-node={num_processes}", "-m", "prefcls_lib", *command]
+    _run({f"{num_processes} processes": launch}, num_processes, poll)
 
 
 def end_with_parent() -> None:
@@ -80,29 +75,28 @@ def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
     return environment
 
 
-def _run(
-    commands: list[list[str]], names: Sequence[str], environments: list[dict], poll: Callable = lambda: False
-) -> None:
+def _run(commands: dict[str, list[str]], num_processes: int, poll: Callable = lambda: False) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what this process holds, the workers may need
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    workers, readers, tails = [], [], [deque(maxlen=200) for _ in commands]
+    workers, readers, tails = [], [], {name: deque(maxlen=200) for name in commands}
     with stop_on_sigterm() as stop:
         try:
-            for command, name, environment, tail in zip(commands, names, environments, tails, strict=True):
+            for gpu, (name, command) in enumerate(commands.items()):
+                environment = _worker_environment(num_processes, gpu if len(commands) > 1 else None)
                 command = [sys.executable, *command]
                 workers.append(subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes))
-                given = (workers[-1].stdout, f"[{name}] " if len(names) > 1 else "", tail)
+                given = (workers[-1].stdout, f"[{name}] " if len(commands) > 1 else "", tails[name])
                 readers.append(threading.Thread(target=_pass_on, args=given, daemon=True))
                 readers[-1].start()
             while True:
                 codes = [worker.poll() for worker in workers]
                 if stop.wait(0.2):
                     raise Stopped("stopped")
-                for number, code in enumerate(codes):
+                for name, reader, code in zip(commands, readers, codes, strict=True):
                     if code:
-                        readers[number].join(timeout=10)
-                        raise WorkerFailed(f"{names[number]} failed: {_reason(tails[number], code)}")
+                        reader.join(timeout=10)
+                        raise UserError(f"{name} failed: {_reason(tails[name], code)}")
                 if None not in codes or poll():
                     return
         finally:

@@ -1,32 +1,76 @@
-"""What the notebooks show of a job before it is trained."""
+"""What is said of a job before it is trained: how long it will take, and what the notebooks show."""
+
+import math
+import time
 
 import numpy as np
 import pandas as pd
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import make_padded_batches, split_batch
+from prefcls_lib.data.batching import Examples, make_padded_batches, split_batch
+from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import scores
-from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import embed_unique_sides, predict_proba
 from prefcls_lib.pipeline.folds import new_model, split_rows
+from prefcls_lib.pipeline.job import Job
+from prefcls_lib.pipeline.launch import count_processes
 from prefcls_lib.pipeline.prepared import TrainingData
-from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.devices import machine_name, make_accelerator
 from prefcls_lib.training.loop import StepPlan
 
+ROWS = 200  # that are tokenised for the mean length of a row
+SIDES, TOKENS = 4, 128  # of the forward pass that is timed, and of each side
+BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
+BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU seconds for 57,477 (report/log.md)
 
-def settings_html(given: RunConfig, filled: RunConfig) -> str:
-    """The settings of a run as HTML: those that differ from the defaults, the backbone's recipe, the others folded."""
+
+def describe_duration(job: Job, model: PreferenceModel) -> str:
+    """One sentence on the time that a run needs, a rough estimate."""
+    seconds = estimate_seconds(job, model)
+    hours = job.config.time_budget_hours
+    amount = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
+    budget = f"; time_budget_hours={hours:g} cuts it" if hours is not None and seconds > 3600 * hours else ""
+    return f"this run will take about {amount} on this machine ({machine_name()}){budget}"
+
+
+def estimate_seconds(job: Job, model: PreferenceModel) -> float:
+    """Seconds for baselines, training, validation and prediction of the test rows."""
+    config, num_folds, num_rows = job.config, len(job.config.folds), len(job.all_rows)
+    texts = (config.max_length, config.text_cleaning, config.architecture)
+    encoded = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
+    tokens = encoded.lengths[encoded.sides].sum(axis=1).mean()  # of a row
+    in_training = tokens / 2 if config.architecture == "cross" else tokens  # one of the two orders
+    valid = job.validated.sum() / num_folds
+    train = config.num_epochs * (num_rows - valid) * in_training
+    validations = config.num_epochs * config.validations_per_epoch * valid * tokens
+    passes = train * (1 + BACKWARD) + validations + len(job.test_rows) * tokens
+    models = num_folds * config.num_seeds
+    in_a_row = models / min(count_processes(config.num_processes), models)
+    return BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_token(job, model) * in_a_row
+
+
+def seconds_per_token(job: Job, model: PreferenceModel) -> float:
+    """Of a forward pass through the encoder on this machine's device, in the precision of the run."""
+    accelerator, pad_id = make_accelerator(job.config.mixed_precision), job.backbone.tokenizer.pad_id
+    side = np.full(min(job.config.max_length, TOKENS), pad_id, dtype=np.int32)
+    examples = Examples([side] * SIDES, np.arange(SIDES)[:, None])
+    model.to(accelerator.device)
+    for _ in range(2):  # the first loads kernels
+        started = time.perf_counter()
+        embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id)
+        embeddings.sum().item()  # waits for the GPU
+    return (time.perf_counter() - started) / tokens.computed
+
+
+def settings_table(given: RunConfig, filled: RunConfig) -> pd.DataFrame:
+    """The settings of a run: first those that were given, then those of the backbone's recipe, then the defaults."""
     default, given, filled = (config.to_dict() for config in (RunConfig(), given, filled))
-
-    def kind(name: str) -> str:
-        changed, by_recipe = given[name] != default[name], filled[name] != given[name]
-        return "set for this run" if changed else "from the backbone's recipe" if by_recipe else "defaults"
-
-    table, parts = pd.Series(filled, dtype=object).map(str), []
-    for title in ("set for this run", "from the backbone's recipe", "defaults"):
-        values = table[[kind(name) == title for name in filled]].to_frame("value")
-        is_open = " open" * (title != "defaults")
-        parts.append(f"<details{is_open}><summary>{title}: {len(values)}</summary>{values.to_html()}</details>")
-    return "".join(parts)
+    kinds = ["set for this run", "from the backbone's recipe", "default"]
+    kind = {name: kinds[0] if given[name] != default[name] else kinds[1 if filled[name] != given[name] else 2]
+            for name in filled}  # fmt: skip
+    table = pd.DataFrame({"value": pd.Series(filled, dtype=object).map(str), "where from": pd.Series(kind)})
+    return table.sort_values("where from", key=lambda column: column.map(kinds.index), kind="stable")
 
 
 def describe_first_step(data: TrainingData) -> pd.DataFrame:

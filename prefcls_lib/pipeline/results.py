@@ -14,9 +14,7 @@ from prefcls_lib.evaluation.calibration import blend_out_of_fold
 from prefcls_lib.pipeline.folder import LADDER, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import versions
-from prefcls_lib.runtime.files import UserError
 
-TRY_NEXT = "To make an encoder contribute, train on more rows; extra_train adds those of other sets."
 OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second",
                "seconds_before_training", "encoder_share")  # fmt: skip
 
@@ -24,7 +22,7 @@ OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share",
 def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
     """The validated rows of a finished run and their out-of-sample probabilities (N, 3)."""
     rows = job.rows[job.validated].reset_index(drop=True)
-    return rows, _probs_of(job.folder / "oof.csv", read_table(job.folder / "oof.csv"), rows)
+    return rows, read_table(job.folder / "oof.csv").set_index(ID).loc[rows[ID], list(LABEL_COLUMNS)].to_numpy()
 
 
 def baseline_table(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -46,12 +44,11 @@ def describe_run(job: Job, records: list[dict]) -> dict:
     `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
     prompt groups).
     """
-    rows, probs = read_out_of_sample(job)
-    labels, groups, folds = rows["label"].to_numpy(), rows["group"].to_numpy(), job.folds[job.validated]
+    oof, predictions = (read_table(job.folder / name) for name in ("oof.csv", "oof_baselines.csv"))
+    start = predictions[predictions["model"] == job.baseline_name]  # the rows of oof, in their order
+    probs, start_probs = (table[list(LABEL_COLUMNS)].to_numpy() for table in (oof, start))
+    labels, groups, folds = (oof[name].to_numpy() for name in ("label", "group", "fold"))
     calibrated = blend_out_of_fold(labels, [probs], folds, groups)
-    predictions = read_table(job.folder / "oof_baselines.csv")
-    start = predictions[predictions["model"] == job.baseline_name]
-    start_probs = _probs_of(job.folder / "oof_baselines.csv", start, rows)
     result = {
         **compare.score_predictions(labels, probs, groups, folds),
         "calibrated_log_loss": scores.log_loss(labels, calibrated),
@@ -60,7 +57,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "baseline_log_loss": scores.log_loss(labels, start_probs),
         "baselines": baseline_table(predictions).reset_index().to_dict(orient="records"),
         "rows": len(job.rows),
-        "valid_rows": len(rows),
+        "valid_rows": len(oof),
         "backbone": job.config.init_from or job.config.backbone,
         "seed": job.config.seed,
         "seconds": _total_seconds(job, records),
@@ -95,13 +92,6 @@ def _describe_training(job: Job, records: list[dict]) -> dict:
     }
 
 
-def _probs_of(path: Path, table: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
-    """(N, 3) of the rows, from a table with one line for each of them."""
-    if len(table) != len(rows) or set(table[ID]) != set(rows[ID]):
-        raise UserError(f"{path}: does not hold this run's validation rows. Delete the run folder and run again.")
-    return table.set_index(ID).loc[list(rows[ID]), list(LABEL_COLUMNS)].to_numpy()
-
-
 def _total_seconds(job: Job, records: list[dict]) -> float:
     """Seconds in which this session or a fit of an earlier one worked; what ran side by side counts once."""
     now = time.time()
@@ -121,15 +111,8 @@ def result_table(result: dict) -> pd.DataFrame:
     return pd.DataFrame([*result["baselines"], *([network] if result["encoder_share"] else [])]).set_index("model")
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of scores as text with the digits that they deserve on few rows: 1.084, 212 s."""
-    numbers = [name for name in ("log_loss", "low", "high", "accuracy") if name in table]
-    shown = table.assign(**{name: table[name].map("{:.3f}".format) for name in numbers})
-    return shown.assign(seconds=table["seconds"].map(lambda s: f"{s:,.0f} s" if s >= 1 else "below 1 s"))
-
-
 def verdict(result: dict) -> str:
-    """What the encoder changes in the baseline."""
+    """What the encoder changes in the baseline, and what to try next."""
     if result["encoder_share"] is None:
         return f"{result['baseline']}: log loss {result['log_loss']:.4f} on {result['valid_rows']} validation rows"
     c = compare.Comparison.from_dict(result["encoder_share"])
@@ -139,23 +122,11 @@ def verdict(result: dict) -> str:
         "80 % of such samples"
     )
     warnings = [f"{name}: the encoder does not contribute: {why}" for name, why in result["encoder_warnings"].items()]
-    return "\n".join([line, *warnings, *([TRY_NEXT] if warnings else [])])
-
-
-def conclusion(result: dict) -> str:
-    """What a run showed and what to try next, as Markdown, computed from its result.json."""
-    c = compare.Comparison.from_dict(result["encoder_share"])
-    said = {"BEATS": "is better than", "LOSES": "is worse than", "INCONCLUSIVE": "is not shown to differ from"}
-    starts = ", from which it starts" if result["start_from"] != "none" else ""
-    found = [f"On {c.rows:,} rows, the network has a log loss of {result['log_loss']:.3f}.",
-             f"It {said[c.verdict]} {result['baseline']}{starts} ({result['baseline_log_loss']:.3f}): its log loss is "
-             f"{c.describe()}."]  # fmt: skip
-    if result["encoder_warnings"]:
-        found.append(f"In {len(result['encoder_warnings'])} of {len(result['folds'])} models the encoder adds nothing.")
-    ideas = [(result["rows"] < 5_000, f"train on more rows, because {result['rows']:,} teach an encoder little"),
-             (c.verdict == "INCONCLUSIVE", "validate on more rows (`folds`), because with so many a difference of "
-              f"{c.smallest_detectable:.3f} is found four times in five"),
+    ideas = [(warnings or result["rows"] < 5_000, f"train on more rows than {result['rows']:,} (`extra_train`)"),
+             (c.verdict == "INCONCLUSIVE", "validate on more rows (`folds`)"),
              (c.verdict == "LOSES", "stop earlier (`num_epochs`) or lower the `learning_rate`"),
              (c.verdict == "BEATS", "train a second seed (`num_seeds`), and blend with `prefcls ladder`"),
              (result["calibrated_log_loss"] < result["log_loss"] - 0.001, "calibrate: `prefcls blend`")]  # fmt: skip
-    return f"{' '.join(found)}\n\n**What to try next:** {'; '.join(idea for holds, idea in ideas if holds)}."
+    time_spent = f"{result['seconds_before_training']:.0f} of {result['seconds']:.0f} seconds passed before training."
+    advice = f"What to try next: {'; '.join(idea for holds, idea in ideas if holds)}."
+    return "\n".join([line, time_spent, *warnings, advice])

@@ -1,7 +1,7 @@
 """The main job in the order of its steps; the command line and the notebooks both call these and nothing else.
 
 job = start(config)              everything that can be wrong is found here; a prior submission is in place
-data = prepare(job)              token ids and features of all rows, written once
+data = prepare(job)              token ids of all rows, written once
 baselines = fit_baselines(job)   plain models on the same folds: what the networks start from
 fit_folds(data)                  one model a fold (and seed), each saved when it is done; on several GPUs side by side
 result = finish(job)             submission.csv, the tables, result.json
@@ -10,7 +10,7 @@ result = finish(job)             submission.csv, the tables, result.json
 import shutil
 from dataclasses import replace
 
-import pandas as pd
+import numpy as np
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
@@ -19,16 +19,16 @@ from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointi
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import fold_baseline
 from prefcls_lib.pipeline.card import write_cards
-from prefcls_lib.pipeline.estimate import describe_duration
-from prefcls_lib.pipeline.folder import LADDER, FoldModel, RunFolder, fold_models
+from prefcls_lib.pipeline.folder import LADDER, RunFolder, fold_models, gather_table, read_probs, write_table
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
 from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prepare_rows
+from prefcls_lib.pipeline.preview import describe_duration
 from prefcls_lib.pipeline.results import describe_run
 from prefcls_lib.runtime import trackers
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.runtime.files import write_json
+from prefcls_lib.runtime.files import read_json, write_json
 
 
 def start(config: RunConfig) -> Job:
@@ -48,14 +48,8 @@ def start(config: RunConfig) -> Job:
     return job
 
 
-def prepare(job: Job) -> TrainingData:
-    """Token ids and features of all rows: see `prepared.prepare_rows`."""
-    return prepare_rows(job)
-
-
-def fit_baselines(job: Job) -> pd.DataFrame:
-    """Fit and score the plain baselines of each fold: see `fold_baseline.fit_baselines`."""
-    return fold_baseline.fit_baselines(job)
+prepare = prepare_rows
+fit_baselines = fold_baseline.fit_baselines
 
 
 def fit_folds(data: TrainingData) -> None:
@@ -64,33 +58,37 @@ def fit_folds(data: TrainingData) -> None:
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
     all processes together. After SIGTERM, the state of what was under way is saved, and `Stopped` is raised.
     """
-    models, folder = fold_models(data.config), data.folder
-    left = [model for model in models if not folder.model_folder(model).is_dir()]
-    for model in sorted(set(models) - set(left)):
-        print(f"{model.name}: done before, kept in {folder.model_folder(model)}", flush=True)
-    num_processes = count_processes(data.config.num_processes)
-    command = ["fit", "--started-at", str(data.started_at), str(folder.path)]
+    left, num_processes = [], count_processes(data.config.num_processes)
+    for model in fold_models(data.config):
+        if (place := data.folder.model_folder(model)).is_dir():
+            print(f"{model.name}: done before, kept in {place}", flush=True)
+        else:
+            left.append(model)
+    command = ["fit", "--started-at", str(data.started_at), str(data.folder.path)]
     if not left or num_processes == 1:
         train_models(data, left)
     elif len(left) == 1:
         run_together([*command, left[0].name], num_processes)
     else:
         shares = [[model.name for model in left[i::num_processes]] for i in range(min(num_processes, len(left)))]
-        run_side_by_side([[*command, *share] for share in shares], [" ".join(share) for share in shares])
+        run_side_by_side({" ".join(share): [*command, *share] for share in shares})
 
 
 def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
     """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
-    train_models(load_training_data(folder, started_at), [FoldModel.parse(name) for name in names])
+    data = load_training_data(folder, started_at)
+    train_models(data, [model for model in fold_models(data.config) if model.name in names])
 
 
 def finish(job: Job) -> dict:
     """Write submission, tables and, last, result.json, from what the models have left; return its content."""
-    models, folder = fold_models(job.config), job.folder
-    records = folder.gather_tables(models)
-    write_submission(folder / "submission.csv", list(job.test_rows[ID]), folder.test_predictions(models))
-    result = describe_run(job, records)
-    write_cards(folder.path, job.config, result, folder.model_folders())
+    folder, models = job.folder, job.folder.model_folders()
+    for name in ("history.csv", "oof.csv"):
+        write_table(folder / name, gather_table(models, name))
+    probs = np.mean([read_probs(model / "test.csv") for model in models], axis=0)
+    write_submission(folder / "submission.csv", list(job.test_rows[ID]), probs)
+    result = describe_run(job, [read_json(model / "fold.json") for model in models])
+    write_cards(folder.path, job.config, result, models)
     accelerator = make_accelerator("no", job.config.report_to, folder / "logs")
     trackers.begin(accelerator, job.config.to_dict(), folder.path.name)
     trackers.log(accelerator, result)
@@ -101,32 +99,24 @@ def finish(job: Job) -> dict:
     return result
 
 
-def run(config: RunConfig) -> RunFolder:
-    """All steps; on a folder whose run is complete, only says so."""
-    job = start(config)
-    if not said_complete(job):
-        data = prepare(job)
-        fit_baselines(job)
-        fit_folds(data)
-        finish(job)
-    return job.folder
+def run(config: RunConfig, network: bool = True) -> RunFolder:
+    """All steps; on a folder whose run is complete, only says so.
 
-
-def run_without_network(config: RunConfig) -> RunFolder:
-    """`prefcls ladder`: a run whose models are the folds' baselines, with the files of any other run.
-
-    Of the settings only `start_from` and those of rows and folds matter; history.csv is empty.
+    Without a network (`prefcls ladder`) the models are the folds' baselines, in the files of any other run. Of the
+    settings only `start_from` and those of rows and folds matter then; history.csv is empty.
     """
-    job = open_folder(read_job(replace(config, backbone=LADDER, init_from=None, num_seeds=1)))
-    if not said_complete(job):
-        fit_baselines(job)
-        fold_baseline.save_as_models(job)
-        finish(job)
-    return job.folder
-
-
-def said_complete(job: Job) -> bool:
-    """Whether the run is complete, which is then said."""
+    if network:
+        job = start(config)
+    else:
+        job = open_folder(read_job(replace(config, backbone=LADDER, init_from=None, num_seeds=1)))
     if job.folder.complete:
         print(f"{job.folder.path}: this run is complete; for a new one name another --out.", flush=True)
-    return job.folder.complete
+        return job.folder
+    data = prepare(job) if network else None
+    fit_baselines(job)
+    if network:
+        fit_folds(data)
+    else:
+        fold_baseline.save_as_models(job)
+    finish(job)
+    return job.folder

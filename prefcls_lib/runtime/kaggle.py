@@ -10,16 +10,12 @@ from prefcls_lib.runtime.files import UserError, sha256
 
 COMPETITION = "llm-classification-finetuning"
 # Where Kaggle mounts an attached input below /kaggle/input: the layout of 2026, and the older one.
-COMPETITION_MOUNTS = ("competitions/{}", "{}")
+COMPETITION_MOUNTS = (f"competitions/{COMPETITION}", COMPETITION)
 DATASET_MOUNTS = ("datasets/*/{}", "{}")
 MODEL_MOUNTS = ("models/*/{}/*/*/*", "{}/*/*/*")  # framework, variation, version
-NOTEBOOK_MOUNTS = ("notebooks/*/{}", "{}")
+OUTPUT_MOUNTS = ("notebooks/*/{}", *DATASET_MOUNTS)
 # A run is a notebook's output, or a folder in it or in a data set, with at most one wrapper folder.
-_RUN_PLACES = [
-    f"{mount.format('*')}{deeper}"
-    for deeper in ("", "/*", "/*/*")
-    for mount in dict.fromkeys((*DATASET_MOUNTS, *NOTEBOOK_MOUNTS))
-]
+_RUN_PLACES = [f"{mount.format('*')}{deeper}" for deeper in ("", "/*", "/*/*") for mount in OUTPUT_MOUNTS]
 _RUN_MARKER = "submission.csv"  # in a run folder from its first second on
 
 
@@ -45,17 +41,9 @@ def run_folder(out: str, trained: str) -> Path:
 
 
 def find_competition_file(name: str) -> Path:
-    """The attached competition's train.csv or test.csv.
-
-    Raises:
-        UserError: not attached (the message lists what was tried), or attached twice with different content.
-    """
-    tried = [
-        [f"{mount.format(COMPETITION)}/{extra}{name}{zipped}" for mount in COMPETITION_MOUNTS for zipped in ("", ".gz")]
-        for extra in ("", "*/")
-    ]
-    found = find_first(tried, f"the competition's {name}")
-    if found is not None:
+    """The attached competition's train.csv or test.csv."""
+    tried = [[f"{mount}/{extra}{name}" for mount in COMPETITION_MOUNTS] for extra in ("", "*/")]
+    if found := find_first(tried, f"the competition's {name}"):
         return found
     places = "\n  ".join(str(input_root() / pattern) for patterns in tried for pattern in patterns)
     raise UserError(
@@ -81,15 +69,12 @@ def backbone_patterns(name: str) -> list[list[str]]:
 def find_first(tried: list[list[str]], what: str) -> Path | None:
     """The file that matches the first of the pattern lists that any file matches; None if there is none.
 
-    A config.json beside a submission.csv is a run's and never a backbone's.
-
-    Raises:
-        UserError: several files match the same list and they, or their folders, differ: an input
-            that is attached twice.
+    A config.json beside a submission.csv is a run's and never a backbone's. Where several files match the same list,
+    and they or their folders differ, an input is attached twice: a UserError.
     """
     for patterns in tried:
         found = [p for p in glob_inputs(patterns) if p.name != "config.json" or not (p.parent / _RUN_MARKER).exists()]
-        if len(found) > 1 and len({_content(path) for path in found}) > 1:
+        if len(found) > 1 and len(set(map(_content, found))) > 1:
             places = "\n  ".join(map(str, found))
             raise UserError(
                 f"{what} is attached more than once, with different content:\n  {places}\n"
@@ -122,11 +107,10 @@ def attached_runs() -> list[Path]:
 
 def find_attached_run(name: str | Path) -> Path:
     """A run's folder: the one that is named, or the attached notebook output or data set of that name."""
-    if "/" not in str(name) and not Path(name).is_dir():
-        mounts = [mount.format(name) for mount in (*NOTEBOOK_MOUNTS, *DATASET_MOUNTS)]
-        for config in glob_inputs(f"{mount}/config.json" for mount in mounts):
-            return config.parent
-    return Path(name)
+    if "/" in str(name) or Path(name).is_dir():
+        return Path(name)
+    found = glob_inputs(f"{mount.format(name)}/config.json" for mount in OUTPUT_MOUNTS)
+    return found[0].parent if found else Path(name)
 
 
 def find_attached_csv(name: str) -> Path:
@@ -137,11 +121,7 @@ def find_attached_csv(name: str) -> Path:
 
 
 def find_blend() -> Path | None:
-    """The attached blend.json, or None.
-
-    Raises:
-        UserError: there are several that differ.
-    """
+    """The attached blend.json, or None; see `find_first`."""
     return find_first([[f"{place}/blend.json" for place in _RUN_PLACES]], "blend.json")
 
 

@@ -8,9 +8,6 @@ from torch import nn
 from prefcls_lib.config import RunConfig
 from prefcls_lib.models.network import PreferenceModel
 
-# Peak rate of the head's linear path from the structure features. They are few and standardised, so it is a logistic
-# regression trained by AdamW: at this rate 25 steps reach what scikit-learn's fit reaches, at 5e-4 they do not.
-WIDE_LEARNING_RATE = 1e-2
 # Peak rate of the correction of a baseline as a share of the head's. It starts at a good prediction, which large first
 # steps make worse: on 800 competition rows its tie logit drifted by 0.1 at the head's own rate.
 CORRECTION_RATE_SHARE = 0.4
@@ -18,7 +15,7 @@ _LAYER = re.compile(r"\blayers?\.(\d+)\.")  # ModernBERT calls them layers
 
 
 def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
-    """AdamW's groups: each encoder layer, the head and its linear path have their own rates.
+    """AdamW's groups: each encoder layer, the head and the correction have their own rates.
 
     The encoder's top layer has `learning_rate`, each layer below it `layer_decay` times that of the layer above, and
     what is before or beside the layers (embeddings, ELECTRA's projection, DeBERTa's `rel_embeddings`) one step less
@@ -38,7 +35,7 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
             depth = num_layers  # a reward model's, pretrained with its encoder; what ModernBERT has above its layers
         peak = config.learning_rate * config.layer_decay ** (num_layers - depth)
         if name.startswith("head.") and not name.startswith("head.skip."):
-            peak = WIDE_LEARNING_RATE if name.startswith("head.wide.") else config.head_learning_rate
+            peak = config.head_learning_rate
             peak *= CORRECTION_RATE_SHARE if name.startswith("head.correction.") else 1
         new = {"params": [], "lr": peak, "peak": peak, "weight_decay": config.weight_decay if decays else 0.0}
         groups.setdefault((peak, decays), new)["params"].append(parameter)

@@ -14,7 +14,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, split_batch, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.predict import features_and_offsets
+from prefcls_lib.models.predict import offsets_of
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.checkpoint import Log, TrainingState
 from prefcls_lib.training.distributed import sum_gradients
@@ -64,7 +64,7 @@ def accumulate_gradients(
         with accelerator.autocast():
             embeddings = model.embed_sides(padded)
         u, *v = (embeddings[side] for side in to_device(places.reshape(len(some), -1), device).T)
-        outputs = model.head.outputs(u, v[0] if v else None, *features_and_offsets(train, some, device))
+        outputs = model.head.outputs(u, v[0] if v else None, offsets_of(train, some, device))
         accelerator.backward(training_loss(outputs, train, some, label_smoothing) / batch_size)
         labels = to_device(train.labels[some], device)
         loss_sum += cross_entropy(outputs[0].detach(), labels, reduction="sum")

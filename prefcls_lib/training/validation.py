@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from accelerate import Accelerator
@@ -31,10 +30,9 @@ def validate(
 ) -> None:  # fmt: skip
     """Score the validation rows, and keep the weights where they are the best so far.
 
-    A good baseline and structure features hide an encoder that contributes nothing. So the rows are predicted once
-    more by the auxiliary output, which knows no baseline, with the features at their mean (zero, once
-    standardised): `encoder_log_loss` is that prediction's, `encoder_spread` its standard deviation over the rows,
-    averaged over the classes. `place`, where training is, has the first values of the record.
+    A good baseline hides an encoder that contributes nothing. So the rows are predicted once more by the auxiliary
+    output, which knows no baseline: `encoder_log_loss` is that prediction's, `encoder_spread` its standard deviation
+    over the rows, averaged over the classes. `place`, where training is, has the first values of the record.
     """
     probs, encoder_probs, swapped_probs, state.valid_tokens = within_memory(
         lambda: predict_valid(model, valid, accelerator, pad_id), state, log
@@ -68,7 +66,7 @@ def validate(
 def collapse_check(train: Examples, valid: Examples) -> Callable[[dict], str]:
     """A function that says of a validation's record why the encoder counts as collapsed, "" where it may be healthy.
 
-    Collapsed is one whose predictions, features at their mean, are the same for every row; and one that adds nothing:
+    Collapsed is one whose own predictions are the same for every row; and one that adds nothing:
     not better than the prior by itself, while the whole network is not better than the baseline that it starts from.
     """
     prior = scores.log_loss(valid.labels, np.tile(class_shares(train.labels[train.own]), (len(valid), 1)))
@@ -78,8 +76,7 @@ def collapse_check(train: Examples, valid: Examples) -> Callable[[dict], str]:
     def why_collapsed(record: dict) -> str:
         spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
         if spread < COLLAPSED_SPREAD:
-            why = f"with the structure features at their mean its predictions differ by {spread:.4f} from row to row"
-            return f"{why}, which is less than {COLLAPSED_SPREAD}"
+            return f"its own predictions differ by {spread:.4f} from row to row, which is less than {COLLAPSED_SPREAD}"
         if valid.offsets is None or max(prior - alone, baseline - whole) > USEFUL_GAIN:
             return ""
         return (
@@ -107,6 +104,5 @@ def predict_valid(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenCount]:
     """Probabilities (N, 3) of the validation rows; by the encoder alone; with A and B swapped; and the tokens."""
     embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
-    at_mean = replace(valid, features=None if valid.features is None else np.zeros_like(valid.features))
-    asked = ((valid, False), (at_mean, True), (valid.swapped(), False))
+    asked = ((valid, False), (valid, True), (valid.swapped(), False))
     return *(predict_from_embeddings(model, embeddings, rows, accelerator.device, aux) for rows, aux in asked), tokens

@@ -28,7 +28,6 @@ from torch import nn
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.features import FeatureScaler, compute_features
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.backbones import load_backbone, load_encoder
@@ -36,14 +35,13 @@ from prefcls_lib.models.network import PreferenceHead, PreferenceModel, mean_poo
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, versions
-from prefcls_lib.runtime.files import write_json, write_text
+from prefcls_lib.runtime.files import write_json
 from prefcls_lib.training.loop import fit
-from report.page import draw_svg, markdown_table
+from report.page import draw_svg
 
-OUT = Path(__file__).parent / "benchmark"
+OUT = Path(__file__)
 PAIRS = {"original": 8, "trainer": 32, "ours": 128}  # a repeat; variants that pad need few
 TITLES = {"original": "the study's loop", "trainer": "Hugging Face Trainer", "ours": "this kit"}
-Measured = tuple[int, int, float]  # pairs, real tokens, seconds
 
 
 class Bench:
@@ -55,9 +53,7 @@ class Bench:
         self.backbone = load_backbone("minilm", max_length)
         rows = loading.read_rows(loading.sample_path("train"), labelled=True)
         encoded = encode_rows(rows, self.backbone.tokenizer, max_length, "none")
-        features = compute_features(rows)
-        features = FeatureScaler.fit(features).transform(features).astype(np.float32)
-        everything = Examples(encoded.token_ids, encoded.sides, features, rows["label"].to_numpy())
+        everything = Examples(encoded.token_ids, encoded.sides, rows["label"].to_numpy())
         order = np.random.default_rng(0).permutation(len(rows))
         self.train, self.valid = everything.take(order[: PAIRS["ours"]]), everything.take(order[PAIRS["ours"] :][:8])
         self.side_tokens = float(everything.lengths.mean())
@@ -72,7 +68,7 @@ class Bench:
     def model(self, dropout: float) -> PreferenceModel:
         """A new PreferenceModel on the device."""
         encoder = load_encoder(self.backbone.path, dropout)
-        head = PreferenceHead(encoder.config.hidden_size, True, True, dropout)
+        head = PreferenceHead(encoder.config.hidden_size, True, dropout)
         return PreferenceModel(encoder, head).to(self.device)
 
     def padded(self, rows: np.ndarray, side: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,16 +86,12 @@ class Bench:
         embedded = [mean_pool(model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
                     for ids, mask in passes]  # fmt: skip
         u, v = torch.cat(embedded).split(len(rows))
-        return model.head(u, v, torch.as_tensor(self.train.features[rows], device=u.device))
+        return model.head(u, v)
 
-    def loss(self, logits: torch.Tensor, rows: np.ndarray, label_smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, model: PreferenceModel, rows: np.ndarray, passes: list[tuple], label_smoothing: float = 0.0):
         """Mean cross-entropy of some rows."""
-        labels = torch.as_tensor(self.train.labels[rows], device=logits.device)
-        return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-    def measured(self, pairs: int, seconds: float) -> Measured:
-        """What a variant returns, for the first pairs."""
-        return pairs, int(self.train.lengths[:pairs].sum()), seconds
+        labels = torch.as_tensor(self.train.labels[rows], device=self.device)
+        return nn.functional.cross_entropy(self.logits(model, rows, passes), labels, label_smoothing=label_smoothing)
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
@@ -112,20 +104,20 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def train_original(bench: Bench) -> Measured:
+def train_original(bench: Bench) -> tuple[int, float]:
     """A step of the study's loop."""
     model, rows = bench.model(dropout=0.1), np.arange(PAIRS["original"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
 
     def step() -> None:
-        logits = bench.logits(model, rows, [bench.padded(rows, side, bench.max_length) for side in (0, 1)])
-        bench.loss(logits, rows, label_smoothing=0.1).backward()
+        passes = [bench.padded(rows, side, bench.max_length) for side in (0, 1)]
+        bench.loss(model, rows, passes, label_smoothing=0.1).backward()
         optimizer.step()
 
-    return bench.measured(len(rows), timed(bench.device, step))
+    return len(rows), timed(bench.device, step)
 
 
-def train_trainer(bench: Bench) -> Measured:
+def train_trainer(bench: Bench) -> tuple[int, float]:
     """A step of Hugging Face Trainer: 16 pairs a batch, two batches a step."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -138,7 +130,7 @@ def train_trainer(bench: Bench) -> Measured:
             rows = rows.cpu().numpy()
             sides = [bench.padded(rows, side, int(bench.train.lengths[rows].max())) for side in (0, 1)]
             both = tuple(torch.cat(parts) for parts in zip(*sides, strict=True))
-            return {"loss": bench.loss(bench.logits(self.inner, rows, [both]), rows)}
+            return {"loss": bench.loss(self.inner, rows, [both])}
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_, **__):
@@ -158,17 +150,17 @@ def train_trainer(bench: Bench) -> Measured:
         collate = lambda rows: {"rows": torch.tensor(rows)}  # noqa: E731
         trainer = Trainer(Wrapped(), arguments, train_dataset=range(pairs), data_collator=collate, callbacks=[clock])
         trainer.train()
-    return bench.measured(pairs, clock.seconds)
+    return pairs, clock.seconds
 
 
-def train_ours(bench: Bench) -> Measured:
+def train_ours(bench: Bench) -> tuple[int, float]:
     """`fit`, the time in training steps."""
     model, pad_id = bench.model(bench.config.dropout), bench.backbone.tokenizer.pad_id
     result = fit(model, bench.train, bench.valid, bench.config, bench.accelerator, pad_id)
-    return len(bench.train), result.tokens.real, result.step_seconds
+    return len(bench.train), result.step_seconds
 
 
-def predict_original(bench: Bench) -> Measured:
+def predict_original(bench: Bench) -> tuple[int, float]:
     """The study's prediction: padded, fp32."""
     model, rows = bench.model(dropout=0.0).eval(), np.arange(PAIRS["original"])
 
@@ -176,13 +168,13 @@ def predict_original(bench: Bench) -> Measured:
         with torch.inference_mode():
             bench.logits(model, rows, [bench.padded(rows, side, bench.max_length) for side in (0, 1)])
 
-    return bench.measured(len(rows), timed(bench.device, work))
+    return len(rows), timed(bench.device, work)
 
 
-def predict_ours(bench: Bench) -> Measured:
+def predict_ours(bench: Bench) -> tuple[int, float]:
     """`predict_proba`: each different side once, both orders of A and B."""
     given = bench.model(dropout=0.0), bench.train, bench.accelerator, bench.backbone.tokenizer.pad_id
-    return bench.measured(len(bench.train), timed(bench.device, lambda: predict_proba(*given)))
+    return len(bench.train), timed(bench.device, lambda: predict_proba(*given))
 
 
 VARIANTS = {("train", "original"): train_original, ("train", "trainer"): train_trainer, ("train", "ours"): train_ours,
@@ -190,21 +182,18 @@ VARIANTS = {("train", "original"): train_original, ("train", "trainer"): train_t
 
 
 def measure(bench: Bench, repeats: int) -> list[dict]:
-    """Run the variants in turn, `repeats` times; medians of pairs and useful tokens a second."""
-    found: dict[tuple, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
+    """Run the variants in turn, `repeats` times: pairs a second, the median, the slowest and the quickest."""
+    found: dict[tuple, list[float]] = {name: [] for name in VARIANTS}
     for repeat in range(repeats):
         for name, variant in VARIANTS.items():
-            pairs, tokens, seconds = variant(bench)
-            found[name].append((pairs / seconds, tokens / seconds))
-            print(f"  {' '.join(name)} {repeat + 1}/{repeats}: {tokens / seconds:,.0f} useful tokens/s", flush=True)
-    lines = []
-    for (kind, variant), values in found.items():
-        pairs, tokens = (statistics.median(column) for column in zip(*values, strict=True))
-        slowest, quickest = (choose(tokens for _, tokens in values) for choose in (min, max))
-        line = {"max_length": bench.max_length, "precision": bench.precision, "kind": kind, "variant": variant}
-        line |= {"pairs_per_second": pairs, "useful_tokens_per_second": tokens}
-        lines.append(line | {"slowest": slowest, "quickest": quickest})
-    return lines
+            pairs, seconds = variant(bench)
+            found[name].append(pairs / seconds)
+            print(f"  {' '.join(name)} {repeat + 1}/{repeats}: {pairs / seconds:.2f} pairs/s", flush=True)
+    return [
+        {"max_length": bench.max_length, "precision": bench.precision, "kind": kind, "variant": variant,
+         "pairs_per_second": statistics.median(paces), "slowest": min(paces), "quickest": max(paces)}
+        for (kind, variant), paces in found.items()
+    ]  # fmt: skip
 
 
 def draw(lines: list[dict]) -> Figure:
@@ -217,13 +206,12 @@ def draw(lines: list[dict]) -> Figure:
         for axes, length in zip(row, lengths, strict=True):
             part = table[(table["kind"] == kind) & (table["max_length"] == length)].set_index("variant").iloc[::-1]
             pairs = part["pairs_per_second"]
-            scale = pairs / part["useful_tokens_per_second"]  # the repeats are known in tokens
-            errors = np.maximum(0, [pairs - part["slowest"] * scale, part["quickest"] * scale - pairs])
+            errors = np.maximum(0, [pairs - part["slowest"], part["quickest"] - pairs])
             colors = [plots.BLUE if name == "ours" else "#b5b5b5" for name in part.index]
             names = [TITLES[name] for name in part.index]
             axes.barh(names, pairs, color=colors, xerr=errors, error_kw={"lw": 0.8}, height=0.7)
             for place, (name, value) in enumerate(pairs.items()):
-                text = f"{value:.2g}" + ("" if name == "ours" else f"   ratio {pairs['ours'] / value:.1f}")
+                text = f"{value:.2g}" + ("" if name == "ours" else f" (ratio {pairs['ours'] / value:.1f})")
                 axes.text(value + errors[1][place] + 0.02 * pairs.max(), place, text, va="center", fontsize=8)
             axes.set(title=f"{title}, MiniLM, {length} tokens a side", xlim=(0, 1.25 * pairs.max()))
             axes.set_xlabel("pairs a second" if kind == "predict" else "")
@@ -231,44 +219,20 @@ def draw(lines: list[dict]) -> Figure:
     return plots.finish(figure)
 
 
-def write_table(result: dict) -> str:
-    """The result as Markdown."""
-    lines = [
-        [str(line["max_length"]), line["precision"], line["kind"], line["variant"], f"{line['pairs_per_second']:.2f}",
-         f"{line['useful_tokens_per_second']:,.0f}", f"{line['slowest']:,.0f} to {line['quickest']:,.0f}"]
-        for line in result["lines"]
-    ]  # fmt: skip
-    header = ("tokens a side", "precision", "kind", "variant", "pairs/s", "useful tokens/s", "slowest to quickest")
-    versions_line = ", ".join(f"{name} {result['versions'][name]}" for name in ("machine", "torch", "transformers"))
-    text = (
-        f"MiniLM on: {versions_line}. Medians over repeats, real rows, {result['side_tokens']:.0f} tokens a side on "
-        "average. The variants are those of report/studies/benchmark.py; original computes in fp32 always."
-    )
-    return "\n\n".join(["# Speed", text, markdown_table(header, lines, (1, 2, 3))]) + "\n"
-
-
-def write(out: Path, result: dict) -> None:
-    """benchmark.json, benchmark.md and benchmark.svg."""
-    write_json(out / "benchmark.json", result)
-    write_text(out / "benchmark.md", write_table(result))
-    (out / "benchmark.svg").write_bytes(draw_svg(draw(result["lines"])))
-
-
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=[512])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     lines = []
     for length in arguments.lengths:
         print(f"MiniLM, {length} tokens", flush=True)
         bench = Bench(length)
         lines += measure(bench, arguments.repeats)
-    result = {"versions": versions(), "lines": lines, "side_tokens": bench.side_tokens}
-    write(arguments.out, result)
-    print(write_table(result))
+    write_json(OUT.with_suffix(".json"), {"versions": versions(), "lines": lines, "side_tokens": bench.side_tokens})
+    OUT.with_suffix(".svg").write_bytes(draw_svg(draw(lines)))
+    print(pd.DataFrame(lines).to_string(index=False, float_format="{:,.2f}".format))
 
 
 if __name__ == "__main__":

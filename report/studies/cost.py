@@ -23,7 +23,6 @@ import pandas as pd
 from prefcls_lib.baselines.columns import read_inputs
 from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.baselines.out_of_fold import fit_out_of_fold
-from prefcls_lib.data.features import compute_features
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import TEXT_COLUMNS
 
@@ -72,8 +71,7 @@ def measure(files: list[Path], count: int, jobs: int) -> dict:
         found["fitted"][0].predict(found["inputs"].take(np.arange(min(count, 10_000))))
 
     parts = {
-        "features": lambda: found.update(features=compute_features(rows)),
-        "inputs": lambda: found.update(inputs=read_inputs(rows, found["features"])),
+        "inputs": lambda: found.update(inputs=read_inputs(rows)),
         "fit": fit,
         "predict_10000": predict,
     }

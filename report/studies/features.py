@@ -1,4 +1,4 @@
-"""What each family of the baselines' columns brings: log loss out of fold with and without it, on rows of any files.
+"""What families of structure features bring to the baselines: log loss out of fold with and without each.
 
     python report/studies/features.py FILE... [--seeds 42 43 44]
 
@@ -19,13 +19,14 @@ from scipy.special import softmax
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs, tie_shifts
 from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS
 from prefcls_lib.baselines.out_of_fold import fit_out_of_fold
-from prefcls_lib.data.features import DENSE, FEATURE_NAMES, MEASURES
+from prefcls_lib.data.features import FEATURE_NAMES
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import SOURCE
 from prefcls_lib.evaluation.compare import bootstrap_interval
 from prefcls_lib.evaluation.scores import row_losses
 
 LINEAR = "structure_logistic"
+FAMILIES = ("repeated_pairs", "log_different_words", "function_words", "log_paragraphs", "times_length")
 
 
 def score(name: str, inputs: BaselineInputs, rows: pd.DataFrame, seed: int) -> np.ndarray:
@@ -37,16 +38,15 @@ def score(name: str, inputs: BaselineInputs, rows: pd.DataFrame, seed: int) -> n
 
 
 def without(inputs: BaselineInputs, left_out: Callable[[str], bool]) -> BaselineInputs:
-    """The inputs with some dense columns at zero, where no model can use them."""
-    kept = np.array([not left_out(column.name) for column in DENSE])
+    """The inputs with some features at zero, where no model can use them."""
+    kept = np.array([not left_out(name) for name in FEATURE_NAMES])
     return replace(inputs, dense=inputs.dense * kept)
 
 
 def make_table(rows: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
     """One line a variant: log loss, and its difference to the ensemble as built."""
     inputs, labels, groups = read_inputs(rows), rows["label"].to_numpy(), rows["group"].to_numpy()
-    families = {f"without {name}": (lambda column, name=name: name in column) for name in (*MEASURES, "times_length")}
-    families["features of the network's head alone"] = lambda column: column not in FEATURE_NAMES
+    families = {f"without {name}": (lambda column, name=name: name in column) for name in FAMILIES}
     losses: dict[str, list] = {}
     for seed in seeds:
         offsets = {name: score(name, inputs, rows, seed) for name in (LINEAR, *MEMBERS)}

@@ -13,7 +13,6 @@ import gc
 import math
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +23,6 @@ from transformers import AutoModel, PretrainedConfig
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, make_padded_batches
-from prefcls_lib.data.features import SIGNS
 from prefcls_lib.doctor import capacity, checks
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
 from prefcls_lib.models.predict import predict_proba
@@ -54,8 +52,7 @@ def make_rows(pairs: int, length: int, vocabulary: int) -> Examples:
     random = np.random.default_rng(0)
     lengths = [length - length // 8 * (side % 8 == 7) for side in range(2 * pairs)]
     ids = [random.integers(10, vocabulary, size).astype(np.int32) for size in lengths]
-    features = random.standard_normal((pairs, len(SIGNS))).astype(np.float32)
-    return Examples(ids, np.arange(2 * pairs).reshape(pairs, 2), features, random.integers(0, 3, pairs))
+    return Examples(ids, np.arange(2 * pairs).reshape(pairs, 2), random.integers(0, 3, pairs))
 
 
 class Job:
@@ -72,28 +69,24 @@ class Job:
         devices.seed_everything(0)
         has_pooler = self.config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
-        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, True, 0.0))
+        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, 0.0))
 
     def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> FitResult:
         """`fit` for so many steps."""
         rows = self.rows.take(slice(PAIRS * steps))
         return fit(model, rows, rows.take(slice(8)), self.settings, self.accelerator, self.pad_id, session=session)
 
-    def count_waits(self, steps: int) -> np.ndarray:
-        """How often the host waits for the GPU in a training, as the profiler sees it; passes of the encoder."""
-        model, passes = self.make_model(), []
-        model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
-        return np.array([count_waits(lambda: self.train(model, steps)), len(passes)])
 
-
-def count_waits(work: Callable[[], object]) -> int:
-    """How often the host waits for the GPU in `work`."""
+def count_waits(job: Job, steps: int) -> np.ndarray:
+    """How often the host waits for the GPU in a training, as the profiler sees it; passes of the encoder."""
+    model, passes = job.make_model(), []
+    model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        work()
-    return sum(event.count for event in profile.key_averages() if event.key in WAITS)
+        job.train(model, steps)
+    return np.array([sum(event.count for event in profile.key_averages() if event.key in WAITS), len(passes)])
 
 
 def matrix_peak(accelerator: Accelerator, size: int, repeats: int = 8) -> float:
@@ -129,7 +122,8 @@ def measure(job: Job, peak: float) -> dict:
     predicted = int(job.rows.lengths.sum()) / timed(job.accelerator.device, predict)
     trained = result.tokens.real / result.step_seconds
     error = precision_error(model, job.rows, job.accelerator)
-    waits, passes = (job.count_waits(3) - job.count_waits(1)) / 2  # what a training has once is in both
+    few, many = (count_waits(job, steps) for steps in (1, 3))  # what a training has once is in both
+    waits, passes = (many - few) / 2
     flop, tokens = flop_per_token(job.config, job.length), job.settings.max_tokens_per_micro_step
     planned = capacity.peak_bytes(job.config, tokens, job.accelerator.mixed_precision != "no", job.length)
     return {
@@ -149,7 +143,7 @@ def measure(job: Job, peak: float) -> dict:
 
 def judge(line: dict, config: PretrainedConfig) -> str:
     """ "ok", or what is wrong with a line of `measure`."""
-    of_transformers = line["padded_batches_per_step"] if config.model_type == "deberta-v2" else 0  # see test_waits.py
+    of_transformers = line["padded_batches_per_step"] if config.model_type == "deberta-v2" else 0
     wrong = {
         "loss or gradient is not finite": not line["finite"],
         "too many steps skipped": line["skipped_steps"] > MOST_SKIPPED,
@@ -205,14 +199,11 @@ def is_ok(record: dict) -> bool:
 def format_record(record: dict) -> str:
     """The record as a Markdown table."""
 
-    def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.1f}"
-
     lines = [
         (line["backbone"], line["precision"],
          f"{line['train_tokens_per_second']:,.0f} ({line['train_peak_share']:.0%})",
          f"{line['predict_tokens_per_second']:,.0f} ({line['predict_peak_share']:.0%})",
-         f"{show(line['peak_gib'])} / {line['planned_gib']:.1f}", show(line["waits_per_step"]),
+         f"{line['peak_gib'] or math.nan:.1f} / {line['planned_gib']:.1f}", f"{line['waits_per_step'] or math.nan:.1f}",
          str(line["skipped_steps"]), f"{line['precision_error']:.1e}", line["verdict"])
         for line in record["lines"]
     ]  # fmt: skip

@@ -22,18 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ElectraConfig, ElectraModel, PreTrainedTokenizerFast, set_seed
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, PROMPT, RESPONSES
-from prefcls_lib.evaluation import plots, scores
+from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import read_json, write_json
 from prefcls_lib.training.validation import COLLAPSED_SPREAD
-from report.page import draw_svg
 
 GOOD, BAD, NEUTRAL = 20, 20, 20  # words worth +1, -1 and 0
 WORTH = 0.4  # of one good word, in logits
@@ -44,8 +42,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WIDTH, LAYERS = 32, 24
 RATE_SCALE = 16.0  # narrow layers bear higher rates than 1,024 wide ones, whose rates stand below; 8 and 16 learn alike
 
-# The study's model has no structure features and no symmetric head, and its two epochs have one rate and no warm-up.
-ORIGINAL = {"head": "concat", "structure_features": False, "num_epochs": 2, "learning_rate": 1e-5, "warmup_ratio": 0.0,
+# The study's model has no symmetric head, and its two epochs have one rate and no warm-up.
+ORIGINAL = {"head": "concat", "num_epochs": 2, "learning_rate": 1e-5, "warmup_ratio": 0.0,
             "head_learning_rate": 1e-5, "layer_decay": 1.0, "schedule": "plateau", "validations_per_epoch": 1,
             "label_smoothing": 0.1, "dropout": 0.1}  # fmt: skip
 OURS = {"learning_rate": 3e-5}  # and ELECTRA's recipe
@@ -137,39 +135,18 @@ def run_variant(name: str, out: Path, seed: int) -> dict:
     oof, history = read_table(folder / "oof.csv"), read_table(folder / "history.csv")
     known = np.load(out / "probs.npy")[oof[ID].astype(int)]
     labels, probs = oof["label"].to_numpy(), oof[list(LABEL_COLUMNS)].to_numpy()
-    baselines = {line["model"]: line["log_loss"] for line in result["baselines"]}
+    spread = float(history["encoder_spread"].iloc[-1])
     return {
         "variant": name,
         "seed": seed,
-        "log_loss": scores.log_loss(labels, probs),
-        "floor": scores.log_loss(labels, known),
-        "expected_floor": float(-(known * np.log(known)).sum(axis=1).mean()),
-        "prior": baselines["prior"],
-        "structure": baselines["structure_boosting"],
-        "encoder_spread": float(history["encoder_spread"].iloc[-1]),
-        "collapsed": bool(history["encoder_spread"].iloc[-1] < COLLAPSED_SPREAD),
+        "log_loss": log_loss(labels, probs),
+        "floor": log_loss(labels, known),
+        "prior": next(line["log_loss"] for line in result["baselines"] if line["model"] == "prior"),
+        "encoder_spread": spread,
+        "collapsed": spread < COLLAPSED_SPREAD,
         "steps": int(history["step"].iloc[-1]),
         "seconds": result["seconds"],
     }
-
-
-def plot_variants(lines: pd.DataFrame) -> Figure:
-    """Log loss of the variants, a dot for each seed, between the Bayes log loss and the prior."""
-    names = list(dict.fromkeys(lines["variant"]))
-    figure = Figure(figsize=(7.5, 1.0 + 0.24 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    colors = [plots.GREY if name.startswith("original") else plots.BLUE for name in lines["variant"]]
-    axes.scatter(
-        lines["log_loss"], [len(names) - 1 - names.index(name) for name in lines["variant"]], color=colors, zorder=3
-    )
-    axes.axvline(lines["floor"].mean(), color=plots.GREEN, lw=1.5, label="Bayes log loss")
-    axes.axvline(lines["prior"].mean(), color="black", lw=1, ls=":", label="class shares: nothing learned")
-    axes.axvline(lines["structure"].mean(), color=plots.ORANGE, lw=1, ls="--", label="structure alone")
-    axes.set_yticks(range(len(names)), names[::-1])
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set(xlabel="log loss on validation rows")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    return plots.finish(figure)
 
 
 def main() -> None:
@@ -187,7 +164,6 @@ def main() -> None:
         for name in arguments.variants:
             results.append(run_variant(name, out, seed))
             write_json(arguments.out / "known_floor.json", {"lines": results})
-            (arguments.out / "known_floor.svg").write_bytes(draw_svg(plot_variants(pd.DataFrame(results))))
             print(pd.DataFrame(results).to_string(index=False, float_format="{:.4f}".format), flush=True)
 
 

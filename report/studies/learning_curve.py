@@ -7,10 +7,9 @@
 A fifth of the prompts (fold 0 of 5, of at most --max-rows rows) is kept for scoring. Of the other rows the N first in
 an order that the seed draws are a training file; `prefcls run` trains one model on nine tenths of them and validates it
 on the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands
-for one draw of rows and one training. A network with other settings (--set) is compared with the one without the last.
+for one draw of rows and one training. A network with other settings (--set) is a curve of its own.
 What is done is kept in --out and not done again; what was stopped is resumed.
---collect writes learning_curve.json beside this file, from everything in --out, and what the report shows of it:
-learning_curve.svg and curve.json.
+--collect writes learning_curve.json and learning_curve.svg beside this file, from everything in --out.
 """
 
 import argparse
@@ -38,6 +37,8 @@ from report.page import draw_svg, escape_text, markdown_table, signed
 SETTINGS = {"max_length": 256, "num_folds": 10, "folds": (0,), "test": "sample"}
 SPLIT_SEED = 42
 FOLDER = Path(__file__).parent
+PUBLISHED = read_json(FOLDER.parent / "published.json")["learning_curve"]
+MARKS = ((plots.BLUE, "s"), (plots.GREEN, "^"), (plots.PINK, "v"), (plots.GREY, "D"))
 BAND = ("structure_logistic", "structure_tfidf", "baseline")  # from the best to the worst of these
 
 
@@ -88,160 +89,114 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     write_whole(folder / "point.npz", write)
 
 
-def read_point(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Labels (N,), prompt groups (N,) and each model's probabilities (N, 3) of the scored rows."""
-    with np.load(folder / "point.npz", allow_pickle=False) as arrays:
+def read_point(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Labels (N,), prompt groups (N,) and each model's probabilities (N, 3) of the scored rows, from a point.npz."""
+    with np.load(path, allow_pickle=False) as arrays:
         probs = {name: arrays[name] for name in arrays.files if name not in ("label", "group")}
         return arrays["label"], arrays["group"], probs
 
 
-def describe_point(folder: Path, default: Path) -> dict:
-    """Log losses on the scored rows, and the network against its baseline.
+def average_seeds(points: Sequence[tuple]) -> dict:
+    """Points (`read_point`) that differ in the seed: log losses, their means, and the network against its baseline.
 
-    `default`: the same point without the last of its other settings, with which it is compared, too.
+    The interval is that of the row losses averaged over the seeds, since the seeds are scored on the same rows.
     """
-    labels, groups, probs = read_point(folder)
-    against = None
-    if default != folder and (default / "point.npz").exists():
-        against = compare.compare(labels, probs["network"], read_point(default)[2]["network"], groups).to_dict()
-    result = read_json(folder / "run" / "result.json")
+    labels, groups, _ = points[0]
+    if not all(np.array_equal(labels, other) and np.array_equal(groups, same) for other, same, _ in points):
+        raise SystemExit("points of one number of rows were scored on different rows: --max-rows must stay the same")
+    # The geometric mean is not normalised: so the loss of a row is the mean of the seeds' losses.
+    probs = {name: np.exp(np.mean([np.log(one[name]) for *_, one in points], axis=0)) for name in points[0][2]}
+    losses = [{name: scores.log_loss(labels, one[name]) for name in ("network", "baseline")} for *_, one in points]
     return {
-        "rows": result["rows"],
-        "seed": result["seed"],
-        "log_loss": {name: scores.log_loss(labels, values) for name, values in probs.items()},
-        "accuracy": scores.accuracy(labels, probs["network"]),
-        "comparison": compare.compare(labels, probs["network"], probs["baseline"], groups).to_dict(),
-        "comparison_default": against,
-        "seconds": result["seconds"],
         "eval_rows": len(labels),
+        "log_loss": {name: scores.log_loss(labels, values) for name, values in probs.items()},
+        "seed_differences": [one["network"] - one["baseline"] for one in losses],
+        "comparison": compare.compare(labels, probs["network"], probs["baseline"], groups),
     }
 
 
-def collect(out: Path) -> dict:
-    """All points in `out`: a curve for each source and encoder, and in `recipes` those of other settings."""
-    curves, recipes = [], []
-    for place in sorted({path.parents[1] for path in out.glob("*/*/point.npz")}):
-        source, _, name = place.name.partition("--")
-        default = place.with_name(place.name.rpartition("+")[0] or place.name)
-        points = [describe_point(path.parent, default / path.parent.name) for path in place.glob("*/point.npz")]
-        points.sort(key=lambda point: (point["rows"], point["seed"]))
-        curve = {"source": source, "backbone": name, "eval_rows": points[0]["eval_rows"], "points": points}
-        (recipes if "+" in name else curves).append(curve)
-    return {"split_seed": SPLIT_SEED, "curves": curves, "recipes": recipes}
-
-
-def summarise(curves: Sequence[dict], against: str = "comparison") -> list[dict]:
-    """For each curve and number of rows, means and ranges over the seeds; verdicts corrected for all points.
-
-    `against`: the comparison of a point that counts, "comparison" (the network with its baseline) or
-    "comparison_default" (with the network without the last changed setting); points without it are left out.
-    """
-    points = [(curve, point) for curve in curves for point in curve["points"] if point[against]]
-    corrected = compare.holm_correction([compare.Comparison.from_dict(point[against]) for _, point in points])
-    lines: dict[tuple, dict] = {}
-    for (curve, point), c in zip(points, corrected, strict=True):
-        key = curve["source"], curve["backbone"], point["rows"]
-        line = lines.setdefault(key, {**curve, "rows": point["rows"], "losses": [], "found": []})
-        line["losses"].append(point["log_loss"])
-        line["found"].append(c)
-    for line in lines.values():
-        found, line["log_loss"] = line["found"], pd.DataFrame(line["losses"]).mean()
-        differences = [c.difference for c in found]
-        one = len(found) == 1
-        line["low"], line["high"] = (found[0].low, found[0].high) if one else (min(differences), max(differences))
-        line["difference"] = sum(differences) / len(differences)
-    return list(lines.values())
-
-
-def _verdict_cells(line: dict) -> list[str]:
-    verdicts = [c.verdict for c in line["found"]]
-    return [signed(f"{line['difference']:+.4f}"), signed(f"{line['low']:+.4f} to {line['high']:+.4f}"),
-            f"{verdicts.count('BEATS')} / {verdicts.count('LOSES')}"]  # fmt: skip
+def collect(out: Path) -> list[dict]:
+    """A line for each file, network and number of rows in `out`; p is corrected for all of them."""
+    points: dict[tuple, dict] = {}
+    for path in out.glob("*/*/point.npz"):
+        count, seed = map(int, path.parent.name.split("-"))
+        points.setdefault((path.parents[1].name, count), {})[seed] = read_point(path)
+    lines = []
+    for (name, count), found in sorted(points.items()):
+        source, _, network = name.partition("--")
+        title = PUBLISHED["sources"].get(source, source)
+        about = {"source": source, "title": title, "network": network, "rows": count, "seeds": sorted(found)}
+        lines.append(about | average_seeds([found[seed] for seed in sorted(found)]))
+    corrected = compare.holm_correction([line["comparison"] for line in lines])
+    return [line | {"comparison": one.to_dict()} for line, one in zip(lines, corrected, strict=True)]
 
 
 def make_table(lines: Sequence[dict]) -> str:
-    """`summarise` as a Markdown table."""
-    cells = []
+    """The lines of `collect` as a Markdown table."""
+    cells, several = [], len({line["title"] for line in lines}) > 1
     for line in lines:
-        who = f"{line['title']}, {escape_text(line['backbone'])}".replace(" ", "\u00a0").replace("-", "\u2011")
-        losses = [f"{line['log_loss'][name]:.4f}" for name in ("prior", "structure_logistic", "baseline", "network")]
-        cells.append([who, f"{line['rows']:,}", str(len(line["found"])), *losses, *_verdict_cells(line)])
-    header = ("votes, network", "rows", "seeds", "class shares", "structure logistic", "its baseline", "network",
-              "difference", "range", "BEATS / LOSES")  # fmt: skip
-    return markdown_table(header, cells)
+        who = escape_text(line["network"]) + f"<br><small>{line['title']}</small>" * several
+        losses = [f"{line['log_loss'][name]:.4f}" for name in ("baseline", "network")]
+        c, seeds = line["comparison"], line["seed_differences"]
+        spread = f"{min(seeds):+.4f} to {max(seeds):+.4f}" if len(seeds) > 1 else ""
+        cells.append([who, f"{line['rows']:,}", str(len(seeds)), *losses, signed(f"{c['difference']:+.4f}"),
+                      signed(f"{c['low']:+.4f} to {c['high']:+.4f}"), "<0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
+                      c["verdict"], signed(spread)])  # fmt: skip
+    header = ("network", "rows", "seeds", "its baseline", "network", "difference", "95 % interval", "p",
+              "verdict", "range of seeds")  # fmt: skip
+    return markdown_table(header, cells, (0, 8))
 
 
-def make_recipe_table(lines: Sequence[dict]) -> str:
-    """`summarise(recipes, "comparison_default")` as a Markdown table, the best settings first.
-
-    It has the number of rows with which most settings were compared.
-    """
-    cells, rows = [], pd.Series([line["rows"] for line in lines]).mode()[0]
-    for line in sorted((line for line in lines if line["rows"] == rows), key=lambda line: line["difference"]):
-        network, _, changed = line["backbone"].rpartition("+")
-        name, *others = escape_text(network).split("+")
-        beside = f"with {', '.join(others)}".replace(" ", "\u00a0")
-        note = f"<br><small>{beside}</small>" if others else ""
-        cells.append([escape_text(changed) + note, name, f"{rows:,}", str(len(line["found"])),
-                      f"{line['log_loss']['network']:.4f}", *_verdict_cells(line)])  # fmt: skip
-    header = ("changed", "network", "rows", "seeds", "log loss", "difference", "range", "BEATS / LOSES")
-    return markdown_table(header, cells)
-
-
-def plot_learning_curve(curves: list[dict], published: dict) -> Figure:
+def plot_learning_curve(lines: Sequence[dict]) -> Figure:
     """Against the number of training rows: log loss, the network minus its baseline, and what others published.
 
-    Args:
-        curves: of one source: title, backbone, and points (rows, seed, log_loss by name, comparison). Each has a mark;
-            lines are means over seeds.
-        published: title, and points (rows, log_loss, sd).
+    `lines`: those of `collect` for one file; each network has a mark, each seed a small cross.
     """
-    figure = Figure(figsize=(7.5, 2.9), layout="constrained")
+    figure = Figure(figsize=(7.5, 2.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    marks = zip((plots.BLUE, plots.GREEN, plots.PINK, plots.GREY), "s^vD", strict=True)
-    for place, (curve, (color, mark)) in enumerate(zip(curves, marks, strict=False)):
-        table = pd.DataFrame([{**one["log_loss"], **one["comparison"], "rows": one["rows"]} for one in curve["points"]])
-        means = table.select_dtypes("number").groupby("rows").mean()
+    curves: dict[str, list[dict]] = {}
+    for line in lines:
+        curves.setdefault(line["network"], []).append(line)
+    for place, (network, found) in enumerate(curves.items()):
+        color, mark = MARKS[place % len(MARKS)]
+        rows, losses = [line["rows"] for line in found], pd.DataFrame([line["log_loss"] for line in found])
         if place == 0:
-            band = means[[name for name in BAND if name in means]]
-            left.plot(means["prior"], color="black", lw=1, ls=":", label="class shares")
-            left.fill_between(means.index, band.min(axis=1), band.max(axis=1), color=plots.ORANGE, alpha=0.4, lw=0,
-                              label="baselines")  # fmt: skip
-            left.plot(band.min(axis=1), color=plots.ORANGE, lw=1, ls="--")
-        left.plot(means["network"], mark, ls="-", color=color, ms=4, label=curve["backbone"])
-        at = table["rows"] * (1 + 0.04 * (table.groupby("rows").cumcount() + 3.5 * place))  # side by side
-        errors = np.maximum(0, [table["difference"] - table["low"], table["high"] - table["difference"]])
-        middle.errorbar(at, table["difference"], errors, fmt=mark, color=color, ms=4, lw=1)
+            band = losses[[name for name in BAND if name in losses]]
+            best, worst = band.min(axis=1), band.max(axis=1)
+            left.plot(rows, losses["prior"], color="black", lw=1, ls=":", label="class shares")
+            left.fill_between(rows, best, worst, color=plots.ORANGE, alpha=0.4, lw=0, label="baselines")
+            left.plot(rows, best, color=plots.ORANGE, lw=1, ls="--")
+        left.plot(rows, losses["network"], f"{mark}-", color=color, ms=4, label=network)
+        for line in found:
+            c, at = line["comparison"], line["rows"] * 1.1**place  # side by side
+            error = [[max(0, c["difference"] - c["low"])], [max(0, c["high"] - c["difference"])]]
+            middle.errorbar(at, c["difference"], error, fmt=mark, color=color, ms=4, lw=1)
+            seeds = line["seed_differences"]
+            middle.plot([at] * len(seeds), seeds, "x", color=color, ms=4)
     middle.axhline(0, color="black", lw=1, ls=":")
-    left.set(title=curves[0]["title"], ylabel="log loss, unsmoothed")
+    left.set(title=lines[0]["title"], ylabel="log loss, unsmoothed")
     left.legend(frameon=False, fontsize=7)
     middle.set(title="network minus its baseline")
-    table = pd.DataFrame(published["points"])
-    columns = (table["rows"], table["log_loss"], table["sd"])
-    right.errorbar(*columns, fmt="D--", color=plots.PINK, mfc="white", capsize=3)
-    right.set(title=published["title"])
-    ours = {point["rows"] for curve in curves for point in curve["points"]}
-    for axes, rows in ((left, ours), (middle, ours), (right, set(table["rows"]))):
+    others = pd.DataFrame(PUBLISHED["points"])
+    right.errorbar(
+        others["rows"], others["log_loss"], others["sd"], fmt="D--", color=plots.PINK, mfc="white", capsize=3
+    )
+    right.set(title=PUBLISHED["title"])
+    ours = {line["rows"] for line in lines}
+    for axes, ticks in ((left, ours), (middle, ours), (right, set(others["rows"]))):
         axes.set_xscale("log")
-        axes.set_xticks(sorted(rows), [f"{tick:,}" for tick in sorted(rows)], fontsize=7.5)
+        axes.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)], fontsize=7.5)
         axes.set_xticks([], minor=True)
         axes.tick_params(axis="y", labelsize=8)
         axes.set_xlabel("training rows", fontsize=8.5)
     return plots.finish(figure)
 
 
-def write_for_report(content: dict, folder: Path) -> None:
-    """learning_curve.svg and curve.json (the tables, and the numbers of the text) of what `collect` returns."""
-    published = read_json(FOLDER.parent / "published.json")["learning_curve"]
-    for curve in content["curves"] + content["recipes"]:
-        curve["title"] = published["sources"].get(curve["source"], curve["source"])
-    lines, recipes = summarise(content["curves"]), summarise(content["recipes"], "comparison_default")
-    first = [curve for curve in content["curves"] if curve["source"] == content["curves"][0]["source"]]
-    (folder / "learning_curve.svg").write_bytes(draw_svg(plot_learning_curve(first, published)))
-    names = ("source", "title", "backbone", "rows", "eval_rows", "difference", "low", "high")
-    short = [{name: line[name] for name in names} for line in lines]
-    tables = {"table": make_table(lines), "recipes": make_recipe_table(recipes) if recipes else None}
-    write_json(folder / "curve.json", {"lines": short, **tables})
+def write(lines: list[dict], folder: Path) -> None:
+    """learning_curve.json and learning_curve.svg of what `collect` returns."""
+    write_json(folder / "learning_curve.json", {"lines": lines, "table": make_table(lines)})
+    first = [line for line in lines if line["source"] == lines[0]["source"]]
+    (folder / "learning_curve.svg").write_bytes(draw_svg(plot_learning_curve(first)))
 
 
 def main() -> None:
@@ -257,9 +212,7 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="write learning_curve.json and stop")
     arguments = parser.parse_args()
     if arguments.collect:
-        content = collect(arguments.out)
-        write_json(FOLDER / "learning_curve.json", content)
-        write_for_report(content, FOLDER)
+        write(collect(arguments.out), FOLDER)
         return
     if arguments.file is None:
         parser.error("name the file of rows, or --collect")
@@ -273,9 +226,8 @@ def main() -> None:
                 parser.error(f"{arguments.file}: only {len(pool)} rows may train, not {count}")
             folder = place / f"{count}-{seed}"
             run_point(arguments.file, pool, scored, count, {**settings, "seed": seed}, folder)
-            point = describe_point(folder, folder)
-            print({name: round(point["log_loss"][name], 4) for name in ("prior", *BAND, "network")
-                   if name in point["log_loss"]}, folder, flush=True)  # fmt: skip
+            found = average_seeds([read_point(folder / "point.npz")])["log_loss"]
+            print({name: round(found[name], 4) for name in ("prior", *BAND, "network") if name in found}, folder)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ NETWORKS = {
     "minilm": ["num_seeds=3"],
     "minilm-no-baseline": PLAIN,
     "minilm-plain-head": [*PLAIN, "head=concat"],
-    "minilm-plain-head-no-structure": [*PLAIN, "head=concat", "structure_features=false"],
     # compare with minilm-no-baseline: both answers in one sequence, twice the length, as many computed tokens an epoch
     "minilm-cross": [*PLAIN, "architecture=cross", "max_length=384"],
 }

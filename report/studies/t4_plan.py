@@ -3,8 +3,7 @@
     python -m report.studies.t4_plan            writes report/studies/t4_plan.md, which the report shows
 
 Memory (`prefcls_lib.doctor.capacity`) and operations are computed from the configurations; the lengths of sides are
-those of the shipped rows, stretched to the mean of the competition's. Where a run folder in report/runs was trained on
-a T4, its pace is used.
+those of the shipped rows, stretched to the mean of the competition's.
 """
 
 from pathlib import Path
@@ -57,22 +56,11 @@ def t4_seconds(config: PretrainedConfig, lengths: np.ndarray) -> tuple[float, fl
     return tuple(lengths.sum() * flop_per_token(config, mean) / pace for pace in T4_FLOP_PER_SECOND)
 
 
-def plan_backbone(
-    config: PretrainedConfig, max_length: int, lengths: np.ndarray, measured: tuple[float, str] | None = None
-) -> list[str]:
-    """One line of the table, without the name.
-
-    Args:
-        config: the backbone's.
-        max_length: tokens of a side; what is longer is cut.
-        lengths: (N,) tokens of the sides, uncut.
-        measured: tokens a second in training, and the machine; None: not measured.
-    """
+def plan_backbone(config: PretrainedConfig, max_length: int, lengths: np.ndarray) -> list[str]:
+    """One line of the table, without the name; sides of `lengths` (N,) tokens are cut at max_length."""
     cut = np.minimum(lengths, max_length)
     fast, slow = (2 * seconds / len(cut) / 3600 for seconds in t4_seconds(config, cut))  # hours a row
     epoch = f"{3 * EPOCH_ROWS * fast:.1f} to {3 * EPOCH_ROWS * slow:.1f}"  # the backward pass is two forward passes
-    if measured is not None:
-        epoch = f"{2 * EPOCH_ROWS * cut.mean() / measured[0] / 3600:.1f}, measured on {measured[1]}"
     held = [capacity.bytes_per_token(config, True, max_length, again) / 1e3 for again in (False, True)]
     most = [capacity.largest_micro_batch(config, T4_BYTES, True, max_length, again) for again in (False, True)]
     recipe = choose_recipe(config)["max_tokens_per_micro_step"]
@@ -88,23 +76,11 @@ def plan_backbone(
     ]
 
 
-def measured_paces(runs: Path) -> dict[tuple[str, int], tuple[float, str]]:
-    """(backbone, max_length) -> tokens a second in training and the machine, of the run folders made on a T4."""
-    found = {}
-    for path in sorted(runs.glob("*/result.json")):
-        result, settings = read_json(path), read_json(path.with_name("config.json"))["settings"]
-        machine, pace = result["versions"]["machine"], result.get("tokens_per_second")
-        if "T4" in machine and pace:
-            found[result["backbone"].split("/")[-1].lower(), settings["max_length"]] = (pace, machine)
-    return found
-
-
-def make_plan(lengths: np.ndarray, runs: Path = FOLDER.parent / "runs") -> str:
+def make_plan(lengths: np.ndarray) -> str:
     """The plan as Markdown: a line for each backbone and each of LENGTHS that it takes, the smallest first."""
     configs = {path.stem: read_config(path.stem) for path in (FOLDER.parent / "backbones").glob("*.json")}
-    measured = measured_paces(runs)
     lines = [
-        [name, *plan_backbone(config, max_length, lengths, measured.get((name, max_length)))]
+        [name, *plan_backbone(config, max_length, lengths)]
         for name, config in sorted(configs.items(), key=lambda item: (capacity.count_parameters(item[1]), item[0]))
         for max_length in LENGTHS
         if (max_positions(config) or max_length) >= max_length
@@ -113,7 +89,7 @@ def make_plan(lengths: np.ndarray, runs: Path = FOLDER.parent / "runs") -> str:
     fast, slow = (f"{pace / 1e12:g}" for pace in T4_FLOP_PER_SECOND)
     parts = [
         "# Plan for a T4",
-        f"Projected, not measured, unless a line says so. One T4 of {T4_BYTES / 2**30:.1f} GiB in fp16, at "
+        f"Projected, not measured. One T4 of {T4_BYTES / 2**30:.1f} GiB in fp16, at "
         f"{fast} TFLOP/s (assumed) to {slow} TFLOP/s (what another project measured on a T4, compilation included) of "
         f"its peak of 65; one epoch of {EPOCH_ROWS:,} rows, {TEST_ROWS:,} test rows; with both T4 about half the "
         f"hours. A side has {cuts}, on average: the lengths of the shipped rows, stretched to the competition's mean.",
