@@ -303,7 +303,7 @@ def test_foreign_text_stays_text(quick, runs, tmp_path):
     for text in ("plain", FOREIGN):
         result, config = read_json(run / "result.json"), read_json(run / "config.json")
         result["baselines"][1]["model"] = result["baseline"] = result["versions"]["machine"] = text
-        config["settings"]["backbone"] = text
+        config["settings"]["backbone"] = text.split("\x1b")[0]
         for name, content in (("result.json", result), ("config.json", config)):
             (run / name).write_text(json.dumps(content), encoding="utf-8")
         pages.append(read_page(runs, tmp_path / "out"))
