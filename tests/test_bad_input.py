@@ -411,7 +411,7 @@ BROKEN_RUNS = {
     "no settings": (lambda run: (run / "config.json").write_text("{}"), "config.json: cannot be read (KeyError"),
     "a model is missing": (
         lambda run: shutil.rmtree(run / "model" / "fold1"),
-        ": the run is not finished, fold1 is missing in model/. Run it again",
+        ": the run is not finished, fold1 is missing in model/. Run the same",
     ),
     "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "is damaged or was changed"),
 }

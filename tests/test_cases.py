@@ -169,7 +169,7 @@ def test_settings_are_read_as_a_person_means_them(prefcls, tmp_path, monkeypatch
     """The same with --set, in a YAML file, and as papermill translates -p and -f into a notebook's cell."""
     seen = []
 
-    def run(config: RunConfig) -> None:
+    def run(config: RunConfig, network: bool) -> None:
         seen.append(config)
         raise UserError("enough")
 
