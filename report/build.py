@@ -60,10 +60,9 @@ def _without_broken(found: Found, fixed: dict, rows: pd.DataFrame) -> Found:
                 for run in groups[0].runs if groups and groups[0].on_sample else ():
                     if not run.oof["label"].equals(labels.reindex(run.oof.index)):
                         raise ValueError("oof.csv has other ids or labels than the shipped rows")
+            (whole.blends if alone.blends else whole.runs).extend(alone.blends or alone.runs)
         except UserError as error:
             whole.left_out.append((str(path), str(error)))
-        else:
-            (whole.blends if alone.blends else whole.runs).extend(alone.blends or alone.runs)
     return whole
 
 
@@ -113,9 +112,9 @@ def _main_values(groups: Sequence[tables.ComparedRuns], rows: pd.DataFrame) -> d
     }
     if sample.ladder is not None:
         table = tables.slices_of(run, sample.ladder, rows)
-        clear = (table["difference_low"] > 0) | (table["difference_high"] < 0)
         caption = f"Log loss of {name} minus that of the baseline, by slice (rows), with 95 % intervals."
         figure = page.embed_figure(plots.plot_slices(table), "slices", caption, "tall")
+        clear = table["difference_low"] * table["difference_high"] > 0
         values |= {"slices": figure, "slice_count": len(table), "slices_clear": clear.sum()}
     return values
 

@@ -16,6 +16,7 @@ from prefcls_lib.runtime.files import printable, sha256
 from report.page import embed_figure, embed_table, escape_text, markdown_table, signed
 from report.read_runs import Found, compare_runs
 
+CLASSES = ("A wins", "B wins", "tie")
 COMPARED = ("difference", "95 % interval", "p", "MDE", "verdict")
 UNIFORM = ["uniform guess, ln 3", f"{plots.UNIFORM:.4f}"]
 
@@ -89,8 +90,7 @@ class ComparedRuns:
         for name, kind, result in networks + [(name, "blend", content) for name, content, _ in self.blends]:
             low, high = result["log_loss_interval"]
             lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
-        names = [printable(line["name"])[:60] for line in lines]
-        figure = plots.plot_results(pd.DataFrame(lines, index=names))
+        figure = plots.plot_results(pd.DataFrame(lines, index=[printable(line["name"])[:60] for line in lines]))
         return embed_figure(figure, f"results-{self.key}", f"Log loss with 95 % intervals: {self.title}.")
 
     def ablation_table(self) -> str:
@@ -128,8 +128,8 @@ def describe_run(run: Run) -> str:
     s = run.settings
     name = escape_text(Path(str(s.init_from or s.backbone)).name)
     parts = [f"reward model {name}" if s.init_from else f"backbone {name}",
-             "cross-encoder" if s.architecture == "cross" else f"{s.head} head",
-             f"{s.max_length} tokens", *(["extra rows"] if s.extra_train else []),
+             "cross-encoder" if s.architecture == "cross" else f"{s.head} head", f"{s.max_length} tokens",
+             *(["extra rows"] if s.extra_train else []),
              *([f"on {s.start_from}"] if s.start_from != "none" else [])]  # fmt: skip
     return f"{escape_text(run.name)}: {', '.join(parts)}"
 
@@ -161,9 +161,8 @@ def mistakes_of(run: Run, rows: pd.DataFrame, count: int) -> str:
     table = slices.most_confident_mistakes(shared, run.probs(shared[ID]), count)
     blocks = []
     for place, line in table.iterrows():
-        predicted = ("A wins", "B wins", "tie")[line["predicted"]]
         text = re.sub(r"\n\s*\n", "\n", html.escape(loading.format_row(shared.iloc[place], max_chars=250)))
-        said = f"predicted: {predicted}, with probability {line['confidence']:.0%}"
+        said = f"predicted: {CLASSES[line['predicted']]}, with probability {line['confidence']:.0%}"
         blocks.append(f'\n<pre class="row">{said}\n{text}</pre>\n')
     return "".join(blocks)
 
@@ -176,8 +175,8 @@ def comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
 
 
 def _baseline_cells(line: dict) -> list[str]:
-    interval = f"{line['low']:.4f} to {line['high']:.4f}"
-    return [escape_text(line["model"]), f"{line['log_loss']:.4f}", interval, f"{line['accuracy']:.3f}"]
+    loss, low, high = (f"{line[name]:.4f}" for name in ("log_loss", "low", "high"))
+    return [escape_text(line["model"]), loss, f"{low} to {high}", f"{line['accuracy']:.3f}"]
 
 
 def _scores(r: dict) -> list[str]:
