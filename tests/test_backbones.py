@@ -97,7 +97,7 @@ def test_trains_saves_and_predicts_the_same(kind, backbone_folders, tmp_path):
     assert result.history["valid_log_loss"].iloc[-1] < 0.5
     unmoved = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
     assert not {name for name in unmoved if "position_ids" not in name}
-    save_model(tmp_path, model, backbone, None, config)
+    save_model(tmp_path, model, backbone, config)
     saved = load_model(tmp_path)
     np.testing.assert_array_equal(predict(saved.model, valid), predict(model, valid))
     texts = ["One, 二, three\nfour"]
@@ -207,7 +207,7 @@ def test_shrunk_copies_of_the_published_configurations(name, kind, limit, backbo
     assert backbone.max_length == limit
     config, examples = make_config(tmp_path, 768), make_examples(12, 0)
     model = make_model(tmp_path, config)
-    save_model(tmp_path / "saved", model, backbone, None, config)
+    save_model(tmp_path / "saved", model, backbone, config)
     np.testing.assert_array_equal(predict(load_model(tmp_path / "saved").model, examples), predict(model, examples))
 
 

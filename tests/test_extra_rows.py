@@ -182,7 +182,7 @@ def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
     job = steps.start(config)
     data = steps.prepare(job)
     steps.fit_baselines(job)
-    train, valid, _ = folds.split_rows(data, 0)
+    train, valid, *_ = folds.split_rows(data, 0)
     own = int((job.folds != 0).sum())
     ties = int((train.labels[:own] == 2).sum())
     shifts = np.log([2.5 / 4.5, 0.5 / 4.5]) - np.log((ties + 0.5) / (own - ties + 0.5))
