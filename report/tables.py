@@ -100,8 +100,6 @@ class ComparedRuns:
             for other in self.networks[place + 1 :]:
                 ours, theirs = one.settings.to_dict(), other.settings.to_dict()
                 differ = [name for name in ours if name not in FREE_SETTINGS and ours[name] != theirs[name]]
-                if "architecture" in differ and "max_length" in differ:  # of one answer, or of both
-                    differ.remove("max_length")
                 if len(differ) == 1 and (c := compare_runs(one, other)):
                     values = " against ".join(escape_text(str(settings[differ[0]])) for settings in (ours, theirs))
                     who = f"{escape_text(one.name)}, {escape_text(other.name)}"

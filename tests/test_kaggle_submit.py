@@ -158,7 +158,9 @@ def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladde
     assert "counts the same, since no blend can be fitted" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "words"), [("", "config.json: no such file"), ("result.json", "result.json: no such file")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("", "config.json: no such"), ("result.json", "result.json: no such file")]
+)
 def test_blend_without_its_runs_is_refused(two, rows, name, words):
     """A run that it names is not there, or not finished."""
     (shutil.rmtree if not name else Path.unlink)(two[0][1].path / name)

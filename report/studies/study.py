@@ -1,4 +1,4 @@
-"""The study on the shipped rows, on a CPU: baselines, four networks, blends.
+"""The study on the shipped rows, on a CPU: baselines, three networks, a blend.
 
     make study          or: python -m report.studies.study
 
@@ -25,10 +25,8 @@ NETWORKS = {
     "minilm": ["num_seeds=2"],
     "minilm-no-baseline": PLAIN,
     "minilm-plain-head": [*PLAIN, "head=concat"],
-    # compare with minilm-no-baseline: both answers in one sequence, twice the length, as many computed tokens an epoch
-    "minilm-cross": [*PLAIN, "architecture=cross", "max_length=384"],
 }
-BLENDS = {"blend.json": ("ladder", "minilm"), "blend-cross.json": ("ladder", "minilm-no-baseline", "minilm-cross")}
+BLENDS = {"blend.json": ("ladder", "minilm")}
 
 
 def main() -> None:
