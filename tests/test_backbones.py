@@ -8,7 +8,7 @@ import pytest
 import test_train
 import torch
 from conftest import KINDS, MORE_KINDS, SIZES, run_small
-from test_train import LEARNS, fit, pad_id_of
+from test_train import LEARNS, fit
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
 
 from prefcls_lib.config import RunConfig
@@ -47,7 +47,7 @@ def make_model(folder: Path, config: RunConfig) -> PreferenceModel:
 
 
 def predict(model: PreferenceModel, examples: test_train.Examples) -> np.ndarray:
-    return predict_proba(model.eval(), examples, make_accelerator("no"), pad_id_of(model))[0]
+    return predict_proba(model.eval(), examples, make_accelerator("no"))[0]
 
 
 @pytest.mark.parametrize("kind", ["modernbert", "xlm-roberta"])

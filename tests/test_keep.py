@@ -134,7 +134,7 @@ def test_any_tracker_of_accelerate_gets_each_validation(tiny):
     recorder, config = Recorder(), make_config(validations_per_epoch=2)
     accelerator = make_accelerator("no")
     accelerator.trackers = [recorder]
-    given = (make_model(tiny, config), make_examples(32, 1), make_examples(9, 2), config, accelerator, 0)
+    given = (make_model(tiny, config), make_examples(32, 1), make_examples(9, 2), config, accelerator)
     history = loop.fit(*given).history
     assert [step for _, step in recorder.sent] == history["step"].tolist()
     assert [values["valid_log_loss"] for values, _ in recorder.sent] == history["valid_log_loss"].tolist()

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import KINDS, MORE_KINDS
-from test_train import pad_id_of
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -74,7 +73,7 @@ def make_model(folder, **settings) -> PreferenceModel:
 
 
 def predict(model: PreferenceModel, examples: Examples, precision: str = "no") -> np.ndarray:
-    return predict_proba(model, examples, make_accelerator(precision), pad_id_of(model))[0]
+    return predict_proba(model, examples, make_accelerator(precision))[0]
 
 
 def make_head(on_baseline: bool = False, symmetric: bool = True, architecture: str = "siamese") -> PreferenceHead:
@@ -99,7 +98,7 @@ def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, exa
     """One side at a time unpadded, in padded batches of 3, all at once, and padded to 60, beyond ModernBERT's local
     window: the same logits in fp32."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    pad_id, sides = pad_id_of(model), torch.as_tensor(examples.sides)
+    pad_id, sides = model.pad_id, torch.as_tensor(examples.sides)
     ways = {
         "one at a time": make_padded_batches(examples.token_ids, pad_id, 1),
         "batches of 3": make_padded_batches(examples.token_ids, pad_id, 3),
@@ -121,9 +120,9 @@ def test_padding_beyond_a_local_window_is_harmless_in_half_precision(kind, backb
     model = make_model(backbone_folders[kind])
     sides = [np.arange(100, 100 + length, dtype=np.int32) for length in (4, 5, 60)]
     with torch.autocast("cpu", dtype=precision):
-        embedded = model.embed_sides(make_padded_batches(sides, pad_id_of(model), 5, 10**6, multiple_of=60))
+        embedded = model.embed_sides(make_padded_batches(sides, model.pad_id, 5, 10**6, multiple_of=60))
     embedded.sum().backward()
-    exact = model.embed_sides(make_padded_batches(sides, pad_id_of(model), 1))
+    exact = model.embed_sides(make_padded_batches(sides, model.pad_id, 1))
     torch.testing.assert_close(embedded, exact, atol=0.1, rtol=0)
     assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters() if p.grad is not None)
 
@@ -131,7 +130,7 @@ def test_padding_beyond_a_local_window_is_harmless_in_half_precision(kind, backb
 def test_predict_proba_is_the_model_row_by_row(kind, backbone_folders, examples_of):
     """The probabilities of a batch are those of each row alone, and of a forward pass written out here."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    probs, tokens = predict_proba(model, examples, make_accelerator("no"), pad_id_of(model))
+    probs, tokens = predict_proba(model, examples, make_accelerator("no"))
     for row in (0, 3, 11):
         np.testing.assert_allclose(predict(model, examples.take(np.array([row])))[0], probs[row], atol=1e-5)
         with torch.inference_mode():
@@ -287,7 +286,7 @@ def test_token_types_are_never_passed(kind, backbone_folders, examples_of):
     seen = []
     model.encoder.register_forward_pre_hook(lambda _, args, given: seen.append((args, set(given))), with_kwargs=True)
     with torch.inference_mode():
-        model.embed(make_padded_batches(examples.token_ids[:4], pad_id_of(model))[0])
+        model.embed(make_padded_batches(examples.token_ids[:4], model.pad_id)[0])
     assert seen == [((), {"input_ids", "attention_mask"})]
 
 

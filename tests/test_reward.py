@@ -51,7 +51,7 @@ def start(folder, examples: Examples, **settings):
     config = RunConfig(init_from=str(folder), mixed_precision="no", **settings)
     model = build_model(folder, config)
     model.head.start_at_prior((0.4, 0.4, 0.2))
-    folds.start_at_scores(model, examples, make_accelerator("no"), model.encoder.config.pad_token_id)
+    folds.start_at_scores(model, examples, make_accelerator("no"))
     return model, config
 
 

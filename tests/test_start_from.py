@@ -102,7 +102,7 @@ def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, l
     seed_everything(seed)
     model = build_model(tiny, config)
     model.head.start_at_prior((0.35, 0.35, 0.3))
-    fitted = fit(model, examples.take(train), examples.take(valid), config, make_accelerator("no"), 0)
+    fitted = fit(model, examples.take(train), examples.take(valid), config, make_accelerator("no"))
     return compare.compare(labels[valid], fitted.valid_probs[-1], softmax(offset[valid], axis=1), groups[valid])
 
 

@@ -69,11 +69,7 @@ def fit(
     train = train or make_examples(rows, 1)
     valid = valid or make_examples(12, 2)
     accelerator = accelerator or make_accelerator(config.mixed_precision)
-    return loop.fit(model, train, valid, config, accelerator, pad_id_of(model), "fold", session)
-
-
-def pad_id_of(model: PreferenceModel) -> int:
-    return model.encoder.config.pad_token_id
+    return loop.fit(model, train, valid, config, accelerator, "fold", session)
 
 
 def assert_same_weights(one: PreferenceModel, other: PreferenceModel) -> None:
@@ -109,7 +105,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(kind, backbone_folder
     with torch.no_grad():
         unsmoothed = float(plain_loss(model, examples, rows, smoothing=0.0))
     for max_tokens in (16, 100, 10**6):
-        given = (model, examples, rows, len(rows), max_tokens, 0.1, make_accelerator("no"), pad_id_of(model))
+        given = (model, examples, rows, len(rows), max_tokens, 0.1, make_accelerator("no"))
         loss_sum, _ = accumulate_gradients(*given)
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         assert set(found) == set(expected)
@@ -123,7 +119,7 @@ def test_tokens_of_a_step_by_hand(tiny):
     token_ids = [np.full(length, 110 + length, dtype=np.int32) for length in (3, 8, 7)] + [np.array([120] * 3)]
     examples = Examples(token_ids, np.array([[0, 1], [0, 2], [3, 0]]), np.array([0, 1, 2]))
     model = make_model(tiny, make_config())
-    _, tokens = accumulate_gradients(model, examples, np.arange(3), 3, 100, 0.0, make_accelerator("no"), 0)
+    _, tokens = accumulate_gradients(model, examples, np.arange(3), 3, 100, 0.0, make_accelerator("no"))
     assert tokens == TokenCount(real=21, computed=32)
 
 
@@ -236,7 +232,7 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
     assert best < 7
     assert result.chosen == (best if min_rows == 30 else 7)
     assert all(torch.equal(tensor, states[result.chosen][name]) for name, tensor in model.state_dict().items())
-    expected, _ = predict_proba(model, valid.swapped(), make_accelerator("no"), 0)
+    expected, _ = predict_proba(model, valid.swapped(), make_accelerator("no"))
     assert (result.swapped_probs == expected).all()
     assert (result.swapped_probs[:, [1, 0, 2]] != result.valid_probs[result.chosen]).any()
 

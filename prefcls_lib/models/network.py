@@ -111,6 +111,11 @@ class PreferenceModel(nn.Module):
         super().__init__()
         self.encoder, self.head, self.pooler = encoder, head, pooler
 
+    @property
+    def pad_id(self) -> int:
+        """The padding token of the encoder."""
+        return self.encoder.config.pad_token_id
+
     def embed(self, batch: PaddedBatch) -> Tensor:
         """Embeddings (S, H) fp32 of the sides of a padded batch; padding changes nothing."""
         types = {} if self.pooler is None else self.pooler.token_types(batch.input_ids)

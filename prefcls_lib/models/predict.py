@@ -15,7 +15,7 @@ PREDICT_TOKENS = 8192
 
 
 def predict_proba(
-    model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
+    model: PreferenceModel, examples: Examples, accelerator: Accelerator, label: str = ""
 ) -> tuple[np.ndarray, TokenCount]:
     """Probabilities of the three classes for every row; `label` shows a progress bar with this name.
 
@@ -26,7 +26,7 @@ def predict_proba(
     Returns:
         (N, 3) float64 in LABEL_COLUMNS order, each row summing to 1; and the tokens that it took.
     """
-    embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id, label)
+    embeddings, tokens = embed_unique_sides(model, examples, accelerator, label)
     return predict_from_embeddings(model, embeddings, examples, accelerator.device), tokens
 
 
@@ -53,16 +53,16 @@ def offsets_of(examples: Examples, rows: np.ndarray | slice, device: torch.devic
     return None if examples.offsets is None else to_device(examples.offsets[rows], device)
 
 
-def score_differences(model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int) -> np.ndarray:
+def score_differences(model: PreferenceModel, examples: Examples, accelerator: Accelerator) -> np.ndarray:
     """(N,) float64: a reward model's score of A minus that of B, see `reward`."""
-    embeddings, _ = embed_unique_sides(model, examples, accelerator, pad_id, "scores")
+    embeddings, _ = embed_unique_sides(model, examples, accelerator, "scores")
     with torch.no_grad():
         scores = model.head.skip(embeddings).cpu().double().numpy()[:, 0]
     return scores[examples.sides[:, 0]] - scores[examples.sides[:, 1]]
 
 
 def embed_unique_sides(
-    model: PreferenceModel, examples: Examples, accelerator: Accelerator, pad_id: int, label: str = ""
+    model: PreferenceModel, examples: Examples, accelerator: Accelerator, label: str = ""
 ) -> tuple[torch.Tensor, TokenCount]:
     """Embeddings (U, H) fp32 of every side that the rows use (others stay zero), and the tokens.
 
@@ -79,7 +79,7 @@ def embed_unique_sides(
     model.eval()
     with torch.inference_mode(), progress_bar(len(used), label, "side", shown) as progress:
         for taken, length in planned[accelerator.process_index :: accelerator.num_processes]:
-            batch = pad_batch(taken, length, token_ids, pad_id).to(device)
+            batch = pad_batch(taken, length, token_ids, model.pad_id).to(device)
             with accelerator.autocast():
                 embedded = model.embed(batch)
             embeddings[to_device(used[taken], device)] = embedded

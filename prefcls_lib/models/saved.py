@@ -68,7 +68,7 @@ class SavedNetwork:
             examples = replace(examples, offsets=self.baseline.predict(inputs.baseline).astype(np.float32))
         accelerator = make_accelerator(self.config.mixed_precision)
         model = self.model.to(accelerator.device)
-        probs, _ = predict_proba(model, examples, accelerator, self.backbone.tokenizer.pad_id, label)
+        probs, _ = predict_proba(model, examples, accelerator, label)
         return probs
 
 

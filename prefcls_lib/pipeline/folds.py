@@ -76,13 +76,13 @@ def new_model(data: TrainingData, train: Examples, accelerator: Accelerator) -> 
     model.head.start_at_prior(tuple(class_shares(train.labels[train.own])))
     if model.head.skip is not None:
         chosen = np.random.default_rng(data.config.seed).permutation(train.own)[:REWARD_ROWS]
-        start_at_scores(model, train.take(np.sort(chosen)), accelerator, data.backbone.tokenizer.pad_id)
+        start_at_scores(model, train.take(np.sort(chosen)), accelerator)
     return model
 
 
-def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accelerator, pad_id: int) -> None:
+def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accelerator) -> None:
     """Divide the score of a reward model by the temperature that suits `train` best, and set the bias of a tie."""
-    differences = score_differences(model, train, accelerator, pad_id)
+    differences = score_differences(model, train, accelerator)
     with torch.no_grad():
         logits = np.stack([differences / 2, -differences / 2, 0 * differences], axis=1)
         last, offsets = model.head.output, np.zeros_like(logits)
@@ -103,10 +103,10 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     seed_everything(config.seed + fold)
     accelerator = make_accelerator(config.mixed_precision, config.report_to, data.folder / "logs")
     trackers.begin(accelerator, config.to_dict(), f"{data.folder.path.name}-{name}")
-    model, pad_id = new_model(data, train, accelerator), data.backbone.tokenizer.pad_id
+    model = new_model(data, train, accelerator)
     record = {"fold": fold, "seed": config.seed, "seconds_before_training": time.time() - data.started_at}
-    fitted = fit(model, train, valid, config, accelerator, pad_id, name, session)
-    test_probs, test_tokens = predict_proba(model, test, accelerator, pad_id, f"{name}: test")
+    fitted = fit(model, train, valid, config, accelerator, name, session)
+    test_probs, test_tokens = predict_proba(model, test, accelerator, f"{name}: test")
     if accelerator.is_main_process:
         oof, tokens = out_of_sample(data, fold, fitted), fitted.valid_tokens + test_tokens
         seconds = max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1]))  # of all sessions

@@ -58,7 +58,7 @@ def seconds_per_token(job: Job, model: PreferenceModel) -> float:
     model.to(accelerator.device)
     for _ in range(2):  # the first loads kernels
         started = time.perf_counter()
-        embeddings, tokens = embed_unique_sides(model, examples, accelerator, pad_id)
+        embeddings, tokens = embed_unique_sides(model, examples, accelerator)
         embeddings.sum().item()  # waits for the GPU
     return (time.perf_counter() - started) / tokens.computed
 
@@ -96,5 +96,5 @@ def untrained_log_loss(data: TrainingData, max_rows: int = 64) -> float:
     valid = valid.take(slice(0, max_rows))
     accelerator = make_accelerator(data.config.mixed_precision)
     model = new_model(data, train, accelerator)
-    probs, _ = predict_proba(model, valid, accelerator, data.backbone.tokenizer.pad_id)
+    probs, _ = predict_proba(model, valid, accelerator)
     return scores.log_loss(valid.labels, probs)

@@ -51,7 +51,7 @@ class FitResult:
 
 def fit(
     model: PreferenceModel, train: Examples, valid: Examples, config: RunConfig, accelerator: Accelerator,
-    pad_id: int, label: str = "train", session: Session | None = None,
+    label: str = "train", session: Session | None = None,
 ) -> FitResult:  # fmt: skip
     """Train `model` in place; untrained, it predicts its baseline, or the class shares where it starts from none.
 
@@ -61,7 +61,6 @@ def fit(
 
     Args:
         config: with the recipe filled in.
-        pad_id: padding token of the backbone.
         label: name of the progress bar.
 
     Raises:
@@ -83,7 +82,7 @@ def fit(
             rate = rate_factor(before, plan.steps, state.records, config)
             set_learning_rate(optimizer, rate)
             examples, batch = plan.batch(state.step)
-            loss_sum, tokens = train_step(model, examples, batch, state, config, accelerator, pad_id, log)
+            loss_sum, tokens = train_step(model, examples, batch, state, config, accelerator, log)
             norm = update_weights(model, optimizer, accelerator, state, log)
             stopping = clock.count_step(state, started, batch, loss_sum, tokens, norm, accelerator)
             show_progress(bar, state)
@@ -91,7 +90,7 @@ def fit(
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
                          "learning_rate": rate * config.learning_rate, "gradient_norm": norm}  # fmt: skip
                 with clock.time_validation(state):
-                    validate(model, valid, state, place, accelerator, pad_id, log)
+                    validate(model, valid, state, place, accelerator, log)
                 judge_encoder(state, plan.warmup_rows, why_collapsed, log)
             if clock.save_due(validation_due or stopping, accelerator):
                 save_checkpoint(session.folder, state, model, optimizer, accelerator)

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 def train_step(
     model: PreferenceModel, train: Examples, batch: np.ndarray, state: TrainingState, config: RunConfig,
-    accelerator: Accelerator, pad_id: int, log: Log,
+    accelerator: Accelerator, log: Log,
 ) -> tuple[torch.Tensor, TokenCount]:  # fmt: skip
     """Gradients of this process's share of one optimizer step, with smaller micro-batches where memory runs out.
 
@@ -40,13 +40,13 @@ def train_step(
     """
     given = (model, train, batch[accelerator.process_index :: accelerator.num_processes], len(batch))
     return within_memory(
-        lambda: accumulate_gradients(*given, state.max_tokens, config.label_smoothing, accelerator, pad_id), state, log
+        lambda: accumulate_gradients(*given, state.max_tokens, config.label_smoothing, accelerator), state, log
     )
 
 
 def accumulate_gradients(
     model: PreferenceModel, train: Examples, rows: np.ndarray, batch_size: int, max_tokens: int,
-    label_smoothing: float, accelerator: Accelerator, pad_id: int,
+    label_smoothing: float, accelerator: Accelerator,
 ) -> tuple[torch.Tensor, TokenCount]:  # fmt: skip
     """Gradients of some rows (B,), summed over micro-batches of at most `max_tokens` tokens; see `train_step`.
 
@@ -60,7 +60,7 @@ def accumulate_gradients(
     for some in split_batch(rows, train.lengths, max_tokens):
         used, places = np.unique(train.sides[some], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
-        padded = [one.to(device) for one in make_padded_batches(token_ids, pad_id, **padding_for(device))]
+        padded = [one.to(device) for one in make_padded_batches(token_ids, model.pad_id, **padding_for(device))]
         with accelerator.autocast():
             embeddings = model.embed_sides(padded)
         u, *v = (embeddings[side] for side in to_device(places.reshape(len(some), -1), device).T)

@@ -26,7 +26,7 @@ ADVICE = "Set learning_rate to half of it and warmup_ratio to twice of it, or tr
 
 def validate(
     model: PreferenceModel, valid: Examples, state: TrainingState, place: dict, accelerator: Accelerator,
-    pad_id: int, log: Log,
+    log: Log,
 ) -> None:  # fmt: skip
     """Score the validation rows, and keep the weights where they are the best so far.
 
@@ -35,7 +35,7 @@ def validate(
     over the rows, averaged over the classes. `place`, where training is, has the first values of the record.
     """
     probs, encoder_probs, swapped_probs, state.valid_tokens = within_memory(
-        lambda: predict_valid(model, valid, accelerator, pad_id), state, log
+        lambda: predict_valid(model, valid, accelerator), state, log
     )
     if not np.isfinite(probs).all():
         what = f"at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left out)"
@@ -100,9 +100,9 @@ def judge_encoder(state: TrainingState, warmup_rows: float, why_collapsed: Calla
 
 
 def predict_valid(
-    model: PreferenceModel, valid: Examples, accelerator: Accelerator, pad_id: int
+    model: PreferenceModel, valid: Examples, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenCount]:
     """Probabilities (N, 3) of the validation rows; by the encoder alone; with A and B swapped; and the tokens."""
-    embeddings, tokens = embed_unique_sides(model, valid, accelerator, pad_id)
+    embeddings, tokens = embed_unique_sides(model, valid, accelerator)
     asked = ((valid, False), (valid, True), (valid.swapped(), False))
     return *(predict_from_embeddings(model, embeddings, rows, accelerator.device, aux) for rows, aux in asked), tokens

@@ -155,8 +155,8 @@ def train_trainer(bench: Bench) -> tuple[int, float]:
 
 def train_ours(bench: Bench) -> tuple[int, float]:
     """`fit`, the time in training steps."""
-    model, pad_id = bench.model(bench.config.dropout), bench.backbone.tokenizer.pad_id
-    result = fit(model, bench.train, bench.valid, bench.config, bench.accelerator, pad_id)
+    model = bench.model(bench.config.dropout)
+    result = fit(model, bench.train, bench.valid, bench.config, bench.accelerator)
     return len(bench.train), result.step_seconds
 
 
@@ -173,7 +173,7 @@ def predict_original(bench: Bench) -> tuple[int, float]:
 
 def predict_ours(bench: Bench) -> tuple[int, float]:
     """`predict_proba`: each different side once, both orders of A and B."""
-    given = bench.model(dropout=0.0), bench.train, bench.accelerator, bench.backbone.tokenizer.pad_id
+    given = bench.model(dropout=0.0), bench.train, bench.accelerator
     return len(bench.train), timed(bench.device, lambda: predict_proba(*given))
 
 

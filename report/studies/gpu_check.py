@@ -62,7 +62,7 @@ class Job:
     def __init__(self, config: PretrainedConfig, length: int, accelerator: Accelerator):
         settings = RunConfig(batch_size=PAIRS, max_length=length, num_epochs=1, validations_per_epoch=1)
         self.settings = settings.with_recipe(choose_recipe(config))
-        self.config, self.length, self.accelerator, self.pad_id = config, length, accelerator, config.pad_token_id
+        self.config, self.length, self.accelerator = config, length, accelerator
         self.rows = make_rows(PAIRS * TIMED, length, config.vocab_size)
 
     def make_model(self) -> PreferenceModel:
@@ -75,7 +75,7 @@ class Job:
     def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> FitResult:
         """`fit` for so many steps."""
         rows = self.rows.take(slice(PAIRS * steps))
-        return fit(model, rows, rows.take(slice(8)), self.settings, self.accelerator, self.pad_id, session=session)
+        return fit(model, rows, rows.take(slice(8)), self.settings, self.accelerator, session=session)
 
 
 def count_waits(job: Job, steps: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def measure(job: Job, peak: float) -> dict:
     result = job.train(model, TIMED)
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     last = result.history.iloc[-1]
-    predict = lambda: predict_proba(model, job.rows, job.accelerator, job.pad_id)  # noqa: E731
+    predict = lambda: predict_proba(model, job.rows, job.accelerator)  # noqa: E731
     predict()
     predicted = int(job.rows.lengths.sum()) / timed(job.accelerator.device, predict)
     trained = result.tokens.real / result.step_seconds
