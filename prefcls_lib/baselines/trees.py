@@ -64,7 +64,7 @@ def first_trees(trees: dict[str, np.ndarray], num_steps: int) -> dict[str, np.nd
 
 
 def predict_trees(state: dict[str, np.ndarray], dense: np.ndarray) -> np.ndarray:
-    """Probabilities (N, 3) of dense columns (N, D).
+    """Probabilities (N, 3) of structure features (N, F).
 
     A row beyond the threshold of a split passes all leaves on its left. It is in the first leaf that it has not passed
     (QuickScorer, Lucchese et al. 2015).
