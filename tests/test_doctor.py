@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, DebertaV2Config, ElectraConfig, RobertaConfig
+from transformers import ElectraConfig
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
@@ -17,11 +17,6 @@ from prefcls_lib.runtime.files import UserError
 
 ROOT = Path(checks.__file__).parents[2]
 CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
-DEBERTA = DebertaV2Config(
-    vocab_size=128_100, hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536,
-    type_vocab_size=0, relative_attention=True, position_buckets=256, pos_att_type=["p2c", "c2p"], share_att_key=True,
-    position_biased_input=False, max_relative_positions=-1,
-)  # fmt: skip
 ELECTRA = ElectraConfig(
     embedding_size=1024, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
 )
@@ -62,12 +57,11 @@ def test_supported_range_is_what_pyproject_and_constraints_say():
     ("name", "version", "state", "words"),
     [("python", "3.10.9", "bad", "python>=3.11"), ("python", "3.13.5", "ok", ""),
      ("python", "3.14.0", "note", "python 3.13"), ("transformers", "4.57.1", "bad", "transformers>=5.0"),
-     ("transformers", devices.MISSING, "bad", "transformers>=5.0"),
      ("transformers", "5.0.0", "ok", ""), ("transformers", "5.23.0+local", "ok", ""),
      ("transformers", "6.1.0", "note", "transformers 5.23.0")],
 )  # fmt: skip
 def test_packages(name, version, state, words):
-    """Missing, too old, the floor, a local build of the newest, newer than tested."""
+    """Too old, the floor, a local build of the newest, newer than tested."""
     installed = {name: newest for name, (_, newest) in checks.SUPPORTED.items()}
     check = checks.check_packages({**installed, name: version})
     assert (check.state, words in check.advice) == (state, True)
@@ -129,19 +123,6 @@ def test_no_gpu(tmp_path, monkeypatch, run_type, megabytes, limit, state):
     assert check.state == state
     assert "phone is not verified" in check.advice
     assert checks.check_gpu().state == "note"  # without a network
-
-
-@pytest.mark.parametrize(
-    "config",
-    [ELECTRA, DEBERTA, RobertaConfig(vocab_size=50_265, max_position_embeddings=514)],
-    ids=["electra", "deberta", "roberta"],
-)
-def test_parameters_are_counted_within_three_percent(config):
-    """From the configuration alone, as of the real encoder."""
-    with torch.device("meta"):
-        encoder = AutoModel.from_config(config)
-    real = sum(parameter.numel() for parameter in encoder.parameters())
-    assert capacity.count_parameters(config) == pytest.approx(real, rel=0.03)
 
 
 def test_disk_by_hand():
@@ -253,15 +234,14 @@ def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
     assert "more than once" in checks.check_inputs().finding
 
 
-def test_copies_of_another_commit_are_a_note(monkeypatch, tmp_path):
+def test_other_copies_of_the_library_are_a_note(tmp_path):
     """What runs, from where, and what else is attached."""
     assert checks.check_library().state == "ok"
-    other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib"
-    other.mkdir(parents=True)
-    (other / "__init__.py").write_text("")
-    (other / "commit.txt").write_text("4567")
+    other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib" / "__init__.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("")
     check = checks.check_library()
-    assert (check.state, "4567" in check.advice) == ("note", True)
+    assert (check.state, str(other) in check.advice) == ("note", True)
     assert str(ROOT / "prefcls_lib") in check.finding
 
 

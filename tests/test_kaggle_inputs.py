@@ -15,7 +15,7 @@ import prefcls_lib
 from prefcls_lib.config import RunConfig
 from prefcls_lib.models.backbones import find_backbone
 from prefcls_lib.pipeline.job import read_job
-from prefcls_lib.runtime import devices, kaggle
+from prefcls_lib.runtime import kaggle
 from prefcls_lib.runtime.files import UserError
 
 ROOT = Path(prefcls_lib.__file__).parents[1]
@@ -41,17 +41,12 @@ def put(path: Path, text: str = "x") -> Path:
     "place", [f"competitions/{COMPETITION}", COMPETITION, f"competitions/{COMPETITION}/data", f"{COMPETITION}/data"]
 )
 def test_competition_is_found_in_every_layout(root, place):
-    """New and old mounts, each with an extra folder."""
+    """New and old mounts, each with an extra folder; where it is missing, each place is named."""
+    with pytest.raises(UserError) as error:
+        kaggle.find_competition_file("train.csv")
+    assert str(root / place.replace("/data", "/*") / "train.csv") in str(error.value)
     wanted = put(root / place / "train.csv")
     assert kaggle.find_competition_file("train.csv") == wanted
-
-
-def test_what_is_missing_lists_what_was_tried(root):
-    """The error names each place."""
-    with pytest.raises(UserError) as error:
-        kaggle.find_competition_file("test.csv")
-    for place in (f"competitions/{COMPETITION}", COMPETITION, f"competitions/{COMPETITION}/*"):
-        assert str(root / place / "test.csv") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +171,7 @@ def test_library_is_found(root, library, place, packed):
     assert (done.returncode, done.stdout) == (0, f"0123abcd {root / place}/prefcls_lib/runtime/kaggle.py\n"), (
         done.stderr
     )
-    assert set(kaggle.attached_commits().values()) == {"0123abcd"}
+    assert len(kaggle.attached_libraries()) == 1
 
 
 def test_missing_library_lists_what_was_tried(root):
@@ -191,8 +186,3 @@ def test_a_file_that_two_patterns_match_is_one(root):
     found = put(root / "datasets" / "me" / "roberta-base" / "config.json")
     patterns = ["datasets/*/roberta-base/config.json", "*/*/roberta-base/config.json"]
     assert kaggle.glob_inputs(patterns) == [found]
-
-
-def test_a_checkout_has_no_commit_of_its_own():
-    """That of a bundle is in a file, see `test_library_is_found`."""
-    assert devices.versions()["commit"] == kaggle.library_commit() == "not recorded: no bundle"

@@ -7,14 +7,11 @@ import torch
 from transformers import PretrainedConfig
 
 # Bytes that the backward pass holds for a token and a layer in 16-bit autocast (a test counts them), in fp32 twice as
-# much: for each hidden unit,
-BYTES_PER_UNIT = {"deberta-v2": 32}  # all other model types: 24
-# and for each unit of the feed-forward's inner width, which is gated in ModernBERT.
-BYTES_PER_INNER = {"modernbert": 8}  # all other model types: 4
+# much: for each hidden unit, and for each unit of the feed-forward's inner width, which is gated in ModernBERT.
+BYTES_PER_UNIT, BYTES_PER_INNER = {"deberta-v2": 32}, {"modernbert": 8}  # all other model types: 24 and 4
 # DeBERTa's and MPNet's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position,
-BYTES_PER_SCORE = 6
 # and both of DeBERTa's relative terms in fp16 for every bucket, near and far, left and right.
-BYTES_PER_BUCKET = 8
+BYTES_PER_SCORE, BYTES_PER_BUCKET = 6, 8
 BYTES_PER_BOUNDARY = 4  # for each hidden unit: the input of the first layer; with checkpointing, of every layer, fp32
 SHARE_USED = 0.9  # of the free memory; the rest is for fragmentation, NCCL, and the buffers of the gradient reduction
 

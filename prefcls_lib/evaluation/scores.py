@@ -55,15 +55,12 @@ def reliability_table(labels: np.ndarray, probs: np.ndarray, num_bins: int = 15)
     One line for each of `num_bins` equal-width bins (low, high] that holds rows: low, high, count, confidence (mean),
     accuracy.
     """
-    confidence = probs.max(axis=1)
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": probs.argmax(axis=1) == labels})
-    table = table.groupby("bin").agg(
-        count=("bin", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * num_bins), 1, num_bins)
+    rows = pd.DataFrame({"low": (bins - 1) / num_bins, "high": bins / num_bins, "right": right, "p": confidence})
+    return rows.groupby(["low", "high"], as_index=False).agg(
+        count=("p", "size"), confidence=("p", "mean"), accuracy=("right", "mean")
     )
-    table.insert(0, "low", table.index / num_bins)
-    table.insert(1, "high", (table.index + 1) / num_bins)
-    return table.reset_index(drop=True)
 
 
 def expected_calibration_error(labels: np.ndarray, probs: np.ndarray, num_bins: int = 15) -> float:

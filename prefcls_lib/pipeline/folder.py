@@ -26,7 +26,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime import files
 from prefcls_lib.runtime.files import UserError, read_json, reading, write_json, write_whole
-from prefcls_lib.runtime.kaggle import find_attached_run
+from prefcls_lib.runtime.kaggle import find_attached
 
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
@@ -74,7 +74,6 @@ class RunFolder:
             return
         if path not in _locks:
             _locks[path] = files.lock_folder(path)
-            files.remove_leftovers(path)
         write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
 
     def _refuse_another(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
@@ -141,7 +140,7 @@ class RunFolder:
 
 def find_earlier(resume_from: str | Path) -> Path:
     """The folder that `resume_from` names: a path, or the name of an attached notebook's output."""
-    earlier = find_attached_run(resume_from)
+    earlier = find_attached(resume_from)
     if not (earlier / "config.json").is_file():
         raise UserError(f"setting resume_from={str(resume_from)!r}: holds no run (config.json). Name a run folder.")
     return earlier

@@ -15,7 +15,7 @@ from prefcls_lib.data.schema import NUM_CLASSES, TEXT_COLUMNS
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline.launch import run_together
 from prefcls_lib.runtime.devices import process_state
-from prefcls_lib.runtime.files import UserError, write_array
+from prefcls_lib.runtime.files import UserError, write_whole
 from prefcls_lib.runtime.progress import progress_bar
 
 BLOCK_ROWS = 512  # rows between two looks at the clock
@@ -85,7 +85,7 @@ def predict_to_files(folders: list[Path], rows: Path, out: Path, deadline: float
     """What a process of `predict_models` does: predict the rows, a CSV; the first writes `out`/NUMBER.npy a model."""
     for number, probs in predict_blocks(dict(enumerate(folders)), read_rows(rows, labelled=False), deadline):
         if process_state().is_main_process:
-            write_array(out / f"{number}.npy", probs)
+            write_whole(out / f"{number}.npy", lambda temporary, probs=probs: np.save(temporary, probs))
 
 
 def _predict_in_processes(
