@@ -89,20 +89,6 @@ def test_calibration_and_blend_swap_with_the_answers_exactly():
     assert (swapped[:, list(SWAP)] == blend.apply(predictions)).all()
 
 
-def test_calibration_of_noise_flatters_on_its_own_rows_and_not_out_of_fold():
-    """200 rows whose labels know nothing of the probabilities: fitted on themselves the log loss is lower than that of
-    the same fit on new rows, and fitted on the other folds it is not."""
-    own, new, nested = [], [], []
-    for seed in range(20):
-        labels, probs = np.random.default_rng(seed).integers(0, 3, 200), _random_probs(200, 100 + seed)
-        fitted = fit_blend(labels, [probs]).calibration
-        own.append(log_loss(labels, fitted.apply(probs)))
-        fresh = fitted.apply(_random_probs(10_000, 200 + seed))
-        new.append(-np.log(fresh).mean())  # of uniform labels
-        nested.append(log_loss(labels, blend_out_of_fold(labels, [probs], *_plan(200, 5))))
-    assert np.mean(own) + 0.001 < np.mean(new) < np.mean(nested)
-
-
 def test_one_fold_is_calibrated_in_two_halves_of_its_prompts():
     """With one fold each half is fitted on the other, so no row is left out and none fits itself."""
     probs, groups = _random_probs(80, 6), np.arange(80).astype(str)

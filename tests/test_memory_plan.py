@@ -66,9 +66,6 @@ def test_bytes_by_hand():
     config = read_config("electra-large-discriminator")
     assert capacity.bytes_per_token(config, True, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 40
     assert capacity.bytes_per_token(config, False, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 80
-    left = 0.9 * t4_plan.T4_BYTES - capacity.fixed_bytes(config, True)
-    held = capacity.largest_micro_batch(config, t4_plan.T4_BYTES, True, checkpointing=True)
-    assert held == pytest.approx(left / (24 * 1024 * 4 + 1.5 * 1024 * 40), abs=1)
 
 
 def test_operations_by_hand():

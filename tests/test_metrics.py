@@ -49,13 +49,16 @@ def test_log_loss_equals_that_of_scikit_learn_even_for_a_certain_mistake():
 
 
 def test_expected_calibration_error_by_hand():
-    """Bin (.4,.6]: confidence .5, accuracy 1/2, gap 0; bin (.8,1]: .9 and 1, gap .1; half the rows each."""
+    """Bin (.4,.6]: confidence .5, accuracy 1/2, gap 0; bin (.8,1]: .9 and 1, gap .1; half the rows each. If calibrated:
+    rows of confidence .6 and .9 have errors .4 or .6 (p .6, .4), .1 or .9 (p .9, .1): mean .33."""
     probs = np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]])
     labels = np.array([0, 1, 1, 2])
     assert scores.expected_calibration_error(labels, probs, num_bins=5) == pytest.approx(0.05)
     table = scores.reliability_table(labels, probs, num_bins=5)
     assert table.to_dict("list") == {"low": [0.4, 0.8], "high": [0.6, 1.0], "count": [2, 2], "confidence": [0.5, 0.9],
                                      "accuracy": [0.5, 1.0]}  # fmt: skip
+    probs = np.array([[0.6, 0.2, 0.2], [0.05, 0.05, 0.9]])
+    assert scores.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -126,16 +129,13 @@ def test_noise_is_inconclusive_and_the_effect_to_plan_with_is_2_8_standard_error
     assert compare.Comparison.from_dict(found.to_dict()) == found
 
 
-def test_p_of_four_means_by_hand():
-    """One of the means -1, 1, 1, 3 is not above zero: p = 2 (1 + 1) / (4 + 1). Of 1, 1, 1, 3 none: 2 / 5."""
+def test_p_by_hand():
+    """One of the means -1, 1, 1, 3 is not above zero: p = 2 (1 + 1) / (4 + 1). Of 1, 1, 1, 3 none: 2 / 5. Differences
+    of ln 2 and -3 ln 2 in two prompts: both drawn from the first with probability 1/4, so p is near 1/2."""
     assert compare._interval_and_p(np.array([1.0, -1.0, 3.0, 1.0])) == ((-1.0, 3.0), 0.8)
-    assert compare._interval_and_p(np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
-    assert compare._interval_and_p(-np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
+    for sign in (1, -1):
+        assert compare._interval_and_p(sign * np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
     assert compare._interval_and_p(np.zeros(4))[1] == 1
-
-
-def test_p_of_two_prompts_is_near_its_exact_value():
-    """Differences ln 2 and -3 ln 2 in two prompts: both drawn from the first with probability 1/4, so p is near 1/2."""
     probs, other = np.array([[0.25, 0.25, 0.5], [0.8, 0.1, 0.1]]), np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
     found = compare.compare(np.array([0, 0]), probs, other, np.array(["p", "q"]))
     assert found.difference == pytest.approx(-np.log(2))
@@ -161,12 +161,6 @@ def test_holm_correction_of_four_by_hand():
     assert [one.verdict for one in corrected] == ["INCONCLUSIVE", "BEATS", "INCONCLUSIVE", "INCONCLUSIVE"]
     assert compare.holm_correction(table[:1]) == table[:1], "a table of one"
     assert [one.p for one in compare.holm_correction([replace(table[0], p=0.6)] * 2)] == [1.0, 1.0]
-
-
-def test_error_if_calibrated_by_hand():
-    """Two rows of confidence .6 and .9, each in its bin: errors .4 or .6 (p .6, .4), .1 or .9 (p .9, .1): mean .33."""
-    probs = np.array([[0.6, 0.2, 0.2], [0.05, 0.05, 0.9]])
-    assert scores.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
 
 
 def test_halves_depend_on_the_group_and_not_on_the_order():

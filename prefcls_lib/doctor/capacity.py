@@ -1,7 +1,5 @@
 """What a device can run and hold: arithmetic on a backbone's configuration."""
 
-import re
-
 import psutil
 import torch
 from transformers import PretrainedConfig
@@ -14,16 +12,6 @@ BYTES_PER_UNIT, BYTES_PER_INNER = {"deberta-v2": 32}, {"modernbert": 8}  # all o
 BYTES_PER_SCORE, BYTES_PER_BUCKET = 6, 8
 BYTES_PER_BOUNDARY = 4  # for each hidden unit: the input of the first layer; with checkpointing, of every layer, fp32
 SHARE_USED = 0.9  # of the free memory; the rest is for fragmentation, NCCL, and the buffers of the gradient reduction
-
-
-def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a torch with code for `built_for` (sm_75, compute_90, ...) runs on a GPU of `capability`.
-
-    Machine code (sm_XY) runs on the same major number and the same or a higher minor one; portable code (compute_XY)
-    on everything as new or newer.
-    """
-    codes = [(kind, divmod(int(number), 10)) for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for))]
-    return any(capability >= code and (kind == "compute" or capability[0] == code[0]) for kind, code in codes)
 
 
 def count_parameters(config: PretrainedConfig) -> int:

@@ -115,23 +115,17 @@ def check_library() -> Check:
 
 
 def check_gpu(config: RunConfig | None = None) -> Check:
-    """Whether there is a GPU and this torch has code for it: one that it lacks fails at the first operation."""
+    """Whether there is a GPU on which this torch computes: without code for it (P100), the first operation fails."""
     if not torch.cuda.is_available():
         advice = f"Training the three backbones needs a GPU: on Kaggle {CHOOSE_GPU}"
         hopeless = kaggle.on_kaggle() and config is not None and _has_many_rows(config)
         return Check("gpu", "bad" if hopeless else "note", devices.machine_name(), advice)
-    built = torch.cuda.get_arch_list()
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if not capacity.can_run(capability, built):
-            name, number = torch.cuda.get_device_name(index), "sm_{}{}".format(*capability)
-            advice = f"Elsewhere install a torch built for this GPU; on Kaggle {CHOOSE_GPU}"
-            return Check("gpu", "bad", f"{name} is {number}; torch {torch.__version__} has {' '.join(built)}", advice)
     try:
         torch.ones(8, device="cuda").sum().item()
     except RuntimeError as error:
         finding = f"{devices.machine_name()}: the first operation fails ({str(error).splitlines()[0]})"
-        return Check("gpu", "bad", finding, "Restart the session; choose GPU T4 x2.")
+        advice = "Restart the session. If it fails again, elsewhere install a torch built for this GPU; on Kaggle "
+        return Check("gpu", "bad", finding, advice + CHOOSE_GPU)
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     finding = f"{devices.machine_name()}, bf16 {'native' if native else 'only emulated: fp16 is used'}"
     if kaggle.on_kaggle() and torch.cuda.device_count() == 1:

@@ -16,12 +16,10 @@ from prefcls_lib.evaluation.compare import split_halves
 from prefcls_lib.evaluation.scores import SMALLEST_PROB
 from prefcls_lib.runtime.files import UserError
 
-MAX_TEMPERATURE = 20.0
-MAX_TIE_BIAS = 5.0
+MAX_TEMPERATURE, MAX_TIE_BIAS = 20.0, 5.0
 # Penalties on the summed loss, each a normal prior: the weights sum to 1 give or take 1 / sqrt(25), and the tie bias is
 # 0 give or take 1 / sqrt(400). Which prediction gets the weight is free.
-SUM_PENALTY = 25.0
-TIE_PENALTY = 400.0
+SUM_PENALTY, TIE_PENALTY = 25.0, 400.0
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,7 @@ def plot_slices(table: pd.DataFrame) -> Figure:
     axes.hlines(places, table["difference_low"], table["difference_high"], color=BLUE, lw=2)
     axes.plot(table["difference"], places, "o", color=BLUE)
     axes.axvline(0, color="black", lw=1, ls=":")
-    columns = zip(table["name"], table["value"], table["count"], strict=True)
-    names = [f"{name}: {value} ({count})" for name, value, count in columns]
+    names = table["name"] + ": " + table["value"] + " (" + table["count"].astype(str) + ")"
     axes.set_yticks(places, names, fontsize=8, parse_math=False)
     axes.set(ylim=(-0.7, len(table) - 0.3), xlabel="network minus baseline, log loss (left: the network is better)")
     return finish(figure)

@@ -16,10 +16,7 @@ def check_probs(probs: np.ndarray, what: str) -> None:
     """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
     if probs.ndim != 2 or probs.shape[1] != NUM_CLASSES:
         raise UserError(f"{what}: expected {NUM_CLASSES} probabilities a row, found an array of shape {probs.shape}.")
-    with np.errstate(invalid="ignore"):
-        good = (probs > 0) & (probs < 1)  # false for NaN
-        sums = np.abs(probs.sum(axis=1) - 1) <= 1e-6
-    bad = np.flatnonzero(~(good.all(axis=1) & sums))
+    bad = np.flatnonzero(~(((probs > 0) & (probs < 1)).all(axis=1) & (abs(probs.sum(axis=1) - 1) <= 1e-6)))  # or NaN
     if len(bad):
         values = ", ".join(f"{value:g}" for value in probs[bad[0]])
         raise UserError(
