@@ -140,15 +140,12 @@ def settings_of(folder: Path, **settings: object) -> tuple[Backbone, RunConfig]:
 
 @pytest.mark.parametrize(
     ("free", "changed", "state", "advice"),
-    [
-        (10**12, {}, "ok", ""),
-        (12 * 10**6, {}, "note", r"Set max_tokens_per_micro_step=\d+\."),
-        (12 * 10**6, {"max_tokens_per_micro_step": 256}, "ok", ""),
-        (2 * 10**6, {"max_length": 200}, "note", "Two full sides do not fit: set gradient_checkpointing=true"),
-        (2 * 10**6, {"gradient_checkpointing": True, "max_tokens_per_micro_step": 64}, "ok", ""),
-        (10**6, {}, "bad", "choose a smaller one"),
-    ],
-)
+    [(10**12, {}, "ok", ""), (12 * 10**6, {}, "note", r"Set max_tokens_per_micro_step=\d+\."),
+     (12 * 10**6, {"max_tokens_per_micro_step": 256}, "ok", ""),
+     (2 * 10**6, {"max_length": 200}, "note", "Two full sides do not fit: set gradient_checkpointing=true"),
+     (2 * 10**6, {"gradient_checkpointing": True, "max_tokens_per_micro_step": 64}, "ok", ""),
+     (10**6, {}, "bad", "choose a smaller one")],
+)  # fmt: skip
 def test_memory(tiny, monkeypatch, free, changed, state, advice):
     """Enough for the setting; less, with the setting to choose; it was chosen; too little for any step."""
     backbone, config = settings_of(tiny, **changed)
@@ -228,8 +225,10 @@ def test_other_copies_of_the_library_are_a_note(tmp_path):
     assert str(ROOT / "prefcls_lib") in check.finding
 
 
-def test_doctor_as_a_command(tiny, tmp_path, capsys):
-    """One line a check, exit code 0 and 1; nothing is written."""
+def test_doctor_as_a_command_and_a_table(tiny, tmp_path, capsys):
+    """One line a check, exit code 0 and 1; nothing is written. In notebooks a table, the commit in it."""
+    html = checks.first_look(RunConfig(backbone=str(tiny), max_length=32)).to_html()
+    assert [name for name in ("python", "gpu", "memory", "disk", "commit not recorded") if name not in html] == []
     assert cli.main(["doctor", "--backbone", str(tiny), "--set", "max_length=32", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "usable"
@@ -237,9 +236,3 @@ def test_doctor_as_a_command(tiny, tmp_path, capsys):
     assert cli.main(["doctor", "--backbone", str(tmp_path / "nowhere")]) == 1
     assert re.search(r"^bad +settings .* was not found\. Tried:", capsys.readouterr().out, re.M)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_first_look_is_a_table(tiny):
-    """As the notebooks show it, one line a check, the commit among them."""
-    html = checks.first_look(RunConfig(backbone=str(tiny), max_length=32)).to_html()
-    assert [name for name in ("python", "gpu", "memory", "disk", "commit not recorded") if name not in html] == []
