@@ -386,7 +386,7 @@ def test_folder_in_use_is_refused(tmp_path):
     assert read_tree(tmp_path) == {}
 
 
-def test_values_in_messages_are_short_and_harmless():
+def test_values_in_messages_are_short_and_harmless(refuse):
     """80 characters of any value, also of one whose text would be huge; no control character reaches the terminal."""
     bomb: list = ["x" * 1000] * 1000
     for _ in range(9):
@@ -394,6 +394,7 @@ def test_values_in_messages_are_short_and_harmless():
     for value in ("x" * 10**6, bomb, {"a": bomb}, b"y" * 1000, 10**4000):
         assert len(files.shown(value)) <= 80
     assert str(UserError("a\x1b[31m\udc80\tb\nc")) == "a\\x1b[31m\\udc80\\tb\nc"
+    assert "\\ud800" in refuse(["predict", "--run", "x", "--test", "sample", "--out", "a\ud800"])
 
 
 # how a finished run is broken, words that the message must have

@@ -67,9 +67,11 @@ def test_backbone_is_found_in_every_layout(root, place, name):
 
 
 def test_a_run_named_as_the_backbone_is_not_taken_for_it(root):
-    """A run folder has a config.json too, and often the backbone's name."""
-    put(root / "prefcls-runs" / "roberta-base" / "config.json", "{}")
-    put(root / "prefcls-runs" / "roberta-base" / "submission.csv")
+    """A run folder has a config.json too, and often the backbone's name; so have the folders of its models."""
+    runs = {"prefcls-runs/roberta-base": "submission.csv", "roberta-base/x/model/fold0": "preference.json"}
+    for place, other in runs.items():
+        put(root / place / "config.json", "{}")
+        put(root / place / other)
     wanted = put(root / "prefcls-backbones" / "roberta-base" / "config.json").parent
     assert find_backbone("roberta-base") == wanted
 
@@ -168,9 +170,8 @@ def test_library_is_found(root, library, place, packed):
         code += "; from prefcls_lib.data.loading import read_rows, sample_path"
         code += "; assert len(read_rows(sample_path('train'), labelled=True)) == 770"
     done = run_first_cell(root, code)
-    assert (done.returncode, done.stdout) == (0, f"0123abcd {root / place}/prefcls_lib/runtime/kaggle.py\n"), (
-        done.stderr
-    )
+    said = f"0123abcd {root / place}/prefcls_lib/runtime/kaggle.py\n"
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert len(kaggle.attached_libraries()) == 1
 
 

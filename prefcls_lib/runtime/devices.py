@@ -22,11 +22,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """The mixed precision for `device`: "no", "bf16" or "fp16".
-
-    "auto" is bf16 where the hardware has it natively (emulation is slower than fp32), fp16 on other CUDA GPUs, and
-    fp32 elsewhere.
-    """
+    """The mixed precision for `device`, "no", "bf16" or "fp16"; "auto" is bf16 where the hardware has it natively
+    (emulation is slower than fp32), fp16 on other CUDA GPUs, and fp32 elsewhere."""
     if setting == "fp16" and device.type != "cuda":
         raise UserError("setting mixed_precision='fp16': needs a CUDA GPU. Use auto, bf16 or no.")
     if setting != "auto":
@@ -40,7 +37,8 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 def process_state() -> PartialState:
     """Which of the processes that torchrun or accelerate launch started this is; the only one otherwise."""
-    return PartialState(cpu=_shared_cpu())
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # accelerate does not find out by itself that they share the CPU
+    return PartialState(cpu=several and not torch.cuda.is_available())
 
 
 def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path | None = None) -> Accelerator:
@@ -55,7 +53,7 @@ def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path |
     if missing := [name for name in trackers if name not in usable]:
         known = f"Here are none, {', '.join(usable)}; for another one install its package."
         raise UserError(f"setting report_to={report_to!r}: no tracker {missing[0]!r} is installed. {known}")
-    return Accelerator(cpu=_shared_cpu(), mixed_precision=precision, log_with=trackers or None, project_dir=logs)
+    return Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=logs)
 
 
 def begin_tracking(accelerator: Accelerator, settings: Mapping[str, object], run: str) -> None:
@@ -75,11 +73,6 @@ def end_tracking(accelerator: Accelerator) -> None:
     """End the run in each tracker. `Accelerator.end_training` would also end the group of processes."""
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def _shared_cpu() -> bool:
-    """Whether several processes share the CPU; accelerate does not find that out by itself."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
 
 
 def seed_everything(seed: int) -> None:

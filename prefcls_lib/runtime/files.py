@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_CONTROL = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"  # all but the line break
-
 
 class UserError(Exception):
     """Something the user can put right: what, where, what to do next. A command prints it and exits with code 2."""
@@ -22,7 +20,8 @@ class UserError(Exception):
 
 def printable(text: str) -> str:
     """Foreign text with its control characters and lone surrogates escaped, which no terminal or file should get."""
-    return re.sub(_CONTROL, lambda found: found[0].encode("unicode_escape").decode(), text)
+    control = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"  # all but the line break
+    return re.sub(control, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(value: object) -> str:
