@@ -97,11 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
-    share = add("predict-models", _predict_models, "predict rows with some models: a process of the submit notebook")
-    share.add_argument("--rows", required=True, type=Path, metavar="CSV")
-    share.add_argument("--out", required=True, type=Path, metavar="DIR")
-    share.add_argument("--deadline", required=True, type=float, help="seconds since 1970")
-    share.add_argument("models", nargs="+", type=Path, metavar="DIR", help="model/fold0 of a run, ...")
+    part = add("predict-part", _predict_part, "predict a part of the rows: a process of the submit notebook")
+    part.add_argument("--deadline", required=True, type=float, help="seconds since 1970")
+    part.add_argument("folder", type=Path, metavar="DIR", help="with rows.csv; the predictions are written there")
+    part.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model/fold0 of a run, ...")
     return parser
 
 
@@ -159,10 +158,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 
 
-def _predict_models(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline.predict import predict_to_files
+def _predict_part(arguments: argparse.Namespace) -> None:
+    from prefcls_lib.pipeline.predict import predict_part
 
-    predict_to_files(arguments.models, arguments.rows, arguments.out, arguments.deadline)
+    predict_part(arguments.folder, arguments.models, arguments.deadline)
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:

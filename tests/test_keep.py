@@ -49,11 +49,12 @@ def test_a_blend_is_loaded_like_a_run(finished_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [(("What is 2 + 3?", ["5"], ["6"]), r"prompt: expected a list of texts.*not str"),
-     (([], [], []), r"prompt: 0 texts"), ((["one", "two"], ["5"], ["6"]), r"response_a: 1 texts, but 2 prompts"),
-     ((["one"], [None], ["6"]), r"response_a, comparison 0: 'None' is neither a text nor a list"),
-     ((["one"], ["5"], [6]), r"response_b, comparison 0: '6' is neither"),
-     (([["one", "two"]], [["5"]], [["6", "7"]]), r"comparison 0: prompts and answers have 2, 1, 2 turns")],
+    [(("What is 2 + 3?", ["5"], ["6"]), r"prompt: expected a list of texts.*not 'What is"),
+     (([], [], []), r"prompt: expected a list of texts.*not \[\]"),
+     ((["one", "two"], ["5"], ["6"]), r"response_a: expected a list of texts, as many as there are prompts"),
+     ((["one"], [None], ["6"]), r"response_a: each must be a text or a list of texts, one a turn: \[None\]"),
+     ((["one"], ["5"], [6]), r"response_b: each must be a text"),
+     ((["one"], ["5"], [[6]]), r"row 1, column 'response_b': the list holds 6")],
 )  # fmt: skip
 def test_texts_that_are_none_are_refused(finished_run, texts, message):
     """What, where, and what to give instead."""

@@ -86,15 +86,12 @@ def read_extra_rows(paths: list[Path], train_rows: pd.DataFrame) -> pd.DataFrame
 
 def open_folder(job: Job) -> Job:
     """Take the run folder for this job; where it holds no submission yet, write the training prior's."""
-    folder, submission = job.folder, job.folder / "submission.csv"
-    if job.config.resume_from is not None:
-        folder.copy_from(job.config.resume_from)
     config = job.config.with_recipe(job.backbone.recipe if job.backbone else {})
-    folder.open(config, job.data_sha256)
-    if not folder.complete:
-        write_whole(folder.checkpoint("folds.npy"), lambda temporary: np.save(temporary, job.folds))
-    wrote_prior = not submission.exists()
-    if wrote_prior:
+    job.folder.open(config, job.data_sha256)
+    if not job.folder.complete:
+        write_whole(job.folder.checkpoint("folds.npy"), lambda temporary: np.save(temporary, job.folds))
+    submission = job.folder / "submission.csv"
+    if wrote_prior := not submission.exists():
         prior = np.tile(class_shares(job.rows["label"]), (len(job.test_rows), 1))
         write_submission(submission, list(job.test_rows[ID]), prior)
     return replace(job, config=config, wrote_prior=wrote_prior)
