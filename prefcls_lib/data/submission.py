@@ -20,7 +20,7 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
         ids: N ids, as in test.csv and in its order.
         probs: (N, 3) in LABEL_COLUMNS order.
     """
-    good = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
+    good = (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)  # false for NaN
     if not good.all():  # clipping would hide it
         row = int(np.argmin(good))
         raise UserError(
@@ -61,12 +61,11 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
         probs = np.array([[float(cell or "nan") for cell in table[name]] for name in LABEL_COLUMNS]).T
     except ValueError as error:
         raise UserError(f"{path}: a probability is not a number ({reason(error)}).") from error
-    bad = ~np.isfinite(probs).all(axis=1) | (probs <= 0).any(axis=1) | (probs >= 1).any(axis=1)
-    bad |= ~(np.abs(probs.sum(axis=1) - 1) <= 1e-6)
-    if bad.any():
-        row = int(np.argmax(bad))
+    good = ((probs > 0) & (probs < 1)).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
+    if not good.all():
+        row = int(np.argmin(good))
         raise UserError(
             f"{path}: row {row + 1} (id {ids[row]}): {probs[row].tolist()} are not three probabilities inside (0, 1) "
-            f"that sum to 1 ({int(bad.sum())} such rows)."
+            f"that sum to 1 ({int((~good).sum())} such rows)."
         )
     return pd.DataFrame({ID: table[ID], **dict(zip(LABEL_COLUMNS, probs.T, strict=True))})
