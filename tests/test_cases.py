@@ -32,7 +32,7 @@ def as_csv(rows: list[dict]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def zipped(**members: str) -> bytes:
+def zipped(**members: str | bytes) -> bytes:
     """A zip archive."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -16,7 +16,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.loading import read_rows, write_rows
-from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE, SWAP
+from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE
 from prefcls_lib.pipeline import fold_baseline, folds, steps
 from prefcls_lib.pipeline.job import open_folder, read_job
 from prefcls_lib.runtime.files import UserError
@@ -75,19 +75,6 @@ def test_logistic_model_with_extra_rows_is_the_optimum_of_its_loss():
     at = np.concatenate([found["w"], found["v"], found["b"], found["tie_shifts"]])
     assert at[6] == 0 and abs(at[7]) > 0.01  # no row is of the first file
     assert np.abs(approx_fprime(at, loss, 1e-6)).max() < 2e-4
-
-
-@pytest.mark.parametrize("name", ["structure_logistic", "structure_boosting", "length_bins"])
-def test_swapped_rows_teach_the_same(name):
-    """With extra rows of both kinds a baseline is order-equivariant, and learns it of rows in either order."""
-    parts = [(*draw(300, 0.0, 4), 0), (*draw(300, 1.0, 5), 1)]
-    structure, labels = draw(300, -9.0, 6)
-    inputs, labels = join(*parts, (structure, labels % 2, 2))
-    swapped = replace(inputs, dense=inputs.dense * SIGNS)
-    one, other = fit(name, inputs, labels), fit(name, swapped, np.array(SWAP)[labels])
-    probs = one.predict_proba(inputs)
-    np.testing.assert_allclose(one.predict_proba(swapped)[:, list(SWAP)], probs, atol=1e-12)
-    np.testing.assert_allclose(other.predict_proba(inputs), probs, atol=2e-3)
 
 
 def test_weights_and_shifts_by_hand():

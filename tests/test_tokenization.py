@@ -2,6 +2,7 @@
 
 import re
 import time
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ def parts_of(tokenizer: SideTokenizer, laid: np.ndarray) -> list[list[int]]:
     """The texts of a side whose separator is one token; the ids of its ends are checked."""
     assert (laid[0], laid[-1]) == (tokenizer.prefix[0], tokenizer.suffix[0])
     places = [0, *np.flatnonzero(laid == tokenizer.between[0])]
-    return [laid[start + 1 : end].tolist() for start, end in zip(places, places[1:], strict=False)]
+    return [laid[start + 1 : end].tolist() for start, end in pairwise(places)]
 
 
 def test_short_side_is_laid_out_whole(tokenizer):

@@ -66,7 +66,7 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
     for number, row_id in enumerate(rows[ID], 1):
         first = seen.setdefault(row_id, number)
         if first != number or not row_id.strip():
-            what = f"is also the id of row {first}" if first != number else "is empty"
+            what = f"is in rows {first} and {number}" if first != number else "is empty"
             _refuse(f"{path}: row {number}, column {ID!r}: {shown(row_id)} {what}. Every row needs an id of its own.")
     return rows
 
