@@ -124,7 +124,7 @@ TRAIN = {
 SUBMISSIONS = {
     "other_columns.csv": (submission(*THIRDS, header="id,a,b,tie"), "columns are id, a, b, tie; expected id, winner"),
     "no_header.csv": (submission(*THIRDS[1:], header=ONE), "columns are 5, 0.2"),
-    "missing.csv": (submission(ONE, TWO), "2 rows, but the test file has 3. Predict every test row once."),
+    "missing.csv": (submission(ONE, TWO), "2 rows, but the test file has 3. Predict each test row once."),
     "other_id.csv": (submission(ONE, TWO, "8,0.6,0.3,0.1"), "row 3 has id '8'; the test file has '7' there"),
     "spelling.csv": (submission("05,0.2,0.3,0.5", TWO, THREE), "row 1 has id '05'"),
     "order.csv": (submission(TWO, ONE, THREE), "row 1 has id '6'; the test file has '5' there. Keep its order"),
@@ -134,7 +134,10 @@ SUBMISSIONS = {
     "certain.csv": (submission("5,0,0,1", "6,0,1,0", THREE), "row 1 (id 5): [0.0, 0.0, 1.0] are not three"),
     "negative.csv": (submission("5,-0.1,0.6,0.5", TWO, THREE), "row 1 (id 5): [-0.1, 0.6, 0.5]"),
     "sum.csv": (submission(ONE, TWO, "7,0.6,0.3,0.10001"), "row 3 (id 7): [0.6, 0.3, 0.10001] are not"),
-    "word.csv": (submission("5,high,0.5,0.5", TWO, THREE), "a probability is not a number"),
+    "word.csv": (
+        submission("5,high,0.5,0.5", TWO, THREE),
+        "(ValueError: could not convert string to float: 'high'). Every prob",
+    ),
 }
 
 

@@ -129,10 +129,7 @@ def plan_padded_batches(
     that running out of memory shows at once. The matrix units of a GPU work in tiles of 8, so lengths are rounded up
     there; what this adds is not counted as padding.
 
-    Args:
-        token_ids: S arrays (T,) of token ids.
-        device: where the batches are computed.
-        max_sides, max_tokens: a padded batch holds no more than these, padding included, but always one side.
+    `max_sides`, `max_tokens`: a padded batch holds no more than these, padding included, but always one side.
 
     Returns:
         For each padded batch the numbers of its sides, and the length that they are padded to.
@@ -174,10 +171,7 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     that a step's pairs are alike; then the steps of the whole epoch are shuffled. Which rows share a window, and the
     order of the steps, is new in every epoch. The last step of an epoch may be shorter.
 
-    Args:
-        lengths: (N, 2) tokens of the two sides of each row.
-        batch_size: pairs in a step.
-        seed, epoch: together they fix the order.
+    `lengths`: (N, 2) tokens of the two sides of each row; `batch_size`: pairs in a step.
     """
     random = np.random.default_rng([seed, epoch])
     rows = random.permutation(len(lengths))
@@ -190,12 +184,9 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
 
 
 def split_batch(batch: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut a batch's rows into micro-batches of whole pairs with at most `max_tokens` tokens, one pair at least.
+    """Cut a step's row numbers (B,) into micro-batches of whole pairs: at most `max_tokens` tokens, one pair at least.
 
-    Args:
-        batch: (B,) row numbers of one optimizer step.
-        lengths: (N, 2) tokens of the two sides of every row.
-        max_tokens: tokens that one backward pass may hold.
+    `lengths`: (N, 2) tokens of the two sides of every row.
     """
     micro_batches: list[list[int]] = [[]]
     held = 0

@@ -40,12 +40,9 @@ class LeftOut(Exception):
 
 
 def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None) -> list[str]:
-    """Write the rows of arena files to the CSV `out`.
+    """Write the rows of arena files, Parquet or CSV, to the CSV `out`, but for those of the training file `against`.
 
-    Args:
-        paths: files in one of FORMS, Parquet or CSV.
-        out: id (the file's name before it), models, texts, winner columns.
-        against: the training file, whose rows are left out.
+    `out` has the columns id (the file's name before it), models, texts, winners.
 
     Returns:
         For each file a line that says how many rows it has, how many were written, and why others were not.

@@ -52,9 +52,7 @@ def locate_csv(name: str, kind: str) -> Path:
 def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
     """Read a CSV (plain, in gzip, or alone in a zip archive) in the competition's columns.
 
-    Args:
-        path: the file.
-        labelled: True for training rows, which have the three winner columns.
+    `labelled`: training rows, which have the three winner columns.
 
     Returns:
         One row a comparison: `id` (str, exactly as in the file), `prompt`, `response_a`, `response_b` (lists
@@ -62,13 +60,13 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
         (int: 0 A wins, 1 B wins, 2 tie); `model_a`, `model_b` where the file has them. What is wrong with the file is
         told with its row (1 = first row under the header) and column.
     """
-    rows, seen = parse_rows(path, read_csv(Path(path)), labelled), {}
-    for number, row_id in enumerate(rows[ID], 1):
+    table, seen = read_csv(Path(path)), {}
+    for number, row_id in enumerate(table.get(ID, ()), 1):
         first = seen.setdefault(row_id, number)
         if first != number or not row_id.strip():
             what = f"is in rows {first} and {number}" if first != number else "is empty"
             _refuse(f"{path}: row {number}, column {ID!r}: {shown(row_id)} {what}. Every row needs an id of its own.")
-    return rows
+    return parse_rows(path, table, labelled)
 
 
 def parse_rows(path: str | Path, table: dict[str, list], labelled: bool) -> pd.DataFrame:

@@ -24,13 +24,8 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
 
     The plan depends on the rows' content and on `seed`, not on the order of the rows.
 
-    Args:
-        rows: from `read_rows(..., labelled=True)`.
-        num_folds: number of folds; each is about 1/num_folds of the rows.
-        source: the file of the rows, for messages.
-
     Returns:
-        (N,) int array: the fold in which each row is validated.
+        (N,) int array: the fold in which each row is validated. Messages name the rows' file, `source`.
     """
     labels = rows["label"].to_numpy()
     counts = np.bincount(labels, minlength=NUM_CLASSES)

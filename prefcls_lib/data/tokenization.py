@@ -62,15 +62,14 @@ class SideTokenizer:
         cut_marker: ids that mark where the middle of a text was cut out.
         newline_marker: the text that stands for line breaks, or None where the tokenizer keeps them.
         special_ids: ids that no text may ever produce.
-        pad_id: the padding token's id.
     """
 
     def __init__(self, tokenizer):
         """Wrap a transformers tokenizer and check it."""
         self.tokenizer = tokenizer
         self.pad_id = tokenizer.pad_token_id
-        texts = {*tokenizer.all_special_tokens}
-        texts |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        texts = {*tokenizer.all_special_tokens, *added}
         ids = {tokenizer.convert_tokens_to_ids(text) for text in texts} | set(tokenizer.all_special_ids)
         self.special_ids = frozenset(ids - {tokenizer.unk_token_id})
         self._spelled = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if len(t) > 1))
@@ -92,14 +91,9 @@ class SideTokenizer:
         return encoded
 
     def lay_out(self, turns: list[tuple[Ids, ...]], max_length: int) -> Ids:
-        """One side's token ids within `max_length`.
+        """One side's token ids: at most `max_length`, special tokens included.
 
-        Args:
-            turns: (prompt ids, answer ids, ...) of each turn, first turn first; one answer, or two for a cross-encoder.
-            max_length: most tokens, special tokens included.
-
-        Returns:
-            (T,) int32 ids with T <= max_length.
+        `turns`: (prompt ids, answer ids, ...) of each turn, first turn first; one answer, or two for a cross-encoder.
         """
         left = max_length - len(self.prefix) - len(self.suffix)
         kept: list[Ids] = []  # prompts and answers of the turns that fit
@@ -156,10 +150,7 @@ class SideTokenizer:
         )
 
     def _cut(self, ids: Ids, budget: int) -> Ids:
-        """`ids`, or their head and tail with the cut marker in between, within `budget` tokens.
-
-        The head gets the odd token.
-        """
+        """`ids`, or their head (which gets the odd token), cut marker and tail, within `budget` tokens."""
         budget = max(budget, 0)
         keep = budget - len(self.cut_marker)
         if len(ids) <= budget or keep < 2:
@@ -207,14 +198,9 @@ class EncodedRows:
 def encode_rows(
     rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, text_cleaning: str, architecture: str = "siamese"
 ) -> EncodedRows:
-    """Token ids of both sides of every row; each different text is tokenised once.
+    """Token ids of both sides of every row, at most `max_length` a side; each different text is tokenised once.
 
-    Args:
-        rows: from `loading.read_rows`.
-        tokenizer: the backbone's.
-        max_length: most tokens of one side.
-        text_cleaning: see `clean_text`.
-        architecture: "siamese", a side is the prompt and one answer; "cross", the prompt and both answers in one order.
+    `architecture`: "siamese", a side is the prompt and one answer; "cross", the prompt and both answers in one order.
     """
     columns = [[[clean_text(turn, text_cleaning) for turn in turns] for turns in rows[name]]
                for name in (PROMPT, *RESPONSES)]  # fmt: skip
