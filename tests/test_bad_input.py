@@ -1,6 +1,5 @@
 """What a user can get wrong: one message that says where and what to do, exit code 2, and nothing half-written."""
 
-import csv
 import gzip
 import io
 import json
@@ -83,16 +82,12 @@ IDS = [line[0] for line in THIRDS]
 # training files: their bytes, words that the message must have
 TRAIN = {
     "text.csv": (rows_with(prompt="hello"), "row 3, column 'prompt': not a JSON list of texts: 'hello'. Each cell"),
-    "no_text.csv": (rows_with(prompt=""), "row 3, column 'prompt': not a JSON list of texts: ''"),
     "object.csv": (rows_with(response_b='{"a": 1}'), "row 3, column 'response_b': not a JSON list of texts: '{"),
     "deep.csv": (rows_with(response_b="[" * 100_000), "row 3, column 'response_b': not a JSON list"),
-    "python.csv": (rows_with(response_b="['a', 'b']"), "as json.dumps writes it"),
     "number.csv": (rows_with(response_a='["a", 1]'), "column 'response_a': not a JSON list of texts: '[\"a\", 1]'"),
-    "nested.csv": (rows_with(prompt='[["nested"]]'), "row 3, column 'prompt': not a JSON list of texts"),
     "control.csv": (rows_with(prompt="\x1b[2J\x07"), "not a JSON list of texts: '\\x1b[2J\\x07'"),
     "two.csv": (rows_with(winner_tie="2"), "row 3, columns winner_model_a, winner_model_b, winner_tie: ['0', '0', '2"),
     "no_label.csv": (rows_with(winner_model_a=""), "['', '0', '1']; exactly one must be 1 and the others 0 (1 such"),
-    "nan.csv": (rows_with(winner_model_b="nan"), "['0', 'nan', '1']; exactly one"),
     "no_winner.csv": (rows_with(winner_tie=0), "['0', '0', '0']; exactly one"),
     "two_winners.csv": (rows_with(winner_model_a=1), "['1', '0', '1']; exactly one"),
     "double_id.csv": (rows_with(id="1000"), "row 3, column 'id': '1000' is in rows 1 and 3. Every row needs"),
@@ -123,14 +118,12 @@ TRAIN = {
 # submissions for the test rows IDS, in the same way
 SUBMISSIONS = {
     "other_columns.csv": (submission(*THIRDS, header="id,a,b,tie"), "columns are id, a, b, tie; expected id, winner"),
-    "no_header.csv": (submission(*THIRDS[1:], header=ONE), "columns are 5, 0.2"),
     "missing.csv": (submission(ONE, TWO), "2 rows, but the test file has 3. Predict each test row once."),
     "other_id.csv": (submission(ONE, TWO, "8,0.6,0.3,0.1"), "row 3 has id '8'; the test file has '7' there"),
     "spelling.csv": (submission("05,0.2,0.3,0.5", TWO, THREE), "row 1 has id '05'"),
     "order.csv": (submission(TWO, ONE, THREE), "row 1 has id '6'; the test file has '5' there. Keep its order"),
     "no_number.csv": (submission(ONE, "6,,0.5,0.5", THREE), "row 2 (id 6): [nan, 0.5, 0.5] are not"),
     "cut_off.csv": (submission(ONE, TWO, "7,0.6"), "row 3 (id 7): [0.6, nan, nan] are not"),
-    "infinite.csv": (submission("5,inf,0.5,0.5", TWO, THREE), "row 1 (id 5): [inf, 0.5, 0.5] are not"),
     "certain.csv": (submission("5,0,0,1", "6,0,1,0", THREE), "row 1 (id 5): [0.0, 0.0, 1.0] are not three"),
     "negative.csv": (submission("5,-0.1,0.6,0.5", TWO, THREE), "row 1 (id 5): [-0.1, 0.6, 0.5]"),
     "sum.csv": (submission(ONE, TWO, "7,0.6,0.3,0.10001"), "row 3 (id 7): [0.6, 0.3, 0.10001] are not"),
@@ -209,14 +202,13 @@ def test_probabilities_that_are_none_never_become_a_submission(tmp_path, bad):
     assert read_tree(tmp_path) == {"submission.csv": b"older"}
 
 
-@pytest.mark.parametrize("row_id", ["NA", "007", "1e5", "a,b", 'say "x"', "null"])
+@pytest.mark.parametrize("row_id", ["NA", "nan", "null", "007", "1e5", "1.0", "9" * 23, " 5", "é", '5,"6"'])
 def test_odd_ids_come_through_unchanged(tmp_path, row_id):
-    """An id is text in the submission and when it is read back; certain rows stay in (0, 1)."""
+    """An id is text in the test file, in the submission and when it is read back; certain rows stay in (0, 1)."""
+    ids = loading.read_rows(put(tmp_path / "test.csv", as_csv([make_row(0, id=row_id), make_row(2)])), False)["id"]
     path = tmp_path / "submission.csv"
-    write_submission(path, [row_id, "2"], np.array([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]]))
-    _, first, _ = csv.reader(path.read_text(encoding="utf-8").splitlines())
-    assert first[0] == row_id
-    assert all(0 < float(cell) < 1 for cell in first[1:])
+    write_submission(path, list(ids), np.array([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]]))
+    assert list(ids) == list(check_submission(path, [row_id, "1002"])["id"]) == [row_id, "1002"]
 
 
 # --- settings
@@ -275,10 +267,7 @@ FOREIGN_CODE = {"model_type": "foreign", "auto_map": {"AutoConfig": "code.Config
 BROKEN_BACKBONES = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "weights cannot be loaded (Error no file named"),
     "weights cut off": (lambda f: cut(f / "model.safetensors"), "weights cannot be loaded ("),
-    "layer missing": (
-        configured(num_hidden_layers=3),
-        "weights do not match the architecture in config.json; missing or of another shape: encoder.layer.2.",
-    ),
+    "layer missing": (configured(num_hidden_layers=3), "in config.json; missing or of another shape: encoder.layer.2."),
     "other shape": (configured(intermediate_size=64), "of another shape: encoder.layer.0.intermediate.dense.bias"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: cannot be read ("),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json: cannot be read ("),
@@ -288,10 +277,7 @@ BROKEN_BACKBONES = {
         "type 'gpt2' is not supported. Supported: deberta-v2, roberta, elec",
     ),
     "unknown activation": (configured(hidden_act="x"), "weights cannot be loaded (KeyError"),
-    "length that is none": (
-        lambda f: edit_json(f / "tokenizer_config.json", model_max_length="x"),
-        "tokenizer.json: cannot be read (",
-    ),
+    "no length": (lambda f: edit_json(f / "tokenizer_config.json", model_max_length="x"), "tokenizer.json: cannot be"),
     "small vocabulary": (configured(vocab_size=50), "but its encoder only 50"),
     "no padding": (configured(pad_token_id=None), "config.json: pad_token_id is 'None', expected a whole number"),
     "foreign code": (configured(**FOREIGN_CODE), "config.json: cannot be read ("),
@@ -317,10 +303,7 @@ BROKEN_RUNS = {
     "gone": (shutil.rmtree, ""),
     "no config": (lambda run: (run / "config.json").unlink(), "config.json"),
     "no settings": (lambda run: (run / "config.json").write_text("{}"), "config.json: cannot be read (KeyError"),
-    "a model is missing": (
-        lambda run: shutil.rmtree(run / "model" / "fold1"),
-        ": the run is not finished, fold1 is missing in model/. Run the same",
-    ),
+    "no model": (lambda run: shutil.rmtree(run / "model" / "fold1"), "not finished, fold1 is missing in model/. Run"),
     "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "is damaged or was changed"),
     "no baseline": (lambda run: shutil.rmtree(run / "model" / "fold0" / "baseline"), "/model/fold0"),
 }

@@ -113,14 +113,9 @@ def test_a_saved_baseline_predicts_the_same_bytes(name, known, fitted, tmp_path)
     assert loaded.predict(known[0]).tobytes() == fitted[name][0].predict(known[0]).tobytes()
 
 
-def test_broken_baselines_are_named(fitted, tmp_path):
-    """Missing or cut files, and other columns stop with one message."""
-    with pytest.raises(UserError, match=r"baseline\.json: no such file"):
-        BaselineMean.load(tmp_path)
+def test_a_baseline_of_other_columns_is_refused(fitted, tmp_path):
+    """As one of another version may be."""
     fitted["prior"][0].save(tmp_path)
-    (tmp_path / "baseline.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"baseline\.safetensors: cannot be read"):
-        BaselineMean.load(tmp_path)
     (tmp_path / "baseline.json").write_text(json.dumps({"models": ["prior"], "columns": ["other"]}))
     with pytest.raises(UserError, match="not a baseline of this version"):
         BaselineMean.load(tmp_path)

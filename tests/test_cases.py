@@ -95,10 +95,9 @@ def test_settings_are_read_as_a_person_means_them(prefcls, tmp_path, monkeypatch
     # papermill reads a file by YAML 1.1, in which 0256 is 174 and 010 is 8: only the text `no` is of concern there
     put(tmp_path / "no.yaml", b"mixed_precision: no")
     arguments = [part for name, (text, _) in MEANT.items() if text != "no" for part in ("-p", name, text)]
+    arguments += ["--prepare-only", "-f", str(tmp_path / "no.yaml")]
     notebooks = [str(ROOT / "notebooks" / "01_deberta_v3_xsmall.ipynb"), str(tmp_path / "out.ipynb")]
-    papermill.cli.papermill.main(
-        [*notebooks, "--prepare-only", *arguments, "-f", str(tmp_path / "no.yaml")], standalone_mode=False
-    )
+    papermill.cli.papermill.main([*notebooks, *arguments], standalone_mode=False)
     namespace: dict[str, object] = {}
     for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells:
         if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
@@ -147,10 +146,7 @@ def test_stopped_outside_training(prefcls, home, finished_run, tmp_path, monkeyp
 def test_output_over_an_input_is_refused(prefcls, finished_run, tmp_path):
     """convert, blend and predict: over what they read, by whatever path; nothing changes."""
     train = put(tmp_path / "train.csv", as_csv([make_row(number, number % 3) for number in range(12)]))
-    arena, test = (
-        put(tmp_path / "arena.csv", as_csv([make_row(90, 0)])),
-        put(tmp_path / "test.csv", as_csv([make_row(1)])),
-    )
+    arena, test = (put(tmp_path / name, as_csv([make_row(90, 0)])) for name in ("arena.csv", "test.csv"))
     (tmp_path / "no").mkdir()
     before = read_tree(tmp_path) | read_tree(finished_run)
     run = ["--run", finished_run, "--test", test]

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 from conftest import make_row
 from test_cases import as_csv, put
@@ -135,15 +134,6 @@ def test_arena_file_is_converted(prefcls, as_parquet, tmp_path, case):
     assert [line[1:] for line in found] == [list(line[1:]) for line in expected]
     assert all(line[0].startswith(start) for line, (start, *_) in zip(found, expected, strict=True))
     assert rows["id"].is_unique and set(rows["model_a"]) == {"m" if "conversation_a" in str(tables) else ""}
-
-
-def test_parquet_itself(prefcls, tmp_path):
-    """The same with pyarrow, where it is installed."""
-    pytest.importorskip("pyarrow")
-    part = [{"type": "text", "text": "p"}]
-    pd.DataFrame([arena_row(1, "tie", talk(part, part), talk(part, part))]).to_parquet(tmp_path / "arena.parquet")
-    assert prefcls("convert", tmp_path / "arena.parquet", "--out", tmp_path / "extra.csv")[0] == 0
-    assert read_rows(tmp_path / "extra.csv", labelled=True).loc[0, TEXTS].tolist() == [["p"]] * 3
 
 
 def test_rows_that_are_known_are_left_out(prefcls, tmp_path):

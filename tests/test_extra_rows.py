@@ -113,33 +113,28 @@ def files(home, tmp_path):
     return {name: str(home / f"{name}.csv") for name in ("train", "test")}, tmp_path
 
 
-def test_a_file_of_an_attached_data_set_goes_by_its_name(files, monkeypatch):
-    """As `make kaggle-train` sets it; without the data set the message names the file."""
+def test_files_are_found_and_read_with_their_source(files, monkeypatch):
+    """A list or with commas, one hash for each. A file of an attached data set goes by its name, as `make kaggle-train`
+    sets it; without the data set the message names the file."""
     places, folder = files
-    config = RunConfig(**places, extra_train="two.csv", out=str(folder / "run"), num_folds=3)
+    names = [str(folder / "one.csv"), str(folder / "two.csv")]
+    config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)
+    assert config == replace(config, extra_train=", ".join(names).replace(" ", ""))
+    job = read_job(config)
+    assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [2] * 4
+    assert len(job.data_sha256["extra_train"].split(",")) == 2
+    config = replace(config, extra_train="two.csv")
     monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(folder / "input"))
     with pytest.raises(UserError, match=r"two\.csv"):
         read_job(config)
-    place = folder / "input" / "datasets" / "me" / "prefcls-extra"
+    place, other = (folder / "input" / "datasets" / "me" / name for name in ("prefcls-extra", "another"))
     place.mkdir(parents=True)
     (folder / "two.csv").rename(place / "two.csv")
     assert read_job(config).extra_rows[SOURCE].tolist() == [1] * 4
-    other = place.with_name("another")
     other.mkdir()
     shutil.copy(folder / "one.csv", other / "two.csv")
     with pytest.raises(UserError, match="more than once"):
         read_job(config)
-
-
-def test_several_files_are_read_with_their_source(files):
-    """As a list or with commas; one hash for each file."""
-    places, folder = files
-    names = [str(folder / "one.csv"), str(folder / "two.csv")]
-    config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)
-    assert config == RunConfig(**places, extra_train=", ".join(names).replace(" ", ""), out=config.out, num_folds=3)
-    job = read_job(config)
-    assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [2] * 4
-    assert len(job.data_sha256["extra_train"].split(",")) == 2
 
 
 def test_training_rows_among_the_extra_rows_leak_nothing(home, tmp_path, capsys):

@@ -117,13 +117,6 @@ def test_special_tokens_in_text_stay_text(tokenizer):
     assert sum(i in tokenizer.special_ids for i in side) == 2 + len(tokenizer.between)
 
 
-def test_layout_is_that_of_the_tokenizer(tokenizer):
-    """A one-turn side has the ids that the tokenizer itself gives the pair."""
-    encoded = encode_rows(rows_of(["one"], ["two three"], ["two"]), tokenizer, 64, "none")
-    own = tokenizer.tokenizer("one", "two three", truncation=False, padding=False)["input_ids"]
-    assert encoded.token_ids[encoded.sides[0, 0]].tolist() == own
-
-
 def test_newlines_survive(tokenizer):
     """Line breaks leave a trace in the ids of every tokenizer; only RoBERTa's keeps them itself."""
     broken, plain = tokenizer.encode_texts(["one\n\n two", "one two"])
