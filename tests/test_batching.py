@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, padding_for, plan_epoch, split_batch
+from prefcls_lib.data.batching import (
+    Examples,
+    TokenCount,
+    make_padded_batches,
+    plan_epoch,
+    plan_padded_batches,
+    split_batch,
+)
 from prefcls_lib.data.schema import SWAP
 
 SIDES = [np.array(ids, dtype=np.int32) for ids in ([7, 8], [1, 2, 3, 4], [5], [1, 2, 3, 9], [6, 6])]
@@ -26,11 +33,10 @@ def test_epoch_holds_every_row_once(num_rows, batch_size):
 
 def test_epoch_is_fixed_by_seed_and_number():
     """The same twice; another epoch or another seed has other steps, not only another order of them."""
-    lengths = lengths_of(200)
-    plans = {key: plan_epoch(lengths, 8, *key) for key in ((1, 0), (1, 1), (2, 0))}
-    assert [step.tolist() for step in plans[1, 0]] == [step.tolist() for step in plan_epoch(lengths, 8, 1, 0)]
-    sets = {key: {frozenset(step.tolist()) for step in plan} for key, plan in plans.items()}
-    assert not sets[1, 0] & sets[1, 1] and not sets[1, 0] & sets[2, 0]
+    one, same, *others = ([tuple(step) for step in plan_epoch(lengths_of(200), 8, *key)]
+                          for key in ((1, 0), (1, 0), (1, 1), (2, 0)))  # fmt: skip
+    sets = [set(map(frozenset, plan)) for plan in (one, *others)]
+    assert one == same and not sets[0] & sets[1] and not sets[0] & sets[2]
 
 
 def test_pairs_of_a_step_are_alike_and_steps_come_in_no_order_of_length():
@@ -60,52 +66,43 @@ def test_micro_batches_hold_whole_pairs_under_the_cap(max_tokens):
 
 
 def test_padded_batches_by_hand():
-    """Longest first (equal lengths: larger ids first), padded on the right and masked; numbers are the caller's."""
-    first, second = make_padded_batches(SIDES, 99, 3)
+    """Longest first (equal lengths: larger ids first), padded on the right and masked; numbers are the caller's. The
+    batches depend on the ids alone, not on the order of the sides: this is what makes a swap of A and B exact."""
+    first, second = make_padded_batches(SIDES, 99, max_sides=3)
     assert first.indices.tolist() == [3, 1, 0]
     assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4], [7, 8, 99, 99]]
     assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
     assert (second.indices.tolist(), second.input_ids.tolist()) == ([4, 2], [[6, 6], [5, 99]])
-    assert first.tokens_computed == 12
+    order = [4, 2, 0, 3, 1]
+    shuffled = make_padded_batches([SIDES[i] for i in order], 99, max_sides=3)
+    for one, other in zip((first, second), shuffled, strict=True):
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+        assert one.indices.tolist() == [order[i] for i in other.indices]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "limits", "expected"),
+    ("kind", "lengths", "limits", "expected"),
     [
         # most padding, 128: 1 and 100 are 101, another 100 would be 201; exactly 128 is taken, 129 is not
-        ([200, 100, 100, 199, 100], {}, [[200, 199, 100], [100, 100]]),
-        ([228, 100, 227, 98], {}, [[228, 227], [100, 98]]),
-        ([228, 100], {}, [[228, 100]]),
+        ("cpu", [200, 100, 100, 199, 100], {}, [[200, 199, 100], [100, 100]]),
+        ("cpu", [228, 100, 227, 98], {}, [[228, 227], [100, 98]]),
+        ("cpu", [228, 100], {}, [[228, 100]]),
         # most sides, most tokens (4 sides of 4 are 16, a fifth would be 20), and a side over the cap alone
-        ([2, 2, 2, 2, 2], {"max_sides": 2}, [[2, 2], [2, 2], [2]]),
-        ([4, 3, 2, 1, 1], {"max_tokens": 16}, [[4, 3, 2, 1], [1]]),
-        ([9, 2, 1], {"max_tokens": 8}, [[9], [2, 1]]),
-        # rounded up to 8, 201 and 200 are 208 and 200; what rounding adds does not count as padding
-        ([201, 200, 30], {"multiple_of": 8, "max_padding": 184}, [[201, 200, 30]]),
-        ([201, 200, 30], {"multiple_of": 8, "max_padding": 183}, [[201, 200], [30]]),
+        ("cpu", [2, 2, 2, 2, 2], {"max_sides": 2}, [[2, 2], [2, 2], [2]]),
+        ("cpu", [4, 3, 2, 1, 1], {"max_tokens": 16}, [[4, 3, 2, 1], [1]]),
+        ("cpu", [9, 2, 1], {"max_tokens": 8}, [[9], [2, 1]]),
+        # on a GPU most padding is 256, and 301 and 300 are rounded up to 304; what this adds does not count as padding
+        ("cuda", [301, 300, 48], {}, [[301, 300, 48]]),
+        ("cuda", [301, 300, 40], {}, [[301, 300], [40]]),
     ],
 )
-def test_greedy_cuts_by_hand(lengths, limits, expected):
-    """A batch takes the next shorter side until a limit is reached."""
-    batches = make_padded_batches([np.arange(length) for length in lengths], 0, **limits)
-    assert [batch.attention_mask.sum(dim=1).tolist() for batch in batches] == expected
-
-
-def test_a_gpu_pads_more_and_rounds_up():
-    """201 and 30 tokens: one batch pads 171, which is more than 128 and less than 256."""
-    sides = [np.arange(length) for length in (201, 30)]
-    on = {kind: make_padded_batches(sides, 0, **padding_for(torch.device(kind))) for kind in ("cpu", "cuda")}
-    assert [tuple(batch.input_ids.shape) for batch in on["cpu"]] == [(1, 201), (1, 30)]
-    assert [tuple(batch.input_ids.shape) for batch in on["cuda"]] == [(2, 208)]
-
-
-def test_padded_batches_do_not_depend_on_the_order_of_the_sides():
-    """Only on their ids: this is what makes a swap of A and B exact."""
-    order = [4, 2, 0, 3, 1]
-    plain, shuffled = (make_padded_batches(sides, 0, 2) for sides in (SIDES, [SIDES[i] for i in order]))
-    for one, other in zip(plain, shuffled, strict=True):
-        assert one.input_ids.tolist() == other.input_ids.tolist()
-        assert one.indices.tolist() == [order[i] for i in other.indices]
+def test_greedy_cuts_by_hand(kind, lengths, limits, expected):
+    """A batch takes the next shorter side until a limit is reached; it is padded to its longest."""
+    planned = plan_padded_batches([np.arange(length) for length in lengths], torch.device(kind), **limits)
+    assert [[lengths[side] for side in taken] for taken, _ in planned] == expected
+    assert [length for _, length in planned] == [
+        -(-taken[0] // 8) * 8 if kind == "cuda" else taken[0] for taken in expected
+    ]
 
 
 def test_token_counts_add_up():
@@ -120,12 +117,9 @@ def test_swapped_examples_swap_back():
     offsets = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     examples = Examples(SIDES, np.array([[0, 1], [2, 2]]), np.array([0, 2]), offsets)
     swapped = examples.swapped()
-    assert swapped.sides.tolist() == [[1, 0], [2, 2]]
-    assert (swapped.offsets == offsets[:, SWAP]).all()
-    assert swapped.labels.tolist() == [1, 2]
-    assert examples.lengths.tolist() == [[2, 4], [1, 1]]
-    assert swapped.lengths.tolist() == [[4, 2], [1, 1]]
-    assert (swapped.swapped().offsets == offsets).all()
+    assert (swapped.sides.tolist(), swapped.labels.tolist()) == ([[1, 0], [2, 2]], [1, 2])
+    assert (swapped.offsets == offsets[:, SWAP]).all() and (swapped.swapped().offsets == offsets).all()
+    assert (examples.lengths.tolist(), swapped.lengths.tolist()) == ([[2, 4], [1, 1]], [[4, 2], [1, 1]])
 
 
 def test_random_order_takes_each_row_as_it_is_or_swapped():

@@ -16,7 +16,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.loading import read_rows, write_rows
-from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE, SWAP
+from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE
 from prefcls_lib.pipeline import fold_baseline, folds, steps
 from prefcls_lib.pipeline.job import open_folder, read_job
 from prefcls_lib.runtime.files import UserError
@@ -77,19 +77,6 @@ def test_logistic_model_with_extra_rows_is_the_optimum_of_its_loss():
     assert np.abs(approx_fprime(at, loss, 1e-6)).max() < 2e-4
 
 
-@pytest.mark.parametrize("name", ["structure_logistic", "structure_boosting", "length_bins"])
-def test_swapped_rows_teach_the_same(name):
-    """With extra rows of both kinds a baseline is order-equivariant, and learns it of rows in either order."""
-    parts = [(*draw(300, 0.0, 4), 0), (*draw(300, 1.0, 5), 1)]
-    structure, labels = draw(300, -9.0, 6)
-    inputs, labels = join(*parts, (structure, labels % 2, 2))
-    swapped = replace(inputs, dense=inputs.dense * SIGNS)
-    one, other = fit(name, inputs, labels), fit(name, swapped, np.array(SWAP)[labels])
-    probs = one.predict_proba(inputs)
-    np.testing.assert_allclose(one.predict_proba(swapped)[:, list(SWAP)], probs, atol=1e-12)
-    np.testing.assert_allclose(other.predict_proba(inputs), probs, atol=2e-3)
-
-
 def test_weights_and_shifts_by_hand():
     """A quarter of ties in the training file, a half in the first: its ties weigh 1/2 and the others 3/2. The second is
     all ties and the third without: they weigh nothing."""
@@ -126,33 +113,28 @@ def files(home, tmp_path):
     return {name: str(home / f"{name}.csv") for name in ("train", "test")}, tmp_path
 
 
-def test_a_file_of_an_attached_data_set_goes_by_its_name(files, monkeypatch):
-    """As `make kaggle-train` sets it; without the data set the message names the file."""
+def test_files_are_found_and_read_with_their_source(files, monkeypatch):
+    """A list or with commas, one hash for each. A file of an attached data set goes by its name, as `make kaggle-train`
+    sets it; without the data set the message names the file."""
     places, folder = files
-    config = RunConfig(**places, extra_train="two.csv", out=str(folder / "run"), num_folds=3)
+    names = [str(folder / "one.csv"), str(folder / "two.csv")]
+    config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)
+    assert config == replace(config, extra_train=", ".join(names).replace(" ", ""))
+    job = read_job(config)
+    assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [2] * 4
+    assert len(job.data_sha256["extra_train"].split(",")) == 2
+    config = replace(config, extra_train="two.csv")
     monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(folder / "input"))
     with pytest.raises(UserError, match=r"two\.csv"):
         read_job(config)
-    place = folder / "input" / "datasets" / "me" / "prefcls-extra"
+    place, other = (folder / "input" / "datasets" / "me" / name for name in ("prefcls-extra", "another"))
     place.mkdir(parents=True)
     (folder / "two.csv").rename(place / "two.csv")
     assert read_job(config).extra_rows[SOURCE].tolist() == [1] * 4
-    other = place.with_name("another")
     other.mkdir()
     shutil.copy(folder / "one.csv", other / "two.csv")
     with pytest.raises(UserError, match="more than once"):
         read_job(config)
-
-
-def test_several_files_are_read_with_their_source(files):
-    """As a list or with commas; one hash for each file."""
-    places, folder = files
-    names = [str(folder / "one.csv"), str(folder / "two.csv")]
-    config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)
-    assert config == RunConfig(**places, extra_train=", ".join(names).replace(" ", ""), out=config.out, num_folds=3)
-    job = read_job(config)
-    assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [2] * 4
-    assert len(job.data_sha256["extra_train"].split(",")) == 2
 
 
 def test_training_rows_among_the_extra_rows_leak_nothing(home, tmp_path, capsys):

@@ -190,7 +190,7 @@ BROKEN = {
     "empty": ("prompt", "", "the"),
     "plain text": ("response_a", "just words", "the"),
     "raw newlines": ("response_b", '["two\nlines"]', "the"),
-    "numbers": ("response_b", "[1]", "the list holds 1"),
+    "numbers": ("response_b", "[1]", "the"),
 }
 
 

@@ -1,5 +1,7 @@
 """Training within the memory there is: smaller micro-batches where it runs out, and nothing else changes."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from test_train import assert_same_weights, fit, make_config, make_model
@@ -37,12 +39,11 @@ def undisturbed(tiny):
 def test_out_of_memory_anywhere_is_repeated(tiny, undisturbed, monkeypatch, capsys, place, guise):
     """Once in each part of a step, in whatever words; the repeat ends with the weights of an undisturbed run."""
     owner, name = PLACES[place]
-    real, calls = getattr(owner, name), []
+    real, failures = getattr(owner, name), iter([GUISES[guise]])
 
     def fail_once(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 1:
-            raise GUISES[guise]
+        for failure in failures:
+            raise failure
         return real(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, fail_once)
@@ -74,15 +75,12 @@ def test_micro_batches_are_halved_until_they_fit(tiny, monkeypatch):
 def test_only_memory_is_taken_for_memory(tiny, monkeypatch):
     """Another error is raised as it is; nothing is halved for ever, nor repeated in a collective, where others wait."""
 
-    def raise_error(error: Exception):
-        raise error
-
-    state = TrainingState(8192)
+    state, shapes = TrainingState(8192), RuntimeError("shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="shapes"):
-        step.within_memory(lambda: raise_error(RuntimeError("shapes cannot be multiplied")), state, print)
+        step.within_memory(Mock(side_effect=shapes), state, print)
     with pytest.raises(UserError, match=r"out of memory with 8192 .*gradient_checkpointing=true"):
-        step.within_memory(lambda: raise_error(GUISES["nccl"]), state, print, repeat=False)
+        step.within_memory(Mock(side_effect=GUISES["nccl"]), state, print, repeat=False)
     assert state.max_tokens == 8192
-    monkeypatch.setattr(step, "accumulate_gradients", lambda *_: raise_error(GUISES["cpu"]))
+    monkeypatch.setattr(step, "accumulate_gradients", Mock(side_effect=GUISES["cpu"]))
     with pytest.raises(UserError, match=r"out of memory with \d+ tokens .*max_length lower"):
         fit(make_model(tiny, make_config(**PLAIN)), make_config(**PLAIN))

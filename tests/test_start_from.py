@@ -1,7 +1,5 @@
 """Networks that start from a baseline: what is kept of it, and what is said of what their encoder adds."""
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,21 +51,6 @@ def test_untrained_network_has_the_log_loss_of_its_baseline(home, tmp_path, arch
     here, start = job.folds == 0, fold_baseline.load_fold_baseline(job.folder, 0)
     expected = scores.log_loss(job.rows["label"].to_numpy()[here], softmax(start.rows[here], axis=1))
     assert preview.untrained_log_loss(data, here.sum()) == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("damage", ["missing", "broken"])
-def test_network_without_its_baseline_predicts_nothing(finished_run, home, tmp_path, capsys, damage):
-    """The message names the folder or file; exit code 2; an older submission stays as it was."""
-    copy, out = tmp_path / "run", tmp_path / "submission.csv"
-    baseline = shutil.copytree(finished_run, copy) / "model" / "fold0" / "baseline"
-    out.write_text("older", encoding="utf-8")
-    if damage == "missing":
-        shutil.rmtree(baseline)
-    else:
-        (baseline / "baseline.safetensors").write_bytes(b"cut off")
-    assert cli.main(["predict", "--run", str(copy), "--test", str(home / "test.csv"), "--out", str(out)]) == 2
-    assert "baseline" in capsys.readouterr().err
-    assert out.read_text(encoding="utf-8") == "older"
 
 
 def test_scores_are_calibrated_on_top_of_the_offset():

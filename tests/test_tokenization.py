@@ -2,14 +2,16 @@
 
 import re
 import time
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import KINDS
+from tokenizers import processors
 from transformers import AutoTokenizer
 
-from prefcls_lib.data.tokenization import SideTokenizer, clean_text, encode_rows, mark_newlines, share_budget
+from prefcls_lib.data.tokenization import SideTokenizer, clean_text, encode_rows, mark_newlines
 from prefcls_lib.runtime.files import UserError
 
 
@@ -34,47 +36,48 @@ def rows_of(prompt: list[str], a: list[str], b: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"id": ["1"], "prompt": [prompt], "response_a": [a], "response_b": [b]})
 
 
+def parts_of(tokenizer: SideTokenizer, laid: np.ndarray) -> list[list[int]]:
+    """The texts of a side whose separator is one token; the ids of its ends are checked."""
+    assert (laid[0], laid[-1]) == (tokenizer.prefix[0], tokenizer.suffix[0])
+    places = [0, *np.flatnonzero(laid == tokenizer.between[0])]
+    return [laid[start + 1 : end].tolist() for start, end in pairwise(places)]
+
+
 def test_short_side_is_laid_out_whole(tokenizer):
     """[CLS] p1 [SEP] a1 [SEP] p2 [SEP] a2 [SEP], with the backbone's own separator between texts."""
-    laid, seen = tokenizer.lay_out([(ids(2), ids(3, 200)), (ids(1, 300), ids(2, 400))], 64)
+    laid = tokenizer.lay_out([(ids(2), ids(3, 200)), (ids(1, 300), ids(2, 400))], 64)
     between = tokenizer.between.tolist()
     cls_id, sep_id = tokenizer.prefix.tolist(), tokenizer.suffix.tolist()
     expected = [*cls_id, 100, 101, *between, 200, 201, 202, *between, 300, *between, 400, 401, *sep_id]
     assert laid.tolist() == expected
-    assert seen == 5
 
 
-def test_budget_by_hand(bert):
-    """[CLS] P [SEP] A [SEP] in 29 tokens: 26 for texts; the prompt may take 6 of them, the answer gets 20."""
-    laid, seen = bert.lay_out([(ids(50, 100), ids(50, 200))], 29)
-    cls_id, sep_id = int(bert.prefix[0]), int(bert.suffix[0])
-    prompt = [100, 101, 102, 7, 148, 149]  # 6 = 3 head + marker + 2 tail
-    answer = [*range(200, 210), 7, *range(241, 250)]  # 20 = 10 head + marker + 9 tail
-    assert laid.tolist() == [cls_id, *prompt, sep_id, *answer, sep_id]
-    assert seen == 19
+HEAD_AND_TAIL = [100, 101, 102, 7, 148, 149]  # of a prompt of 50 tokens in 6: 3 head + marker + 2 tail
+# turns as lengths (prompt, answer, ...), most tokens; the parts, or their lengths. Texts begin with 100, 200, 300 ...
+BUDGETS = [
+    # [CLS] P [SEP] A [SEP] in 29 tokens: 26 for texts; the prompt may take 6 of them, the answer gets 20
+    ([(50, 50)], 29, [HEAD_AND_TAIL, [*range(200, 210), 7, *range(241, 250)]]),
+    ([(50, 4)], 29, [22, 4]),  # a short answer leaves its budget to the prompt
+    # [CLS] P [SEP] A [SEP] B [SEP] in 30 tokens: 26 for texts, 6 of them for the prompt, 10 for each answer
+    ([(50, 50, 50)], 30, [HEAD_AND_TAIL, *([*range(n, n + 5), 7, *range(n + 46, n + 50)] for n in (200, 300))]),
+    ([(50, 50, 4)], 30, [HEAD_AND_TAIL, [*range(200, 208), 7, *range(243, 250)], [300, 301, 302, 303]]),
+    ([(50, 4, 50)], 30, [6, 4, 16]),
+    ([(50, 50, 50)], 31, [6, 10, 11]),
+    ([(50, 3, 4)], 30, [19, 3, 4]),
+    ([(3, 90), (2, 2)], 40, [3, 28, 2, 2]),  # a short last turn leaves its budget to the turn before it
+    ([(9, 90), (5, 90)], 32, [5, 24]),  # a last turn that fills the budget leaves nothing
+]
 
 
-def test_two_answers_share_the_room_equally(bert):
-    """[CLS] P [SEP] A [SEP] B [SEP] in 30 tokens: 26 for texts, 6 of them for the prompt, 10 for each answer."""
-    cls_id, sep_id = int(bert.prefix[0]), int(bert.suffix[0])
-    laid, seen = bert.lay_out([(ids(50, 100), ids(50, 200), ids(50, 300))], 30)
-    prompt, a = [100, 101, 102, 7, 148, 149], [*range(200, 205), 7, *range(246, 250)]
-    b = [token if token == 7 else token + 100 for token in a]
-    assert laid.tolist() == [cls_id, *prompt, sep_id, *a, sep_id, *b, sep_id]
-    assert seen == 18
-    laid, seen = bert.lay_out([(ids(50, 100), ids(50, 200), ids(4, 300))], 30)  # what B leaves goes to A
-    assert laid.tolist()[-6:-1] == [sep_id, *range(300, 304)]
-    assert seen == 15 + 4
-
-
-@pytest.mark.parametrize(
-    ("budget", "wanted", "shares"),
-    [(20, [50, 50], [10, 10]), (21, [50, 50], [10, 11]), (20, [4, 50], [4, 16]), (20, [50, 4], [16, 4]),
-     (20, [3, 4], [3, 4]), (0, [3, 4], [0, 0]), (-5, [3], [0]), (7, [9], [7])],
-)  # fmt: skip
-def test_shares_by_hand(budget, wanted, shares):
-    """Equal shares, no more than wanted, and nothing is lost."""
-    assert share_budget(budget, wanted) == shares
+@pytest.mark.parametrize(("turns", "max_length", "expected"), BUDGETS)
+def test_budget_by_hand(bert, turns, max_length, expected):
+    """A text that must be cut keeps its head and its tail; what one text does not need goes to others."""
+    starts = iter(range(100, 1000, 100))
+    laid = bert.lay_out([tuple(ids(count, next(starts)) for count in turn) for turn in turns], max_length)
+    parts = parts_of(bert, laid)
+    assert [
+        part if isinstance(want, list) else len(part) for part, want in zip(parts, expected, strict=True)
+    ] == expected
 
 
 def test_cross_sides_are_both_orders(tokenizer):
@@ -91,28 +94,8 @@ def test_cross_sides_are_both_orders(tokenizer):
     assert [ids.tolist() for ids in back.token_ids] == [ids.tolist() for ids in encoded.token_ids]
     assert back.sides.tolist() == encoded.sides[:, ::-1].tolist()
     assert not encoded.cut.any()
-    assert (encoded.answer_seen == 1).all()
     tight = encode_rows(rows, tokenizer, 16, "none", "cross")
-    assert tight.cut.all()
-    assert (tight.answer_seen < 1).all()
-    assert (tight.lengths <= 16).all()
-
-
-def test_unused_budget_is_handed_on(bert):
-    """A short answer leaves its budget to the prompt, and a short last turn to the turn before it."""
-    laid, _ = bert.lay_out([(ids(50, 100), ids(4, 200))], 29)
-    assert len(laid) == 29
-    assert laid.tolist()[-5:-1] == [200, 201, 202, 203]  # the whole answer; the prompt has the other 22
-    laid, _ = bert.lay_out([(ids(3, 100), ids(90, 200)), (ids(2, 300), ids(2, 400))], 40)
-    assert len(laid) == 40
-    assert laid.tolist()[-6:-1] == [300, 301, int(bert.between[0]), 400, 401]  # the last turn is whole
-
-
-def test_last_turns_come_first(bert):
-    """A last turn that fills the budget leaves nothing to the first."""
-    laid, _ = bert.lay_out([(ids(9, 100), ids(90, 200)), (ids(5, 300), ids(90, 400))], 32)
-    assert len(laid) == 32
-    assert not set(range(100, 300)) & set(laid.tolist())
+    assert tight.cut.all() and (tight.lengths <= 16).all()
 
 
 def test_never_longer_than_max_length(tokenizer):
@@ -121,9 +104,7 @@ def test_never_longer_than_max_length(tokenizer):
     for max_length in (16, 17, 40, 64):
         for _ in range(200):
             turns = [(ids(random.integers(0, 60)), ids(random.integers(0, 60))) for _ in range(random.integers(1, 6))]
-            laid, seen = tokenizer.lay_out(turns, max_length)
-            assert len(laid) <= max_length
-            assert 0 <= seen <= sum(len(answer) for _, answer in turns)
+            assert len(tokenizer.lay_out(turns, max_length)) <= max_length
 
 
 def test_special_tokens_in_text_stay_text(tokenizer):
@@ -134,13 +115,6 @@ def test_special_tokens_in_text_stay_text(tokenizer):
     rows = rows_of([evil], [evil], [f"{evil} {evil}"])
     side = encode_rows(rows, tokenizer, 512, "none").token_ids[0].tolist()
     assert sum(i in tokenizer.special_ids for i in side) == 2 + len(tokenizer.between)
-
-
-def test_layout_is_that_of_the_tokenizer(tokenizer):
-    """A one-turn side has the ids that the tokenizer itself gives the pair."""
-    encoded = encode_rows(rows_of(["one"], ["two three"], ["two"]), tokenizer, 64, "none")
-    own = tokenizer.tokenizer("one", "two three", truncation=False, padding=False)["input_ids"]
-    assert encoded.token_ids[encoded.sides[0, 0]].tolist() == own
 
 
 def test_newlines_survive(tokenizer):
@@ -182,12 +156,12 @@ def test_equal_sides_are_stored_once_and_order_depends_on_ids_only(tokenizer, sa
     assert (np.diff(encoded.lengths) >= 0).all()
 
 
-def test_cut_share_and_answer_tokens_seen(bert):
-    """One side fits, the other is cut; of 100 answer tokens in 64 - 4 places, with marker, 59 are seen."""
+def test_what_was_cut(bert):
+    """One side fits, the other is cut: 3 special tokens, a prompt and 100 answer tokens into 64."""
     encoded = encode_rows(rows_of(["one"], ["two"], ["one " * 100]), bert, 64, "none")
-    assert encoded.cut.tolist() == [[False, True]]
-    assert encoded.answer_seen.tolist() == [[1.0, 0.59]]  # [CLS] one [SEP] 59 + marker [SEP]
+    assert (encoded.cut.tolist(), encoded.full_lengths.tolist()) == ([[False, True]], [[5, 104]])
     assert encoded.describe()["cut_row_share"] == 1.0
+    assert encoded.describe()["token_share_seen"] == pytest.approx((1 + 64 / 104) / 2)
 
 
 def test_clean_text():
@@ -200,10 +174,7 @@ def test_clean_text():
 def test_tokenizer_without_its_special_tokens_is_refused(backbone_folders):
     """As DeBERTa's tokenizer made from spm.model is in transformers 5.0 to 5.3."""
     tokenizer = AutoTokenizer.from_pretrained(backbone_folders["deberta-v2"])
-    from tokenizers import processors
-
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A", pair="$A $B", special_tokens=[]
-    )
+    template = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    tokenizer.backend_tokenizer.post_processor = template
     with pytest.raises(UserError, match="special tokens are not in place"):
         SideTokenizer(tokenizer)

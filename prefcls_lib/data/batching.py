@@ -13,17 +13,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from prefcls_lib.data.schema import SWAP
+from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
 WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
-PADDED_TOKENS = 4096  # most tokens in one padded batch, padding included
-PADDED_SIDES = 64  # and most sides
-PADDING_PER_BATCH = (
-    128  # a padded batch holds no more tokens of padding: one more batch costs as much, measured on a CPU
-)
-# On a GPU, where nobody measured it: a batch costs at least the launch of its kernels, 5 to 10 us each. At an assumed
-# 10 TFLOP/s that is the time of 40 tokens in ELECTRA-large, 80 in RoBERTa-base, 1,000 in DeBERTa-v3-xsmall.
-PADDING_PER_BATCH_GPU = 256
+PADDING = 128  # most tokens of padding in a padded batch: one more batch costs as much, measured on a CPU
+PADDING_ON_GPU = 256  # an assumption: on a T4 the launch of a batch's kernels is the time of 40 to 1,000 tokens
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -61,32 +56,23 @@ class Examples:
 
     def take(self, chosen: np.ndarray | slice) -> "Examples":
         """Some of the rows; the sides stay as they are numbered."""
-        return replace(self, **{name: column[chosen] for name, column in self._columns().items()})
+        columns = {name: getattr(self, name) for name in ("sides", "labels", "offsets", "tie_shifts")}
+        return replace(self, **{name: column[chosen] for name, column in columns.items() if column is not None})
 
-    def swapped(self) -> "Examples":
-        """The same rows with A and B in each other's place."""
-        swap = {
-            "sides": lambda sides: sides[:, ::-1],
-            "offsets": lambda offsets: offsets[:, SWAP],
-            "labels": lambda labels: np.array(SWAP)[labels],
-            "tie_shifts": lambda shifts: shifts,
-        }
-        return replace(self, **{name: swap[name](column) for name, column in self._columns().items()})
+    def swapped(self, rows: np.ndarray | bool = True) -> "Examples":
+        """The same rows with A and B in each other's place; `rows` (N,) bool: in these alone."""
+        order = np.where(np.broadcast_to(rows, len(self))[:, None], SWAP, range(NUM_CLASSES))
+        return replace(
+            self,
+            sides=np.take_along_axis(self.sides, order[:, :2], axis=1),
+            labels=None if self.labels is None else order[np.arange(len(self)), self.labels],
+            offsets=None if self.offsets is None else np.take_along_axis(self.offsets, order, axis=1),
+        )
 
     def in_random_order(self, seed: int, epoch: int) -> "Examples":
         """What an epoch trains a cross-encoder on: one order of A and B a row, drawn anew; sides (N, 1)."""
-        swap = np.random.default_rng([seed, epoch, 1]).random(len(self)) < 0.5
-        swapped = self.swapped()._columns()
-        drawn = {
-            name: np.where(swap if column.ndim == 1 else swap[:, None], swapped[name], column)
-            for name, column in self._columns().items()
-        }
-        return replace(self, **drawn | {"sides": drawn["sides"][:, :1]})
-
-    def _columns(self) -> dict[str, np.ndarray]:
-        """What has a line a row, where it is known."""
-        names = ("sides", "offsets", "labels", "tie_shifts")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        drawn = self.swapped(np.random.default_rng([seed, epoch, 1]).random(len(self)) < 0.5)
+        return replace(drawn, sides=drawn.sides[:, :1])
 
 
 @dataclass(frozen=True)
@@ -119,20 +105,6 @@ class PaddedBatch:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
 
-    @property
-    def tokens_computed(self) -> int:
-        """Tokens that pass through the encoder, padding included."""
-        return self.input_ids.numel()
-
-    def to(self, device: torch.device) -> "PaddedBatch":
-        """The same padded batch on `device`."""
-        return PaddedBatch(*(to_device(t, device) for t in (self.indices, self.input_ids, self.attention_mask)))
-
-
-def padding_for(device: torch.device) -> dict[str, int]:
-    """`multiple_of` and `max_padding` of `plan_padded_batches` on a device: a GPU's matrix units work in tiles of 8."""
-    return {"multiple_of": 8, "max_padding": PADDING_PER_BATCH_GPU} if device.type == "cuda" else {}
-
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor on `device`; to a GPU through pinned memory, so that the host does not wait for the copy."""
@@ -141,34 +113,28 @@ def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
 
 
 def make_padded_batches(
-    token_ids: Sequence[np.ndarray], pad_id: int, *limits: int, **padding: int
+    token_ids: Sequence[np.ndarray], pad_id: int, device: torch.device = CPU, **limits: int
 ) -> list[PaddedBatch]:
-    """Sides cut into padded batches; the arguments are those of `plan_padded_batches`."""
-    planned = plan_padded_batches(token_ids, *limits, **padding)
-    return [pad_batch(taken, length, token_ids, pad_id) for taken, length in planned]
+    """Sides cut into padded batches, see `plan_padded_batches`."""
+    planned = plan_padded_batches(token_ids, device, **limits)
+    return [pad_batch(taken, length, token_ids, pad_id, device) for taken, length in planned]
 
 
 def plan_padded_batches(
-    token_ids: Sequence[np.ndarray],
-    max_sides: int = PADDED_SIDES,
-    max_tokens: int = PADDED_TOKENS,
-    multiple_of: int = 1,
-    max_padding: int = PADDING_PER_BATCH,
+    token_ids: Sequence[np.ndarray], device: torch.device = CPU, max_sides: int = 64, max_tokens: int = 4096
 ) -> list[tuple[list[int], int]]:
     """Sort sides by length (equal lengths: by ids) and cut them into padded batches, longest first.
 
-    A batch takes the next shorter side until a limit is reached. The longest batch comes first so that running out of
-    memory shows at once.
+    A batch takes the next shorter side until a limit is reached, that of PADDING, too. The longest batch comes first so
+    that running out of memory shows at once. The matrix units of a GPU work in tiles of 8, so lengths are rounded up
+    there; what this adds is not counted as padding.
 
-    Args:
-        token_ids: S arrays (T,) of token ids.
-        max_sides, max_tokens: a padded batch holds no more than these, but always one side.
-        multiple_of: padded lengths are rounded up to a multiple of this.
-        max_padding: most tokens of padding in a padded batch, beside those that rounding up adds.
+    `max_sides`, `max_tokens`: a padded batch holds no more than these, padding included, but always one side.
 
     Returns:
         For each padded batch the numbers of its sides, and the length that they are padded to.
     """
+    multiple_of, max_padding = (8, PADDING_ON_GPU) if device.type == "cuda" else (1, PADDING)
     order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].tobytes()), reverse=True)
     planned: list[tuple[list[int], int]] = []
     padding = 0
@@ -185,15 +151,17 @@ def plan_padded_batches(
     return planned
 
 
-def pad_batch(taken: list[int], length: int, token_ids: Sequence[np.ndarray], pad_id: int) -> PaddedBatch:
-    """The padded batch of some sides, padded to `length` with `pad_id`."""
+def pad_batch(
+    taken: list[int], length: int, token_ids: Sequence[np.ndarray], pad_id: int, device: torch.device = CPU
+) -> PaddedBatch:
+    """The padded batch of some sides on `device`, padded to `length` with `pad_id`."""
     input_ids = np.full((len(taken), length), pad_id, dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     for row, side in enumerate(taken):
         ids = token_ids[side]
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
-    return PaddedBatch(torch.tensor(taken), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+    return PaddedBatch(*(to_device(array, device) for array in (np.array(taken), input_ids, attention_mask)))
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -203,10 +171,7 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     that a step's pairs are alike; then the steps of the whole epoch are shuffled. Which rows share a window, and the
     order of the steps, is new in every epoch. The last step of an epoch may be shorter.
 
-    Args:
-        lengths: (N, 2) tokens of the two sides of each row.
-        batch_size: pairs in a step.
-        seed, epoch: together they fix the order.
+    `lengths`: (N, 2) tokens of the two sides of each row; `batch_size`: pairs in a step.
     """
     random = np.random.default_rng([seed, epoch])
     rows = random.permutation(len(lengths))
@@ -219,12 +184,9 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
 
 
 def split_batch(batch: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut a batch's rows into micro-batches of whole pairs with at most `max_tokens` tokens, one pair at least.
+    """Cut a step's row numbers (B,) into micro-batches of whole pairs: at most `max_tokens` tokens, one pair at least.
 
-    Args:
-        batch: (B,) row numbers of one optimizer step.
-        lengths: (N, 2) tokens of the two sides of every row.
-        max_tokens: tokens that one backward pass may hold.
+    `lengths`: (N, 2) tokens of the two sides of every row.
     """
     micro_batches: list[list[int]] = [[]]
     held = 0

@@ -40,12 +40,9 @@ class LeftOut(Exception):
 
 
 def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None) -> list[str]:
-    """Write the rows of arena files to the CSV `out`.
+    """Write the rows of arena files, Parquet or CSV, to the CSV `out`, but for those of the training file `against`.
 
-    Args:
-        paths: files in one of FORMS, Parquet or CSV.
-        out: id (the file's name before it), models, texts, winner columns.
-        against: the training file, whose rows are left out.
+    `out` has the columns id (the file's name before it), models, texts, winners.
 
     Returns:
         For each file a line that says how many rows it has, how many were written, and why others were not.
@@ -73,55 +70,42 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
 
 def _read_arena_rows(path: Path) -> tuple[pd.DataFrame, Counter]:
     """The rows of one file as `loading.read_rows` gives them, and how many were left out for which reason."""
-    table = _read_table(path)
-    form = next((form for form, needed in FORMS.items() if set(needed) <= table.keys()), None)
+    names, rows = _read_table(path)
+    form = next((form for form, columns in FORMS.items() if set(columns) <= set(names)), None)
     if form is None:
-        found, known = ", ".join(table)[:300], "; ".join(f"{name}: {', '.join(form)}" for name, form in FORMS.items())
+        found, known = ", ".join(names)[:300], "; ".join(f"{name}: {', '.join(form)}" for name, form in FORMS.items())
         raise UserError(f"{path}: in none of the known forms. Columns found: {found}. Known are {known}.")
-    left_out: Counter = Counter()
+    left_out, taken = Counter(), []
     with reading(path):
-        size = len(table[FORMS[form][0]])
-        ids = next((table[name] for name in IDS if name in table), range(1, size + 1))
-        if form == "55k":
-            cells, taken = {name: _as_cells(name, table[name]) for name in FORMS[form]}, range(size)
-        else:
-            cells, taken = _take_rows(path, table, form, left_out)
-        cells[ID] = [str(number) for number in range(len(taken))]
-        for name in MODEL_COLUMNS:
-            cells[name] = [str(table[name][row] or "") for row in taken] if name in table else [""] * len(taken)
-        rows = parse_rows(path, cells, labelled=True)
-        return rows.assign(**{ID: [f"{path.stem}-{ids[row]}" for row in taken]}), left_out
+        for number, row in enumerate(rows, 1):
+            row_id = next((row[name] for name in IDS if name in row), number)
+            models = [str(row.get(name) or "") for name in MODEL_COLUMNS]
+            try:
+                taken.append([f"{path.stem}-{row_id}", *models, *_read_row(f"{path}: row {number}", form, row)])
+            except LeftOut as why:
+                left_out[str(why)] += 1
+        cells = pd.DataFrame(taken, columns=(ID, *MODEL_COLUMNS, *TEXT_COLUMNS, *LABEL_COLUMNS)).to_dict("list")
+        return parse_rows(path, cells, labelled=True), left_out
 
 
-def _as_cells(name: str, cells: Sequence) -> list[str]:
-    """Cells as the competition's CSV has them; those of Parquet may be lists, numbers or null."""
-    if name in LABEL_COLUMNS:
-        return [cell if isinstance(cell, str) else str(int(cell or 0)) for cell in cells]
-    return [cell if isinstance(cell, str) else json.dumps(cell or [None]) for cell in cells]
+def _read_row(place: str, form: str, row: dict) -> list:
+    """The competition's cells, texts as JSON or lists, of a row in a form; in Parquet cells may be numbers or null."""
+    if form == "55k":
+        texts = [[None] if row[name] is None else row[name] for name in TEXT_COLUMNS]
+        winners = [row[name] for name in LABEL_COLUMNS]
+        return texts + [cell if isinstance(cell, str) else str(int(cell or 0)) for cell in winners]
+    if row[WINNER] not in WINNERS:
+        raise UserError(f"{place}, column {WINNER!r}: {shown(row[WINNER])} is none of {', '.join(WINNERS)}.")
+    if int(row.get(ORDER) or 1) > 1:
+        raise LeftOut("later votes of a session")
+    texts = [row[name] for name in FORMS[form][:-1]]
+    sides = [[text or ""] for text in texts] if form == "WSDM" else _read_conversations(*texts)
+    if not any(turn.strip() for turns in sides for turn in turns):
+        raise LeftOut("without any text")
+    return [*sides, *("1" if WINNERS[row[WINNER]] == label else "0" for label in range(3))]
 
 
-def _take_rows(path: Path, table: dict[str, Sequence], form: str, left_out: Counter) -> tuple[dict, list[int]]:
-    """The competition's cells of rows with a `winner`, and which rows they are; others are counted in `left_out`."""
-    taken, rows = [], []
-    for row, (*cells, winner) in enumerate(zip(*(table[name] for name in FORMS[form]), strict=True)):
-        if winner not in WINNERS:
-            found, known = shown(winner), ", ".join(WINNERS)
-            raise UserError(f"{path}: row {row + 1}, column {WINNER!r}: {found} is none of {known}.")
-        try:
-            if int(table.get(ORDER, {row: 1})[row] or 1) > 1:
-                raise LeftOut("later votes of a session")
-            sides = [[cell or ""] for cell in cells] if form == "WSDM" else _read_conversations(cells)
-            if not any(turn.strip() for turns in sides for turn in turns):
-                raise LeftOut("without any text")
-        except LeftOut as why:
-            left_out[str(why)] += 1
-            continue
-        taken.append(row)
-        rows.append([*map(json.dumps, sides), *("1" if WINNERS[winner] == label else "0" for label in range(3))])
-    return pd.DataFrame(rows, columns=[*TEXT_COLUMNS, *LABEL_COLUMNS]).to_dict("list"), taken
-
-
-def _read_conversations(cells: Sequence) -> list[list[str]]:
+def _read_conversations(*cells: object) -> list[list[str]]:
     """Prompts, answers of A and answers of B, a text each turn; a last prompt without any answer is dropped."""
     (prompts, a), (others, b) = map(_read_conversation, cells)
     if any(one != other for one, other in zip(prompts, others, strict=False)):
@@ -146,16 +130,13 @@ def _read_conversation(cell: object) -> tuple[list[str], list[str]]:
     return texts[::2], texts[1::2]
 
 
-def _read_table(path: Path) -> dict[str, Sequence]:
-    """Cells by column: of a CSV as texts, of a Parquet file those that are used, as Python has them."""
-    with reading(path), path.open("rb") as file:
+def _read_table(path: Path) -> tuple[list[str], list[dict]]:
+    """Columns and rows: of a CSV as texts, of a Parquet file the columns that are used, as Python has them."""
+    with reading(path, "Is it whole? Parquet needs pyarrow: pip install pyarrow."), path.open("rb") as file:
         if file.read(4) != b"PAR1":
-            return read_csv(path)
-    try:
+            table = read_csv(path)
+            return list(table), [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
         from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: Parquet is read by pyarrow, which Kaggle has. Run `pip install pyarrow`.") from None
-    with reading(path):
+
         names = parquet.read_schema(path).names
-        table = parquet.read_table(path, columns=[name for name in names if name in USED]).to_pydict()
-        return {name: table.get(name, ()) for name in names}
+        return names, parquet.read_table(path, columns=[name for name in names if name in USED]).to_pylist()

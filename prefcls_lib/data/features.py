@@ -45,14 +45,9 @@ class Text:
         return "\n".join(self.turns)
 
     @cached_property
-    def lower(self) -> str:
-        """The same in lower case."""
-        return self.whole.lower()
-
-    @cached_property
     def words(self) -> list[str]:
         """Its words in lower case, in order."""
-        return _WORD.findall(self.lower)
+        return _WORD.findall(self.whole.lower())
 
     @cached_property
     def vocabulary(self) -> set[str]:
@@ -94,7 +89,7 @@ ANSWER_FEATURES: dict[str, Callable[[Text, Text], float]] = {
     "digit_share": lambda answer, _: answer.digit_share(),
     "distinct_word_share": lambda answer, _: _share(len(answer.vocabulary), len(answer.words)),
     "prompt_overlap": lambda answer, prompt: _share(len(answer.vocabulary & prompt.vocabulary), len(prompt.vocabulary)),
-    "refusal": lambda answer, _: _REFUSAL.search(answer.lower) is not None,
+    "refusal": lambda answer, _: _REFUSAL.search(answer.whole.lower()) is not None,
     "empty": lambda answer, _: answer.has_empty_turn(),
     "unfinished": lambda answer, _: answer.turns[-1].rstrip()[-1:].isalnum(),
     "repeated_pairs": lambda answer, _: 1 - _share(len(set(pairwise(answer.words))), len(answer.words) - 1)

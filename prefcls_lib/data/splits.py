@@ -24,24 +24,16 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
 
     The plan depends on the rows' content and on `seed`, not on the order of the rows.
 
-    Args:
-        rows: from `read_rows(..., labelled=True)`.
-        num_folds: number of folds; each is about 1/num_folds of the rows.
-        source: the file of the rows, for messages.
-
     Returns:
-        (N,) int array: the fold in which each row is validated.
+        (N,) int array: the fold in which each row is validated. Messages name the rows' file, `source`.
     """
     labels = rows["label"].to_numpy()
     counts = np.bincount(labels, minlength=NUM_CLASSES)
-    if (counts == 0).any():
-        empty = LABEL_COLUMNS[int(np.argmin(counts))]
-        raise UserError(f"{source}: no row has {empty}=1, so this class cannot be learned. Give rows of all classes.")
     num_groups = rows["group"].nunique()
     if min(counts.min(), num_groups) < num_folds:
         raise UserError(
             f"{source}: too few for num_folds={num_folds}: {len(rows)} rows, {num_groups} different prompts, "
-            f"{counts.min()} rows of the rarest class. Give more rows or set num_folds lower."
+            f"{counts.min()} rows with {LABEL_COLUMNS[counts.argmin()]}=1. Give more rows or set num_folds lower."
         )
     groups = np.array([_content_hash(seed, group) for group in rows["group"]])
     order = np.argsort(groups, kind="stable")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from prefcls_lib.data.loading import read_csv
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.runtime.files import UserError, reason, shown, write_whole
+from prefcls_lib.runtime.files import UserError, reading, shown, write_whole
 
 SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1
 
@@ -15,12 +15,9 @@ SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1
 def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> None:
     """Write a submission; the file appears under `path` only after it was read back and checked.
 
-    Args:
-        path: the CSV to write.
-        ids: N ids, as in test.csv and in its order.
-        probs: (N, 3) in LABEL_COLUMNS order.
+    `ids`: N ids, as in test.csv and in its order; `probs`: (N, 3) in LABEL_COLUMNS order.
     """
-    good = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
+    good = (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)  # false for NaN
     if not good.all():  # clipping would hide it
         row = int(np.argmin(good))
         raise UserError(
@@ -39,34 +36,26 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
 
 
 def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
-    """Check a submission against test.csv's ids: columns, ids and their order, every row a probability.
-
-    Returns:
-        The submission, ids as text.
-    """
+    """The submission in a file, its ids as text; checked are columns, test.csv's ids in their order, probabilities."""
     path = Path(path)
     table, columns = read_csv(path), [ID, *LABEL_COLUMNS]
     if list(table) != columns:
         raise UserError(f"{path}: columns are {', '.join(table)[:300]}; expected {', '.join(columns)}.")
     if len(table[ID]) != len(ids):
-        count = len(table[ID])
-        raise UserError(f"{path}: {count} rows, but the test file has {len(ids)}. Predict every test row once.")
+        raise UserError(f"{path}: {len(table[ID])} rows, but the test file has {len(ids)}. Predict each test row once.")
     for number, (found, wanted) in enumerate(zip(table[ID], ids, strict=True), 1):
         if found != wanted:
             raise UserError(
                 f"{path}: row {number} has id {shown(found)}; the test file has {shown(wanted)} there. Keep its order."
             )
-    try:
+    with reading(path, "Every probability must be a number."):
         # Python's float reads back every bit in every version of pandas; an empty cell is NaN, refused below
         probs = np.array([[float(cell or "nan") for cell in table[name]] for name in LABEL_COLUMNS]).T
-    except ValueError as error:
-        raise UserError(f"{path}: a probability is not a number ({reason(error)}).") from error
-    bad = ~np.isfinite(probs).all(axis=1) | (probs <= 0).any(axis=1) | (probs >= 1).any(axis=1)
-    bad |= ~(np.abs(probs.sum(axis=1) - 1) <= 1e-6)
-    if bad.any():
-        row = int(np.argmax(bad))
+    good = ((probs > 0) & (probs < 1)).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
+    if not good.all():
+        row = int(np.argmin(good))
         raise UserError(
             f"{path}: row {row + 1} (id {ids[row]}): {probs[row].tolist()} are not three probabilities inside (0, 1) "
-            f"that sum to 1 ({int(bad.sum())} such rows)."
+            f"that sum to 1 ({int((~good).sum())} such rows)."
         )
     return pd.DataFrame({ID: table[ID], **dict(zip(LABEL_COLUMNS, probs.T, strict=True))})

@@ -17,7 +17,6 @@ Only this layout writes special tokens. Text that spells one ("</s>", "[SEP]", "
 tokenised, and the ids are checked afterwards.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 
@@ -44,12 +43,12 @@ def clean_text(text: str, text_cleaning: str) -> str:
     return text if text_cleaning == "none" else " ".join(text.encode("ascii", "ignore").decode("ascii").split())
 
 
-def mark_newlines(text: str, marker: str) -> str:
-    """`text` with each run of white space that holds a line break replaced by the marker between spaces.
+def mark_newlines(text: str, marker: str | None) -> str:
+    """`text` with each run of white space that holds a line break replaced by the marker, if any, between spaces.
 
     In time linear in the text; a regular expression would try every space of a long run.
     """
-    if "\n" not in text:
+    if marker is None or "\n" not in text:
         return text
     first, *middle, last = text.split("\n")
     return f" {marker} ".join([first.rstrip(), *filter(None, map(str.strip, middle)), last.lstrip()])
@@ -63,19 +62,18 @@ class SideTokenizer:
         cut_marker: ids that mark where the middle of a text was cut out.
         newline_marker: the text that stands for line breaks, or None where the tokenizer keeps them.
         special_ids: ids that no text may ever produce.
-        pad_id: the padding token's id.
     """
 
     def __init__(self, tokenizer):
         """Wrap a transformers tokenizer and check it."""
         self.tokenizer = tokenizer
         self.pad_id = tokenizer.pad_token_id
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        texts = {*tokenizer.all_special_tokens, *(t.content for t in added.values() if t.special)}
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        texts = {*tokenizer.all_special_tokens, *added}
         ids = {tokenizer.convert_tokens_to_ids(text) for text in texts} | set(tokenizer.all_special_ids)
         self.special_ids = frozenset(ids - {tokenizer.unk_token_id})
         self._spelled = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if len(t) > 1))
-        self._read_layout()
+        self.prefix, self.between, self.suffix = (np.array(part, dtype=np.int32) for part in self._read_layout())
         self.newline_marker = self._choose_newline_marker()
         known = [m for m in _CUT_MARKERS if tokenizer.unk_token_id not in self._ids(m)]
         self.cut_marker = np.array(self._ids((known or [" "])[0]), dtype=np.int32)
@@ -84,56 +82,44 @@ class SideTokenizer:
         """Token ids of each text, without special tokens; one call of the tokenizer for every 1,000 texts."""
         encoded: list[Ids] = []
         for start in range(0, len(texts), _BATCH_TEXTS):
-            batch = [self._prepare(text) for text in texts[start : start + _BATCH_TEXTS]]
-            for ids in self._call(batch):
-                if not self.special_ids.isdisjoint(ids):  # a spelling that `_prepare` does not know
+            batch = texts[start : start + _BATCH_TEXTS]
+            split = [self._spelled.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) for text in batch]
+            for ids in self._call([mark_newlines(text, self.newline_marker) for text in split]):
+                if not self.special_ids.isdisjoint(ids):  # a spelling that `_spelled` does not know
                     ids = [i for i in ids if i not in self.special_ids]
                 encoded.append(np.array(ids, dtype=np.int32))
         return encoded
 
-    def lay_out(self, turns: list[tuple[Ids, ...]], max_length: int) -> tuple[Ids, int]:
-        """One side's token ids within `max_length`, and how many tokens of its answers are in them.
+    def lay_out(self, turns: list[tuple[Ids, ...]], max_length: int) -> Ids:
+        """One side's token ids: at most `max_length`, special tokens included.
 
-        Args:
-            turns: (prompt ids, answer ids, ...) of each turn, first turn first; one answer, or two for a cross-encoder.
-            max_length: most tokens, special tokens included.
-
-        Returns:
-            (T,) int32 ids with T <= max_length; the number of answer tokens kept.
+        `turns`: (prompt ids, answer ids, ...) of each turn, first turn first; one answer, or two for a cross-encoder.
         """
         left = max_length - len(self.prefix) - len(self.suffix)
-        pieces: list[Ids] = []  # last piece first
-        answer_tokens = 0
-        for prompt, *answers in reversed(turns):
-            budget = left - len(self.between) * (len(answers) + bool(pieces))
-            wanted = [len(answer) for answer in answers]
-            if pieces and budget < min(MIN_TURN_TOKENS, len(prompt) + sum(wanted)):
+        kept: list[Ids] = []  # prompts and answers of the turns that fit
+        for turn in reversed(turns):
+            prompt, *answers = turn
+            left -= len(self.between) * (len(answers) + bool(kept))
+            wanted = sum(map(len, answers))
+            if kept and left < min(MIN_TURN_TOKENS, len(prompt) + wanted):
                 break
-            kept_prompt, _ = self._cut(prompt, max(int(PROMPT_SHARE * budget), budget - sum(wanted)))
-            left = budget - len(kept_prompt)
-            pieces += [self.between] if pieces else []
-            for answer, share in reversed(list(zip(answers, share_budget(left, wanted), strict=True))):
-                kept, seen = self._cut(answer, share)
-                pieces += [kept, self.between]
-                left -= len(kept)
-                answer_tokens += seen
-            pieces.append(kept_prompt)
-        return np.concatenate([self.prefix, *reversed(pieces), self.suffix]), answer_tokens
+            cut = [self._cut(prompt, max(int(PROMPT_SHARE * left), left - wanted)), *answers]
+            left -= len(cut[0])
+            shortest_first = sorted(range(1, len(turn)), key=lambda place: len(turn[place]))
+            for served, place in enumerate(shortest_first):  # what one does not need goes to the next
+                cut[place] = self._cut(turn[place], left // (len(answers) - served))
+                left -= len(cut[place])
+            kept = cut + kept
+        pieces = [piece for text in kept for piece in (self.between, text)][1:]
+        return np.concatenate([self.prefix, *pieces, self.suffix])
 
     def decode(self, ids: Ids) -> str:
         """Token ids back to text, special tokens shown."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    def _prepare(self, text: str) -> str:
-        text = self._spelled.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
-        if self.newline_marker is not None:
-            text = mark_newlines(text, self.newline_marker)
-        return text
-
     def _call(self, texts: list[str]) -> list[list[int]]:
         # tokenizer.json may switch truncation and padding on: the call switches them off
-        off = dict.fromkeys(("add_special_tokens", "truncation", "padding", "return_attention_mask",
-                             "return_token_type_ids", "verbose"), False)  # fmt: skip
+        off = dict.fromkeys(("add_special_tokens", "truncation", "padding", "verbose"), False)
         return self.tokenizer(texts, **off)["input_ids"]
 
     def _ids(self, text: str) -> list[int]:
@@ -147,46 +133,30 @@ class SideTokenizer:
         known = [marker for marker, ids in marked.items() if self.tokenizer.unk_token_id not in ids]
         return min(known, key=lambda marker: len(marked[marker]), default=None)
 
-    def _read_layout(self) -> None:
-        """Learn prefix, between and suffix from how the tokenizer itself joins a pair, and check them."""
-        name = type(self.tokenizer).__name__
-        one, two = self._ids("one"), self._ids("two")
-        pair = self.tokenizer("one", "two", truncation=False, padding=False)["input_ids"]
-        start = _find(pair, one)
-        second = _find(pair, two, after=start + len(one))
-        if start < 0 or second < 0 or self.pad_id is None:
-            raise UserError(f"{name}: does not join a pair of texts as expected. {_TOKENIZER_ADVICE}")
-        prefix, between, suffix = pair[:start], pair[start + len(one) : second], pair[second + len(two) :]
-        cls_id, sep_id = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        right = prefix == [cls_id] and suffix == [sep_id] and between in ([sep_id], [sep_id, sep_id])
-        if not right or cls_id is None or sep_id is None or cls_id == sep_id:
-            found = [self.tokenizer.convert_ids_to_tokens(part) for part in (prefix, between, suffix)]
-            raise UserError(
-                f"{name}: special tokens are not in place: before, between and after a pair of texts it puts {found}; "
-                f"expected one {self.tokenizer.cls_token!r} first, one {self.tokenizer.sep_token!r} last. "
-                f"{_TOKENIZER_ADVICE}"
-            )
-        self.prefix, self.between, self.suffix = (np.array(p, dtype=np.int32) for p in (prefix, between, suffix))
+    def _read_layout(self) -> tuple[list[int], list[int], list[int]]:
+        """Prefix, between and suffix: those with which the tokenizer itself joins a pair."""
+        tokenizer = self.tokenizer
+        cls_id, sep_id = tokenizer.cls_token_id, tokenizer.sep_token_id
+        pair = tokenizer("one", "two", truncation=False, padding=False)["input_ids"]
+        for between in ([sep_id], [sep_id, sep_id]):
+            expected = [cls_id, *self._ids("one"), *between, *self._ids("two"), sep_id]
+            if pair == expected and None not in (cls_id, sep_id, self.pad_id) and cls_id != sep_id:
+                return [cls_id], between, [sep_id]
+        raise UserError(
+            f"{type(tokenizer).__name__}: special tokens are not in place: it joins a pair of texts as "
+            f"{tokenizer.convert_ids_to_tokens(pair)}; expected one {tokenizer.cls_token!r} first, one "
+            f"{tokenizer.sep_token!r} last, and a token for padding. Use a folder whose tokenizer.json was written by "
+            "transformers 5.4 or newer (AutoTokenizer.from_pretrained(...).save_pretrained(DIR))."
+        )
 
-    def _cut(self, ids: Ids, budget: int) -> tuple[Ids, int]:
-        """Head and tail of `ids` with the cut marker in between, within `budget` tokens; how many of `ids` were kept.
-
-        The head gets the odd token.
-        """
+    def _cut(self, ids: Ids, budget: int) -> Ids:
+        """`ids`, or their head (which gets the odd token), cut marker and tail, within `budget` tokens."""
         budget = max(budget, 0)
-        if len(ids) <= budget:
-            return ids, len(ids)
         keep = budget - len(self.cut_marker)
-        if keep < 2:
-            return ids[:budget], budget
+        if len(ids) <= budget or keep < 2:
+            return ids[:budget]
         tail = keep // 2
-        return np.concatenate([ids[: keep - tail], self.cut_marker, ids[len(ids) - tail :]]), keep
-
-
-_TOKENIZER_ADVICE = (
-    "Use a folder whose tokenizer.json was written by transformers 5.4 or newer "
-    "(AutoTokenizer.from_pretrained(...).save_pretrained(DIR))."
-)
+        return np.concatenate([ids[: keep - tail], self.cut_marker, ids[len(ids) - tail :]])
 
 
 @dataclass(frozen=True)
@@ -197,91 +167,55 @@ class EncodedRows:
         token_ids: U arrays (T,) int32, one for each different side, shortest first (equal lengths: by ids), so
             that the order depends on nothing but the token ids.
         sides: (N, 2) int64, the index in `token_ids` of side 0 = A and side 1 = B.
-        cut: (N, 2) bool, whether a part of the side's text did not fit.
-        answer_seen: (N, 2) float, the share of the answer's tokens that fit.
+        full_lengths: (N, 2) int64, tokens of each side if nothing had been cut.
     """
 
     token_ids: list[Ids]
     sides: np.ndarray
-    cut: np.ndarray
-    answer_seen: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.sides)
+    full_lengths: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
         """(U,) tokens of each different side."""
         return np.array([len(ids) for ids in self.token_ids])
 
+    @property
+    def cut(self) -> np.ndarray:
+        """(N, 2) bool, whether a part of the side's text did not fit."""
+        return self.full_lengths > self.lengths[self.sides]
+
     def describe(self) -> dict[str, float]:
-        """Token length quantiles of all sides, the share of cut rows and of answer tokens seen."""
+        """Token length quantiles of all sides, the share of cut rows and of tokens seen."""
         lengths = self.lengths[self.sides]
         return {
             "median_side_tokens": float(np.median(lengths)),
             "p95_side_tokens": float(np.percentile(lengths, 95)),
             "cut_row_share": float(self.cut.any(axis=1).mean()),
-            "answer_token_share_seen": float(self.answer_seen.mean()),
+            "token_share_seen": float((lengths / self.full_lengths).mean()),
         }
-
-
-def share_budget(budget: int, wanted: list[int]) -> list[int]:
-    """Equal shares of `budget` tokens, but none above `wanted`: what one does not need goes to the others."""
-    shares = [0] * len(wanted)
-    for served, place in enumerate(sorted(range(len(wanted)), key=lambda i: wanted[i])):
-        shares[place] = min(wanted[place], max(budget, 0) // (len(wanted) - served))
-        budget -= shares[place]
-    return shares
 
 
 def encode_rows(
     rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, text_cleaning: str, architecture: str = "siamese"
 ) -> EncodedRows:
-    """Token ids of both sides of every row; each different text is tokenised once.
+    """Token ids of both sides of every row, at most `max_length` a side; each different text is tokenised once.
 
-    Args:
-        rows: from `loading.read_rows`.
-        tokenizer: the backbone's.
-        max_length: most tokens of one side.
-        text_cleaning: see `clean_text`.
-        architecture: "siamese", a side is the prompt and one answer; "cross", the prompt and both answers in one order.
+    `architecture`: "siamese", a side is the prompt and one answer; "cross", the prompt and both answers in one order.
     """
     columns = [[[clean_text(turn, text_cleaning) for turn in turns] for turns in rows[name]]
                for name in (PROMPT, *RESPONSES)]  # fmt: skip
-    index: dict[str, int] = {}
-    for column in columns:
-        for turns in column:
-            for turn in turns:
-                index.setdefault(turn, len(index))
-    texts = tokenizer.encode_texts(list(index))
-    laid: dict[bytes, int] = {}
-    token_ids: list[Ids] = []
-    sides = np.empty((len(rows), 2), dtype=np.int64)
-    cut = np.empty((len(rows), 2), dtype=bool)
-    answer_seen = np.ones((len(rows), 2))
+    texts = list(dict.fromkeys(turn for column in columns for turns in column for turn in turns))
+    ids_of = dict(zip(texts, tokenizer.encode_texts(texts), strict=True))
+    sides = np.empty((len(rows), 2), dtype=object)
+    full_lengths = np.empty((len(rows), 2), dtype=np.int64)
     prompts, a, b = columns
     for side, answers in enumerate(((a, b), (b, a)) if architecture == "cross" else ((a,), (b,))):
         for row, cells in enumerate(zip(prompts, *answers, strict=True)):
-            turns = [tuple(texts[index[text]] for text in turn) for turn in zip(*cells, strict=True)]
-            ids, seen = tokenizer.lay_out(turns, max_length)
-            answer_tokens = sum(len(answer) for _, *both in turns for answer in both)
-            whole = len(tokenizer.prefix) + len(tokenizer.suffix) + answer_tokens + sum(len(turn[0]) for turn in turns)
-            whole += len(tokenizer.between) * (sum(map(len, turns)) - 1)
-            cut[row, side] = whole > max_length
-            answer_seen[row, side] = seen / answer_tokens if answer_tokens else 1.0
-            key = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
-            if key not in laid:
-                laid[key] = len(token_ids)
-                token_ids.append(ids)
-            sides[row, side] = laid[key]
-    # big-endian bytes are in the order of the numbers, and take a ninth of the memory of Python's
-    order = sorted(range(len(token_ids)), key=lambda i: (len(token_ids[i]), token_ids[i].astype(">i4").tobytes()))
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return EncodedRows([token_ids[i] for i in order], place[sides], cut, answer_seen)
-
-
-def _find(ids: list[int], part: list[int], after: int = 0) -> int:
-    """First index from `after` on at which `part` occurs in `ids`, or -1."""
-    places = range(after, len(ids) - len(part) + 1)
-    return next((i for i in places if ids[i : i + len(part)] == part), -1) if part else -1
+            turns = [tuple(map(ids_of.__getitem__, turn)) for turn in zip(*cells, strict=True)]
+            # big-endian bytes are in the order of the numbers, and take a ninth of the memory of Python's
+            sides[row, side] = tokenizer.lay_out(turns, max_length).astype(">i4").tobytes()
+            full_lengths[row, side] = len(tokenizer.lay_out(turns, 10**9))
+    different = sorted(set(sides.flat), key=lambda ids: (len(ids), ids))
+    place = {ids: number for number, ids in enumerate(different)}
+    numbers = np.array([place[ids] for ids in sides.flat], dtype=np.int64).reshape(sides.shape)
+    return EncodedRows([np.frombuffer(ids, ">i4").astype(np.int32) for ids in different], numbers, full_lengths)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.data.batching import Examples, TokenCount, pad_batch, padding_for, plan_padded_batches, to_device
+from prefcls_lib.data.batching import Examples, TokenCount, pad_batch, plan_padded_batches, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.runtime.progress import progress_bar
@@ -72,14 +72,14 @@ def embed_unique_sides(
     used = np.unique(examples.sides)
     token_ids = [examples.token_ids[i] for i in used]
     device = accelerator.device
-    planned = plan_padded_batches(token_ids, PREDICT_SIDES, PREDICT_TOKENS, **padding_for(device))
+    planned = plan_padded_batches(token_ids, device, PREDICT_SIDES, PREDICT_TOKENS)
     width = model.encoder.config.hidden_size
     embeddings = torch.zeros((len(examples.token_ids), width), device=device)
     shown = bool(label) and accelerator.is_main_process
     model.eval()
     with torch.inference_mode(), progress_bar(len(used), label, "side", shown) as progress:
         for taken, length in planned[accelerator.process_index :: accelerator.num_processes]:
-            batch = pad_batch(taken, length, token_ids, model.pad_id).to(device)
+            batch = pad_batch(taken, length, token_ids, model.pad_id, device)
             with accelerator.autocast():
                 embedded = model.embed(batch)
             embeddings[to_device(used[taken], device)] = embedded

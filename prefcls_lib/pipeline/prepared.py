@@ -1,8 +1,8 @@
 """What networks read of the rows of a run, written once into checkpoint/ and mapped by every process that trains.
 
 checkpoint/rows/, checkpoint/test/   of the training rows, extra rows last, and of the test rows:
-    tokens.npy bounds.npy sides.npy cut.npy answer_seen.npy   their sides as token ids, see `tokenization.EncodedRows`
-    table.csv                                                 see `PreparedRows`
+    tokens.npy bounds.npy sides.npy full_lengths.npy   their sides as token ids, see `tokenization.EncodedRows`
+    table.csv                                          see `PreparedRows`
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from prefcls_lib.pipeline.folder import RunFolder, read_table, write_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.files import reading, write_whole
 
-ENCODED = ("sides", "cut", "answer_seen")
+ENCODED = ("sides", "full_lengths")
 
 
 @dataclass(frozen=True)

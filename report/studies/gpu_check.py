@@ -99,8 +99,7 @@ def matrix_peak(accelerator: Accelerator, size: int, repeats: int = 8) -> float:
 
 def precision_error(model: PreferenceModel, rows: Examples, accelerator: Accelerator) -> float:
     """Largest difference of an embedding from fp32's, as a share of the largest value."""
-    (batch,) = make_padded_batches(rows.token_ids[6:8], 0, 2, 10**6)
-    batch = batch.to(accelerator.device)
+    (batch,) = make_padded_batches(rows.token_ids[6:8], 0, accelerator.device, max_tokens=10**6)
     with torch.inference_mode():
         exact = model.eval().embed(batch)
         with accelerator.autocast():
