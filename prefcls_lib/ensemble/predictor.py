@@ -1,6 +1,5 @@
 """load: a finished run, one of its models, or a blend of runs, as an object that predicts on texts."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +100,6 @@ def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:
     for name, texts in zip(TEXT_COLUMNS, columns, strict=True):
         if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts) == len(columns[0]) > 0:
             raise UserError(f"{name}: expected a list of texts, as many as there are prompts, not {shown(texts)}.")
-        try:
-            turns = [[text] if isinstance(text, str) else list(text) for text in texts]
-            cells[name] = list(map(json.dumps, turns))
-        except TypeError:
-            raise UserError(f"{name}: each must be a text or a list of texts, one a turn: {shown(texts)}.") from None
+        cells[name] = [list(text) if isinstance(text, (list, tuple)) else [text] for text in texts]
     ids = {ID: [str(number) for number in range(len(columns[0]))]}
     return parse_rows("predict_proba", ids | cells, labelled=False)
