@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 
 from prefcls_lib.data import loading
-from prefcls_lib.data.schema import ID
 from prefcls_lib.evaluation import calibration, compare, plots, scores, slices
 from prefcls_lib.runtime.files import UserError, read_json, reading, write_text
 from report import page, tables
@@ -20,7 +19,6 @@ from report.read_runs import Found, read_runs
 
 SOURCES = Path(__file__).parent  # template, style, published numbers
 STUDIES = SOURCES / "studies"  # what was measured
-NO_MAIN = {"sample": None, "main": None, "reliability": "", "slices": None}
 README_MARKS = "<!-- results: written by make report -->", "<!-- end of results -->"
 
 
@@ -34,9 +32,15 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
         "facts": loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict(),
         "lengths": page.embed_figure(plots.plot_rows(rows), "lengths", "The shipped rows: lengths, and who wins."),
     }
-    found = _without_broken(read_runs(places), fixed, rows)
+    found = read_runs(places, rows)
     groups = tables.make_groups(found)
-    text = _fill(found, groups, fixed | _main_values(groups, rows))
+    networks = [run for group in groups for run in group.networks]
+    with reading(", ".join(map(str, places)), "Leave out one run after the other to find the one that is broken."):
+        text = page.fill_template(SOURCES / "report.md", fixed | _main_values(groups, rows) | {
+            "found": found, "groups": groups, "networks": networks,
+            "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
+            "trained": [(name, run) for run in networks if (name := tables.backbone_of(run, fixed["described"]))],
+        })  # fmt: skip
     style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
     document = page.make_page(text, style, script)
     write_text(out / "report.html", document)
@@ -44,36 +48,6 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     if readme is not None:
         _fill_readme(readme, groups, fixed["fold_plans"]["sentence"])
     return found, [problem] if problem else []
-
-
-def _without_broken(found: Found, fixed: dict, rows: pd.DataFrame) -> Found:
-    """Only the runs and blends of which, each by itself, the page can be made: a folder may hold anything."""
-    whole, labels = Found([], [], list(found.left_out)), rows.set_index(ID)["label"]
-    tries = [(run.path, Found([run], [], [])) for run in found.runs]
-    tries += [(blend[1], Found([run for run in found.runs if run.path.resolve() in blend[2]["runs"]], [blend], []))
-              for blend in found.blends]  # fmt: skip
-    for path, alone in tries:
-        try:
-            with reading(path, "Copy the run folder, or blend the runs, again."):
-                groups = tables.make_groups(alone)
-                _fill(alone, groups, fixed | NO_MAIN)
-                for run in groups[0].runs if groups and groups[0].on_sample else ():
-                    if not run.oof["label"].equals(labels.reindex(run.oof.index)):
-                        raise ValueError("oof.csv has other ids or labels than the shipped rows")
-            (whole.blends if alone.blends else whole.runs).extend(alone.blends or alone.runs)
-        except UserError as error:
-            whole.left_out.append((str(path), str(error)))
-    return whole
-
-
-def _fill(found: Found, groups: Sequence[tables.ComparedRuns], values: dict) -> str:
-    """The page as Markdown."""
-    networks = [run for group in groups for run in group.networks]
-    return page.fill_template(SOURCES / "report.md", values | {
-        "found": found, "groups": groups, "networks": networks,
-        "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
-        "trained": [(name, run) for run in networks if (name := tables.backbone_of(run, values["described"]))],
-    })  # fmt: skip
 
 
 def _fixed_values() -> dict:
@@ -97,7 +71,7 @@ def _fixed_values() -> dict:
 def _main_values(groups: Sequence[tables.ComparedRuns], rows: pd.DataFrame) -> dict:
     """What is said of the first network on the shipped rows."""
     sample = groups[0] if groups and groups[0].on_sample else None
-    values = NO_MAIN | {"sample": sample}
+    values = {"sample": sample, "main": None, "slices": None}
     if sample is None or not sample.networks:
         return values
     run = sample.networks[0]

@@ -3,6 +3,7 @@
 import html
 import re
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +32,7 @@ class ComparedRuns:
         self.baselines = (self.ladder or runs[0]).result["baselines"]  # the ladder has all of them
         self.prior = next((line["log_loss"] for line in self.baselines if line["model"] == "prior"), None)
         at = {run.path.resolve(): run for run in runs}
-        blended = [(name, content, [at.get(run) for run in content["runs"]]) for name, _, content in found.blends]
+        blended = [(name, content, [at.get(run) for run in content["runs"]]) for name, content in found.blends]
         self.blends = [(name, content, parts) for name, content, parts in blended if all(parts)]
         rows = f"{runs[0].result['rows']:,} " + ("shipped rows" if on_sample else "rows")
         plan = runs[0].settings
@@ -95,18 +96,16 @@ class ComparedRuns:
 
     def ablation_table(self) -> str:
         """Networks that differ in one setting, compared row by row; p is of all these comparisons."""
-        lines, compared = [], []
-        for place, one in enumerate(self.networks):
-            for other in self.networks[place + 1 :]:
-                ours, theirs = one.settings.to_dict(), other.settings.to_dict()
-                differ = [name for name in ours if name not in FREE_SETTINGS and ours[name] != theirs[name]]
-                if len(differ) == 1 and (c := compare_runs(one, other)):
-                    values = " against ".join(escape_text(str(settings[differ[0]])) for settings in (ours, theirs))
-                    who = f"{escape_text(one.name)}, {escape_text(other.name)}"
-                    lines.append([f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"])
-                    compared.append(c)
-        lines = [[*line, *comparison_cells(c)]
-                 for line, c in zip(lines, compare.holm_correction(compared), strict=True)]  # fmt: skip
+        found = {}
+        for one, other in combinations(self.networks, 2):
+            ours, theirs = one.settings.to_dict(), other.settings.to_dict()
+            differ = [name for name in ours if name not in FREE_SETTINGS and ours[name] != theirs[name]]
+            if len(differ) == 1 and (c := compare_runs(one, other)):
+                values = " against ".join(escape_text(str(settings[differ[0]])) for settings in (ours, theirs))
+                who = f"{escape_text(one.name)}, {escape_text(other.name)}"
+                found[f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"] = c
+        corrected = compare.holm_correction(list(found.values()))
+        lines = [[who, *comparison_cells(c)] for who, c in zip(found, corrected, strict=True)]
         table = markdown_table(("what differs", *COMPARED), lines, (0, 5))
         caption = f"Networks that differ in one setting, the first minus the second: {self.title}."
         return embed_table(f"ablation-{self.key}", caption, table) if lines else ""

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.loading import sample_path
+from prefcls_lib.data.loading import read_rows, sample_path
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.ensemble import finished
 from prefcls_lib.evaluation import compare, plots
@@ -24,6 +24,7 @@ from report.studies import ceiling, fold_plans, specification
 ROOT = Path(__file__).parents[1]
 NAMES = list(LABEL_COLUMNS)
 SHIPPED = sha256(sample_path("train"))
+ROWS = read_rows(sample_path("train"), labelled=True)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_a_table_counts_its_networks_and_blends(runs):
              "expected_calibration_error": 0.1, "expected_calibration_error_if_calibrated": 0.1, "best_run": 1,
              "run_log_loss": [1.03, 1.02], "comparison": share}  # fmt: skip
     write_json(runs / "blend.json", blend)
-    (group,) = tables.make_groups(read_runs.read_runs([runs]))
+    (group,) = tables.make_groups(read_runs.read_runs([runs], ROWS))
     assert list(group.compared) == [runs / "second", runs / "tiny", "blend"]
     names = ["structure_logistic", "structure_logistic", "second"]
     assert [(c.p, c.against(other)) for c, other in group.compared.values()] == [
@@ -207,50 +208,48 @@ def edit_table(path: Path, **values: object) -> None:
     pd.read_csv(path, dtype={"id": str}).assign(**values).to_csv(path, index=False)
 
 
-@pytest.mark.parametrize(
-    ("break_run", "why"),
-    [
-        (lambda run: spoil_oof(run, 37, 0), "37 rows, result.json says 40"),
-        (lambda run: (run / "submission.csv").unlink(), "submission.csv"),
-        (lambda run: spoil_oof(run, 40, 0.5), "row 5"),
-        (lambda run: (run / "config.json").write_text('{"settings": {', encoding="utf-8"), "config.json"),
-        (lambda run: edit_json(run / "config.json", settings={"no_such": 1}), "no_such"),
-        (lambda run: edit_json(run / "result.json", log_loss=None), "None"),
-        (lambda run: edit_json(run / "result.json", baselines=[{"model": "prior"}]), "'log_loss'"),
-        (lambda run: edit_json(run / "result.json", encoder_share={"p": 1.0}), "missing"),
-        (lambda run: edit_json(run / "result.json", encoder_share=[]), "'list'"),
-        (lambda run: edit_json(run / "result.json", flip_rate="x"), "'str'"),
-        (lambda run: edit_json(run / "result.json", folds=[]), "empty"),
-        (lambda run: edit_json(run / "result.json", versions=[]), "'get'"),
-        (lambda run: edit_json(run / "result.json", log_loss_interval=[1, 2, 3]), "too many values"),
-        (
-            lambda run: edit_json(run / "result.json", data_sha256={"train": sha256(sample_path("train"))}),
-            "shipped rows",
-        ),
-        (lambda run: edit_table(run / "oof.csv", label=7), "a label is not 0, 1 or 2"),
-        (lambda run: edit_table(run / "submission.csv", id="136060"), "an id is there more than once"),
-    ],
-)
-def test_a_broken_run_is_named_and_left_out(quick, runs, tmp_path, capsys, break_run, why):
-    """The others stand; page and terminal say which folder was left out, and why."""
-    break_run(write_run(runs / "broken"))
+# what is said of a run -> how it is broken: a change, or values of result.json
+BROKEN_RUNS = {
+    "37 rows, result.json says 40": lambda run: spoil_oof(run, 37, 0),
+    "submission.csv": lambda run: (run / "submission.csv").unlink(),
+    "row 5": lambda run: spoil_oof(run, 40, 0.5),
+    "config.json": lambda run: (run / "config.json").write_text('{"settings": {', encoding="utf-8"),
+    "no_such": lambda run: edit_json(run / "config.json", settings={"no_such": 1}),
+    "a label is not 0, 1 or 2": lambda run: edit_table(run / "oof.csv", label=7),
+    "an id is there more than once": lambda run: edit_table(run / "submission.csv", id="136060"),
+    "[None]": {"log_loss": None},
+    "KeyError: 'log_loss'": {"baselines": [{"model": "prior"}]},
+    "missing": {"encoder_share": {"p": 1.0}},
+    "'list'": {"encoder_share": []},
+    "['x']": {"flip_rate": "x"},
+    "[7]": {"baseline": 7},
+    "empty": {"folds": []},
+    "no attribute 'get'": {"versions": []},
+    "too many values": {"log_loss_interval": [1, 2, 3]},
+    "shipped rows": {"data_sha256": {"train": SHIPPED}},
+}
+BROKEN_BLENDS = ({"runs": []}, {"runs": [1]}, {"best_run": 7}, {"log_loss": "x"}, {"comparison": []})
+
+
+def test_broken_runs_and_blends_are_named_and_left_out(quick, runs, tmp_path, capsys):
+    """The other one stands; page and terminal say what was left out, and why."""
+    whole = read_json(runs / "tiny" / "result.json")
+    blend = {name: value for name, value in whole.items() if name not in ("folds", "flip_rate")}
+    blend |= {"runs": ["tiny"], "best_run": 0, "comparison": whole["encoder_share"]}
+    for number, values in enumerate(BROKEN_BLENDS):
+        write_json(runs / f"blend{number}.json", blend | values)
+    for number, change in enumerate(BROKEN_RUNS.values()):
+        run = write_run(runs / f"broken{number:02}")
+        edit_json(run / "result.json", **change) if isinstance(change, dict) else change(run)
     page = read_page(runs, tmp_path / "out")
     printed = capsys.readouterr()
-    assert "report of 1 runs" in printed.out
-    assert "left out: " in printed.err and str(runs / "broken") in printed.err and why in printed.err
-    assert str(runs / "broken") in page[page.index("Left out, because broken") :]
-
-
-@pytest.mark.parametrize(
-    "values", [{"runs": []}, {"runs": [1]}, {"best_run": 7}, {"log_loss": "x"}, {"comparison": []}]
-)
-def test_a_broken_blend_is_named_and_left_out(quick, runs, tmp_path, capsys, values):
-    share = read_json(runs / "tiny" / "result.json")["encoder_share"]
-    blend = {"runs": ["tiny"], "best_run": 0, "run_log_loss": [1.0], "comparison": share}
-    result = {name: value for name, value in read_json(runs / "tiny" / "result.json").items() if name != "folds"}
-    write_json(runs / "blend.json", result | blend | values)
-    assert "blend.json" in read_page(runs, tmp_path / "out")
-    assert f"left out: {runs / 'blend.json'}: " in capsys.readouterr().err
+    assert "report of 1 runs and 0 blends" in printed.out
+    *of_runs, said = printed.err.split("left out: ")[1 : len(BROKEN_RUNS) + 2]
+    for number, why in enumerate(BROKEN_RUNS):
+        assert of_runs[number].startswith(f"{runs / f'broken{number:02}'}: ") and why in of_runs[number]
+    assert said.startswith(f"{runs / 'blend0.json'}: ") and printed.err.count("left out") == 22
+    left_out = page[page.index("Left out, because broken") :]
+    assert all(str(path) in left_out for path in runs.iterdir() if path.name != "tiny")
 
 
 def test_without_pango_the_html_is_written_and_one_line_says_why(runs, tmp_path, monkeypatch, capsys):
@@ -392,7 +391,7 @@ def test_the_ceiling_of_known_mixtures():
 
 def test_the_committed_report_is_of_the_committed_runs(quick, tmp_path):
     """README's table is what the committed run folders say; every one of them is whole."""
-    found = read_runs.read_runs([ROOT / "report" / "runs"])
+    found = read_runs.read_runs([ROOT / "report" / "runs"], ROWS)
     assert found.left_out == [] and {"ladder", "minilm"} <= {run.name for run in found.runs}
     readme = tmp_path / "README.md"
     shutil.copyfile(ROOT / "README.md", readme)
