@@ -1,5 +1,6 @@
 """fit: gradients, rates, which loss is reported, and which weights are kept."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -19,8 +20,7 @@ from prefcls_lib.models.saved import build_model
 from prefcls_lib.runtime.devices import make_accelerator, seed_everything
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import loop, optim, validation
-from prefcls_lib.training.checkpoint import Session
-from prefcls_lib.training.loop import FitResult
+from prefcls_lib.training.checkpoint import Session, TrainingState
 from prefcls_lib.training.step import accumulate_gradients
 
 PRIOR = (0.3, 0.2, 0.5)
@@ -63,7 +63,7 @@ def fit(
     train: Examples | None = None,
     valid: Examples | None = None,
     accelerator=None,
-) -> FitResult:
+) -> TrainingState:
     """Train on `rows` rows, validate on 12."""
     seed_everything(config.seed)
     train = train or make_examples(rows, 1)
@@ -123,33 +123,32 @@ def test_tokens_of_a_step_by_hand(tiny):
     assert tokens == TokenCount(real=21, computed=32)
 
 
-def test_learning_rate_factor_by_hand():
-    """10 steps, 20 % warm-up: 1/3, 2/3, then 8/8 down to 1/8."""
-    factors = [optim.learning_rate_factor(step, 10, 0.2) for step in range(10)]
-    assert factors == pytest.approx([1 / 3, 2 / 3, *(n / 8 for n in range(8, 0, -1))])
+def rates(steps: int, **settings) -> list[float]:
+    return [optim.rate_factor(step, steps, [], make_config(**settings)) for step in range(steps)]
 
 
-@pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("total_steps", [1, 2, 7, 100])
-def test_no_step_is_wasted_at_rate_zero(total_steps, warmup_ratio):
-    """Every factor is above 0 and at most 1; without warm-up the first is 1."""
-    factors = [optim.learning_rate_factor(step, total_steps, warmup_ratio) for step in range(total_steps)]
-    assert all(0 < factor <= 1 for factor in factors)
-    assert warmup_ratio > 0 or factors[0] == 1
+def test_learning_rate_by_hand():
+    """10 steps, 20 % warm-up: 1/3, 2/3, then 8/8 down to 1/8. No step is wasted at rate zero; plateaus are 1, no loss
+    told."""
+    assert rates(10, warmup_ratio=0.2) == pytest.approx([1 / 3, 2 / 3, *(n / 8 for n in range(8, 0, -1))])
+    assert rates(4, warmup_ratio=0.5, schedule="plateau") == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    for steps, warmup_ratio in itertools.product((1, 2, 7, 100), (0.0, 0.1, 0.5, 1.0)):
+        assert all(0 < factor <= 1 for factor in rates(steps, warmup_ratio=warmup_ratio))
 
 
 def test_plateau_by_hand():
-    """As ReduceLROnPlateau with patience 1: after the second validation in a row without a new best, a tenth."""
+    """As ReduceLROnPlateau with patience 1: after the second validation in a row without a new best, a tenth; only the
+    validations at the end of an epoch count."""
     losses = [1.0, 0.9, 0.95, 0.91, 0.92, 0.93, 0.8]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, threshold=0.0)
-    expected = [1.0]
-    for loss in losses:
+    records, config, found = [], make_config(schedule="plateau", warmup_ratio=0.0), []
+    for epoch, loss in enumerate(losses, 1):
+        records += [{"epoch": epoch - 0.5, "valid_log_loss": 2.0}, {"epoch": float(epoch), "valid_log_loss": loss}]
+        found.append(optim.rate_factor(1, 10, records, config))
         scheduler.step(loss)
-        expected.append(optimizer.param_groups[0]["lr"])
-    found = [optim.plateau_factor(losses[:n]) for n in range(len(losses) + 1)]
-    assert found == pytest.approx(expected)
-    assert found == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+        assert found[-1] == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
@@ -233,8 +232,8 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
     assert result.chosen == (best if min_rows == 30 else 7)
     assert all(torch.equal(tensor, states[result.chosen][name]) for name, tensor in model.state_dict().items())
     expected, _ = predict_proba(model, valid.swapped(), make_accelerator("no"))
-    assert (result.swapped_probs == expected).all()
-    assert (result.swapped_probs[:, [1, 0, 2]] != result.valid_probs[result.chosen]).any()
+    assert (result.swapped_probs[result.chosen] == expected).all()
+    assert (expected[:, [1, 0, 2]] != result.valid_probs[result.chosen]).any()
 
 
 def test_two_thousand_rows_are_needed_to_select():

@@ -29,8 +29,8 @@ from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import write_json, write_text
-from prefcls_lib.training.checkpoint import Session, Stopped
-from prefcls_lib.training.loop import FitResult, fit
+from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState
+from prefcls_lib.training.loop import fit
 from report.page import markdown_table
 from report.studies.benchmark import timed
 from report.studies.t4_plan import flop_per_token, read_config
@@ -72,7 +72,7 @@ class Job:
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
         return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, 0.0))
 
-    def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> FitResult:
+    def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> TrainingState:
         """`fit` for so many steps."""
         rows = self.rows.take(slice(PAIRS * steps))
         return fit(model, rows, rows.take(slice(8)), self.settings, self.accelerator, session=session)
