@@ -31,7 +31,7 @@ from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import write_json, write_text
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState
 from prefcls_lib.training.loop import fit
-from report.page import markdown_table
+from report.page import fill_template
 from report.studies.benchmark import timed
 from report.studies.t4_plan import flop_per_token, read_config
 
@@ -198,34 +198,6 @@ def is_ok(record: dict) -> bool:
     return all(line["verdict"] == "ok" for line in lines) and all(c["state"] != "bad" for c in record["doctor"])
 
 
-def format_record(record: dict) -> str:
-    """The record as a Markdown table."""
-
-    lines = [
-        (line["backbone"], line["precision"],
-         f"{line['train_tokens_per_second']:,.0f} ({line['train_peak_share']:.0%})",
-         f"{line['predict_tokens_per_second']:,.0f} ({line['predict_peak_share']:.0%})",
-         f"{line['peak_gib'] or math.nan:.1f} / {line['planned_gib']:.1f}", f"{line['waits_per_step'] or math.nan:.1f}",
-         str(line["skipped_steps"]), f"{line['precision_error']:.1e}", line["verdict"])
-        for line in record["lines"]
-    ]  # fmt: skip
-    header = ("backbone", "precision", "training, tokens/s", "prediction, tokens/s", "peak / planned, GiB",
-              "waits a step", "skipped steps", "difference from fp32", "verdict")  # fmt: skip
-    bad = [f"{check['name']}: {check['finding']}" for check in record["doctor"] if check["state"] == "bad"]
-    parts = [
-        "# GPU check",
-        f"Measured on {record['versions']['machine']}, torch {record['versions']['torch']}: exact architectures at "
-        f"random weights, sides of {record['length']} tokens. In parentheses the share of what the device reaches in "
-        "large matrix products.",
-        markdown_table(header, lines),
-        "After a resume, weights differ by {difference:.1e} of what training changed: {verdict}.".format(
-            **record["resume"]
-        ),
-        f"`prefcls doctor`: {'; '.join(bad) or 'ok'}.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure, write, print; see the exit codes above."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -237,8 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     precisions = ["fp16", *(["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else [])]
     record = check_device({name: read_config(name, dropout=0.0) for name in NAMES}, precisions, LENGTH, 4096)
     write_json(arguments.out / "gpu_check.json", record)
-    write_text(arguments.out / "gpu_check.md", format_record(record))
-    print(format_record(record))
+    text = fill_template(FOLDER / "gpu_check_template.md", record | {"nan": math.nan}) + "\n"
+    write_text(arguments.out / "gpu_check.md", text)
+    print(text)
     return 0 if is_ok(record) else 1
 
 
