@@ -192,12 +192,6 @@ def check_device(configs: dict[str, PretrainedConfig], precisions: list[str], le
     return record | {"resume": check_resume(job)}
 
 
-def is_ok(record: dict) -> bool:
-    """Whether every verdict is ok."""
-    lines = [*record["lines"], record["resume"]]
-    return all(line["verdict"] == "ok" for line in lines) and all(c["state"] != "bad" for c in record["doctor"])
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure, write, print; see the exit codes above."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -212,7 +206,8 @@ def main(argv: list[str] | None = None) -> int:
     text = fill_template(FOLDER / "gpu_check_template.md", record | {"nan": math.nan}) + "\n"
     write_text(arguments.out / "gpu_check.md", text)
     print(text)
-    return 0 if is_ok(record) else 1
+    is_ok = all(line["verdict"] == "ok" for line in (*record["lines"], record["resume"]))
+    return 0 if is_ok and all(check["state"] != "bad" for check in record["doctor"]) else 1
 
 
 if __name__ == "__main__":
