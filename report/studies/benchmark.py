@@ -111,7 +111,7 @@ def train_original(bench: Bench) -> tuple[int, float]:
 
 def train_trainer(bench: Bench) -> tuple[int, float]:
     """A step of Hugging Face Trainer: 16 pairs a batch, two batches a step."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     class Wrapped(nn.Module):
         def __init__(self):
@@ -122,14 +122,6 @@ def train_trainer(bench: Bench) -> tuple[int, float]:
             rows = rows.cpu().numpy()
             return {"loss": bench.loss(bench.logits(self.inner, rows, as_study=False), rows)}
 
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_, **__):
-            self.begin = time.perf_counter()
-
-        def on_train_end(self, *_, **__):
-            self.seconds = time.perf_counter() - self.begin
-
-    pairs, clock = PAIRS["trainer"], Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=16, gradient_accumulation_steps=2, num_train_epochs=1,
@@ -138,9 +130,8 @@ def train_trainer(bench: Bench) -> tuple[int, float]:
             save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
         collate = lambda rows: {"rows": torch.tensor(rows)}  # noqa: E731
-        trainer = Trainer(Wrapped(), arguments, train_dataset=range(pairs), data_collator=collate, callbacks=[clock])
-        trainer.train()
-    return pairs, clock.seconds
+        trainer = Trainer(Wrapped(), arguments, train_dataset=range(PAIRS["trainer"]), data_collator=collate)
+        return PAIRS["trainer"], trainer.train().metrics["train_runtime"]
 
 
 def train_ours(bench: Bench) -> tuple[int, float]:

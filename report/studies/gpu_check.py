@@ -82,10 +82,7 @@ def count_waits(job: Job, steps: int) -> np.ndarray:
     """How often the host waits for the GPU in a training, as the profiler sees it; passes of the encoder."""
     model, passes = job.make_model(), []
     model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile() as profile:  # of CPU and GPU
         job.train(model, steps)
     return np.array([sum(event.count for event in profile.key_averages() if event.key in WAITS), len(passes)])
 

@@ -168,18 +168,15 @@ def plot_learning_curve(lines: Sequence[dict]) -> Figure:
         left.plot(rows, losses["network"], f"{mark}-", color=color, ms=4, label=network)
         for line in found:
             c, at = line["comparison"], line["rows"] * 1.1**place  # side by side
-            error = [[max(0, c["difference"] - c["low"])], [max(0, c["high"] - c["difference"])]]
+            error = np.maximum(0, [[c["difference"] - c["low"]], [c["high"] - c["difference"]]])
             middle.errorbar(at, c["difference"], error, fmt=mark, color=color, ms=4, lw=1)
-            seeds = line["seed_differences"]
-            middle.plot([at] * len(seeds), seeds, "x", color=color, ms=4)
+            middle.plot([at] * len(line["seeds"]), line["seed_differences"], "x", color=color, ms=4)
     middle.axhline(0, color="black", lw=1, ls=":")
     left.set(title=lines[0]["title"], ylabel="log loss, unsmoothed")
     left.legend(frameon=False, fontsize=7)
     middle.set(title="network minus its baseline")
-    others = pd.DataFrame(PUBLISHED["points"])
-    right.errorbar(
-        others["rows"], others["log_loss"], others["sd"], fmt="D--", color=plots.PINK, mfc="white", capsize=3
-    )
+    others, style = pd.DataFrame(PUBLISHED["points"]), {"fmt": "D--", "color": plots.PINK, "mfc": "white", "capsize": 3}
+    right.errorbar(others["rows"], others["log_loss"], others["sd"], **style)
     right.set(title=PUBLISHED["title"])
     ours = {line["rows"] for line in lines}
     for axes, ticks in ((left, ours), (middle, ours), (right, set(others["rows"]))):
