@@ -59,9 +59,8 @@ def test_rows_that_a_time_budget_left_out_do_not_count(tiny, collapsed):
     """One step of 16 rows takes the whole time: the encoder is told of, not judged."""
     config = make_config(num_epochs=6)
     result = fit(make_model(tiny, config), config, session=Session(deadline=time.perf_counter() - 1))
-    assert result.history["step"].tolist() == [1]
-    assert "differ by 0.0000 from row to row" in result.warnings[0]
-    assert "ended early" not in result.warnings[0]
+    (warning,) = result.warnings
+    assert "differ by 0.0000 from row to row" in warning and "ended early" not in warning
 
 
 def test_healthy_encoder_does_not_count_as_collapsed(tiny, monkeypatch):

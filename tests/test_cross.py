@@ -8,30 +8,25 @@ import torch
 from conftest import run_arguments
 from test_model import encode, make_model
 from test_train import LEARNS, fit, make_config
+from test_train import make_model as new_model
 from torch import nn
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.step import accumulate_gradients
 
 
 def test_a_training_step_costs_one_sequence_a_pair(tiny, sample_rows):
     """Half the tokens of both orders, and the gradient is that of the one order, whatever the micro-batches."""
-    rows = sample_rows.head(16)
-    examples = encode(rows, tiny, "cross")
+    examples = encode(sample_rows.head(16), tiny, "cross")
     drawn, model = examples.in_random_order(0, 0), make_model(tiny, architecture="cross")
-    losses = []
-    for row in range(16):
-        ids = torch.as_tensor(drawn.token_ids[drawn.sides[row, 0]], dtype=torch.long)[None]
-        u = model.encoder(input_ids=ids).last_hidden_state.mean(dim=1)
-        logits = model.head(u, None)
-        losses.append(nn.functional.cross_entropy(logits, torch.as_tensor(drawn.labels[[row]])))
-    torch.stack(losses).mean().backward()
+    ids = [torch.as_tensor(drawn.token_ids[side], dtype=torch.long)[None] for side in drawn.sides[:, 0]]
+    u = torch.cat([model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids])
+    nn.functional.cross_entropy(model.head(u, None), torch.as_tensor(drawn.labels)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     for max_tokens in (10**6, 100):
         _, tokens = accumulate_gradients(model, drawn, np.arange(16), 16, max_tokens, 0.0, make_accelerator("no"))
@@ -56,12 +51,9 @@ def make_sequences(num_rows: int, seed: int) -> Examples:
 
 def test_it_learns_which_answer_is_first(tiny):
     """The verdict can only be told by where in the sequence token 50 stands: to less than half the prior's loss."""
-    config = make_config(architecture="cross", num_epochs=10, **LEARNS)
-    seed_everything(1)
-    model = build_model(tiny, config)
-    model.head.start_at_prior((1 / 3, 1 / 3, 1 / 3))
-    train = make_sequences(256, 1)
-    result = fit(model, replace(config, seed=1), train=train, valid=make_sequences(60, 2))
+    config, train = make_config(architecture="cross", num_epochs=10, seed=1, **LEARNS), make_sequences(256, 1)
+    model = new_model(tiny, config, (1 / 3, 1 / 3, 1 / 3))
+    result = fit(model, config, train=train, valid=make_sequences(60, 2))
     assert result.history["valid_log_loss"].iloc[-1] < 0.5
     assert result.tokens.real == 10 * train.lengths[:, 0].sum()
 

@@ -12,13 +12,12 @@ from report.studies import known_floor
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with train.csv of 400 generated rows and the distributions of their labels."""
+    """A folder with 400 generated rows and a backbone of two layers, and the distributions of the labels."""
     folder = tmp_path_factory.mktemp("floor")
-    rows, probs = known_floor.make_rows(400, seed=1)
-    rows.to_csv(folder / "train.csv", index=False)
-    rows.iloc[:10, :4].to_csv(folder / "test.csv", index=False)
-    np.save(folder / "probs.npy", probs)
-    return folder, probs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_floor, "LAYERS", 2)
+        known_floor.prepare(folder, 400, seed=1)
+    return folder, np.load(folder / "probs.npy")
 
 
 def test_labels_follow_the_distribution_of_the_text(made):
@@ -38,7 +37,6 @@ def test_labels_follow_the_distribution_of_the_text(made):
 def test_a_variant_is_compared_with_the_floor_of_its_own_validation_rows(made):
     """Two layers, ours: far from the floor, and no better than it; 360 rows in steps of 32, two epochs."""
     folder, probs = made
-    known_floor.make_backbone(folder / "backbone", seed=0, num_layers=2)
     found = known_floor.run_variant("ours", folder, seed=42)
     assert found["floor"] < found["log_loss"] < found["prior"] + 0.05
     assert probs.min() > 0 and found["steps"] == 24

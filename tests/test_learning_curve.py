@@ -29,12 +29,9 @@ def test_rows_that_score_share_no_prompt_with_those_that_train(rows_file):
     assert [len(ids) for ids in drawn] == [20, 40, 40]
 
 
-def test_a_point_is_made_once_and_its_numbers_are_those_of_the_saved_predictions(
-    rows_file, tiny, tmp_path, monkeypatch
-):
+def test_a_point_is_made_once_and_has_the_numbers_of_its_predictions(rows_file, tiny, tmp_path, monkeypatch):
     """Log loss and difference worked out from point.npz; a second call trains nothing; --set makes another curve."""
-    arguments = ["curve", str(rows_file), "--out", str(tmp_path), "--rows", "60", "--seeds", "3"]
-    arguments += ["--backbone", str(tiny)]
+    arguments = f"curve {rows_file} --out {tmp_path} --rows 60 --seeds 3 --backbone {tiny}".split()
     for name, value in (("max_length", 32), ("start_from", "structure_logistic")):
         monkeypatch.setitem(learning_curve.SETTINGS, name, value)
     for more in ([], ["--set", "num_epochs=2"]):
@@ -76,8 +73,5 @@ def test_the_learning_curve_in_the_report_is_the_measured_one(tmp_path):
     learning_curve.write(committed["lines"], tmp_path)
     assert read_json(tmp_path / "learning_curve.json") == committed
     assert (tmp_path / "learning_curve.svg").stat().st_size > 10_000
-    c, cells = committed["lines"][0]["comparison"], committed["table"].splitlines()[2].split(" | ")
-    assert cells[5:7] == [
-        f"{c['difference']:+.4f}".replace("-", "−"),
-        f"{c['low']:+.4f} to {c['high']:+.4f}".replace("-", "−"),
-    ]
+    c, cells = committed["lines"][0]["comparison"], committed["table"].splitlines()[2].replace("−", "-").split(" | ")
+    assert cells[5:7] == [f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}"]

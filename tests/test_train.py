@@ -30,8 +30,7 @@ LEARNS = {"learning_rate": 2e-3, "head_learning_rate": 2e-3}
 def make_config(**settings) -> RunConfig:
     """Small settings, the rest as in BERT's recipe."""
     small = {"batch_size": 16, "num_epochs": 2, "validations_per_epoch": 1, "mixed_precision": "no"}
-    small["start_from"] = "none"
-    return RunConfig(**{**small, **settings}).with_recipe(RECIPES["bert"])
+    return RunConfig(**{**small, "start_from": "none", **settings}).with_recipe(RECIPES["bert"])
 
 
 def make_model(folder, config: RunConfig, prior: tuple[float, float, float] = PRIOR) -> PreferenceModel:
@@ -56,19 +55,13 @@ def make_examples(num_rows: int, seed: int = 0, longest: int = 24) -> Examples:
 
 
 def fit(
-    model: PreferenceModel,
-    config: RunConfig,
-    rows: int = 48,
-    session: Session | None = None,
-    train: Examples | None = None,
-    valid: Examples | None = None,
-    accelerator=None,
-) -> TrainingState:
-    """Train on `rows` rows, validate on 12."""
+    model: PreferenceModel, config: RunConfig, rows: int = 48, session: Session | None = None,
+    train: Examples | None = None, valid: Examples | None = None, accelerator=None,
+) -> TrainingState:  # fmt: skip
+    """Train on `rows` rows, validate on 12, where no examples are given."""
     seed_everything(config.seed)
-    train = train or make_examples(rows, 1)
-    valid = valid or make_examples(12, 2)
     accelerator = accelerator or make_accelerator(config.mixed_precision)
+    train, valid = train or make_examples(rows, 1), valid or make_examples(12, 2)
     return loop.fit(model, train, valid, config, accelerator, "fold", session)
 
 
@@ -181,15 +174,14 @@ def test_rate_and_decay_of_every_parameter(kind, backbone_folders):
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
 def test_gradient_checkpointing_changes_no_gradient(kind, backbone_folders):
     """Activations are recomputed: after an epoch the weights are those of a run without it. MPNet says it cannot."""
-    models = []
-    for checkpointing in (False, True):
-        config = make_config(num_epochs=1, gradient_checkpointing=checkpointing, learning_rate=1e-3)
-        models.append(make_model(backbone_folders[kind], config))
-        if kind == "mpnet" and checkpointing:
-            with pytest.raises(UserError, match="gradient_checkpointing=true: not possible with 'mpnet'"):
-                fit(models[-1], config)
-            return
-        fit(models[-1], config, 32)
+    configs = [make_config(num_epochs=1, learning_rate=1e-3, gradient_checkpointing=value) for value in (False, True)]
+    models = [make_model(backbone_folders[kind], config) for config in configs]
+    if kind == "mpnet":
+        with pytest.raises(UserError, match="gradient_checkpointing=true: not possible with 'mpnet'"):
+            fit(models[1], configs[1])
+        return
+    for model, config in zip(models, configs, strict=True):
+        fit(model, config, 32)
     for name, tensor in models[0].state_dict().items():
         torch.testing.assert_close(models[1].state_dict()[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
 
@@ -236,20 +228,13 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
     assert (expected[:, [1, 0, 2]] != result.valid_probs[result.chosen]).any()
 
 
-def test_two_thousand_rows_are_needed_to_select():
-    """Fewer make the best step noise; the number itself is a promise of the README."""
-    assert validation.MIN_ROWS_TO_SELECT == 2000
-
-
 def test_fit_learns_what_can_be_learned(tiny):
     """Token 50 decides: from the prior's 1.1 to less than half of it, on rows that were not trained on."""
     config = make_config(num_epochs=6, **LEARNS)
     result = fit(make_model(tiny, config), config, 192, valid=make_examples(60, 2))
     assert result.history["valid_log_loss"].iloc[-1] < 0.5
-    assert result.history["train_log_loss"].iloc[-1] < result.history["train_log_loss"].iloc[0]
-    assert result.tokens.real > 0
-    assert result.tokens.useful_share > 0.7
-    assert (result.history["tokens_per_second"] > 0).all()
+    assert result.history["train_log_loss"].is_monotonic_decreasing
+    assert result.tokens.useful_share > 0.7 and (result.history["tokens_per_second"] > 0).all()
 
 
 def test_loss_that_is_not_finite_stops_with_advice(tiny):
@@ -265,13 +250,13 @@ def test_loss_that_is_not_finite_stops_with_advice(tiny):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_same_seed_same_weights(tiny, precision):
     """Twice the same to the bit, dropout included; another seed is another model, also from the same first weights."""
-    models, from_same = [], []
+    models, from_same, small = [], [], {"num_epochs": 1, "dropout": 0.1, "mixed_precision": precision}
     for seed in (1, 1, 2):
-        config = make_config(seed=seed, dropout=0.1, mixed_precision=precision, num_epochs=1, learning_rate=1e-3)
+        config = make_config(seed=seed, learning_rate=1e-3, **small)
         models.append(make_model(tiny, config))
+        from_same.append(make_model(tiny, make_config(seed=5, **small)))
         fit(models[-1], config, 32)
-        from_same.append(make_model(tiny, make_config(seed=5)))
-        fit(from_same[-1], make_config(seed=seed, num_epochs=1), 64)
+        fit(from_same[-1], config, 32)
     for one, same, other in (models, from_same):
         assert_same_weights(one, same)
         assert not torch.equal(one.head.hidden.weight, other.head.hidden.weight)

@@ -67,7 +67,7 @@ class TrainingState:
     swapped_probs: list[np.ndarray] = field(default_factory=list)  # with A and B swapped
     warnings: list[str] = field(default_factory=list)  # why the encoder contributes nothing, "" where it may contribute
     valid_tokens: TokenCount = field(default_factory=TokenCount)  # of one validation
-    best: int | None = None  # the validation whose weights are `best_weights`, or None where none are kept
+    chosen: int = 0  # the best validation, whose weights are `best_weights`; where none are kept, the last
     best_weights: dict[str, torch.Tensor] | None = None
     flagged: int = 0  # validations in a row in which the encoder counted as collapsed
 
@@ -75,11 +75,6 @@ class TrainingState:
     def history(self) -> pd.DataFrame:
         """A line for each validation."""
         return pd.DataFrame(self.records)
-
-    @property
-    def chosen(self) -> int:
-        """Which validation's weights the model holds at the end."""
-        return len(self.records) - 1 if self.best is None else self.best
 
     @property
     def train_log_loss(self) -> float | None:

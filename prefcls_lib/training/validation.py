@@ -24,9 +24,8 @@ ADVICE = "Set learning_rate to half of it and warmup_ratio to twice of it, or tr
 
 
 def validate(
-    model: PreferenceModel, valid: Examples, state: TrainingState, place: dict, accelerator: Accelerator,
-    log: Log,
-) -> None:  # fmt: skip
+    model: PreferenceModel, valid: Examples, state: TrainingState, place: dict, accelerator: Accelerator, log: Log
+) -> None:
     """Score the validation rows, and keep the weights where they are the best so far.
 
     A good baseline hides an encoder that contributes nothing. So the rows are predicted once more by the auxiliary
@@ -52,9 +51,10 @@ def validate(
     state.records.append(record)
     state.valid_probs.append(probs)
     state.swapped_probs.append(swapped_probs)
-    if len(valid) >= MIN_ROWS_TO_SELECT and record["valid_log_loss"] <= min(r["valid_log_loss"] for r in state.records):
-        state.best = len(state.records) - 1
-        state.best_weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    selects = len(valid) >= MIN_ROWS_TO_SELECT
+    if not selects or record["valid_log_loss"] <= min(r["valid_log_loss"] for r in state.records):
+        state.chosen = len(state.records) - 1
+        state.best_weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if selects else None
     trackers.log(accelerator, record, step=state.step)
     log(
         f"step {state.step}  train {record['train_log_loss'] or math.nan:.4f}  valid log loss "

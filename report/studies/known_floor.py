@@ -84,7 +84,7 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
     return pd.DataFrame(table, columns=[ID, PROMPT, *RESPONSES, *LABEL_COLUMNS]), probs
 
 
-def make_backbone(folder: Path, seed: int, num_layers: int = LAYERS) -> None:
+def make_backbone(folder: Path, seed: int) -> None:
     """An ELECTRA with random weights, and a tokenizer with one token a word.
 
     The weights start so that a layer's gain is ELECTRA-large's (0.02 at 1,024 wide).
@@ -102,7 +102,7 @@ def make_backbone(folder: Path, seed: int, num_layers: int = LAYERS) -> None:
     ).save_pretrained(folder)  # fmt: skip
     set_seed(seed)
     config = ElectraConfig(
-        vocab_size=len(vocabulary), num_hidden_layers=num_layers, max_position_embeddings=128, pad_token_id=0,
+        vocab_size=len(vocabulary), num_hidden_layers=LAYERS, max_position_embeddings=128, pad_token_id=0,
         hidden_size=WIDTH, embedding_size=WIDTH, num_attention_heads=4, intermediate_size=4 * WIDTH,
         initializer_range=0.02 * math.sqrt(1024 / WIDTH),
     )  # fmt: skip
