@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +65,8 @@ def fit(
             if validation_due := plan.validation_due(before, state.position):
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
                          "learning_rate": rate * config.learning_rate, "gradient_norm": norm}  # fmt: skip
-                with clock.time_validation(state):
-                    validate(model, valid, state, place, accelerator, log)
+                validate(model, valid, state, place, accelerator, log)
+                clock.count_validation(state)
                 judge_encoder(state, why_collapsed(state.records[-1], train, valid), plan.warmup_rows, log)
             if clock.save_due(validation_due or stopping, accelerator):
                 save_checkpoint(session.folder, state, model, optimizer, accelerator)
@@ -167,14 +165,11 @@ class Clock:
             state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(batch)
         return bool(asked)
 
-    @contextmanager
-    def time_validation(self, state: TrainingState) -> Iterator[None]:
-        """Measures how long the tokens of the validation take; puts the seconds so far into its record."""
-        started = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - started
-        self.seconds_per_token = seconds / max(1, state.valid_tokens.real)
-        state.elapsed = state.records[-1]["seconds"] = state.elapsed + seconds
+    def count_validation(self, state: TrainingState) -> None:
+        """How long a token of the validation took, which followed a step; the seconds so far go into its record."""
+        elapsed = self.elapsed_before + time.perf_counter() - self.opened
+        self.seconds_per_token = (elapsed - state.elapsed) / max(1, state.valid_tokens.real)
+        state.elapsed = state.records[-1]["seconds"] = elapsed
 
     def save_due(self, asked: bool, accelerator: Accelerator) -> bool:
         """Whether this process writes a checkpoint: where it is asked for, and after SAVE_EVERY_SECONDS."""
