@@ -22,11 +22,8 @@ STUDIES = SOURCES / "studies"  # what was measured
 README_MARKS = "<!-- results: written by make report -->", "<!-- end of results -->"
 
 
-def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) -> tuple[Found, list[str]]:
-    """Write report.html and report.pdf into `out`, and the result table into `readme`, between its marks.
-
-    Returns what was found, and one line on each thing that could not be made.
-    """
+def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) -> Found:
+    """Write report.html and report.pdf into `out`, and the result table into `readme`, between its marks."""
     rows, fixed = loading.read_rows(loading.sample_path("train"), labelled=True), _fixed_values()
     fixed |= {
         "facts": loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict(),
@@ -44,26 +41,26 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
     document = page.make_page(text, style, script)
     write_text(out / "report.html", document)
-    problem = page.write_pdf(document, out / "report.pdf")
+    if why := page.write_pdf(document, out / "report.pdf"):
+        found.left_out.append((str(out / "report.pdf"), why))
     if readme is not None:
         _fill_readme(readme, groups, fixed["fold_plans"]["sentence"])
-    return found, [problem] if problem else []
+    return found
 
 
 def _fixed_values() -> dict:
     """What studies measured and others published, and what the template calls."""
     values = {path.stem: read_json(path) for path in STUDIES.glob("*.json")}
     published = read_json(SOURCES / "published.json")
-    prior = published["study"]["prior"]
     return values | {
         "published": published, "study": published["study"], "described": values["specification"]["backbones"],
-        "prior_loss": -sum(share * math.log(share) for share in prior), "log": math.log,
+        "prior_loss": -sum(share * math.log(share) for share in published["study"]["prior"]),
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
         "describe": tables.describe_run, "signed": page.signed,
         "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
         "compared": lambda values: " | ".join(tables.comparison_cells(compare.Comparison.from_dict(values))),
         "titled": page.embed_table, "table": page.markdown_table, "difference": tables.format_difference,
-        "escape": page.escape_text, "uniform": plots.UNIFORM,
+        "escape": page.escape_text, "uniform": plots.UNIFORM, "log": math.log,
         "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
 
@@ -79,11 +76,10 @@ def _main_values(groups: Sequence[tables.ComparedRuns], rows: pd.DataFrame) -> d
     figure = plots.plot_reliability(scores.reliability_table(labels, probs), run.result["expected_calibration_error"])
     caption = f"Confidence of {name} against accuracy on validation rows; numbers of rows above the intervals."
     values |= {
-        "main": run,
-        "confusion": slices.confusion_matrix(labels, probs),
+        "main": run, "confusion": slices.confusion_matrix(labels, probs),
         "reliability": page.embed_figure(figure, "reliability", caption, "half"),
         "mistakes": tables.mistakes_of(run, rows, 3),
-    }
+    }  # fmt: skip
     if sample.ladder is not None:
         table = tables.slices_of(run, sample.ladder, rows)
         caption = f"Log loss of {name} minus that of the baseline, by slice (rows), with 95 % intervals."
@@ -107,18 +103,18 @@ def _fill_readme(readme: Path, groups: Sequence[tables.ComparedRuns], fold_plans
 def main(argv: list[str] | None = None) -> int:
     """Build the report, and say what was left out; exit code 2 where the user must put something right."""
     parser = argparse.ArgumentParser(prog="report", description="Run folders to report.html and report.pdf.")
-    parser.add_argument("--runs", nargs="+", type=Path, metavar="DIR", default=[SOURCES / "runs"],
-                        help="run folders, or folders of them (report/runs)")  # fmt: skip
+    default, what = [SOURCES / "runs"], "run folders, or folders of them (report/runs)"
+    parser.add_argument("--runs", nargs="+", type=Path, metavar="DIR", default=default, help=what)
     parser.add_argument("--out", type=Path, default=SOURCES, metavar="DIR", help="folder to write into (report)")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the results between this file's marks")
     arguments = parser.parse_args(argv)
     try:
-        found, problems = build_report(arguments.runs, arguments.out, arguments.readme)
+        found = build_report(arguments.runs, arguments.out, arguments.readme)
     except UserError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    for message in [*(f"left out: {name}: {why}" for name, why in found.left_out), *problems]:
-        print(message, file=sys.stderr)
+    for name, why in found.left_out:
+        print(f"left out: {name}: {why}", file=sys.stderr)
     print(f"report of {len(found.runs)} runs and {len(found.blends)} blends: {arguments.out / 'report.html'}")
     return 0
 

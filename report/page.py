@@ -77,14 +77,14 @@ def lay_out(document: str):
 
 
 def write_pdf(document: str, path: Path) -> str | None:
-    """The page as a PDF, the same bytes for the same page; or one line on why this machine cannot."""
+    """The page as a PDF, the same bytes for the same page; returns why this machine cannot, if it cannot."""
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # else fontTools writes the time of day into the fonts
     try:
         data = lay_out(document).write_pdf()
     except (ImportError, OSError) as error:  # OSError: the system has no pango
         reason = " ".join(str(error).split())[:120]
-        return (f"{path} is not written: WeasyPrint does not start ({reason}). Install Pango "
-                "(apt install libpango-1.0-0 libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'.")  # fmt: skip
+        remedy = "Install Pango (apt install libpango-1.0-0 libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
+        return f"WeasyPrint does not start ({reason}). {remedy}"
     write_whole(path, lambda temporary: temporary.write_bytes(data))
     return None
 

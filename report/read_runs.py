@@ -9,7 +9,6 @@ import pandas as pd
 
 from prefcls_lib.data.loading import sample_path
 from prefcls_lib.data.schema import ID
-from prefcls_lib.ensemble.blend import MIN_SHARED_ROWS, shared_ids
 from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare
 from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, shown
@@ -56,15 +55,6 @@ def read_runs(places: Sequence[Path], rows: pd.DataFrame) -> Found:
             except UserError as error:
                 found.left_out.append((str(path), str(error)))
     return found
-
-
-def compare_runs(one: Run, other: Run) -> compare.Comparison | None:
-    """Paired comparison on the rows that both predicted out of sample; None where they share too few."""
-    ids = shared_ids((one, other))
-    rows = one.oof.loc[ids]
-    if one.group != other.group or len(ids) < MIN_SHARED_ROWS or rows["group"].nunique() < 2:
-        return None
-    return compare.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
 
 
 def _read_blend(path: Path) -> dict:

@@ -48,22 +48,17 @@ LARGEST_PRECISION_ERROR = 0.05  # of the largest fp32 value, in an embedding
 LARGEST_RESUME_DIFFERENCE = 0.1  # of what three steps change: a GPU's kernels are not deterministic
 
 
-def make_rows(pairs: int, length: int, vocabulary: int) -> Examples:
-    """Pairs of random sides of `length` tokens, every eighth side an eighth shorter, with random labels."""
-    random = np.random.default_rng(0)
-    lengths = [length - length // 8 * (side % 8 == 7) for side in range(2 * pairs)]
-    ids = [random.integers(10, vocabulary, size).astype(np.int32) for size in lengths]
-    return Examples(ids, np.arange(2 * pairs).reshape(pairs, 2), random.integers(0, 3, pairs))
-
-
 class Job:
-    """One architecture at the recipe's settings."""
+    """One architecture at the recipe's settings, and pairs of random sides with random labels."""
 
     def __init__(self, config: PretrainedConfig, length: int, accelerator: Accelerator):
         settings = RunConfig(batch_size=PAIRS, max_length=length, num_epochs=1, validations_per_epoch=1)
         self.settings = settings.with_recipe(choose_recipe(config))
         self.config, self.length, self.accelerator = config, length, accelerator
-        self.rows = make_rows(PAIRS * TIMED, length, config.vocab_size)
+        random, places = np.random.default_rng(0), np.arange(2 * PAIRS * TIMED)
+        sizes = length - length // 8 * (places % 8 == 7)  # every eighth side is an eighth shorter
+        ids = [random.integers(10, config.vocab_size, size).astype(np.int32) for size in sizes]
+        self.rows = Examples(ids, places.reshape(-1, 2), random.integers(0, 3, PAIRS * TIMED))
 
     def make_model(self) -> PreferenceModel:
         """A network with random weights, the same each time."""
