@@ -1,5 +1,6 @@
 """Several processes: the same numbers as one, every model trained, and no hang when one ends. gloo, on this machine."""
 
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
 from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
-from prefcls_lib.pipeline.predict import predict_models
+from prefcls_lib.pipeline.predict import predict_models, predict_side_by_side
 from prefcls_lib.runtime.files import UserError
 
 
@@ -93,20 +94,23 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
     assert result["log_loss_seed_sd"] == pytest.approx(abs(one - two) / np.sqrt(2)) != 0
 
 
-def test_rows_predicted_by_two_processes(finished_run, home, tmp_path):
-    """What one process predicts, model by model, where one that cannot be read is left out, and the reason is told."""
+def test_rows_predicted_by_two_processes(finished_run, home, tmp_path, monkeypatch, capfd):
+    """What one process predicts, model by model; in a rerun one that cannot be read is left out, the reason printed."""
     broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
     (broken / "head.safetensors").write_bytes(b"cut off")
     one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
-    rows, alone, shared, failed = loading.read_rows(home / "test.csv", labelled=False), {}, {}, {}
-    predict_models([one, broken, two], rows, alone.__setitem__, fail=failed.__setitem__)
-    assert list(failed) == [1] and "head.safetensors: is damaged" in str(failed[1])
-    predict_models([one, two], rows, shared.__setitem__, num_processes=2)
-    for number in (0, 1):
-        np.testing.assert_array_equal(shared[number], alone[2 * number])
-    np.testing.assert_allclose((alone[0] + alone[2]) / 2, read_probs(finished_run / "submission.csv"), atol=1e-12)
-    with pytest.raises(UserError, match="broken"):
-        predict_models([one, broken], rows, lambda *_: None)
+    rows, alone, shared = loading.read_rows(home / "test.csv", labelled=False).head(11), {}, {}
+    with pytest.raises(UserError, match="head.safetensors: is damaged"):
+        predict_models([one, broken, two], rows, alone.__setitem__)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    predict_models([one, broken, two], rows, alone.__setitem__)
+    predict_side_by_side([one, broken, two], rows, shared.__setitem__, math.inf, 2)
+    assert list(alone) == list(shared) == [0, 2]
+    for number in alone:
+        np.testing.assert_allclose(shared[number], alone[number], atol=1e-6)
+    wanted = read_probs(finished_run / "submission.csv")[:11]
+    np.testing.assert_allclose((alone[0] + alone[2]) / 2, wanted, atol=1e-6)
+    assert "head.safetensors: is damaged" in capfd.readouterr().out  # a worker's, passed on
 
 
 def test_failing_worker_ends_the_run_with_its_message(tmp_path):
