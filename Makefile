@@ -75,8 +75,8 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
 
-benchmark: install ## speed beside what one would use instead: numbers and figure in report/studies/ (ARGS=... for more)
-	$(BIN)/python -m report.studies.benchmark $(ARGS)
+benchmark: install ## speed beside what one would use instead: numbers and figure in report/studies/
+	$(BIN)/python -m report.studies.benchmark
 
 gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, a resume, each with a verdict (ARGS=)
 	@$(BIN)/python -m report.studies.gpu_check $(ARGS)

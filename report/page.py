@@ -77,14 +77,14 @@ def lay_out(document: str):
 
 
 def write_pdf(document: str, path: Path) -> str | None:
-    """The page as a PDF, the same bytes for the same page; or one line on why this machine cannot."""
+    """The page as a PDF, the same bytes for the same page; returns why this machine cannot, if it cannot."""
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # else fontTools writes the time of day into the fonts
     try:
         data = lay_out(document).write_pdf()
     except (ImportError, OSError) as error:  # OSError: the system has no pango
         reason = " ".join(str(error).split())[:120]
-        return (f"{path} is not written: WeasyPrint does not start ({reason}). Install Pango "
-                "(apt install libpango-1.0-0 libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'.")  # fmt: skip
+        remedy = "Install Pango (apt install libpango-1.0-0 libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
+        return f"WeasyPrint does not start ({reason}). {remedy}"
     write_whole(path, lambda temporary: temporary.write_bytes(data))
     return None
 
@@ -107,11 +107,11 @@ def signed(text: str) -> str:
     return text.replace("-", "−")
 
 
-def draw_svg(figure: Figure) -> bytes:
+def draw_svg(figure: Figure, style: dict = STYLE, **options: object) -> bytes:
     """A matplotlib figure as SVG, the same bytes every time."""
     target = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(target, format="svg", metadata={"Date": None}, transparent=True)
+    with matplotlib.rc_context(style):
+        figure.savefig(target, format="svg", metadata={"Date": None}, transparent=True, **options)
     return target.getvalue()
 
 
@@ -136,10 +136,7 @@ def embed_formula(tex: str) -> str:
     with matplotlib.rc_context(FORMULA_STYLE):
         figure = Figure()
         figure.text(0, 0, f"${tex}$", fontsize=FORMULA_POINTS)
-        target = io.BytesIO()
-        style = {"bbox_inches": "tight", "pad_inches": 0.02, "transparent": True, "metadata": {"Date": None}}
-        figure.savefig(target, format="svg", **style)
-    svg = target.getvalue()
+        svg = draw_svg(figure, FORMULA_STYLE, bbox_inches="tight", pad_inches=0.02)
     height = float(re.search(rb'height="([\d.]+)pt"', svg)[1]) / FORMULA_POINTS
     alt = html.escape(tex)
     return f'\n<p class="formula"><img style="height:{height:.2f}em" alt="{alt}" src="{_data_uri(svg)}"></p>\n'

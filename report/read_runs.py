@@ -1,13 +1,22 @@
 """Run folders and blends, as the report reads them: a broken one is named and left out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefcls_lib.ensemble.blend import MIN_SHARED_ROWS, shared_ids
+import pandas as pd
+
+from prefcls_lib.data.loading import sample_path
+from prefcls_lib.data.schema import ID
 from prefcls_lib.ensemble.finished import Run, read_run
 from prefcls_lib.evaluation import compare
-from prefcls_lib.runtime.files import UserError, read_json, reading
+from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, shown
+
+# what the page shows of a blend, of a network, and of either if it is there
+OF_BLENDS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated")
+OF_NETWORKS = ("best_epoch", "tokens_per_second", "useful_token_share", "predict_useful_token_share")
+OPTIONAL = ("log_loss_fold_sd", "log_loss_seed_sd", "encoder_only_log_loss", "flip_rate")
 
 
 @dataclass(frozen=True)
@@ -15,13 +24,16 @@ class Found:
     """What was found in the places that were named."""
 
     runs: list[Run]
-    blends: list[tuple[str, Path, dict]]  # name, file, content, whose numbers are tried when the page is made
+    blends: list[tuple[str, dict]]  # name, content
     left_out: list[tuple[str, str]]  # what, why
 
 
-def read_runs(places: Sequence[Path]) -> Found:
-    """Read every run folder and blend.json that is, or is in, one of `places`; one that is not there is a UserError."""
-    found = Found([], [], [])
+def read_runs(places: Sequence[Path], rows: pd.DataFrame) -> Found:
+    """Read every run folder and blend.json that is, or is in, one of `places`; one that is not there is a UserError.
+
+    `rows`: the shipped training rows, which a run on them must have validated.
+    """
+    found, labels, shipped = Found([], [], []), rows.set_index(ID)["label"], sha256(sample_path("train"))
     for place in places:
         if not Path(place).is_dir():
             raise UserError(f"--runs {place}: no such folder. Name a run folder, or a folder of run folders.")
@@ -30,24 +42,37 @@ def read_runs(places: Sequence[Path]) -> Found:
         for path in [*folders, *sorted(Path(place).glob("blend*.json"))]:
             try:
                 with reading(path, "Copy the run folder, or blend the runs, again."):
-                    if path.is_dir():
-                        found.runs.append(read_run(path))
+                    if path.is_file():
+                        found.blends.append((path.stem, _read_blend(path)))
                         continue
-                    content = read_json(path)
-                    content["runs"] = [(path.parent / run).resolve() for run in content["runs"]]
-                    if not content["runs"]:
-                        raise ValueError("it names no run")
-                    content["comparison"] = compare.Comparison.from_dict(content["comparison"])
-                    found.blends.append((path.stem, path, content))
+                    run = read_run(path)
+                    models = [line["model"] for line in run.result["baselines"]]
+                    texts = [*models, run.result["baseline"], run.result.get("versions", {}).get("machine", "")]
+                    _check(run.result, run.share, OF_NETWORKS if run.share else (), texts)
+                    if run.group[0] == shipped and not run.oof["label"].equals(labels.reindex(run.oof.index)):
+                        raise ValueError("oof.csv has other ids or labels than the shipped rows")
+                    found.runs.append(run)
             except UserError as error:
                 found.left_out.append((str(path), str(error)))
     return found
 
 
-def compare_runs(one: Run, other: Run) -> compare.Comparison | None:
-    """Paired comparison on the rows that both predicted out of sample; None where they share too few."""
-    ids = shared_ids((one, other))
-    rows = one.oof.loc[ids]
-    if one.group != other.group or len(ids) < MIN_SHARED_ROWS or rows["group"].nunique() < 2:
-        return None
-    return compare.compare(rows["label"].to_numpy(), one.probs(ids), other.probs(ids), rows["group"].to_numpy())
+def _read_blend(path: Path) -> dict:
+    content = read_json(path)
+    content["runs"] = [(path.parent / run).resolve() for run in content["runs"]]
+    content["comparison"] = compare.Comparison.from_dict(content["comparison"])
+    _check(content, content["comparison"], OF_BLENDS, [content["runs"][content["best_run"]].name])
+    return content
+
+
+def _check(result: dict, share: compare.Comparison | None, names: Sequence[str], texts: Sequence[object]) -> None:
+    """Raise where a value that the page shows is not of its kind; `read_run` has looked at the others."""
+    low, high = result["log_loss_interval"]
+    values = [low, high, *(result[name] for name in names), *(vars(share).values() if share else ())]
+    values += [result[name] for name in OPTIONAL if result.get(name) is not None]
+    if result.get("flip_rate") is not None:
+        values.append(min(fold["flip_rate"] for fold in result["folds"]))
+    wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]
+    wrong += [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise ValueError(f"{shown(wrong)}: a number or a text is expected there")

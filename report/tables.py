@@ -3,18 +3,20 @@
 import html
 import re
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
+from prefcls_lib.ensemble.blend import MIN_SHARED_ROWS, shared_ids
 from prefcls_lib.ensemble.finished import Run
 from prefcls_lib.evaluation import compare, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.runtime.files import printable, sha256
 from report.page import embed_figure, embed_table, escape_text, markdown_table, signed
-from report.read_runs import Found, compare_runs
+from report.read_runs import Found
 
 CLASSES = ("A wins", "B wins", "tie")
 COMPARED = ("difference", "95 % interval", "p", "MDE", "verdict")
@@ -31,8 +33,8 @@ class ComparedRuns:
         self.baselines = (self.ladder or runs[0]).result["baselines"]  # the ladder has all of them
         self.prior = next((line["log_loss"] for line in self.baselines if line["model"] == "prior"), None)
         at = {run.path.resolve(): run for run in runs}
-        blended = [(name, content, [at.get(run) for run in content["runs"]]) for name, _, content in found.blends]
-        self.blends = [(name, content, parts) for name, content, parts in blended if all(parts)]
+        self.blends = [(name, content, parts) for name, content in found.blends
+                       if all(parts := [at.get(run) for run in content["runs"]])]  # fmt: skip
         rows = f"{runs[0].result['rows']:,} " + ("shipped rows" if on_sample else "rows")
         plan = runs[0].settings
         self.title = f"{rows}, {plan.num_folds} folds by prompt, seed {plan.fold_seed}"
@@ -86,8 +88,8 @@ class ComparedRuns:
     def results_figure(self) -> str:
         """The same as a picture."""
         lines = [{"name": line["model"], "kind": "baseline", **line} for line in self.baselines]
-        networks = [(run.name, "network", run.result) for run in self.networks]
-        for name, kind, result in networks + [(name, "blend", content) for name, content, _ in self.blends]:
+        models = [(run.name, "network", run.result) for run in self.networks]
+        for name, kind, result in models + [(name, "blend", content) for name, content, _ in self.blends]:
             low, high = result["log_loss_interval"]
             lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
         figure = plots.plot_results(pd.DataFrame(lines, index=[printable(line["name"])[:60] for line in lines]))
@@ -95,18 +97,20 @@ class ComparedRuns:
 
     def ablation_table(self) -> str:
         """Networks that differ in one setting, compared row by row; p is of all these comparisons."""
-        lines, compared = [], []
-        for place, one in enumerate(self.networks):
-            for other in self.networks[place + 1 :]:
-                ours, theirs = one.settings.to_dict(), other.settings.to_dict()
-                differ = [name for name in ours if name not in FREE_SETTINGS and ours[name] != theirs[name]]
-                if len(differ) == 1 and (c := compare_runs(one, other)):
-                    values = " against ".join(escape_text(str(settings[differ[0]])) for settings in (ours, theirs))
-                    who = f"{escape_text(one.name)}, {escape_text(other.name)}"
-                    lines.append([f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"])
-                    compared.append(c)
-        lines = [[*line, *comparison_cells(c)]
-                 for line, c in zip(lines, compare.holm_correction(compared), strict=True)]  # fmt: skip
+        found = {}
+        for one, other in combinations(self.networks, 2):
+            ours, theirs = one.settings.to_dict(), other.settings.to_dict()
+            differ = [name for name in ours if name not in FREE_SETTINGS and ours[name] != theirs[name]]
+            ids = shared_ids((one, other))
+            rows = one.oof.loc[ids]
+            if len(differ) == 1 and len(ids) >= MIN_SHARED_ROWS and rows["group"].nunique() > 1:
+                labels, prompts = rows["label"].to_numpy(), rows["group"].to_numpy()
+                c = compare.compare(labels, one.probs(ids), other.probs(ids), prompts)
+                values = " against ".join(escape_text(str(settings[differ[0]])) for settings in (ours, theirs))
+                who = f"{escape_text(one.name)}, {escape_text(other.name)}"
+                found[f"{escape_text(differ[0])}: {values}<br><small>{who}</small>"] = c
+        corrected = compare.holm_correction(list(found.values()))
+        lines = [[who, *comparison_cells(c)] for who, c in zip(found, corrected, strict=True)]
         table = markdown_table(("what differs", *COMPARED), lines, (0, 5))
         caption = f"Networks that differ in one setting, the first minus the second: {self.title}."
         return embed_table(f"ablation-{self.key}", caption, table) if lines else ""

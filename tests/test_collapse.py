@@ -26,10 +26,10 @@ def collapsed(monkeypatch):
 
 def test_judged_after_the_warm_up_and_ten_thousand_rows():
     """Only then a validation flags the encoder; a healthy one between two starts the count anew."""
-    seen, state = [], TrainingState(512, records=[{}])
+    seen, state = [], TrainingState(512)
     for rows, reason in ((10_999, "r"), (11_000, "r"), (12_000, ""), (13_000, "r"), (14_000, "r")):
         state.rows_seen, lines = rows, []
-        validation.judge_encoder(state, 1000.0, lambda record, reason=reason: reason, lines.append)
+        validation.judge_encoder(state, reason, 1000.0, lines.append)
         seen.append((state.flagged, *lines))
     end = f"training ends early, because the encoder had collapsed at two validations in a row. {validation.ADVICE}"
     assert seen == [
@@ -48,20 +48,19 @@ def test_training_of_a_collapsed_encoder_ends_early(tiny, collapsed, tmp_path):
     result = fit(make_model(tiny, config), config)
     assert (result.history["step"].tolist(), result.planned_steps) == ([3, 6, 9], 18)
     assert result.history["encoder_spread"].max() < 1e-6
-    assert result.encoder_warning.endswith(f"training ended early. {validation.ADVICE}")
+    assert result.warnings[-1].endswith(f"training ended early. {validation.ADVICE}")
     with pytest.raises(Stopped):
         fit(make_model(tiny, config), config, session=Session(tmp_path / "state", stop=StopAt(7)))
     resumed = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
-    assert resumed.history["step"].tolist() == [3, 6, 9] and resumed.encoder_warning == result.encoder_warning
+    assert resumed.history["step"].tolist() == [3, 6, 9] and resumed.warnings == result.warnings
 
 
 def test_rows_that_a_time_budget_left_out_do_not_count(tiny, collapsed):
     """One step of 16 rows takes the whole time: the encoder is told of, not judged."""
     config = make_config(num_epochs=6)
     result = fit(make_model(tiny, config), config, session=Session(deadline=time.perf_counter() - 1))
-    assert result.history["step"].tolist() == [1]
-    assert "differ by 0.0000 from row to row" in result.encoder_warning
-    assert "ended early" not in result.encoder_warning
+    (warning,) = result.warnings
+    assert "differ by 0.0000 from row to row" in warning and "ended early" not in warning
 
 
 def test_healthy_encoder_does_not_count_as_collapsed(tiny, monkeypatch):
@@ -69,7 +68,7 @@ def test_healthy_encoder_does_not_count_as_collapsed(tiny, monkeypatch):
     monkeypatch.setattr(validation, "COLLAPSE_AFTER_ROWS", 20)
     config = make_config(num_epochs=4, learning_rate=2e-3, head_learning_rate=2e-3)
     result = fit(make_model(tiny, config), config)
-    assert result.encoder_warning == "" and result.history["step"].iloc[-1] == result.planned_steps
+    assert result.warnings[-1] == "" and result.history["step"].iloc[-1] == result.planned_steps
     assert (result.history["encoder_log_loss"] > 0).all()
     assert np.isfinite(result.history["gradient_norm"]).all()
 
@@ -95,7 +94,7 @@ def test_verdict_by_hand():
     def judge(spread: float, alone: float, whole: float, offsets: np.ndarray | None = offsets) -> str:
         valid = Examples([], np.zeros((4, 2), dtype=int), labels=np.zeros(4, dtype=int), offsets=offsets)
         record = {"encoder_spread": spread, "encoder_log_loss": alone, "valid_log_loss": whole}
-        return validation.collapse_check(train, valid)(record)
+        return validation.why_collapsed(record, train, valid)
 
     assert "differ by 0.0090 from row to row, which is less than 0.01" in judge(0.009, 0.5, 0.5)
     assert judge(0.05, 1.0980, 0.6925) == (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import read_tree
 from transformers import DebertaV2Config
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, build_relative_position
 
@@ -24,12 +25,11 @@ def read_labels(svg: Path) -> tuple[str, list[str]]:
 
 def test_drawing_twice_gives_the_same_bytes_and_the_committed_figures(tmp_path):
     """Committed figures have the size and the texts of a new drawing (outlines may differ between machines)."""
-    main(tmp_path / "one")
-    main(tmp_path / "two")
-    drawn = sorted(f"{name}.{kind}" for name in NAMES for kind in ("svg", "png"))
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == drawn
-    for file in drawn:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    drawn = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        main(folder)
+        drawn.append(read_tree(folder))
+    assert drawn[0] == drawn[1] and set(drawn[0]) == {f"{name}.{kind}" for name in NAMES for kind in ("svg", "png")}
     for name in NAMES:
         assert (FOLDER / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         size, labels = read_labels(tmp_path / "one" / f"{name}.svg")
@@ -54,23 +54,17 @@ def test_disentangled_attention_is_as_drawn(share):
     """
     torch.manual_seed(0)
     tokens, heads, width, buckets = 9, 4, 8, 4
-    attention = DisentangledSelfAttention(
-        DebertaV2Config(
-            hidden_size=heads * width, num_attention_heads=heads, relative_attention=True, position_buckets=buckets,
-            max_position_embeddings=16, share_att_key=share, pos_att_type=["p2c", "c2p"],
-        )
-    ).eval()  # fmt: skip
+    config = {"hidden_size": heads * width, "num_attention_heads": heads, "position_buckets": buckets}
+    config |= {"relative_attention": True, "max_position_embeddings": 16, "pos_att_type": ["p2c", "c2p"]}
+    attention = DisentangledSelfAttention(DebertaV2Config(**config, share_att_key=share)).eval()
     x, p = torch.randn(1, tokens, heads * width), torch.randn(2 * buckets, heads * width)
     relative = build_relative_position(x, x, buckets, 16)
     mask = torch.ones(1, 1, tokens, tokens)
     with torch.no_grad():
         _, found = attention(x, mask, output_attentions=True, relative_pos=relative, rel_embeddings=p)
-        projections = [
-            (attention.query_proj, x[0]), (attention.key_proj, x[0]),
-            (attention.query_proj if share else attention.pos_query_proj, p),
-            (attention.key_proj if share else attention.pos_key_proj, p),
-        ]  # fmt: skip
-        q, k, qr, kr = (project(states).view(-1, heads, width) for project, states in projections)
+        of_positions = ("query_proj", "key_proj") if share else ("pos_query_proj", "pos_key_proj")
+        projections = [("query_proj", x[0]), ("key_proj", x[0]), *((name, p) for name in of_positions)]
+        q, k, qr, kr = (getattr(attention, name)(states).view(-1, heads, width) for name, states in projections)
     row = relative[0] + buckets
     for i in range(tokens):
         scores = [(q[i] * k[j]).sum(1) + (q[i] * kr[row[i, j]]).sum(1) + (k[j] * qr[row[i, j]]).sum(1)

@@ -22,9 +22,16 @@ def record():
         return gpu_check.check_device(CONFIGS, ["no", "bf16"], 32, 64)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys, tmp_path):
+@pytest.fixture
+def job(monkeypatch):
+    """A training of the tiny RoBERTa."""
+    monkeypatch.setattr(gpu_check, "PAIRS", 4)
+    return gpu_check.Job(CONFIGS["tiny-roberta"], 32, devices.make_accelerator("no"))
+
+
+def test_without_a_gpu_it_says_so(capsys, tmp_path, monkeypatch):
     """Exit code 2, and nothing is written."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main(["--out", str(tmp_path)]) == 2
     assert "has no GPU" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
@@ -43,12 +50,17 @@ def test_every_line_is_measured(record):
     assert record["resume"] == {"difference": 0.0, "verdict": "ok"}
 
 
-def test_resume_that_loses_the_optimizer_is_found(monkeypatch):
+def test_resume_that_loses_the_optimizer_is_found(job, monkeypatch):
     """With new moments in place of the saved ones the next step is another one."""
-    monkeypatch.setattr(gpu_check, "PAIRS", 4)
     monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda *_: None)
-    job = gpu_check.Job(CONFIGS["tiny-roberta"], 32, devices.make_accelerator("no"))
     assert gpu_check.check_resume(job)["verdict"] == "weights differ"
+
+
+def test_waits_are_counted(job, monkeypatch):
+    """By the names that the profiler gives: here of an operation of a CPU, the more the more steps there are."""
+    monkeypatch.setattr(gpu_check, "WAITS", ("aten::addmm",))
+    (few, passes), (many, more) = (gpu_check.count_waits(job, steps) for steps in (1, 2))
+    assert 0 < few < many and 0 < passes < more
 
 
 @pytest.mark.parametrize(
@@ -68,15 +80,6 @@ def test_verdict(record, backbone, change, verdict):
     assert gpu_check.judge(record["lines"][1] | change, CONFIGS[f"tiny-{backbone}"]) == verdict
 
 
-def test_waits_are_counted(monkeypatch):
-    """By the names that the profiler gives: here of an operation of a CPU, the more the more steps there are."""
-    monkeypatch.setattr(gpu_check, "WAITS", ("aten::addmm",))
-    monkeypatch.setattr(gpu_check, "PAIRS", 4)
-    job = gpu_check.Job(CONFIGS["tiny-roberta"], 32, devices.make_accelerator("no"))
-    (few, passes), (many, more) = (gpu_check.count_waits(job, steps) for steps in (1, 2))
-    assert 0 < few < many and 0 < passes < more
-
-
 def test_record_is_written_as_json_and_table(record, monkeypatch, tmp_path, capsys):
     """With a GPU (pretended): both files, a verdict a line, exit code 0; 1 where a line is not ok."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -91,9 +94,7 @@ def test_record_is_written_as_json_and_table(record, monkeypatch, tmp_path, caps
     text = (tmp_path / "gpu_check.md").read_text(encoding="utf-8")
     title = (gpu_check.FOLDER / "gpu_check.md").read_text(encoding="utf-8").splitlines()[0]  # the report leaves it out
     assert text.splitlines()[0] == title == "# GPU check" and text.count("| ok |") == 4
-    assert (
-        "After a resume, weights differ by 0.0e+00 of what training changed: ok." in text
-        and text in capsys.readouterr().out
-    )
+    assert "After a resume, weights differ by 0.0e+00 of what training changed: ok." in text
+    assert text in capsys.readouterr().out
     monkeypatch.setitem(record["lines"][0], "verdict", "too many waits")
     assert gpu_check.main(["--out", str(tmp_path)]) == 1

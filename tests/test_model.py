@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -46,13 +47,11 @@ def rows(sample_rows) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def examples_of(backbone_folders, rows):
     """examples_of(kind, architecture) -> the rows, and the rows with the answers swapped in the table itself."""
-    cached, swapped = {}, rows.assign(response_a=rows["response_b"], response_b=rows["response_a"])
+    tables = rows, rows.assign(response_a=rows["response_b"], response_b=rows["response_a"])
 
-    def make(kind: str, architecture: str = "siamese") -> tuple[Examples, Examples]:
-        if (kind, architecture) not in cached:
-            tables = (rows, swapped)
-            cached[kind, architecture] = tuple(encode(table, backbone_folders[kind], architecture) for table in tables)
-        return cached[kind, architecture]
+    @cache
+    def make(kind: str, architecture: str = "siamese") -> tuple[Examples, ...]:
+        return tuple(encode(table, backbone_folders[kind], architecture) for table in tables)
 
     return make
 
@@ -95,24 +94,28 @@ def head_inputs(num_rows: int = 5):
 
 @ALL_KINDS
 def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, examples_of):
-    """One side at a time unpadded, in padded batches of 3, all at once, and padded to 60, beyond ModernBERT's local
-    window: the same logits in fp32."""
+    """Each side alone and unpadded, written out here; in padded batches of 3, all at once, and padded to 60, beyond
+    ModernBERT's local window: the same logits in fp32, and `predict_proba` has their probabilities.
+
+    The encoder gets ids and mask alone, which for ELECTRA and BERT means token type zero everywhere.
+    """
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    pad_id, sides, lengths = model.pad_id, torch.as_tensor(examples.sides), list(map(len, examples.token_ids))
-    padded = {length: pad_batch([*range(len(lengths))], length, examples.token_ids, pad_id)
-              for length in (max(lengths), 60)}  # fmt: skip
-    ways = {
-        "one at a time": make_padded_batches(examples.token_ids, pad_id, max_sides=1),
-        "batches of 3": make_padded_batches(examples.token_ids, pad_id, max_sides=3),
-        "all at once": [padded[max(lengths)]],
-        "padded to 60": [padded[60]],
-    }
+    sides, seen = torch.as_tensor(examples.sides), []
+    ids = [torch.as_tensor(one.astype(np.int64))[None] for one in examples.token_ids]
     with torch.inference_mode():
-        embedded = {name: model.embed_sides(batches) for name, batches in ways.items()}
-        logits = [model(u[sides[:, 0]], u[sides[:, 1]]) for u in embedded.values()]
-    assert len(set(lengths)) > 5
-    for other in logits[1:]:
-        torch.testing.assert_close(other, logits[0], atol=1e-5, rtol=0)
+        u = torch.cat([model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids])
+        exact = model.head(u[sides[:, 0]], u[sides[:, 1]])
+        at_once = [pad_batch([*range(len(ids))], length, examples.token_ids, model.pad_id)
+                   for length in (max(map(len, examples.token_ids)), 60)]  # fmt: skip
+        for batches in (make_padded_batches(examples.token_ids, model.pad_id, max_sides=3), *([batch] for batch in at_once)):
+            u = model.embed_sides(batches)
+            torch.testing.assert_close(model(u[sides[:, 0]], u[sides[:, 1]]), exact, atol=1e-5, rtol=0)
+    model.encoder.register_forward_pre_hook(lambda _, args, given: seen.append((args, set(given))), with_kwargs=True)
+    probs, tokens = predict_proba(model, examples, make_accelerator("no"))
+    np.testing.assert_allclose(probs, torch.softmax(exact, dim=1), atol=1e-5)
+    assert np.abs(probs.sum(axis=1) - 1).max() < 1e-12
+    assert all(given == ((), {"input_ids", "attention_mask"}) for given in seen)
+    assert tokens.real == sum(len(examples.token_ids[side]) for side in np.unique(examples.sides)) <= tokens.computed
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
@@ -129,25 +132,9 @@ def test_padding_beyond_a_local_window_is_harmless_in_half_precision(kind, backb
     assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters() if p.grad is not None)
 
 
-def test_predict_proba_is_the_model_row_by_row(kind, backbone_folders, examples_of):
-    """The probabilities of a batch are those of each row alone, and of a forward pass written out here."""
-    model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    probs, tokens = predict_proba(model, examples, make_accelerator("no"))
-    for row in (0, 3, 11):
-        np.testing.assert_allclose(predict(model, examples.take(np.array([row])))[0], probs[row], atol=1e-5)
-        with torch.inference_mode():
-            ids = [torch.as_tensor(examples.token_ids[side].astype(np.int64))[None] for side in examples.sides[row]]
-            u, v = (model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids)
-            logits = model.head(u, v)
-        np.testing.assert_allclose(torch.softmax(logits, dim=1)[0].numpy(), probs[row], atol=1e-5)
-    assert np.abs(probs.sum(axis=1) - 1).max() < 1e-12
-    assert tokens.real == sum(len(examples.token_ids[side]) for side in np.unique(examples.sides)) <= tokens.computed
-
-
 def test_masked_mean_by_hand():
     """(1, 2) and (3, 6) are real, (100, 100) is padding: mean (2, 4); fp32 from bf16."""
-    hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]]], dtype=torch.bfloat16)
-    mean = mean_pool(hidden, torch.tensor([[1, 1, 0]]))
+    mean = mean_pool(torch.tensor([[[1, 2], [3, 6], [100, 100]]], dtype=torch.bfloat16), torch.tensor([[1, 1, 0]]))
     assert mean.tolist() == [[2.0, 4.0]] and mean.dtype == torch.float32
 
 
@@ -200,18 +187,14 @@ def test_swap_is_exact_even_where_a_side_is_computed_differently_in_another_plac
 
 
 def test_concat_head_is_not_symmetric(tiny, examples_of):
-    """The original's head knows position: a swap is no permutation, even for identical answers."""
+    """The original's head h knows position: a swap is no permutation, even for identical answers. The symmetric head is
+    the mean of its both orders, (h(u, v) + P h(v, u)) / 2."""
+    symmetric, concat, (u, v, _) = make_head(), make_head(symmetric=False), head_inputs()
+    torch.testing.assert_close(symmetric(u, v), (concat(u, v) + concat(v, u)[:, SWAP]) / 2)
     model = make_model(tiny, head="concat")
     probs, back = (predict(model, examples) for examples in examples_of("bert"))
     assert np.abs(back - probs[:, SWAP]).max() > 0.01
     assert probs[3, 0] != probs[3, 1]
-
-
-def test_symmetric_head_is_the_mean_of_both_orders():
-    """(h(u, v) + P h(v, u)) / 2, from a concat head with the same weights."""
-    symmetric, concat = make_head(), make_head(symmetric=False)
-    u, v, _ = head_inputs()
-    torch.testing.assert_close(symmetric(u, v), (concat(u, v) + concat(v, u)[:, SWAP]) / 2)
 
 
 def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
@@ -232,16 +215,12 @@ def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
 
 @ARCHITECTURES
 def test_head_on_a_baseline_is_exactly_order_equivariant(architecture):
-    """A and B in each other's place permute both outputs, to the bit."""
+    """A and B in each other's place permute both outputs, to the bit. Untrained, with its last layers at zero, the
+    correction is zero, and the auxiliary output is the prior."""
     head, (u, v, offset) = make_head(True, architecture=architecture), head_inputs()
     swapped = head.outputs(v, u, offset[:, SWAP])
     for found, other in zip(head.outputs(u, v, offset), swapped, strict=True):
         assert torch.equal(other[:, SWAP], found)
-
-
-def test_untrained_network_predicts_what_the_baseline_does():
-    """With its last layers at zero the correction is zero, and the auxiliary output is the prior."""
-    head, (u, v, offset) = make_head(True), head_inputs()
     head.start_at_prior((0.5, 0.25, 0.25))
     logits, auxiliary = head.outputs(u, v, offset)
     assert torch.equal(logits, offset)
@@ -280,16 +259,6 @@ def test_autocast_reaches_the_encoder_and_not_the_head(tiny, examples_of):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = head(u, v)
     assert inside.dtype == torch.float32 and torch.equal(inside, head(u, v))
-
-
-def test_token_types_are_never_passed(kind, backbone_folders, examples_of):
-    """The encoder gets ids and mask alone, which for ELECTRA and BERT means token type zero everywhere."""
-    model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
-    seen = []
-    model.encoder.register_forward_pre_hook(lambda _, args, given: seen.append((args, set(given))), with_kwargs=True)
-    with torch.inference_mode():
-        model.embed(make_padded_batches(examples.token_ids[:4], model.pad_id)[0])
-    assert seen == [((), {"input_ids", "attention_mask"})]
 
 
 def test_weights_are_the_checkpoints_in_fp32(kind, backbone_folders, tmp_path):

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import edit_json, no_pdf, quick, read_page, write_run  # noqa: F401
+from test_report import ROWS, edit_json, no_figures, quick, read_page, write_run  # noqa: F401
 
-from report import build, page
+from report import build, page, read_runs
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -24,11 +24,12 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, list]:
-    """The report of the committed run folders, built here: its folder, and its layout in print."""
+    """The report of the committed run folders and README's table, built here: its folder, its layout in print."""
     out, documents, lay_out = tmp_path_factory.mktemp("report"), [], page.lay_out
+    shutil.copyfile(ROOT / "README.md", out / "README.md")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "lay_out", lambda text: documents.append(lay_out(text)) or documents[0])
-        build.build_report([ROOT / "report" / "runs"], out)
+        build.build_report([ROOT / "report" / "runs"], out, out / "README.md")
     return out, documents
 
 
@@ -49,6 +50,15 @@ def test_at_most_twelve_pages_and_all_but_the_last_two_thirds_full(built):
         filled.append((max(ends) - paper.content_box_y()) / paper.height)
     assert 1 < len(filled) <= 12
     assert [share for share in filled[:-1] if share < 2 / 3] == []
+
+
+def test_the_committed_report_is_of_the_committed_runs(committed):
+    """README's table is what the committed run folders say; every one of them is whole."""
+    found = read_runs.read_runs([ROOT / "report" / "runs"], ROWS)
+    assert found.left_out == [] and {"ladder", "minilm"} <= {run.name for run in found.runs}
+    assert (committed / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+    text = (ROOT / "report" / "report.html").read_text(encoding="utf-8")
+    assert [run.name for run in found.runs if f"{run.result['log_loss']:.4f}" not in text] == []
 
 
 def test_every_reference_has_its_number(committed):
@@ -91,41 +101,12 @@ def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, tmp_p
     assert "minilm-cross" not in text and "770 shipped rows" not in text and "Slices" not in text
 
 
-DRIVER = """<!DOCTYPE html><title>driver</title><body><pre id="result"></pre><script>
-const errors = [], result = {errors};
-function watch(width) {
-  return new Promise((resolve) => {
-    const frame = document.createElement("iframe");
-    frame.style.cssText = `width: ${width}px; height: 900px; border: 0`;
-    frame.srcdoc = report.replace("<head>", "<head><script>window.onerror = (m) => parent.errors.push(m);"
-      + "console.error = (...m) => parent.errors.push(m.join(' '));<\\/script>");
-    frame.onload = () => resolve(frame);
-    document.body.append(frame);
-  });
-}
-window.errors = errors;
-(async () => {
-  for (const width of [320, 1280]) {
-    const page = (await watch(width)).contentDocument;
-    result[width] = page.documentElement.scrollWidth;
-    const table = page.querySelector("figure[id^=table-results] table"), header = table.tHead.rows[0].cells[1];
-    const column = () => Array.from(table.tBodies[0].rows, (row) => parseFloat(row.cells[1].textContent));
-    header.querySelector("button")?.click();
-    result.up = [header.getAttribute("aria-sort"), ...column()];
-    header.querySelector("button")?.click();
-    result.down = [header.getAttribute("aria-sort"), ...column()];
-  }
-  document.getElementById("result").textContent = JSON.stringify(result);
-})();
-</script>"""
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_in_a_browser(committed, tmp_path):
     """No error in the console, no horizontal scrolling at 320 and 1,280 px, and a click on a header sorts."""
     text = json.dumps((committed / "report.html").read_text(encoding="utf-8")).replace("</", "<\\/")
-    driver = tmp_path / "driver.html"
-    driver.write_text(DRIVER.replace("const errors", f"const report = {text};\nconst errors", 1), encoding="utf-8")
+    driver, page = tmp_path / "driver.html", (ROOT / "tests" / "report_driver.html").read_text(encoding="utf-8")
+    driver.write_text(page.replace("const errors", f"const report = {text};\nconst errors", 1), encoding="utf-8")
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", driver.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', done.stdout, flags=re.DOTALL)[1]))

@@ -1,6 +1,5 @@
 """Starting from a reward model: read, scored and ranked as its own sequence-classification model does."""
 
-import json
 import shutil
 
 import numpy as np
@@ -17,7 +16,7 @@ from prefcls_lib.models.backbones import load_backbone
 from prefcls_lib.models.saved import build_model, load_model, save_model
 from prefcls_lib.pipeline import folds
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.files import UserError, read_json, write_json
 from prefcls_lib.training.optim import parameter_groups
 
 
@@ -37,11 +36,8 @@ def own_scores(folder, examples: Examples) -> np.ndarray:
     scores = []
     with torch.inference_mode():
         for ids in examples.token_ids:
-            types, current = [], 0
-            for token in ids:
-                types.append(current)
-                current = 1 - current if token == sep_id else current
-            more = {"token_type_ids": torch.tensor([types])} if has_types else {}
+            types = np.concatenate([[0], np.cumsum(ids == sep_id)[:-1] % 2])  # changes after each separator
+            more = {"token_type_ids": torch.as_tensor(types)[None]} if has_types else {}
             scores.append(float(model(torch.as_tensor(ids, dtype=torch.long)[None], **more).logits))
     return np.array(scores)[examples.sides]
 
@@ -69,7 +65,7 @@ def test_untrained_model_ranks_exactly_as_the_reward_model(folder, sample_rows, 
     assert np.diff(log_odds[np.argsort(margins)]).min() > -1e-5  # rows from the surest B to the surest A
 
 
-def test_temperature_is_the_one_that_suits_the_training_rows(tiny, reward_folders, sample_rows):
+def test_temperature_is_the_one_that_suits_the_training_rows(reward_folders, sample_rows):
     """Neither a hotter nor a colder one has a lower log loss on the rows that it was fitted on."""
     folder = reward_folders["deberta-v2"]
     examples = encode(sample_rows.head(100), folder)
@@ -80,15 +76,11 @@ def test_temperature_is_the_one_that_suits_the_training_rows(tiny, reward_folder
     examples = Examples(examples.token_ids, examples.sides, labels)
     model, _ = start(folder, examples)
 
-    def loss(factor: float) -> float:
-        with torch.no_grad():
-            model.head.skip.weight *= factor
-        probs = predict(model, examples)
-        with torch.no_grad():
-            model.head.skip.weight /= factor
-        return -np.log(probs[np.arange(100), labels]).mean()
-
-    assert loss(1.0) < min(loss(0.8), loss(1.25)) < max(loss(0.8), loss(1.25)) < np.log(3)
+    fitted, losses = model.head.skip.weight.detach().clone(), []
+    for factor in (1.0, 0.8, 1.25):
+        model.head.skip.weight.data = fitted * factor
+        losses.append(-np.log(predict(model, examples)[np.arange(100), labels]).mean())
+    assert losses[0] < min(losses[1:]) < max(losses[1:]) < np.log(3)
 
 
 def test_every_pretrained_weight_learns_at_the_encoders_rate(folder, sample_rows):
@@ -114,23 +106,15 @@ def test_saved_and_read_back(folder, sample_rows, tmp_path):
     np.testing.assert_array_equal(saved.predict_proba(saved.read_inputs(rows)), predict(model, examples))
 
 
-def test_what_is_no_reward_model_is_refused(tiny, backbone_folders, reward_folders, tmp_path):
-    """An encoder, two outputs, and one without its last layer: one message each."""
-    with pytest.raises(UserError, match=r"is BertModel\. A reward model is"):
-        build_model(tiny, RunConfig(init_from=str(tiny)))
-    broken = shutil.copytree(backbone_folders["bert"], tmp_path / "broken")
-    config = json.loads((broken / "config.json").read_text()) | {"id2label": {"0": "LABEL_0"}}
-    config["architectures"] = ["BertForSequenceClassification"]
-    (broken / "config.json").write_text(json.dumps(config | {"id2label": {"0": "no", "1": "yes"}}))
-    with pytest.raises(UserError, match=r"is BertForSequenceClassification with 2 outputs\. A reward model"):
-        build_model(broken, RunConfig(init_from=str(broken)))
-    (broken / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"missing or of another shape: .*classifier"):
-        build_model(broken, RunConfig(init_from=str(broken)))
-
-
-def test_wrong_checkpoint_is_refused_before_the_folder_is_claimed(home, tmp_path, capsys):
-    """So that the same command with another one can follow."""
+def test_what_is_no_reward_model_is_refused(home, backbone_folders, tmp_path, capsys):
+    """An encoder, before the folder is claimed, so that the same command with another one can follow; two outputs; and
+    one without its last layer: one message each."""
     assert cli.main(run_arguments(home, tmp_path / "run", f"init_from={home / 'backbone'}")) == 2
-    assert "is BertModel. A reward model is" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert "is BertModel. A reward model is" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    broken = shutil.copytree(backbone_folders["bert"], tmp_path / "broken")
+    config = read_json(broken / "config.json") | {"architectures": ["BertForSequenceClassification"]}
+    for outputs, why in ((2, r"is BertForSequenceClassification with 2 outputs\. A reward model"),
+                         (1, r"missing or of another shape: .*classifier")):  # fmt: skip
+        write_json(broken / "config.json", config | {"id2label": {str(n): f"LABEL_{n}" for n in range(outputs)}})
+        with pytest.raises(UserError, match=why):
+            build_model(broken, RunConfig(init_from=str(broken)))

@@ -24,8 +24,8 @@ from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_model
 from prefcls_lib.pipeline.prepared import PreparedRows, TrainingData
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, seed_everything, track
 from prefcls_lib.runtime.files import write_whole
-from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
-from prefcls_lib.training.loop import FitResult, fit
+from prefcls_lib.training.checkpoint import Session, TrainingState, stop_on_sigterm
+from prefcls_lib.training.loop import fit
 from prefcls_lib.training.validation import MIN_ROWS_TO_SELECT
 
 REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted on
@@ -123,16 +123,16 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     accelerator.wait_for_everyone()
 
 
-def describe_fit(fitted: FitResult, oof: pd.DataFrame) -> dict:
+def describe_fit(fitted: TrainingState, oof: pd.DataFrame) -> dict:
     """What fold.json says of a fit with these predictions."""
     chosen = fitted.history.iloc[fitted.chosen]
     return {
         "valid_rows": len(oof),
         "log_loss": scores.log_loss(oof["label"].to_numpy(), oof[list(LABEL_COLUMNS)].to_numpy()),
-        "flip_rate": slices.flip_rate(fitted.valid_probs[fitted.chosen], fitted.swapped_probs),
+        "flip_rate": slices.flip_rate(fitted.valid_probs[fitted.chosen], fitted.swapped_probs[fitted.chosen]),
         "best_epoch": float(chosen["epoch"]),
         "encoder_log_loss": float(chosen["encoder_log_loss"]),
-        "encoder_warning": fitted.encoder_warning,
+        "encoder_warning": fitted.warnings[fitted.chosen],
         "steps": int(fitted.history["step"].iloc[-1]),
         "planned_steps": fitted.planned_steps,
         "tokens": [fitted.tokens.real, fitted.tokens.computed],
@@ -140,7 +140,7 @@ def describe_fit(fitted: FitResult, oof: pd.DataFrame) -> dict:
     }
 
 
-def out_of_sample(data: TrainingData, fold: int, fitted: FitResult) -> pd.DataFrame:
+def out_of_sample(data: TrainingData, fold: int, fitted: TrainingState) -> pd.DataFrame:
     """oof.csv of the fold, each row predicted at the validation step that is best on other rows."""
     rows, probs = data.rows.table[data.rows.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
     if len(rows) >= MIN_ROWS_TO_SELECT:

@@ -1,9 +1,7 @@
-"""What an interrupted training run needs to resume as if it had not been interrupted.
+"""Where a training run is, and what an interrupted one needs to resume as if it had not been interrupted.
 
-    checkpoint/fold0/  position.json       step, history so far, tokens and seconds
-                       model.safetensors   weights now          best.safetensors  weights of the best validation
-                       state.pt            optimizer, gradient scaler, random states (read with weights_only=True)
-                       valid_probs.npy     predictions of every validation so far, and with A and B swapped
+    checkpoint/fold0/  state.pt        all of it: read with weights_only=True
+                       position.json   how many steps are done, for whoever looks
 
 The folder is replaced by renames: whenever the run is killed, the last checkpoint or the one before it exists.
 """
@@ -16,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
 from prefcls_lib.data.batching import TokenCount
-from prefcls_lib.runtime.files import backup_of, read_json, reading, write_json, write_whole
+from prefcls_lib.runtime.files import backup_of, reading, write_json, write_whole
 
 Log = Callable[[str], None]  # prints a line of a fit
 ARRAYS, COUNTS = ("valid_probs", "swapped_probs"), ("tokens", "valid_tokens")  # of a TrainingState
@@ -40,31 +38,43 @@ class Session:
     folder: Path | None = None  # where checkpoints go, and where an earlier one is looked for; None: none are kept
     deadline: float | None = None  # `time.perf_counter()` by which model and test predictions must be there
     tokens_to_predict: int = 0  # of the test rows, which are predicted after `fit` and before the deadline
-    stop: threading.Event | None = None  # set from outside to end training after the step at hand, its state saved
+    stop: threading.Event = field(default_factory=threading.Event)  # set to end training after the step at hand
 
 
 @dataclass
 class TrainingState:
-    """Where a training run is; all of it is in a checkpoint."""
+    """Where a training run is, all of which is in a checkpoint; at its end, what `fit` measured.
+
+    A line of `history` is a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
+    valid_accuracy, encoder_log_loss and encoder_spread (see `validate`), learning_rate, gradient_norm,
+    tokens_per_second, skipped_steps, seconds.
+    """
 
     max_tokens: int  # held for one backward pass; halved when memory runs out
+    planned_steps: int = 0  # of which a time budget, or a collapse, may leave some out
     step: int = 0  # optimizer steps done
-    position: float = 0  # `step`, or what a time budget makes of it: training ends at the planned number of steps
+    position: float = 0  # `step`, or what a time budget makes of it: training ends at `planned_steps`
     rows_seen: int = 0  # training rows of all steps so far
     loss_sum: torch.Tensor | float = 0.0  # unsmoothed, since the last validation; a tensor, so that no step waits
     loss_rows: int = 0
     tokens: TokenCount = field(default_factory=TokenCount)  # of all training steps so far
-    step_seconds: float = 0.0  # in them
+    step_seconds: float = 0.0  # in them, validation left out
     elapsed: float = 0.0  # seconds since the start, over all sessions
     skipped_steps: int = 0  # left out because a gradient was not finite
     skipped_in_a_row: int = 0  # just now
-    records: list[dict] = field(default_factory=list)  # one for each validation so far, as the next two
+    records: list[dict] = field(default_factory=list)  # one for each validation so far, as the next three
     valid_probs: list[np.ndarray] = field(default_factory=list)  # (N, 3) each
     swapped_probs: list[np.ndarray] = field(default_factory=list)  # with A and B swapped
+    warnings: list[str] = field(default_factory=list)  # why the encoder contributes nothing, "" where it may contribute
     valid_tokens: TokenCount = field(default_factory=TokenCount)  # of one validation
-    best: int | None = None  # the validation whose weights are `best_weights`, or None where none are kept
+    chosen: int = 0  # the best validation, whose weights are `best_weights`; where none are kept, the last
     best_weights: dict[str, torch.Tensor] | None = None
     flagged: int = 0  # validations in a row in which the encoder counted as collapsed
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A line for each validation."""
+        return pd.DataFrame(self.records)
 
     @property
     def train_log_loss(self) -> float | None:
@@ -81,24 +91,21 @@ def save_checkpoint(
     folder: Path, state: TrainingState, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
 ) -> None:
     """Write a checkpoint, in place of the last one."""
-    position = {name: value for name, value in vars(state).items() if name not in (*ARRAYS, "best_weights")}
-    position |= {"loss_sum": float(state.loss_sum)} | {name: vars(getattr(state, name)) for name in COUNTS}
-    device, cuda = accelerator.device, accelerator.device.type == "cuda"
-    tensors = {
+    device, scaler = accelerator.device, accelerator.scaler
+    saved = {
+        "state": vars(state) | {name: vars(getattr(state, name)) for name in COUNTS},
+        "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-        "random": {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state(device)] if cuda else []},
+        "scaler": scaler.state_dict() if scaler is not None else {},
+        "random": torch.get_rng_state(),
+        "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
+    saved["state"] |= {name: torch.as_tensor(np.array(getattr(state, name))) for name in ARRAYS}
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
-        if state.best_weights is not None:
-            save_file(state.best_weights, temporary / "best.safetensors")
-        torch.save(tensors, temporary / "state.pt")
-        np.save(temporary / "valid_probs.npy", np.array([getattr(state, name) for name in ARRAYS]))
-        write_json(temporary / "position.json", position)
+        torch.save(saved, temporary / "state.pt")
+        write_json(temporary / "position.json", {"step": state.step})
 
     write_whole(folder, write)
 
@@ -112,18 +119,16 @@ def load_checkpoint(
     if folder is None or not folder.is_dir():
         return None
     with reading(folder, "Delete it to train this fold from its start."):
-        position, best = read_json(folder / "position.json"), folder / "best.safetensors"
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        tensors = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(tensors["optimizer"])
-        if accelerator.scaler is not None and tensors["scaler"]:
-            accelerator.scaler.load_state_dict(tensors["scaler"])
-        torch.set_rng_state(tensors["random"]["cpu"])
-        if tensors["random"]["cuda"] and accelerator.device.type == "cuda":  # the first is the main process's
-            torch.cuda.set_rng_state(tensors["random"]["cuda"][0], accelerator.device)
-        position |= zip(ARRAYS, map(list, np.load(folder / "valid_probs.npy", allow_pickle=False)), strict=True)
-        position |= {name: TokenCount(**position[name]) for name in COUNTS}
-        return TrainingState(**position, best_weights=load_file(best) if best.is_file() else None)
+        saved = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        if accelerator.scaler is not None and saved["scaler"]:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["random"])
+        if saved["cuda_random"] is not None and accelerator.device.type == "cuda":  # the main process's
+            torch.cuda.set_rng_state(saved["cuda_random"], accelerator.device)
+        state = saved["state"] | {name: TokenCount(**saved["state"][name]) for name in COUNTS}
+        return TrainingState(**state | {name: list(state[name].numpy()) for name in ARRAYS})
 
 
 @contextmanager

@@ -2,15 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from tqdm import tqdm
 
 from prefcls_lib.config import RunConfig
@@ -19,40 +16,19 @@ from prefcls_lib.models.backbones import set_gradient_checkpointing
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.runtime.progress import progress_bar
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
-from prefcls_lib.training.distributed import share_weights, sum_counts
 from prefcls_lib.training.optim import make_optimizer, rate_factor, set_learning_rate
-from prefcls_lib.training.step import train_step, update_weights
-from prefcls_lib.training.validation import ADVICE, collapse_check, judge_encoder, validate
+from prefcls_lib.training.step import sum_counts, train_step, update_weights
+from prefcls_lib.training.validation import judge_encoder, validate, why_collapsed
 
 SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
 FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, for saving the model: so many, at most this share of it
 FORWARD_SHARE = 0.5  # of a step's time, for its tokens without a backward pass: an upper limit until a validation
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """What `fit` measured. The model itself holds the chosen weights.
-
-    A line of `history` is a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
-    valid_accuracy, encoder_log_loss and encoder_spread (see `validate`), learning_rate, gradient_norm,
-    tokens_per_second, skipped_steps, seconds.
-    """
-
-    history: pd.DataFrame
-    valid_probs: np.ndarray  # (V, N, 3) probabilities of the validation rows at each validation
-    chosen: int  # which validation's weights the model holds
-    encoder_warning: str  # why their encoder contributes nothing, "" where it may contribute
-    swapped_probs: np.ndarray  # (N, 3) of the validation rows with A and B swapped, by those weights
-    tokens: TokenCount  # of all training steps
-    valid_tokens: TokenCount  # of one pass over the validation rows
-    step_seconds: float  # in training steps, validation left out
-    planned_steps: int  # of which a time budget, or a collapse, may have left some out
-
-
 def fit(
     model: PreferenceModel, train: Examples, valid: Examples, config: RunConfig, accelerator: Accelerator,
     label: str = "train", session: Session | None = None,
-) -> FitResult:  # fmt: skip
+) -> TrainingState:  # fmt: skip
     """Train `model` in place; untrained, it predicts its baseline, or the class shares where it starts from none.
 
     With at least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are
@@ -67,8 +43,8 @@ def fit(
         Stopped: `session.stop` was set; the state is saved.
     """
     session, plan = session or Session(), StepPlan(train, config)
-    optimizer, state = start_or_resume(model, config, accelerator, session.folder)
-    clock, why_collapsed = Clock(session, state, plan.steps, int(valid.lengths.sum())), collapse_check(train, valid)
+    optimizer, state = start_or_resume(model, config, accelerator, session.folder, plan.steps)
+    clock = Clock(session, state, plan.steps, int(valid.lengths.sum()))
     with progress_bar(plan.steps, label, "step", accelerator.is_main_process, state.step) as bar:
 
         def log(line: str) -> None:
@@ -89,18 +65,23 @@ def fit(
             if validation_due := plan.validation_due(before, state.position):
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
                          "learning_rate": rate * config.learning_rate, "gradient_norm": norm}  # fmt: skip
-                with clock.time_validation(state):
-                    validate(model, valid, state, place, accelerator, log)
-                judge_encoder(state, plan.warmup_rows, why_collapsed, log)
+                validate(model, valid, state, place, accelerator, log)
+                clock.count_validation(state)
+                judge_encoder(state, why_collapsed(state.records[-1], train, valid), plan.warmup_rows, log)
             if clock.save_due(validation_due or stopping, accelerator):
                 save_checkpoint(session.folder, state, model, optimizer, accelerator)
             if stopping:
                 raise Stopped(f"{label}: stopped at step {state.step}")
-    return finish(model, state, config, plan.steps, why_collapsed)
+    if state.best_weights is not None:
+        model.load_state_dict(state.best_weights)
+        state.best_weights = None
+    if config.gradient_checkpointing:
+        set_gradient_checkpointing(model.encoder, False)
+    return state
 
 
 def start_or_resume(
-    model: PreferenceModel, config: RunConfig, accelerator: Accelerator, folder: Path | None
+    model: PreferenceModel, config: RunConfig, accelerator: Accelerator, folder: Path | None, planned_steps: int
 ) -> tuple[torch.optim.AdamW, TrainingState]:
     """Model and optimizer on the device, and the state: those of the checkpoint in `folder`, if there is one."""
     model.to(accelerator.device)
@@ -109,26 +90,12 @@ def start_or_resume(
     optimizer = make_optimizer(model, config, accelerator.device)
     if accelerator.scaler is not None:  # has a scale once it was used, which a process without rows would not do
         accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
-    state = load_checkpoint(folder, model, optimizer, accelerator) or TrainingState(config.max_tokens_per_micro_step)
-    share_weights(model, accelerator)
+    state = load_checkpoint(folder, model, optimizer, accelerator)
+    state = state or TrainingState(config.max_tokens_per_micro_step, planned_steps)
+    broadcast(model.state_dict())  # in place: all processes have the weights of the first
     if accelerator.process_index:  # dropout must differ between processes
         torch.manual_seed(config.seed + 10_007 * accelerator.process_index + state.step)
     return optimizer, state
-
-
-def finish(
-    model: PreferenceModel, state: TrainingState, config: RunConfig, planned_steps: int, why_collapsed: Callable
-) -> FitResult:
-    """What was measured; the model gets the weights of the chosen validation."""
-    if config.gradient_checkpointing:
-        set_gradient_checkpointing(model.encoder, False)
-    if state.best_weights is not None:
-        model.load_state_dict(state.best_weights)
-    chosen = len(state.records) - 1 if state.best is None else state.best
-    warning = why_collapsed(state.records[chosen]) + (f"; training ended early. {ADVICE}" if state.flagged == 2 else "")
-    counts = (state.tokens, state.valid_tokens, state.step_seconds, planned_steps)
-    history, valid_probs = pd.DataFrame(state.records), np.stack(state.valid_probs)
-    return FitResult(history, valid_probs, chosen, warning, state.swapped_probs[chosen], *counts)
 
 
 def show_progress(bar: tqdm, state: TrainingState) -> None:
@@ -175,22 +142,16 @@ class Clock:
 
     def __init__(self, session: Session, state: TrainingState, steps: int, valid_tokens: int):
         self.session, self.steps, self.opened_at, self.opened = session, steps, state.position, time.perf_counter()
-        self.elapsed_before, self.saved = state.elapsed, self.opened
+        self.saved, self.elapsed_before = self.opened, state.elapsed
         self.tokens_ahead = valid_tokens + session.tokens_to_predict
-        self.seconds, self.tokens = 0.0, 0  # of this session's steps
         self.seconds_per_token: float | None = None  # of a validation
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training so far, over all sessions."""
-        return self.elapsed_before + time.perf_counter() - self.opened
 
     def count_step(
         self, state: TrainingState, started: float, batch: np.ndarray, loss_sum: torch.Tensor, tokens: TokenCount,
         norm: float | None, accelerator: Accelerator,
     ) -> bool:  # fmt: skip
         """Put a step, begun at `started`, into the state, its counts summed over the processes; whether to stop."""
-        asked = self.session.stop is not None and self.session.stop.is_set()
+        asked = self.session.stop.is_set()
         state.step += 1
         own = [time.perf_counter() - started, self._position(state)]
         own = own if accelerator.is_main_process else [0, 0]  # one clock counts: all processes make the same plan
@@ -198,19 +159,17 @@ class Clock:
         real, computed, asked, seconds, position = counts
         state.position, state.rows_seen = max(state.position, position), state.rows_seen + len(batch)
         state.tokens += TokenCount(int(real), int(computed))
-        state.step_seconds, state.elapsed = state.step_seconds + seconds, self.elapsed
-        self.seconds, self.tokens = self.seconds + seconds, self.tokens + real
+        state.step_seconds += seconds
+        state.elapsed = self.elapsed_before + time.perf_counter() - self.opened
         if norm is not None:
             state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(batch)
         return bool(asked)
 
-    @contextmanager
-    def time_validation(self, state: TrainingState) -> Iterator[None]:
-        """Measures how long the tokens of the validation take; puts the seconds so far into its record."""
-        started = time.perf_counter()
-        yield
-        self.seconds_per_token = (time.perf_counter() - started) / max(1, state.valid_tokens.real)
-        state.elapsed = state.records[-1]["seconds"] = self.elapsed
+    def count_validation(self, state: TrainingState) -> None:
+        """How long a token of the validation took, which followed a step; the seconds so far go into its record."""
+        elapsed = self.elapsed_before + time.perf_counter() - self.opened
+        self.seconds_per_token = (elapsed - state.elapsed) / max(1, state.valid_tokens.real)
+        state.elapsed = state.records[-1]["seconds"] = elapsed
 
     def save_due(self, asked: bool, accelerator: Accelerator) -> bool:
         """Whether this process writes a checkpoint: where it is asked for, and after SAVE_EVERY_SECONDS."""
@@ -223,7 +182,7 @@ class Clock:
     def _position(self, state: TrainingState) -> float:
         if self.session.deadline is None:
             return state.step
-        forward = self.seconds_per_token or FORWARD_SHARE * self.seconds / max(1, self.tokens)
+        forward = self.seconds_per_token or FORWARD_SHARE * state.step_seconds / max(1, state.tokens.real)
         budget = self.session.deadline - self.opened
         left_for_steps = budget - min(FINISH_SECONDS, FINISH_SHARE * budget) - forward * self.tokens_ahead
         used = time.perf_counter() - self.opened

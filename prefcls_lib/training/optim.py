@@ -54,33 +54,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def rate_factor(position: float, steps: int, records: list[dict], config: RunConfig) -> float:
-    """Share of the peak learning rate, by `config.schedule`.
+    """Share of the peak learning rate: a linear warm-up, then by `config.schedule` linear to 0, or by plateaus.
 
     `position` goes from 0 (the first step) to `steps` (the end), see `TrainingState.position`; `records` are the
     validations so far, of which "plateau" looks at those at the end of an epoch.
     """
-    if config.schedule == "plateau":
-        per_epoch = [record["valid_log_loss"] for record in records if float(record["epoch"]).is_integer()]
-        return plateau_factor(per_epoch) * min(1.0, (position + 1) / (1 + config.warmup_ratio * steps))
-    return learning_rate_factor(position, steps, config.warmup_ratio)
-
-
-def learning_rate_factor(position: float, steps: int, warmup_ratio: float) -> float:
-    """Linear warm-up over the first share of the steps, then linear to 0."""
-    warmup_steps = round(steps * warmup_ratio)
+    warmup_steps = round(steps * config.warmup_ratio)
     if position < warmup_steps:
         return (position + 1) / (warmup_steps + 1)
+    if config.schedule == "plateau":
+        return plateau_factor([record["valid_log_loss"] for record in records if float(record["epoch"]).is_integer()])
     return (steps - position) / max(1, steps - warmup_steps)
 
 
-def plateau_factor(losses: list[float], patience: int = 1, factor: float = 0.1) -> float:
-    """Share of the peak rate after validations with these losses, as torch's ReduceLROnPlateau has it.
-
-    After more than `patience` validations without a new best, the rate is cut to `factor` of what it was.
-    """
+def plateau_factor(losses: list[float]) -> float:
+    """Share of the peak rate after validations with these losses, as torch's ReduceLROnPlateau has it with patience 1:
+    after every second validation in a row without a new best it is a tenth of what it was."""
     best, waited, share = float("inf"), 0, 1.0
     for loss in losses:
         best, waited = (loss, 0) if loss < best else (best, waited + 1)
-        if waited > patience:
-            share, waited = share * factor, 0
+        if waited == 2:
+            share, waited = share * 0.1, 0
     return share

@@ -1,8 +1,11 @@
-"""One optimizer step: gradients summed over micro-batches, within the memory there is."""
+"""One optimizer step: gradients summed over micro-batches and processes, within the memory there is.
+
+Every process takes its share of each step's pairs, the gradients are summed, and all take the same step; so the result
+is that of one process, whatever their number.
+"""
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +20,12 @@ from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import offsets_of
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.checkpoint import Log, TrainingState
-from prefcls_lib.training.distributed import sum_gradients
 
 MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
 SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a matter of the cap
 # What cuBLAS and cuDNN, NCCL, and the allocator of the CPU say, which have no type of error for it.
 OUT_OF_MEMORY = ("ALLOC_FAILED", "out of memory", "Failed to CUDA", "allocate memory", "not enough memory")
-Result = TypeVar("Result")
 
 
 def train_step(
@@ -72,6 +73,26 @@ def accumulate_gradients(
     return loss_sum, tokens
 
 
+def sum_gradients(model: PreferenceModel, accelerator: Accelerator) -> None:
+    """Sum the gradients of all processes; a parameter that one of them has not used counts as zero there."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
+
+
+def sum_counts(loss_sum: torch.Tensor, counts: list[float], accelerator: Accelerator) -> tuple[torch.Tensor, list]:
+    """The loss of a step, and other counts of it, summed over the processes."""
+    if accelerator.num_processes == 1:
+        return loss_sum, counts
+    summed = torch.tensor([0.0, *counts], dtype=torch.float64, device=accelerator.device)
+    summed[0] = loss_sum
+    torch.distributed.all_reduce(summed)
+    return summed[0], summed[1:].tolist()
+
+
 def update_weights(
     model: PreferenceModel, optimizer: Optimizer, accelerator: Accelerator, state: TrainingState, log: Log
 ) -> float | None:
@@ -97,7 +118,7 @@ def update_weights(
     return norm if is_finite else None
 
 
-def within_memory(work: Callable[[], Result], state: TrainingState, log: Log, repeat: bool = True) -> Result:
+def within_memory(work: Callable, state: TrainingState, log: Log, repeat: bool = True):
     """`work()`; when memory runs out, half the tokens per micro-batch, the allocator's cache emptied, and again.
 
     A UserError where the micro-batches are the smallest, and where nothing can be repeated: in a collective.

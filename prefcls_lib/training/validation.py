@@ -1,7 +1,6 @@
 """What happens at a validation: scores, the best weights so far, and whether the encoder contributes anything."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from accelerate import Accelerator
@@ -25,9 +24,8 @@ ADVICE = "Set learning_rate to half of it and warmup_ratio to twice of it, or tr
 
 
 def validate(
-    model: PreferenceModel, valid: Examples, state: TrainingState, place: dict, accelerator: Accelerator,
-    log: Log,
-) -> None:  # fmt: skip
+    model: PreferenceModel, valid: Examples, state: TrainingState, place: dict, accelerator: Accelerator, log: Log
+) -> None:
     """Score the validation rows, and keep the weights where they are the best so far.
 
     A good baseline hides an encoder that contributes nothing. So the rows are predicted once more by the auxiliary
@@ -53,9 +51,10 @@ def validate(
     state.records.append(record)
     state.valid_probs.append(probs)
     state.swapped_probs.append(swapped_probs)
-    if len(valid) >= MIN_ROWS_TO_SELECT and record["valid_log_loss"] <= min(r["valid_log_loss"] for r in state.records):
-        state.best = len(state.records) - 1
-        state.best_weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    selects = len(valid) >= MIN_ROWS_TO_SELECT
+    if not selects or record["valid_log_loss"] <= min(r["valid_log_loss"] for r in state.records):
+        state.chosen = len(state.records) - 1
+        state.best_weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if selects else None
     track(accelerator, record, step=state.step)
     log(
         f"step {state.step}  train {record['train_log_loss'] or math.nan:.4f}  valid log loss "
@@ -63,40 +62,39 @@ def validate(
     )
 
 
-def collapse_check(train: Examples, valid: Examples) -> Callable[[dict], str]:
-    """A function that says of a validation's record why the encoder counts as collapsed, "" where it may be healthy.
+def why_collapsed(record: dict, train: Examples, valid: Examples) -> str:
+    """Why the encoder of a validation with this record counts as collapsed, "" where it may be healthy.
 
     Collapsed is one whose own predictions are the same for every row; and one that adds nothing:
     not better than the prior by itself, while the whole network is not better than the baseline that it starts from.
     """
+    spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
+    if spread < COLLAPSED_SPREAD:
+        return f"its own predictions differ by {spread:.4f} from row to row, which is less than {COLLAPSED_SPREAD}"
+    if valid.offsets is None:
+        return ""
     prior = scores.log_loss(valid.labels, np.tile(class_shares(train.labels[train.own]), (len(valid), 1)))
-    if valid.offsets is not None:
-        baseline = scores.log_loss(valid.labels, softmax(valid.offsets.astype(float), axis=1))
-
-    def why_collapsed(record: dict) -> str:
-        spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
-        if spread < COLLAPSED_SPREAD:
-            return f"its own predictions differ by {spread:.4f} from row to row, which is less than {COLLAPSED_SPREAD}"
-        if valid.offsets is None or max(prior - alone, baseline - whole) > USEFUL_GAIN:
-            return ""
-        return (
-            f"by itself its log loss is {alone:.4f} (the prior's {prior:.4f}), and the network's is {whole:.4f} "
-            f"(its baseline's {baseline:.4f}); at least one must be better by more than {USEFUL_GAIN}"
-        )
-
-    return why_collapsed
+    baseline = scores.log_loss(valid.labels, softmax(valid.offsets.astype(float), axis=1))
+    if max(prior - alone, baseline - whole) > USEFUL_GAIN:
+        return ""
+    return (
+        f"by itself its log loss is {alone:.4f} (the prior's {prior:.4f}), and the network's is {whole:.4f} "
+        f"(its baseline's {baseline:.4f}); at least one must be better by more than {USEFUL_GAIN}"
+    )
 
 
-def judge_encoder(state: TrainingState, warmup_rows: float, why_collapsed: Callable, log: Log) -> None:
-    """Log an encoder that contributes nothing; count the validations in a row in which it counts as collapsed."""
-    reason = why_collapsed(state.records[-1])
+def judge_encoder(state: TrainingState, reason: str, warmup_rows: float, log: Log) -> None:
+    """Log and keep why an encoder contributes nothing, if there is a reason; count the validations in a row in which
+    it counts as collapsed."""
     judged = state.rows_seen >= warmup_rows + COLLAPSE_AFTER_ROWS
     state.flagged = state.flagged + 1 if reason and judged else 0
+    state.warnings.append(reason)
     if reason:
         verdict = "has collapsed" if judged else "does not contribute yet"
         log(f"the encoder {verdict} after {state.rows_seen:,} rows: {reason}")
     if state.flagged == 2:
         log(f"training ends early, because the encoder had collapsed at two validations in a row. {ADVICE}")
+        state.warnings = [f"{warning}; training ended early. {ADVICE}" for warning in state.warnings]
 
 
 def predict_valid(

@@ -1,6 +1,6 @@
 """Speed of training and prediction beside what one would use instead, on real rows: interleaved, medians over repeats.
 
-    make benchmark                      MiniLM, 512 tokens, a few minutes on 2 cores; ARGS="--lengths 256 512" for more
+    make benchmark                      MiniLM, 512 tokens, a few minutes on 2 cores
 
 Variants of training (pairs that go through forward, backward and AdamW in a second):
 
@@ -11,7 +11,6 @@ Variants of training (pairs that go through forward, backward and AdamW in a sec
 and of prediction: original, ours (`predict_proba`, both orders of A and B).
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -27,11 +26,11 @@ from torch import nn
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
-from prefcls_lib.data.batching import Examples
+from prefcls_lib.data.batching import Examples, make_padded_batches
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.backbones import load_backbone, load_encoder
-from prefcls_lib.models.network import PreferenceHead, PreferenceModel, mean_pool
+from prefcls_lib.models.network import PreferenceHead, PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, versions
@@ -40,24 +39,24 @@ from prefcls_lib.training.loop import fit
 from report.page import draw_svg
 
 OUT = Path(__file__)
+LENGTH, REPEATS = 512, 3
 PAIRS = {"original": 8, "trainer": 32, "ours": 128}  # a repeat; variants that pad need few
 TITLES = {"original": "the study's loop", "trainer": "Hugging Face Trainer", "ours": "this kit"}
 
 
 class Bench:
-    """MiniLM at one length: what every variant needs, made once."""
+    """MiniLM and the rows: what every variant needs, made once."""
 
-    def __init__(self, max_length: int):
-        self.max_length, self.device = max_length, process_state().device
+    def __init__(self):
+        self.device = process_state().device
         self.precision = choose_precision("auto", self.device)
-        self.backbone = load_backbone("minilm", max_length)
+        self.backbone = load_backbone("minilm", LENGTH)
         rows = loading.read_rows(loading.sample_path("train"), labelled=True)
-        encoded = encode_rows(rows, self.backbone.tokenizer, max_length, "none")
+        encoded = encode_rows(rows, self.backbone.tokenizer, LENGTH, "none")
         everything = Examples(encoded.token_ids, encoded.sides, rows["label"].to_numpy())
         order = np.random.default_rng(0).permutation(len(rows))
         self.train, self.valid = everything.take(order[: PAIRS["ours"]]), everything.take(order[PAIRS["ours"] :][:8])
-        self.side_tokens = float(everything.lengths.mean())
-        self.config = RunConfig(max_length=max_length, num_epochs=1, validations_per_epoch=1, start_from="none")
+        self.config = RunConfig(max_length=LENGTH, num_epochs=1, validations_per_epoch=1, start_from="none")
         self.config = self.config.with_recipe(choose_recipe(self.backbone.config))
 
     @property
@@ -71,27 +70,21 @@ class Bench:
         head = PreferenceHead(encoder.config.hidden_size, True, dropout)
         return PreferenceModel(encoder, head).to(self.device)
 
-    def padded(self, rows: np.ndarray, side: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids and attention_mask (B, length) of one side of some rows."""
-        ids = torch.full((len(rows), length), self.backbone.tokenizer.pad_id)
-        for line, place in zip(ids, self.train.sides[rows, side], strict=True):
-            tokens = torch.as_tensor(self.train.token_ids[place].astype(np.int64))
-            line[: len(tokens)] = tokens
-        lengths = torch.as_tensor(self.train.lengths[rows, side])
-        mask = (torch.arange(length)[None] < lengths[:, None]).long()
-        return ids.to(self.device), mask.to(self.device)
+    def logits(self, model: PreferenceModel, rows: np.ndarray, as_study: bool) -> torch.Tensor:
+        """(B, 3): a pass of the encoder a side, padded to LENGTH, as the study's loop has it; or one for both sides,
+        padded to the longest."""
+        sides = self.train.sides[rows]
+        embedded = []
+        for places in (sides[:, 0], sides[:, 1]) if as_study else [sides.T.ravel()]:
+            ids, limits = [self.train.token_ids[place] for place in places], (10**9, 10**9, LENGTH if as_study else 1)
+            (batch,) = make_padded_batches(ids, model.pad_id, *limits, max_padding=10**9)
+            embedded.append(model.embed_sides([batch.to(self.device)]))
+        return model.head(*torch.cat(embedded).split(len(rows)))
 
-    def logits(self, model: PreferenceModel, rows: np.ndarray, passes: list[tuple]) -> torch.Tensor:
-        """(B, 3), from passes of the encoder over (input_ids, attention_mask): a pass a side, or one for both."""
-        embedded = [mean_pool(model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
-                    for ids, mask in passes]  # fmt: skip
-        u, v = torch.cat(embedded).split(len(rows))
-        return model.head(u, v)
-
-    def loss(self, model: PreferenceModel, rows: np.ndarray, passes: list[tuple], label_smoothing: float = 0.0):
+    def loss(self, logits: torch.Tensor, rows: np.ndarray, label_smoothing: float = 0.0) -> torch.Tensor:
         """Mean cross-entropy of some rows."""
         labels = torch.as_tensor(self.train.labels[rows], device=self.device)
-        return nn.functional.cross_entropy(self.logits(model, rows, passes), labels, label_smoothing=label_smoothing)
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
@@ -110,8 +103,7 @@ def train_original(bench: Bench) -> tuple[int, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
 
     def step() -> None:
-        passes = [bench.padded(rows, side, bench.max_length) for side in (0, 1)]
-        bench.loss(model, rows, passes, label_smoothing=0.1).backward()
+        bench.loss(bench.logits(model, rows, as_study=True), rows, label_smoothing=0.1).backward()
         optimizer.step()
 
     return len(rows), timed(bench.device, step)
@@ -119,7 +111,7 @@ def train_original(bench: Bench) -> tuple[int, float]:
 
 def train_trainer(bench: Bench) -> tuple[int, float]:
     """A step of Hugging Face Trainer: 16 pairs a batch, two batches a step."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     class Wrapped(nn.Module):
         def __init__(self):
@@ -128,18 +120,8 @@ def train_trainer(bench: Bench) -> tuple[int, float]:
 
         def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
             rows = rows.cpu().numpy()
-            sides = [bench.padded(rows, side, int(bench.train.lengths[rows].max())) for side in (0, 1)]
-            both = tuple(torch.cat(parts) for parts in zip(*sides, strict=True))
-            return {"loss": bench.loss(self.inner, rows, [both])}
+            return {"loss": bench.loss(bench.logits(self.inner, rows, as_study=False), rows)}
 
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_, **__):
-            self.begin = time.perf_counter()
-
-        def on_train_end(self, *_, **__):
-            self.seconds = time.perf_counter() - self.begin
-
-    pairs, clock = PAIRS["trainer"], Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=16, gradient_accumulation_steps=2, num_train_epochs=1,
@@ -148,9 +130,8 @@ def train_trainer(bench: Bench) -> tuple[int, float]:
             save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
         collate = lambda rows: {"rows": torch.tensor(rows)}  # noqa: E731
-        trainer = Trainer(Wrapped(), arguments, train_dataset=range(pairs), data_collator=collate, callbacks=[clock])
-        trainer.train()
-    return pairs, clock.seconds
+        trainer = Trainer(Wrapped(), arguments, train_dataset=range(PAIRS["trainer"]), data_collator=collate)
+        return PAIRS["trainer"], trainer.train().metrics["train_runtime"]
 
 
 def train_ours(bench: Bench) -> tuple[int, float]:
@@ -166,7 +147,7 @@ def predict_original(bench: Bench) -> tuple[int, float]:
 
     def work() -> None:
         with torch.inference_mode():
-            bench.logits(model, rows, [bench.padded(rows, side, bench.max_length) for side in (0, 1)])
+            bench.logits(model, rows, as_study=True)
 
     return len(rows), timed(bench.device, work)
 
@@ -181,56 +162,45 @@ VARIANTS = {("train", "original"): train_original, ("train", "trainer"): train_t
             ("predict", "original"): predict_original, ("predict", "ours"): predict_ours}  # fmt: skip
 
 
-def measure(bench: Bench, repeats: int) -> list[dict]:
-    """Run the variants in turn, `repeats` times: pairs a second, the median, the slowest and the quickest."""
+def measure(bench: Bench) -> list[dict]:
+    """Run the variants in turn, REPEATS times: pairs a second, the median, the slowest and the quickest."""
     found: dict[tuple, list[float]] = {name: [] for name in VARIANTS}
-    for repeat in range(repeats):
+    for repeat in range(REPEATS):
         for name, variant in VARIANTS.items():
             pairs, seconds = variant(bench)
             found[name].append(pairs / seconds)
-            print(f"  {' '.join(name)} {repeat + 1}/{repeats}: {pairs / seconds:.2f} pairs/s", flush=True)
+            print(f"  {' '.join(name)} {repeat + 1}/{REPEATS}: {pairs / seconds:.2f} pairs/s", flush=True)
     return [
-        {"max_length": bench.max_length, "precision": bench.precision, "kind": kind, "variant": variant,
+        {"max_length": LENGTH, "precision": bench.precision, "kind": kind, "variant": variant,
          "pairs_per_second": statistics.median(paces), "slowest": min(paces), "quickest": max(paces)}
         for (kind, variant), paces in found.items()
     ]  # fmt: skip
 
 
 def draw(lines: list[dict]) -> Figure:
-    """Pairs a second of every variant: training above, prediction below, a column for each length."""
+    """Pairs a second of every variant: training above, prediction below."""
     table = pd.DataFrame(lines)
-    lengths = table["max_length"].unique()
     figure = Figure(figsize=(7.5, 3.0), layout="constrained")
-    panels = figure.subplots(2, len(lengths), squeeze=False, sharey="row")
-    for row, (kind, title) in zip(panels, (("train", "training"), ("predict", "prediction")), strict=True):
-        for axes, length in zip(row, lengths, strict=True):
-            part = table[(table["kind"] == kind) & (table["max_length"] == length)].set_index("variant").iloc[::-1]
-            pairs = part["pairs_per_second"]
-            errors = np.maximum(0, [pairs - part["slowest"], part["quickest"] - pairs])
-            colors = [plots.BLUE if name == "ours" else "#b5b5b5" for name in part.index]
-            names = [TITLES[name] for name in part.index]
-            axes.barh(names, pairs, color=colors, xerr=errors, error_kw={"lw": 0.8}, height=0.7)
-            for place, (name, value) in enumerate(pairs.items()):
-                text = f"{value:.2g}" + ("" if name == "ours" else f" (ratio {pairs['ours'] / value:.1f})")
-                axes.text(value + errors[1][place] + 0.02 * pairs.max(), place, text, va="center", fontsize=8)
-            axes.set(title=f"{title}, MiniLM, {length} tokens a side", xlim=(0, 1.25 * pairs.max()))
-            axes.set_xlabel("pairs a second" if kind == "predict" else "")
-            axes.tick_params(labelsize=9)
+    for axes, (kind, title) in zip(figure.subplots(2), (("train", "training"), ("predict", "prediction")), strict=True):
+        part = table[table["kind"] == kind].set_index("variant").iloc[::-1]
+        pairs = part["pairs_per_second"]
+        errors = np.maximum(0, [pairs - part["slowest"], part["quickest"] - pairs])
+        colors = [plots.BLUE if name == "ours" else "#b5b5b5" for name in part.index]
+        names = [TITLES[name] for name in part.index]
+        axes.barh(names, pairs, color=colors, xerr=errors, error_kw={"lw": 0.8}, height=0.7)
+        for place, (name, value) in enumerate(pairs.items()):
+            text = f"{value:.2g}" + ("" if name == "ours" else f" (ratio {pairs['ours'] / value:.1f})")
+            axes.text(value + errors[1][place] + 0.02 * pairs.max(), place, text, va="center", fontsize=8)
+        axes.set(title=f"{title}, MiniLM, {LENGTH} tokens a side", xlim=(0, 1.25 * pairs.max()))
+        axes.tick_params(labelsize=9)
+    axes.set_xlabel("pairs a second")
     return plots.finish(figure)
 
 
 def main() -> None:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[512])
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    lines = []
-    for length in arguments.lengths:
-        print(f"MiniLM, {length} tokens", flush=True)
-        bench = Bench(length)
-        lines += measure(bench, arguments.repeats)
-    write_json(OUT.with_suffix(".json"), {"versions": versions(), "lines": lines, "side_tokens": bench.side_tokens})
+    lines = measure(Bench())
+    write_json(OUT.with_suffix(".json"), {"versions": versions(), "lines": lines})
     OUT.with_suffix(".svg").write_bytes(draw_svg(draw(lines)))
     print(pd.DataFrame(lines).to_string(index=False, float_format="{:,.2f}".format))
 

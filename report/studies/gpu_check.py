@@ -29,9 +29,9 @@ from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime import devices
 from prefcls_lib.runtime.files import write_json, write_text
-from prefcls_lib.training.checkpoint import Session, Stopped
-from prefcls_lib.training.loop import FitResult, fit
-from report.page import markdown_table
+from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState
+from prefcls_lib.training.loop import fit
+from report.page import fill_template
 from report.studies.benchmark import timed
 from report.studies.t4_plan import flop_per_token, read_config
 
@@ -48,22 +48,17 @@ LARGEST_PRECISION_ERROR = 0.05  # of the largest fp32 value, in an embedding
 LARGEST_RESUME_DIFFERENCE = 0.1  # of what three steps change: a GPU's kernels are not deterministic
 
 
-def make_rows(pairs: int, length: int, vocabulary: int) -> Examples:
-    """Pairs of random sides of `length` tokens, every eighth side an eighth shorter, with random labels."""
-    random = np.random.default_rng(0)
-    lengths = [length - length // 8 * (side % 8 == 7) for side in range(2 * pairs)]
-    ids = [random.integers(10, vocabulary, size).astype(np.int32) for size in lengths]
-    return Examples(ids, np.arange(2 * pairs).reshape(pairs, 2), random.integers(0, 3, pairs))
-
-
 class Job:
-    """One architecture at the recipe's settings."""
+    """One architecture at the recipe's settings, and pairs of random sides with random labels."""
 
     def __init__(self, config: PretrainedConfig, length: int, accelerator: Accelerator):
         settings = RunConfig(batch_size=PAIRS, max_length=length, num_epochs=1, validations_per_epoch=1)
         self.settings = settings.with_recipe(choose_recipe(config))
         self.config, self.length, self.accelerator = config, length, accelerator
-        self.rows = make_rows(PAIRS * TIMED, length, config.vocab_size)
+        random, places = np.random.default_rng(0), np.arange(2 * PAIRS * TIMED)
+        sizes = length - length // 8 * (places % 8 == 7)  # every eighth side is an eighth shorter
+        ids = [random.integers(10, config.vocab_size, size).astype(np.int32) for size in sizes]
+        self.rows = Examples(ids, places.reshape(-1, 2), random.integers(0, 3, PAIRS * TIMED))
 
     def make_model(self) -> PreferenceModel:
         """A network with random weights, the same each time."""
@@ -72,7 +67,7 @@ class Job:
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
         return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, 0.0))
 
-    def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> FitResult:
+    def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> TrainingState:
         """`fit` for so many steps."""
         rows = self.rows.take(slice(PAIRS * steps))
         return fit(model, rows, rows.take(slice(8)), self.settings, self.accelerator, session=session)
@@ -82,10 +77,7 @@ def count_waits(job: Job, steps: int) -> np.ndarray:
     """How often the host waits for the GPU in a training, as the profiler sees it; passes of the encoder."""
     model, passes = job.make_model(), []
     model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile() as profile:  # of CPU and GPU
         job.train(model, steps)
     return np.array([sum(event.count for event in profile.key_averages() if event.key in WAITS), len(passes)])
 
@@ -191,40 +183,6 @@ def check_device(configs: dict[str, PretrainedConfig], precisions: list[str], le
     return record | {"resume": check_resume(job)}
 
 
-def is_ok(record: dict) -> bool:
-    """Whether every verdict is ok."""
-    lines = [*record["lines"], record["resume"]]
-    return all(line["verdict"] == "ok" for line in lines) and all(c["state"] != "bad" for c in record["doctor"])
-
-
-def format_record(record: dict) -> str:
-    """The record as a Markdown table."""
-
-    lines = [
-        (line["backbone"], line["precision"],
-         f"{line['train_tokens_per_second']:,.0f} ({line['train_peak_share']:.0%})",
-         f"{line['predict_tokens_per_second']:,.0f} ({line['predict_peak_share']:.0%})",
-         f"{line['peak_gib'] or math.nan:.1f} / {line['planned_gib']:.1f}", f"{line['waits_per_step'] or math.nan:.1f}",
-         str(line["skipped_steps"]), f"{line['precision_error']:.1e}", line["verdict"])
-        for line in record["lines"]
-    ]  # fmt: skip
-    header = ("backbone", "precision", "training, tokens/s", "prediction, tokens/s", "peak / planned, GiB",
-              "waits a step", "skipped steps", "difference from fp32", "verdict")  # fmt: skip
-    bad = [f"{check['name']}: {check['finding']}" for check in record["doctor"] if check["state"] == "bad"]
-    parts = [
-        "# GPU check",
-        f"Measured on {record['versions']['machine']}, torch {record['versions']['torch']}: exact architectures at "
-        f"random weights, sides of {record['length']} tokens. In parentheses the share of what the device reaches in "
-        "large matrix products.",
-        markdown_table(header, lines),
-        "After a resume, weights differ by {difference:.1e} of what training changed: {verdict}.".format(
-            **record["resume"]
-        ),
-        f"`prefcls doctor`: {'; '.join(bad) or 'ok'}.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure, write, print; see the exit codes above."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -236,9 +194,11 @@ def main(argv: list[str] | None = None) -> int:
     precisions = ["fp16", *(["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else [])]
     record = check_device({name: read_config(name, dropout=0.0) for name in NAMES}, precisions, LENGTH, 4096)
     write_json(arguments.out / "gpu_check.json", record)
-    write_text(arguments.out / "gpu_check.md", format_record(record))
-    print(format_record(record))
-    return 0 if is_ok(record) else 1
+    text = fill_template(FOLDER / "gpu_check_template.md", record | {"nan": math.nan}) + "\n"
+    write_text(arguments.out / "gpu_check.md", text)
+    print(text)
+    is_ok = all(line["verdict"] == "ok" for line in (*record["lines"], record["resume"]))
+    return 0 if is_ok and all(check["state"] != "bad" for check in record["doctor"]) else 1
 
 
 if __name__ == "__main__":

@@ -79,15 +79,12 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
         winner = random.choice(len(LABEL_COLUMNS), p=probs[number])
         prompt = " ".join(words[i] for i in random.choice(len(words), size=2))
         answers = [" ".join(words[i] for i in side) for side in sides]
-        cells = dict(zip((PROMPT, *RESPONSES), (prompt, *answers), strict=True))
-        table.append(
-            {ID: number, **{name: json.dumps([text]) for name, text in cells.items()}}
-            | {name: int(i == winner) for i, name in enumerate(LABEL_COLUMNS)}
-        )
-    return pd.DataFrame(table), probs
+        cells = [json.dumps([text]) for text in (prompt, *answers)]
+        table.append([number, *cells, *(int(i == winner) for i in range(len(LABEL_COLUMNS)))])
+    return pd.DataFrame(table, columns=[ID, PROMPT, *RESPONSES, *LABEL_COLUMNS]), probs
 
 
-def make_backbone(folder: Path, seed: int, num_layers: int = LAYERS) -> None:
+def make_backbone(folder: Path, seed: int) -> None:
     """An ELECTRA with random weights, and a tokenizer with one token a word.
 
     The weights start so that a layer's gain is ELECTRA-large's (0.02 at 1,024 wide).
@@ -99,12 +96,13 @@ def make_backbone(folder: Path, seed: int, num_layers: int = LAYERS) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    inputs = ["input_ids", "attention_mask"]
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"],
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+    ).save_pretrained(folder)  # fmt: skip
     set_seed(seed)
     config = ElectraConfig(
-        vocab_size=len(vocabulary), num_hidden_layers=num_layers, max_position_embeddings=128, pad_token_id=0,
+        vocab_size=len(vocabulary), num_hidden_layers=LAYERS, max_position_embeddings=128, pad_token_id=0,
         hidden_size=WIDTH, embedding_size=WIDTH, num_attention_heads=4, intermediate_size=4 * WIDTH,
         initializer_range=0.02 * math.sqrt(1024 / WIDTH),
     )  # fmt: skip
@@ -125,12 +123,12 @@ def run_variant(name: str, out: Path, seed: int) -> dict:
     """Train one variant on fold 0 of 10 and compare it with the Bayes log loss on the same validation rows."""
     changes = {key: value * RATE_SCALE if key.endswith("learning_rate") else value
                for key, value in VARIANTS[name].items()}  # fmt: skip
-    places = {"backbone": out / "backbone", "train": out / "train.csv", "test": out / "test.csv",
-              "out": out / name.replace(" ", "_").replace(",", "")}  # fmt: skip
-    # without a baseline, since the planted signal is for the encoder to find
-    config = RunConfig(**{key: str(place) for key, place in places.items()}, seed=seed, max_length=32,
-                       start_from="none", **changes)  # fmt: skip
-    folder = steps.run(config)
+    run = out / name.replace(" ", "_").replace(",", "")
+    folder = steps.run(RunConfig(
+        backbone=str(out / "backbone"), train=str(out / "train.csv"), test=str(out / "test.csv"), out=str(run),
+        start_from="none",  # since the planted signal is for the encoder to find
+        seed=seed, max_length=32, **changes,
+    ))  # fmt: skip
     result = read_json(folder / "result.json")
     oof, history = read_table(folder / "oof.csv"), read_table(folder / "history.csv")
     known = np.load(out / "probs.npy")[oof[ID].astype(int)]

@@ -33,6 +33,7 @@ from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.job import read_job
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
 from report.page import draw_svg, escape_text, markdown_table, signed
+from report.tables import COMPARED, comparison_cells
 
 SETTINGS = {"max_length": 256, "num_folds": 10, "folds": (0,), "test": "sample"}
 SPLIT_SEED = 42
@@ -137,13 +138,11 @@ def make_table(lines: Sequence[dict]) -> str:
     for line in lines:
         who = escape_text(line["network"]) + f"<br><small>{line['title']}</small>" * several
         losses = [f"{line['log_loss'][name]:.4f}" for name in ("baseline", "network")]
-        c, seeds = line["comparison"], line["seed_differences"]
+        *compared, _, verdict = comparison_cells(compare.Comparison.from_dict(line["comparison"]))
+        seeds = line["seed_differences"]
         spread = f"{min(seeds):+.4f} to {max(seeds):+.4f}" if len(seeds) > 1 else ""
-        cells.append([who, f"{line['rows']:,}", str(len(seeds)), *losses, signed(f"{c['difference']:+.4f}"),
-                      signed(f"{c['low']:+.4f} to {c['high']:+.4f}"), "<0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
-                      c["verdict"], signed(spread)])  # fmt: skip
-    header = ("network", "rows", "seeds", "its baseline", "network", "difference", "95 % interval", "p",
-              "verdict", "range of seeds")  # fmt: skip
+        cells.append([who, f"{line['rows']:,}", str(len(seeds)), *losses, *compared, verdict, signed(spread)])
+    header = ("network", "rows", "seeds", "its baseline", "network", *COMPARED[:3], COMPARED[-1], "range of seeds")
     return markdown_table(header, cells, (0, 8))
 
 
@@ -169,18 +168,15 @@ def plot_learning_curve(lines: Sequence[dict]) -> Figure:
         left.plot(rows, losses["network"], f"{mark}-", color=color, ms=4, label=network)
         for line in found:
             c, at = line["comparison"], line["rows"] * 1.1**place  # side by side
-            error = [[max(0, c["difference"] - c["low"])], [max(0, c["high"] - c["difference"])]]
+            error = np.maximum(0, [[c["difference"] - c["low"]], [c["high"] - c["difference"]]])
             middle.errorbar(at, c["difference"], error, fmt=mark, color=color, ms=4, lw=1)
-            seeds = line["seed_differences"]
-            middle.plot([at] * len(seeds), seeds, "x", color=color, ms=4)
+            middle.plot([at] * len(line["seeds"]), line["seed_differences"], "x", color=color, ms=4)
     middle.axhline(0, color="black", lw=1, ls=":")
     left.set(title=lines[0]["title"], ylabel="log loss, unsmoothed")
     left.legend(frameon=False, fontsize=7)
     middle.set(title="network minus its baseline")
-    others = pd.DataFrame(PUBLISHED["points"])
-    right.errorbar(
-        others["rows"], others["log_loss"], others["sd"], fmt="D--", color=plots.PINK, mfc="white", capsize=3
-    )
+    others, style = pd.DataFrame(PUBLISHED["points"]), {"fmt": "D--", "color": plots.PINK, "mfc": "white", "capsize": 3}
+    right.errorbar(others["rows"], others["log_loss"], others["sd"], **style)
     right.set(title=PUBLISHED["title"])
     ours = {line["rows"] for line in lines}
     for axes, ticks in ((left, ours), (middle, ours), (right, set(others["rows"]))):

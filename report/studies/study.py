@@ -26,18 +26,16 @@ NETWORKS = {
     "minilm-no-baseline": PLAIN,
     "minilm-plain-head": [*PLAIN, "head=concat"],
 }
-BLENDS = {"blend.json": ("ladder", "minilm")}
 
 
 def main() -> None:
-    """Make every run that is not complete, the blends, and the copies."""
+    """Make every run that is not complete, the blend, and the copies."""
     call_prefcls("ladder", "--out", str(RUNS / "ladder"), settings=ROWS)
     for name, settings in NETWORKS.items():
         settings = [*ROWS, "backbone=minilm", "max_length=192", "num_processes=2", *settings]
         call_prefcls("run", "--out", str(RUNS / name), settings=settings)
-    for blend, names in BLENDS.items():
-        call_prefcls("blend", "--runs", *(str(RUNS / name) for name in names), "--out", str(RUNS / blend))
-    for name in [*(f"{run}/{file}" for run in ("ladder", *NETWORKS) for file in KEPT_FILES), *BLENDS]:
+    call_prefcls("blend", "--runs", str(RUNS / "ladder"), str(RUNS / "minilm"), "--out", str(RUNS / "blend.json"))
+    for name in ["blend.json", *(f"{run}/{file}" for run in ("ladder", *NETWORKS) for file in KEPT_FILES)]:
         write_whole(KEPT / name, lambda temporary, name=name: shutil.copyfile(RUNS / name, temporary))
     print(f"run folders without weights: {KEPT}")
 

@@ -18,7 +18,7 @@ from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import load_backbone, max_positions
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime.files import read_json, write_text
-from report.page import markdown_table
+from report.page import fill_template, markdown_table
 
 FOLDER = Path(__file__).parent
 LENGTHS = (512, 768)  # tokens of a side
@@ -86,26 +86,10 @@ def make_plan(lengths: np.ndarray) -> str:
         if (max_positions(config) or max_length) >= max_length
     ]
     cuts = " and ".join(f"{np.minimum(lengths, limit).mean():.0f} tokens when cut at {limit}" for limit in LENGTHS)
-    fast, slow = (f"{pace / 1e12:g}" for pace in T4_FLOP_PER_SECOND)
-    parts = [
-        "# Plan for a T4",
-        f"Projected, not measured. One T4 of {T4_BYTES / 2**30:.1f} GiB in fp16, at "
-        f"{fast} TFLOP/s (assumed) to {slow} TFLOP/s (what another project measured on a T4, compilation included) of "
-        f"its peak of 65; one epoch of {EPOCH_ROWS:,} rows, {TEST_ROWS:,} test rows; with both T4 about half the "
-        f"hours. A side has {cuts}, on average: the lengths of the shipped rows, stretched to the competition's mean.",
-        "“Fixed” are weights, their fp16 copies, gradients and optimizer state. “KB a token” is what one token of a "
-        "full side adds at the peak, “most tokens” how many of them one micro-batch may have, “recipe” the setting "
-        "`max_tokens_per_micro_step` of the recipe, “peak” the memory of tensors with it. Before the slash without "
-        "gradient checkpointing, behind it with it, which takes a third more time.",
-        markdown_table(HEADER, lines),
-        "Every recipe fits without checkpointing, so a longer side takes one setting: `max_length=768`. If memory runs "
-        "out, the micro-batch is halved automatically; if not even one pair fits, set `gradient_checkpointing=true` "
-        "and, for larger micro-batches again, `max_tokens_per_micro_step=8192` (transformers has no checkpointing for "
-        "MPNet). RoBERTa, MPNet, XLM-R and ELECTRA have one "
-        "embedding for each of 512 positions and take no more; DeBERTa's positions are relative and ModernBERT's "
-        "rotary, so those two read 768.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    return fill_template(FOLDER / "t4_plan_template.md", {
+        "gib": T4_BYTES / 2**30, "paces": [pace / 1e12 for pace in T4_FLOP_PER_SECOND], "epoch_rows": EPOCH_ROWS,
+        "test_rows": TEST_ROWS, "cuts": cuts, "table": markdown_table(HEADER, lines),
+    }) + "\n"  # fmt: skip
 
 
 def count_tokens() -> np.ndarray:

@@ -1,14 +1,17 @@
-"""The learning-curve study: what trains and what scores, that a point is made once; what the report shows of it."""
+"""The studies of the learning curve and of rows whose best log loss is known: what trains and scores, what is drawn."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 
 from prefcls_lib.data import loading
+from prefcls_lib.data.schema import class_shares
 from prefcls_lib.evaluation import compare
+from prefcls_lib.evaluation.scores import row_losses
 from prefcls_lib.pipeline import steps
 from prefcls_lib.runtime.files import read_json
-from report.studies import learning_curve
+from report.studies import known_floor, learning_curve
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,9 @@ def test_rows_that_score_share_no_prompt_with_those_that_train(rows_file):
     assert [len(ids) for ids in drawn] == [20, 40, 40]
 
 
-def test_a_point_is_made_once_and_its_numbers_are_those_of_the_saved_predictions(
-    rows_file, tiny, tmp_path, monkeypatch
-):
+def test_a_point_is_made_once_and_has_the_numbers_of_its_predictions(rows_file, tiny, tmp_path, monkeypatch):
     """Log loss and difference worked out from point.npz; a second call trains nothing; --set makes another curve."""
-    arguments = ["curve", str(rows_file), "--out", str(tmp_path), "--rows", "60", "--seeds", "3"]
-    arguments += ["--backbone", str(tiny)]
+    arguments = f"curve {rows_file} --out {tmp_path} --rows 60 --seeds 3 --backbone {tiny}".split()
     for name, value in (("max_length", 32), ("start_from", "structure_logistic")):
         monkeypatch.setitem(learning_curve.SETTINGS, name, value)
     for more in ([], ["--set", "num_epochs=2"]):
@@ -76,8 +76,37 @@ def test_the_learning_curve_in_the_report_is_the_measured_one(tmp_path):
     learning_curve.write(committed["lines"], tmp_path)
     assert read_json(tmp_path / "learning_curve.json") == committed
     assert (tmp_path / "learning_curve.svg").stat().st_size > 10_000
-    c, cells = committed["lines"][0]["comparison"], committed["table"].splitlines()[2].split(" | ")
-    assert cells[5:7] == [
-        f"{c['difference']:+.4f}".replace("-", "−"),
-        f"{c['low']:+.4f} to {c['high']:+.4f}".replace("-", "−"),
-    ]
+    c, cells = committed["lines"][0]["comparison"], committed["table"].splitlines()[2].replace("−", "-").split(" | ")
+    assert cells[5:7] == [f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with 400 generated rows and a backbone of two layers, and the distributions of the labels."""
+    folder = tmp_path_factory.mktemp("floor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_floor, "LAYERS", 2)
+        known_floor.prepare(folder, 400, seed=1)
+    return folder, np.load(folder / "probs.npy")
+
+
+def test_labels_follow_the_distribution_of_the_text(made):
+    """It is computed again from the written words of one row; class shares are its mean, within four deviations."""
+    folder, probs = made
+    rows = loading.read_rows(folder / "train.csv", labelled=True)
+    worth = dict(zip(*known_floor.make_words(), strict=True))
+    a, b = (rows.loc[7, name][0].split() for name in ("response_a", "response_b"))
+    d = sum(worth[w] for w in a) - sum(worth[w] for w in b) + known_floor.LENGTH_WORTH * (len(a) - len(b))
+    np.testing.assert_allclose(probs[7], softmax([d, -d, 0.0]), atol=1e-9)
+    variances = (probs * (1 - probs)).mean(axis=0) / len(rows)
+    assert (np.abs(class_shares(rows["label"]) - probs.mean(axis=0)) < 4 * np.sqrt(variances)).all()
+    losses, entropy = row_losses(rows["label"], probs), -(probs * np.log(probs)).sum(axis=1)
+    assert abs(losses.mean() - entropy.mean()) < 4 * losses.std() / np.sqrt(len(rows))
+
+
+def test_a_variant_is_compared_with_the_floor_of_its_own_validation_rows(made):
+    """Two layers, ours: far from the floor, and no better than it; 360 rows in steps of 32, two epochs."""
+    folder, probs = made
+    found = known_floor.run_variant("ours", folder, seed=42)
+    assert found["floor"] < found["log_loss"] < found["prior"] + 0.05
+    assert probs.min() > 0 and found["steps"] == 24
