@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
 from prefcls_lib.runtime.files import UserError
@@ -22,8 +21,6 @@ def take_rows(rows: pd.DataFrame, max_rows: int, seed: int) -> pd.DataFrame:
 def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Path = "training rows") -> np.ndarray:
     """The folds of every baseline and network: stratified by label, no prompt group in two folds.
 
-    The plan depends on the rows' content and on `seed`, not on the order of the rows.
-
     Args:
         rows: from `read_rows(..., labelled=True)`.
         num_folds: number of folds; each is about 1/num_folds of the rows.
@@ -32,6 +29,8 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
     Returns:
         (N,) int array: the fold in which each row is validated.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # late, as in `trees.fit_trees`
+
     labels = rows["label"].to_numpy()
     counts = np.bincount(labels, minlength=NUM_CLASSES)
     if (counts == 0).any():
