@@ -7,11 +7,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from kaggle_parts import OWNER, backbone, bundle, layout
+import backbone
+import bundle
+import layout
 
+OWNER = "tester"
 KEY = "0123456789abcdef0123456789abcdef"
 TOKEN = "KGAT_fedcba9876543210"
 NOT_FOUND = (404, {"message": "not found"})
+QUEUED, RUNNING, COMPLETE, CANCELLED, ERROR = (
+    {"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE", "CANCEL_ACKNOWLEDGED", "ERROR")
+)
+PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
 
 
 class StandIn(ThreadingHTTPServer):

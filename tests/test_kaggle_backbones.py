@@ -4,11 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+import backbone
 import pytest
 import sentencepiece
 import torch
 from conftest import SIZES, make_encoder, make_tokenizer, run_arguments
-from kaggle_parts import backbone
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 

@@ -8,12 +8,15 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import backbone
+import bundle
+import layout
 import nbformat
 import pytest
 import torch
+import train
 from conftest import read_tree
-from kaggle_parts import OWNER, backbone, bundle, layout, train
-from kaggle_stand_in import write_small_library
+from kaggle_stand_in import OWNER, write_small_library
 from safetensors.torch import load_file, save_file
 
 from prefcls_lib.models.reward import load_reward_model

@@ -2,14 +2,13 @@
 
 import json
 
+import client
 import pytest
-from kaggle_parts import OWNER, client
-from kaggle_stand_in import KEY, TOKEN, quota
+from kaggle_stand_in import COMPLETE, KEY, OWNER, TOKEN, quota
 
 from prefcls_lib.runtime.files import UserError
 
 KERNEL = client.Kernel(OWNER, "02-roberta-base", 7)
-COMPLETE = {"status": "COMPLETE"}
 OAUTH = {"refresh_token": "r", "access_token": "old", "username": OWNER,
          "access_token_expiration": "2999-01-01T00:00:00+00:00"}  # fmt: skip
 

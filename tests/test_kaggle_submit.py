@@ -4,10 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import kernel_folders
 import numpy as np
 import pandas as pd
 import pytest
-from kaggle_parts import kernel_folders
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import follow
 import pytest
+import train
 from conftest import read_tree
-from kaggle_parts import OWNER, follow, train
-from kaggle_stand_in import KEY, NOT_FOUND, quota
+from kaggle_stand_in import CANCELLED, COMPLETE, ERROR, KEY, NOT_FOUND, OWNER, PROGRESS, QUEUED, RUNNING, quota
 
 from prefcls_lib.runtime.files import UserError
 from report import build
@@ -19,10 +20,6 @@ from report import build
 NAME = "02-roberta-base"
 KERNEL = f"{OWNER}/prefcls-{NAME}"
 WATCH = f"make kaggle-watch OWNER={OWNER} NOTEBOOK={NAME}"
-QUEUED, RUNNING, COMPLETE, CANCELLED = (
-    {"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE", "CANCEL_ACKNOWLEDGED")
-)
-PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
 
 pytestmark = pytest.mark.usefixtures("naps")
 
@@ -156,7 +153,7 @@ def test_only_what_changed_is_sent_and_its_version_waited_for(place, server, run
     assert "version 2: version 1 is ready, 2 is not yet" in shown
 
 
-@pytest.mark.parametrize("state", ["FAILED", "REPROCESSING", "DELETED", "SOMETHING_NEW", "NOT_YET_PERSISTED"])
+@pytest.mark.parametrize("state", ["FAILED", "REPROCESSING", "SOMETHING_NEW"])
 def test_data_set_that_is_never_ready_is_sent_again(server, run, state):
     """An hour, then its state, and nothing is started. It is no dead end: the same command sends it anew."""
     server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": state}]
@@ -209,7 +206,7 @@ def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut
 
 def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
     """The last lines, Kaggle's word, and advice; nothing is downloaded."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING, {"status": "ERROR", "failureMessage": "it failed"}]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING, {**ERROR, "failureMessage": "it failed"}]
     server.log = [f"line {number}" for number in range(50)] + ["torch.OutOfMemoryError: CUDA out of memory."]
     code, shown, _ = run()
     assert code == 1
