@@ -1,8 +1,10 @@
 """What is submitted: attached runs, their blend, and less of both where time is short, never below a valid file."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import kernel_folders
 import numpy as np
@@ -70,23 +72,12 @@ def test_all_in_time_is_the_same_as_predict_blend(two, rows):
     assert found == [("network", 0.75, 2, 2), ("ladder", 0.25, 2, 2)]
 
 
-class Clock:
-    """`time.time()` that advances by an hour whenever it is asked."""
-
-    def __init__(self):
-        self.hours = 0
-
-    def time(self) -> float:
-        self.hours += 1
-        return 3600.0 * self.hours
-
-
 @pytest.fixture
 def clock(monkeypatch) -> None:
-    """Instead of the time of day."""
-    clock = Clock()
-    monkeypatch.setattr(predict, "time", clock)
-    monkeypatch.setattr(submit, "time", clock)
+    """In place of the time of day: an hour has passed whenever it is asked for."""
+    hours = itertools.count(1)
+    for module in (predict, submit):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: 3600.0 * next(hours)))
 
 
 @pytest.mark.parametrize(

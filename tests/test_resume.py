@@ -18,7 +18,7 @@ from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.doctor import capacity
 from prefcls_lib.pipeline.folder import RunFolder, describe_progress
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.runtime.files import UserError, backup_of, write_whole
+from prefcls_lib.runtime.files import UserError, backup_of
 from prefcls_lib.training import loop, optim, validation
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
 
@@ -42,8 +42,11 @@ def stop(tiny, config, folder: Path, step: int, **given) -> None:
 
 
 @pytest.mark.parametrize(("precision", "stops"), [("no", (1, 5)), ("bf16", (3,))])
-def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, precision, stops):
-    """Weights, history and predictions to the bit, with dropout, selection of the best step, and two stops."""
+def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, monkeypatch, capsys, precision, stops):
+    """Weights, history and predictions to the bit, with dropout, selection of the best step, and two stops. Each bar
+    starts at the step of its session, so that the pace and the time left are those of its own steps."""
+    bars, make = [], loop.progress_bar
+    monkeypatch.setattr(loop, "progress_bar", lambda *given: bars.append(make(*given)) or bars[-1])
     config = make_config(num_epochs=3, dropout=0.1, learning_rate=1e-3, mixed_precision=precision)
     whole = make_model(tiny, config)
     expected = fit(whole, config)
@@ -55,6 +58,11 @@ def test_stopped_anywhere_and_resumed_ends_the_same(tiny, tmp_path, capsys, prec
         torch.manual_seed(99)
         result = fit(model, config, session=Session(tmp_path / "state"))
         assert f"fold: resumed at step {first + 2}" in capsys.readouterr().out
+        assert [(bar.initial, bar.n) for bar in bars[-3:]] == [
+            (0, first),
+            (first, first + 2),
+            (first + 2, bars[0].total),
+        ]
         assert_same_weights(model, whole)
         np.testing.assert_array_equal(result.valid_probs, expected.valid_probs)
         columns = ["step", "epoch", "train_log_loss", "valid_log_loss", "learning_rate"]
@@ -76,20 +84,12 @@ def test_best_weights_survive_a_stop(tiny, tmp_path, monkeypatch):
     assert_same_weights(model, whole)
 
 
-def test_bar_of_a_resumed_training_starts_at_its_step(tiny, tmp_path, monkeypatch):
-    """So that the pace and the time left are those of the steps of this session."""
-    bars, make, config = [], loop.progress_bar, make_config()
-    monkeypatch.setattr(loop, "progress_bar", lambda *given: bars.append(make(*given)) or bars[-1])
-    stop(tiny, config, tmp_path / "state", 3)
-    fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
-    assert [bar.initial for bar in bars] == [0, 3]
-    assert [bar.n for bar in bars] == [3, bars[1].total]
-
-
 def test_resumed_after_its_last_step(tiny, tmp_path, monkeypatch):
-    """Killed between the last checkpoint and the saved model: nothing is trained, and the result is the same."""
+    """Killed between the last checkpoint and the saved model: nothing is trained, and the result is the same. Killed
+    between the two renames of a checkpoint, the older one lies under its backup name."""
     config = make_config()
     expected = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
+    (tmp_path / "state").rename(backup_of(tmp_path / "state"))
     monkeypatch.setattr(loop, "train_step", None)
     result = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
     for name in ("valid_probs", "swapped_probs"):
@@ -245,18 +245,3 @@ def test_broken_checkpoint_is_named(home, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"{state}: cannot be read" in error
     assert "Delete it" in error
-
-
-def test_folder_replaced_between_two_renames_is_found(tmp_path):
-    """Killed just there, the older folder lies under its backup name, and nothing else is lost."""
-    folder = tmp_path / "state"
-    for text in ("one", "two"):
-
-        def write(path: Path, text: str = text) -> None:
-            path.mkdir()
-            (path / "file").write_text(text)
-
-        write_whole(folder, write)
-        assert (folder / "file").read_text() == text
-        assert [p.name for p in tmp_path.iterdir()] == ["state"]
-    assert backup_of(folder).name == ".state.old"

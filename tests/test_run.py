@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from conftest import TWO_FOLDS, predict, read_tree, run_arguments, run_small
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from prefcls_lib import cli
@@ -89,21 +88,24 @@ def test_result_holds_what_is_promised(result, home):
 
 def test_reported_numbers_can_be_recomputed(result, oof, finished_run):
     """log_loss and accuracy from oof.csv with scikit-learn, those of the baseline from oof_baselines.csv; their
-    difference is the encoder's share."""
+    difference is the encoder's share. The last line of a fold's history is the log loss of its rows."""
     baselines = read_table(finished_run / "oof_baselines.csv")
     start = baselines[baselines["model"] == "structure_logistic"]
     for table, name in ((oof, "log_loss"), (start, "baseline_log_loss")):
         labels, probs = table["label"], table[list(LABEL_COLUMNS)].to_numpy()
         assert result[name] == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]), abs=1e-12)
-    assert result["accuracy"] == pytest.approx(
-        accuracy_score(oof["label"], oof[list(LABEL_COLUMNS)].to_numpy().argmax(1))
-    )
+    right = oof[list(LABEL_COLUMNS)].to_numpy().argmax(1) == oof["label"]
+    assert result["accuracy"] == pytest.approx(right.mean())
     assert result["valid_rows"] == len(oof) == len(start)
     share = result["encoder_share"]
     assert share["difference"] == pytest.approx(result["log_loss"] - result["baseline_log_loss"])
     assert share["low"] <= share["difference"] <= share["high"]
     (line,) = [line for line in result["baselines"] if line["model"] == result["baseline"]]
     assert line["log_loss"] == pytest.approx(result["baseline_log_loss"])
+    for fold, lines in read_table(finished_run / "history.csv").groupby("fold"):
+        rows = oof[oof["fold"] == fold]
+        loss = sklearn_log_loss(rows["label"], rows[list(LABEL_COLUMNS)].to_numpy(), labels=[0, 1, 2])
+        assert lines["valid_log_loss"].iloc[-1] == pytest.approx(loss, abs=1e-12)
 
 
 def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
@@ -115,18 +117,9 @@ def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
     pd.testing.assert_frame_equal(found.sort_index(), expected.sort_index(), check_dtype=False, check_index_type=False)
 
 
-def test_history_has_both_folds_and_unsmoothed_losses(finished_run, oof):
-    """The last line of each fold is the log loss of that fold's rows in oof.csv."""
-    history = read_table(finished_run / "history.csv")
-    assert history["fold"].unique().tolist() == [0, 1]
-    for fold, lines in history.groupby("fold"):
-        rows = oof[oof["fold"] == fold]
-        loss = sklearn_log_loss(rows["label"], rows[list(LABEL_COLUMNS)].to_numpy(), labels=[0, 1, 2])
-        assert lines["valid_log_loss"].iloc[-1] == pytest.approx(loss, abs=1e-12)
-
-
-def test_submission_is_the_mean_of_the_folds(finished_run, home):
-    """Each fold's saved model predicts what the run has kept in its test.csv; the submission is their mean."""
+def test_submission_is_the_mean_of_the_folds(finished_run, home, capsys):
+    """Each fold's saved model predicts what the run has kept in its test.csv; the submission is their mean, with the
+    test file's ids in order, and check-submission accepts it."""
     rows, kept = loading.read_rows(home / "test.csv", labelled=False), []
     for fold in range(2):
         folder = finished_run / "model" / f"fold{fold}"
@@ -134,15 +127,10 @@ def test_submission_is_the_mean_of_the_folds(finished_run, home):
         kept.append(read_probs(folder / "test.csv"))
         np.testing.assert_array_equal(model.predict_proba(model.read_inputs(rows)), kept[-1])
     assert np.abs(kept[0] - kept[1]).max() > 1e-4
-    np.testing.assert_allclose(read_probs(finished_run / "submission.csv"), (kept[0] + kept[1]) / 2, atol=1e-12)
-
-
-def test_submission_has_the_test_files_ids_in_order(finished_run, home, capsys):
-    """And check-submission accepts it."""
-    with (home / "test.csv").open(encoding="utf-8", newline="") as file:
-        ids = [record["id"] for record in csv.DictReader(file)]
-    assert read_table(finished_run / "submission.csv")["id"].tolist() == ids
-    assert cli.main(["check-submission", str(finished_run / "submission.csv"), "--test", str(home / "test.csv")]) == 0
+    file = finished_run / "submission.csv"
+    np.testing.assert_allclose(read_probs(file), (kept[0] + kept[1]) / 2, atol=1e-12)
+    assert read_table(file)["id"].tolist() == rows["id"].tolist()
+    assert cli.main(["check-submission", str(file), "--test", str(home / "test.csv")]) == 0
     assert "a valid submission for 12 test rows" in capsys.readouterr().out
 
 
