@@ -93,15 +93,11 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert read_tree(place / "runs" / NAME) == server.output
     assert len(server.sent("ListKernelSessionOutput")) >= 3  # pages
     version = f"version 7 of {KERNEL}"
-    expected = (
-        "quota: 30.0 GPU hours left, 11.5 asked for",
-        "prefcls-backbone, version 1: blobs_received",
-        "prefcls-lib, version 1: ready",
-        f"{version} was started",
+    for words in (
+        "quota: 30.0 GPU hours left, 11.5 asked for", "prefcls-backbone, version 1: blobs_received",
+        "prefcls-lib, version 1: ready", f"{version} was started", "network: backbone",
         f"{version}: queued\n{version}: running\n{PROGRESS}\n{version}: complete\n",
-        "network: backbone",
-    )
-    for words in expected:
+    ):  # fmt: skip
         assert words in shown, words
     assert "nothing to see" not in shown
     assert KEY not in shown + errors
@@ -216,18 +212,29 @@ def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
     assert list((place / "runs").iterdir()) == []
 
 
+def fill_disk(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize("urllib3_compares_lengths", [True, False])
 def test_download_that_breaks_off_is_repeated_until_it_is_whole(
     place, server, run, naps, finished_run, monkeypatch, urllib3_compares_lengths
 ):
-    """Twice in the middle of a file: what is missing is asked for, and every byte is right."""
+    """Twice in the middle of a file: what is missing is asked for, and every byte is right. Where the disk is full,
+    nothing half-downloaded stays, and the output is still on Kaggle."""
     server.take_output(finished_run)
+    with monkeypatch.context() as patch:
+        patch.setattr(follow, "_download", fill_disk)
+        code, _, errors = run()
+    assert code == 2 and list((place / "runs").iterdir()) == []
+    assert all(words in errors for words in ("No space left on device", "its output is kept", WATCH))
+    server.script["GetKernelSessionStatus"] = [COMPLETE]
     server.broken = {"oof.csv": 2, "model/fold0/model.safetensors": 1}
     monkeypatch.setattr(follow, "BYTES_AT_ONCE", 100)
     if not urllib3_compares_lengths:  # as before its version 2: half a file is no error
         never = property(lambda response: False, lambda response, value: None)
         monkeypatch.setattr("urllib3.HTTPResponse.enforce_content_length", never, raising=False)
-    code, _, errors = run()
+    code, _, errors = run("--watch")
     assert code == 0, errors
     assert read_tree(place / "runs" / NAME) == server.output
     assert [line.split()[0] for line in server.ranges].count("oof.csv") == 2
@@ -295,21 +302,6 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
     assert "Kaggle still shows the output of the run in" in errors  # an old output is not taken for the new one
     assert run("--watch")[0] == 0
     assert len(list((place / "runs").glob("0*"))) == 1
-
-
-def test_full_disk_while_downloading(place, server, run, monkeypatch, finished_run):
-    """Nothing half-downloaded stays, and the output is still on Kaggle."""
-    server.take_output(finished_run)
-
-    def fill(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(follow, "_download", fill)
-    code, _, errors = run()
-    assert code == 2
-    for words in ("No space left on device", "its output is kept", WATCH):
-        assert words in errors
-    assert list((place / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../../outside.txt", "/tmp/outside.txt", "a\0b"])
