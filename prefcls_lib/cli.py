@@ -3,7 +3,6 @@
 import argparse
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,36 +13,31 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
-from prefcls_lib.runtime.files import UserError, read_json, refuse_overwriting, shown
+from prefcls_lib.data.submission import check_submission, write_submission
+from prefcls_lib.evaluation.compare import Comparison
+from prefcls_lib.runtime.files import UserError, printable, read_json, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 when the user must put something right; `doctor`: 1, not usable."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command is None:
-        parser.print_help()
-        return 0
+    arguments = _parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file need not be text
     try:
         with _interrupts():
             return arguments.command(arguments) or 0
-    except (UserError, OSError) as error:  # OSError: a name that no file can have, a folder that may not be entered
+    except (UserError, OSError, UnicodeError) as error:  # the last two: of a name that no file can have, for example
         message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         message, code = str(error) or "interrupted", 143 if str(error) else 130
         message += ". What was saved is kept; run the same command to resume."
-    print(f"prefcls: {message}", file=sys.stderr)
+    print(f"prefcls: {printable(message)}", file=sys.stderr)
     return code
 
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
     """SIGTERM interrupts as Ctrl-C does; a second Ctrl-C does not interrupt what the first has begun."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -59,58 +53,54 @@ def _interrupts() -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prefcls", description="Predict which of two LLM answers people prefer.")
+    parser.set_defaults(command=lambda _: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND")
-    parser.set_defaults(command=None)
 
-    def add(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text)
+    def add(name: str, function: Callable, text: str, **options: object) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, **options)
         command.set_defaults(command=function)
         return command
 
-    run = add("run", _run, "train, validate, predict: from CSV to a checked submission")
-    ladder = add("ladder", partial(_run, network=False), "a run without a network: its baseline, with the same files")
-    for command in (run, ladder):
-        command.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
-        command.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("--out", help="run folder")
+    settings.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
+    settings.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
+    files = argparse.ArgumentParser(add_help=False, parents=[settings])
+    files.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
+    files.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
+    test = {"required": True, "help": 'test CSV or "sample"'}
 
+    add("run", _run, "train, validate, predict: from CSV to a checked submission", parents=[files])
+    add("ladder", partial(_run, network=False), "a run without a network: its baseline", parents=[files])
     blend = add("blend", _blend, "weigh and calibrate runs on their out-of-sample predictions")
     blend.add_argument("--runs", required=True, nargs="+", type=Path, metavar="DIR", help="finished run folders")
     blend.add_argument("--out", required=True, type=Path, help="blend.json to write")
-
     predict = add("predict", _predict, "predict new rows with a finished run or a blend")
-    source = predict.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", help="run folder")
-    source.add_argument("--blend", metavar="blend.json", type=Path, help="what `prefcls blend` wrote")
-    predict.add_argument("--test", required=True, help='test CSV or "sample"')
+    model = predict.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", dest="model", metavar="DIR", help="run folder")
+    model.add_argument("--blend", dest="model", metavar="blend.json", help="what `prefcls blend` wrote")
+    predict.add_argument("--test", **test)
     predict.add_argument("--out", required=True, help="submission CSV to write")
-
     check = add("check-submission", _check_submission, "check a submission against the test rows")
     check.add_argument("file", metavar="FILE")
-    check.add_argument("--test", required=True, help='test CSV or "sample"')
-
-    convert = add("convert", _convert, "public arena files (33k, 55k, 100k, 140k, WSDM) to a CSV for extra_train")
-    convert.formatter_class, convert.epilog = argparse.RawDescriptionHelpFormatter, LICENCES
+    check.add_argument("--test", **test)
+    convert = add("convert", _convert, "public arena files (33k, 55k, 100k, 140k, WSDM) to a CSV for extra_train",
+                  formatter_class=argparse.RawDescriptionHelpFormatter, epilog=LICENCES)  # fmt: skip
     convert.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Parquet or CSV, as published")
     convert.add_argument("--out", required=True, type=Path, help="CSV; for sets with other shares of ties, call again")
     convert.add_argument("--against", type=Path, metavar="train.csv", help="training file, whose rows are left out")
-
-    doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no")
+    doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no", parents=[settings])
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
-    for command in (run, ladder, doctor):
-        command.add_argument("--out", help="run folder")
-        command.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
 
     # what `run` and the submit notebook start in subprocesses
     fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
-    share = add("predict-models", _predict_models, "predict rows with some models: a process of the submit notebook")
-    share.add_argument("--rows", required=True, type=Path, metavar="CSV")
-    share.add_argument("--out", required=True, type=Path, metavar="DIR")
-    share.add_argument("--deadline", required=True, type=float, help="seconds since 1970")
-    share.add_argument("models", nargs="+", type=Path, metavar="DIR", help="model/fold0 of a run, ...")
+    part = add("predict-part", _predict_part, "predict a part of the rows: a process of the submit notebook")
+    part.add_argument("--deadline", required=True, type=float, help="seconds since 1970")
+    part.add_argument("folder", type=Path, metavar="DIR", help="with rows.csv; the predictions are written there")
+    part.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model/fold0 of a run, ...")
     return parser
 
 
@@ -121,8 +111,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         if not separator:
             raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
         overrides[key.strip()] = value
-    names = ("train", "test", "out", "backbone")
-    given = {name: getattr(arguments, name, None) for name in names}
+    given = {name: getattr(arguments, name, None) for name in ("train", "test", "out", "backbone")}
     overrides |= {name: value for name, value in given.items() if value is not None}
     return RunConfig.from_yaml(arguments.config, overrides)
 
@@ -147,7 +136,6 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 def _blend(arguments: argparse.Namespace) -> None:
     from prefcls_lib.ensemble import blend
-    from prefcls_lib.evaluation.compare import Comparison
 
     refuse_overwriting(arguments.out, *arguments.runs)
     result = blend.fit_runs(arguments.runs, arguments.out)
@@ -161,25 +149,22 @@ def _blend(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.data.submission import write_submission
     from prefcls_lib.ensemble import predictor
 
-    test, model = loading.locate_csv(arguments.test, "test"), arguments.blend or arguments.run
-    refuse_overwriting(arguments.out, test, model)
+    test = loading.locate_csv(arguments.test, "test")
+    refuse_overwriting(arguments.out, test, arguments.model)
     rows = loading.read_rows(test, labelled=False)
-    write_submission(arguments.out, list(rows[ID]), predictor.load(model).predict_rows(rows, "predict"))
+    write_submission(arguments.out, list(rows[ID]), predictor.load(arguments.model).predict_rows(rows, "predict"))
     print(f"submission: {arguments.out} ({len(rows)} rows)")
 
 
-def _predict_models(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline.predict import predict_to_files
+def _predict_part(arguments: argparse.Namespace) -> None:
+    from prefcls_lib.pipeline.predict import predict_part
 
-    predict_to_files(arguments.models, arguments.rows, arguments.out, arguments.deadline)
+    predict_part(arguments.folder, arguments.models, arguments.deadline)
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.data.submission import check_submission
-
     rows = loading.read_rows(loading.locate_csv(arguments.test, "test"), labelled=False)
     check_submission(arguments.file, list(rows[ID]))
     print(f"{arguments.file}: a valid submission for {len(rows)} test rows")

@@ -1,32 +1,24 @@
 """RunConfig: every setting of a run, in one flat frozen record.
 
-The names are those of `--set key=value`, of a YAML file, and of the notebooks' parameters cell, so a value
-means the same thing wherever it is typed.
+The names and values are those of `--set key=value`, of a YAML file, and of the notebooks' parameters cell.
 """
 
 import difflib
-import math
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from prefcls_lib.runtime.files import UserError, printable, reading, shown
 
 
-class Range(NamedTuple):
-    """The smallest and the largest allowed value of a setting."""
-
-    low: float
-    high: float = math.inf
-
-
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of one run. `None` means: what the backbone's recipe says (`recipes.RECIPES`)."""
+    """Settings of one run. None: what the backbone's recipe says (`recipes.RECIPES`). Numbers have their range."""
 
     # what is run, on what, to where
     backbone: str = "microsoft/deberta-v3-xsmall"  # folder, attached Kaggle input, or hub name
@@ -35,44 +27,42 @@ class RunConfig:
     extra_train: str | None = None  # CSV of more rows, for training alone; several: a list, or with commas between them
     out: str = "auto"  # run folder; auto: /kaggle/working on Kaggle, else runs/<backbone>
     # rows and folds
-    max_train_rows: Annotated[int, Range(0)] = 0  # rows of the training file to use, chosen by content; 0: all
-    num_folds: Annotated[int, Range(2, 100)] = 10  # stratified folds grouped by prompt
+    max_train_rows: Annotated[int, 0, 10**9] = 0  # rows of the training file to use, chosen by content; 0: all
+    num_folds: Annotated[int, 2, 100] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
-    fold_seed: Annotated[int | None, Range(0, 2**32 - 1)] = None  # of rows, folds and baselines; None: as seed
-    num_seeds: Annotated[int, Range(1, 100)] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
+    seed: Annotated[int, 0, 2**32 - 1] = 42
+    fold_seed: Annotated[int | None, 0, 2**32 - 1] = None  # of rows, folds and baselines; None: as seed
+    num_seeds: Annotated[int, 1, 100] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
-    max_length: Annotated[int, Range(16, 65_536)] = 512  # tokens of a side, or of a cross-encoder's pair of sides
+    max_length: Annotated[int, 16, 65_536] = 512  # tokens of a side, or of a cross-encoder's pair of sides
     # model
     architecture: Literal["siamese", "cross"] = "siamese"  # each answer by itself, or both in one sequence
     init_from: str | None = None  # a reward model's folder, attached input or hub name: used in place of `backbone`
     head: Literal["symmetric", "concat"] = "symmetric"  # concat: the original study's
     # the baseline to improve on
     start_from: Literal["structure_ensemble", "structure_tfidf", "structure_logistic", "none"] | None = None
-    dropout: Annotated[float | None, Range(0, 0.9)] = None  # in encoder and head
+    dropout: Annotated[float | None, 0, 0.9] = None  # in encoder and head
     # training
-    num_epochs: Annotated[int | None, Range(1, 1000)] = None
-    learning_rate: Annotated[float | None, Range(0, 1)] = None  # peak rate of the encoder's top layer
-    layer_decay: Annotated[float | None, Range(0.1, 1)] = None  # a layer's rate as a share of the rate of the one above
-    head_learning_rate: Annotated[float | None, Range(0, 1)] = None
-    batch_size: Annotated[int, Range(1, 65_536)] = 32  # pairs in one optimizer step
-    max_tokens_per_micro_step: Annotated[int | None, Range(16)] = None  # tokens held for one backward pass
+    num_epochs: Annotated[int | None, 1, 1000] = None
+    learning_rate: Annotated[float | None, 0, 1] = None  # peak rate of the encoder's top layer
+    layer_decay: Annotated[float | None, 0.1, 1] = None  # a layer's rate as a share of the rate of the one above
+    head_learning_rate: Annotated[float | None, 0, 1] = None
+    batch_size: Annotated[int, 1, 65_536] = 32  # pairs in one optimizer step
+    max_tokens_per_micro_step: Annotated[int | None, 16, 10**9] = None  # tokens held for one backward pass
     gradient_checkpointing: bool = False  # recompute activations: a third more time, far less memory
-    validations_per_epoch: Annotated[int | None, Range(1, 1000)] = None
+    validations_per_epoch: Annotated[int | None, 1, 1000] = None
     schedule: Literal["linear", "plateau"] | None = None  # to zero, or a tenth after an epoch without progress
-    warmup_ratio: Annotated[float | None, Range(0, 1)] = None
-    weight_decay: Annotated[float, Range(0, 1)] = 0.01
-    label_smoothing: Annotated[float | None, Range(0, 0.5)] = None  # of the training loss, never of a reported number
+    warmup_ratio: Annotated[float | None, 0, 1] = None
+    weight_decay: Annotated[float, 0, 1] = 0.01
+    label_smoothing: Annotated[float | None, 0, 0.5] = None  # of the training loss, never of a reported number
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    num_processes: Annotated[int | None, Range(1, 1024)] = None  # None: one a GPU, for folds and seeds or for one model
-    time_budget_hours: Annotated[float | None, Range(0.001, 1000)] = None  # for the whole command; None: no limit
+    num_processes: Annotated[int | None, 1, 1024] = None  # None: one a GPU, for folds and seeds or for one model
+    time_budget_hours: Annotated[float | None, 0.001, 1000] = None  # for the whole command; None: no limit
     report_to: str = "none"  # trackers: tensorboard, wandb, mlflow, trackio, ... with commas between them; or all
     resume_from: str | None = None  # an earlier run's folder, only read: it is copied, and that run is resumed
 
     def __post_init__(self):
-        if isinstance(self.extra_train, (list, tuple)) and all(isinstance(p, (str, Path)) for p in self.extra_train):
-            object.__setattr__(self, "extra_train", ",".join(map(str, self.extra_train)))
         for name, annotation in get_type_hints(type(self), include_extras=True).items():
             object.__setattr__(self, name, _read_value(name, getattr(self, name), annotation))
         if self.fold_seed is None:
@@ -88,10 +78,7 @@ class RunConfig:
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, object], source: str = "settings") -> "RunConfig":
-        """Build a config from names and values, as a YAML file, `--set` or papermill deliver them.
-
-        Values may be text ("false", "1e-4", "[1,2]"): they are coerced to the setting's type.
-        """
+        """Build a config from names and values; text ("false", "1e-4", "[1,2]") is coerced to the setting's type."""
         names = [field.name for field in fields(cls)]
         for name in settings:
             if name not in names:
@@ -104,9 +91,9 @@ class RunConfig:
     def from_namespace(cls, namespace: dict[str, object]) -> "RunConfig":
         """Build a config from a notebook's `globals()`, right after its parameters cell.
 
-        Every plain value defined so far is taken as a setting, so that a parameter which papermill injected under a
-        mistyped name stops the run instead of being ignored. When the cell is run again in the same kernel, later cells
-        have defined names of their own: then a name that is no setting is refused only where it is close to one.
+        Every plain value defined so far is taken as a setting, so that a mistyped name which papermill injected stops
+        the run. When the cell is run again, later cells have defined names of their own: then a name that is no setting
+        is refused only where it is close to one.
         """
         plain, ipythons = (str, int, float, bool, list, tuple, dict, types.NoneType), ("In", "Out")
         settings = {k: v for k, v in namespace.items()
@@ -146,50 +133,43 @@ def read_settings(path: Path) -> dict[str, object]:
 
 def _read_value(name: str, value: object, annotation: object) -> object:
     """`value` coerced to the type of its annotation, one of its choices and within its range; else a UserError."""
-    annotation, limits = get_args(annotation) if get_origin(annotation) is Annotated else (annotation, None)
+    annotation, *limits = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     optional = types.NoneType in get_args(annotation)
     annotation = get_args(annotation)[0] if optional else annotation
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     text = value.strip().lower() if isinstance(value, str) else value
     if optional and (text is None or text in ("", "none", "null", "~")) and text not in choices:
         return None
-    if value is False and "no" in choices:  # YAML's `no`, as papermill reads it
-        value = "no"
-    value = _coerce(name, value, str if choices else annotation)
-    if choices and (value := value.lower()) not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"setting {name}={shown(value)}: choose one of {', '.join(choices)}.{hint}")
-    if limits and not (limits.low <= value <= limits.high and math.isfinite(value)):  # false for NaN
-        bounded = f"number from {limits.low} to {limits.high}"
-        expected = bounded if math.isfinite(limits.high) else f"finite number, {limits.low} or more"
-        raise UserError(f"setting {name}={value!r}: expected a {expected}.")
+    if choices:
+        value = _coerce(name, "no" if value is False else value, str).lower()  # YAML's `no`, as papermill reads it
+        if value not in choices:
+            raise UserError(f"setting {name}={shown(value)}: choose one of {', '.join(choices)}.")
+        return value
+    value = _coerce(name, value, annotation)
+    if limits and not limits[0] <= value <= limits[1]:  # true for NaN
+        raise UserError(f"setting {name}={value!r}: expected a number from {limits[0]} to {limits[1]}.")
     return value
 
 
 def _coerce(name: str, value: object, kind: object) -> object:
     """`value` as a `kind`, where it is one or a text that names one; else a UserError."""
-    words = {int: "a whole number like 256", float: "a number like 0.5", bool: "true or false", str: "text"}
-    error = UserError(f"setting {name}={shown(value)}: expected {words.get(kind, 'whole numbers like [0, 1]')}.")
-    if isinstance(value, str):
-        value = value.strip()
-    if kind is str:
-        number = isinstance(value, int) and not isinstance(value, bool)  # papermill's -p out 2024
-        if not (number or isinstance(value, (str, Path))) or not str(value) or printable(str(value)) != str(value):
-            raise error
-        return str(value)
+    value = value.strip() if isinstance(value, str) else value
     if kind == tuple[int, ...]:
         if isinstance(value, str):
             value = [item for item in value.removeprefix("[").removesuffix("]").split(",") if item.strip()]
         return tuple(_coerce(name, item, int) for item in (value if isinstance(value, (list, tuple)) else [value]))
+    words = {int: "a whole number like 256", float: "a number like 0.5", bool: "true or false", str: "text"}
+    error = UserError(f"setting {name}={shown(value)}: expected {words[kind]}.")
+    if kind is str:
+        if isinstance(value, (list, tuple)) and all(isinstance(item, (str, Path)) for item in value):
+            value = ",".join(map(str, value))
+        number = isinstance(value, int) and not isinstance(value, bool)  # papermill's -p out 2024
+        if not (number or isinstance(value, (str, Path))) or not str(value) or printable(str(value)) != str(value):
+            raise error
+        return str(value)
     if kind is bool and isinstance(value, str):
         value = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(value.lower())
-    if isinstance(value, bool) != (kind is bool):
-        raise error
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise error from None
-    if kind is int and not number.is_integer():
-        raise error
-    return kind(number)
+    with suppress(TypeError, ValueError, OverflowError):
+        if isinstance(value, bool) == (kind is bool) and (kind is not int or float(value).is_integer()):
+            return kind(float(value))
+    raise error

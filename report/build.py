@@ -86,7 +86,7 @@ def _fixed_values() -> dict:
         "prior_loss": -sum(share * math.log(share) for share in prior), "log": math.log,
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
         "describe": tables.describe_run, "signed": page.signed,
-        "fit": lambda run: calibration.fit_calibration(run.oof["label"].to_numpy(), run.probs(run.oof.index)),
+        "fit": lambda run: calibration.fit_blend(run.oof["label"].to_numpy(), [run.probs(run.oof.index)]).calibration,
         "compared": lambda values: " | ".join(tables.comparison_cells(compare.Comparison.from_dict(values))),
         "titled": page.embed_table, "table": page.markdown_table, "difference": tables.format_difference,
         "escape": page.escape_text, "uniform": plots.UNIFORM,

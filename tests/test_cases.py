@@ -224,7 +224,7 @@ def test_stopped_outside_training(prefcls, home, finished_run, tmp_path, monkeyp
             patch.setattr(owner, name, stop)
             code, _, error = prefcls(*arguments)
         assert (code, "run the same command to resume" in error) == ({2: 130, 15: 143}[number], True)
-        assert not list(tmp_path.rglob("*.tmp")) and not (out / "result.json").exists()
+        assert not list(tmp_path.rglob(".tmp-*")) and not (out / "result.json").exists()
     assert [path.name for path in sorted((out / "model").iterdir())] == ["fold0"]
     assert prefcls(*arguments)[0] == 0
     assert (out / "submission.csv").read_bytes() == (finished_run / "submission.csv").read_bytes()

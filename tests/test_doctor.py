@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, DebertaV2Config, ElectraConfig, RobertaConfig
+from transformers import ElectraConfig
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig
@@ -16,12 +16,6 @@ from prefcls_lib.runtime import devices, kaggle
 from prefcls_lib.runtime.files import UserError
 
 ROOT = Path(checks.__file__).parents[2]
-CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
-DEBERTA = DebertaV2Config(
-    vocab_size=128_100, hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536,
-    type_vocab_size=0, relative_attention=True, position_buckets=256, pos_att_type=["p2c", "c2p"], share_att_key=True,
-    position_biased_input=False, max_relative_positions=-1,
-)  # fmt: skip
 ELECTRA = ElectraConfig(
     embedding_size=1024, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
 )
@@ -35,15 +29,14 @@ def detached(monkeypatch, tmp_path):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """gpu(name, capability): a machine with that GPU, and a torch built for CUDA 12.8."""
+    """gpu(name): a machine with that GPU."""
 
-    def pretend(name: str, capability: tuple[int, int]) -> None:
+    def pretend(name: str) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
-        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU128)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
 
     return pretend
 
@@ -62,36 +55,28 @@ def test_supported_range_is_what_pyproject_and_constraints_say():
     ("name", "version", "state", "words"),
     [("python", "3.10.9", "bad", "python>=3.11"), ("python", "3.13.5", "ok", ""),
      ("python", "3.14.0", "note", "python 3.13"), ("transformers", "4.57.1", "bad", "transformers>=5.0"),
-     ("transformers", devices.MISSING, "bad", "transformers>=5.0"),
      ("transformers", "5.0.0", "ok", ""), ("transformers", "5.23.0+local", "ok", ""),
      ("transformers", "6.1.0", "note", "transformers 5.23.0")],
 )  # fmt: skip
 def test_packages(name, version, state, words):
-    """Missing, too old, the floor, a local build of the newest, newer than tested."""
+    """Too old, the floor, a local build of the newest, newer than tested."""
     installed = {name: newest for name, (_, newest) in checks.SUPPORTED.items()}
     check = checks.check_packages({**installed, name: version})
     assert (check.state, words in check.advice) == (state, True)
 
 
-@pytest.mark.parametrize(
-    ("capability", "built", "can"),
-    [((6, 0), CU128, False), ((6, 0), ["sm_50", "sm_60", "sm_70"], True), ((7, 5), CU128, True), ((8, 9), CU128, True),
-     ((8, 0), ["sm_86"], False), ((9, 0), ["sm_90a"], True), ((12, 1), ["sm_90", "compute_90"], True),
-     ((12, 1), ["sm_90"], False)],
-)  # fmt: skip
-def test_which_gpus_a_torch_runs_on(capability, built, can):
-    """Same major number and no older minor one; or portable code."""
-    assert capacity.can_run(capability, built) is can
+def test_a_gpu_without_code_is_found_before_anything_is_spent(gpu, monkeypatch, capsys):
+    """is_available() is True for a P100, too."""
 
+    def fail(*shape, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
 
-def test_p100_is_found_before_anything_is_spent(gpu, capsys):
-    """is_available() is True there, and the first operation would fail."""
-    gpu("Tesla P100-PCIE-16GB", (6, 0))
+    gpu("Tesla P100-PCIE-16GB")
+    monkeypatch.setattr(torch, "ones", fail)
     check = checks.check_gpu()
-    assert check.state == "bad"
-    assert "Tesla P100-PCIE-16GB is sm_60" in check.finding
-    assert "GPU T4 x2" in check.advice
-    with pytest.raises(UserError, match="sm_60"):
+    assert (check.state, "GPU T4 x2" in check.advice) == ("bad", True)
+    assert check.finding.startswith("1 x Tesla P100-PCIE-16GB: the first operation fails (CUDA error: no kernel image")
+    with pytest.raises(UserError, match="no kernel image"):
         checks.first_look()
     assert cli.main(["doctor"]) == 1
     assert "not usable as it is" in capsys.readouterr().out
@@ -99,20 +84,12 @@ def test_p100_is_found_before_anything_is_spent(gpu, capsys):
 
 def test_t4_is_fine_and_its_bf16_is_emulated(gpu, monkeypatch):
     """fp16 is used there; on Kaggle, one GPU where there could be two doubles the hours, which is said."""
-    gpu("Tesla T4", (7, 5))
-    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(8))
+    gpu("Tesla T4")
     check = checks.check_gpu()
     assert (check.state, check.finding) == ("ok", "1 x Tesla T4, bf16 only emulated: fp16 is used")
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     check = checks.check_gpu()
     assert (check.state, check.advice) == ("note", "One GPU; GPU T4 x2 has two.")
-
-    def fail(*shape, device):
-        raise RuntimeError("CUDA error: device-side assert triggered\nmore")
-
-    monkeypatch.setattr(torch, "ones", fail)
-    check = checks.check_gpu()
-    assert (check.state, "device-side assert" in check.finding) == ("bad", True)
 
 
 @pytest.mark.parametrize(
@@ -129,19 +106,6 @@ def test_no_gpu(tmp_path, monkeypatch, run_type, megabytes, limit, state):
     assert check.state == state
     assert "phone is not verified" in check.advice
     assert checks.check_gpu().state == "note"  # without a network
-
-
-@pytest.mark.parametrize(
-    "config",
-    [ELECTRA, DEBERTA, RobertaConfig(vocab_size=50_265, max_position_embeddings=514)],
-    ids=["electra", "deberta", "roberta"],
-)
-def test_parameters_are_counted_within_three_percent(config):
-    """From the configuration alone, as of the real encoder."""
-    with torch.device("meta"):
-        encoder = AutoModel.from_config(config)
-    real = sum(parameter.numel() for parameter in encoder.parameters())
-    assert capacity.count_parameters(config) == pytest.approx(real, rel=0.03)
 
 
 def test_disk_by_hand():
@@ -176,15 +140,12 @@ def settings_of(folder: Path, **settings: object) -> tuple[Backbone, RunConfig]:
 
 @pytest.mark.parametrize(
     ("free", "changed", "state", "advice"),
-    [
-        (10**12, {}, "ok", ""),
-        (12 * 10**6, {}, "note", r"Set max_tokens_per_micro_step=\d+\."),
-        (12 * 10**6, {"max_tokens_per_micro_step": 256}, "ok", ""),
-        (2 * 10**6, {"max_length": 200}, "note", "Two full sides do not fit: set gradient_checkpointing=true"),
-        (2 * 10**6, {"gradient_checkpointing": True, "max_tokens_per_micro_step": 64}, "ok", ""),
-        (10**6, {}, "bad", "choose a smaller one"),
-    ],
-)
+    [(10**12, {}, "ok", ""), (12 * 10**6, {}, "note", r"Set max_tokens_per_micro_step=\d+\."),
+     (12 * 10**6, {"max_tokens_per_micro_step": 256}, "ok", ""),
+     (2 * 10**6, {"max_length": 200}, "note", "Two full sides do not fit: set gradient_checkpointing=true"),
+     (2 * 10**6, {"gradient_checkpointing": True, "max_tokens_per_micro_step": 64}, "ok", ""),
+     (10**6, {}, "bad", "choose a smaller one")],
+)  # fmt: skip
 def test_memory(tiny, monkeypatch, free, changed, state, advice):
     """Enough for the setting; less, with the setting to choose; it was chosen; too little for any step."""
     backbone, config = settings_of(tiny, **changed)
@@ -253,20 +214,21 @@ def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
     assert "more than once" in checks.check_inputs().finding
 
 
-def test_copies_of_another_commit_are_a_note(monkeypatch, tmp_path):
+def test_other_copies_of_the_library_are_a_note(tmp_path):
     """What runs, from where, and what else is attached."""
     assert checks.check_library().state == "ok"
-    other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib"
-    other.mkdir(parents=True)
-    (other / "__init__.py").write_text("")
-    (other / "commit.txt").write_text("4567")
+    other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib" / "__init__.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("")
     check = checks.check_library()
-    assert (check.state, "4567" in check.advice) == ("note", True)
+    assert (check.state, str(other) in check.advice) == ("note", True)
     assert str(ROOT / "prefcls_lib") in check.finding
 
 
-def test_doctor_as_a_command(tiny, tmp_path, capsys):
-    """One line a check, exit code 0 and 1; nothing is written."""
+def test_doctor_as_a_command_and_a_table(tiny, tmp_path, capsys):
+    """One line a check, exit code 0 and 1; nothing is written. In notebooks a table, the commit in it."""
+    html = checks.first_look(RunConfig(backbone=str(tiny), max_length=32)).to_html()
+    assert [name for name in ("python", "gpu", "memory", "disk", "commit not recorded") if name not in html] == []
     assert cli.main(["doctor", "--backbone", str(tiny), "--set", "max_length=32", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "usable"
@@ -274,9 +236,3 @@ def test_doctor_as_a_command(tiny, tmp_path, capsys):
     assert cli.main(["doctor", "--backbone", str(tmp_path / "nowhere")]) == 1
     assert re.search(r"^bad +settings .* was not found\. Tried:", capsys.readouterr().out, re.M)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_first_look_is_a_table(tiny):
-    """As the notebooks show it, one line a check, the commit among them."""
-    html = checks.first_look(RunConfig(backbone=str(tiny), max_length=32)).to_html()
-    assert [name for name in ("python", "gpu", "memory", "disk", "commit not recorded") if name not in html] == []

@@ -20,7 +20,7 @@ NAMES = [path.stem for path in (t4_plan.FOLDER.parent / "backbones").glob("*.jso
     ("name", "millions"),
     [("deberta-v3-small", 141), ("deberta-v3-base", 184), ("deberta-v3-large", 434), ("modernbert-base", 149),
      ("modernbert-large", 395), ("ettin-encoder-150m", 149), ("ettin-encoder-400m", 395), ("xlm-roberta-base", 278),
-     ("mdeberta-v3-base", 278), ("all-mpnet-base-v2", 109)],
+     ("mdeberta-v3-base", 278), ("all-mpnet-base-v2", 109), ("electra-large-discriminator", 334)],
 )  # fmt: skip
 def test_configurations_have_the_published_size(name, millions):
     """Parameters counted on the model, without its pooler, and those that the plan is made from."""
@@ -66,9 +66,6 @@ def test_bytes_by_hand():
     config = read_config("electra-large-discriminator")
     assert capacity.bytes_per_token(config, True, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 40
     assert capacity.bytes_per_token(config, False, checkpointing=True) == 24 * 1024 * 4 + 1.5 * 1024 * 80
-    left = 0.9 * t4_plan.T4_BYTES - capacity.fixed_bytes(config, True)
-    held = capacity.largest_micro_batch(config, t4_plan.T4_BYTES, True, checkpointing=True)
-    assert held == pytest.approx(left / (24 * 1024 * 4 + 1.5 * 1024 * 40), abs=1)
 
 
 def test_operations_by_hand():

@@ -27,11 +27,18 @@ def _rows(prompts: list, a: list, b: list, **columns: list) -> pd.DataFrame:
     return rows.assign(**columns)
 
 
-def test_log_loss_is_the_mean_of_minus_log_of_the_true_class():
-    """By hand: the true classes got 1/2 and 1/4, so (ln 2 + ln 4) / 2 = 1.5 ln 2."""
-    labels = np.array([0, 0])
+def test_scores_by_hand():
+    """The true classes got 1/2 and 1/4: log loss (ln 2 + ln 4) / 2 = 1.5 ln 2. Brier: row 1 is right, .25+.0625+.0625 =
+    .375; row 2 is wrong, .5625+.25+.0625 = .875; mean .625. Each is a fold: sample deviation ln 2 / sqrt(2); of a
+    single fold none is known."""
+    labels, groups = np.array([0, 0]), np.array(["p", "q"])
     assert scores.row_losses(labels, HALF_AND_QUARTERS) == pytest.approx([np.log(2), np.log(4)])
-    assert scores.log_loss(labels, HALF_AND_QUARTERS) == pytest.approx(1.5 * np.log(2))
+    found = compare.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([0, 3]))
+    assert found["log_loss"] == scores.log_loss(labels, HALF_AND_QUARTERS) == pytest.approx(1.5 * np.log(2))
+    assert (found["accuracy"], found["brier_score"]) == (0.5, pytest.approx(0.625))
+    assert found["log_loss_fold_sd"] == pytest.approx(np.log(2) / np.sqrt(2))
+    one_fold = compare.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([3, 3]))
+    assert one_fold == found | {"log_loss_fold_sd": None}
 
 
 def test_log_loss_equals_that_of_scikit_learn_even_for_a_certain_mistake():
@@ -41,21 +48,17 @@ def test_log_loss_equals_that_of_scikit_learn_even_for_a_certain_mistake():
     assert scores.log_loss(labels, probs) == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]))
 
 
-def test_accuracy_and_brier_score_by_hand():
-    """Row 1 is right: .25+.0625+.0625 = .375; row 2 is wrong: .5625+.25+.0625 = .875; mean .625."""
-    labels = np.array([0, 0])
-    assert scores.accuracy(labels, HALF_AND_QUARTERS) == 0.5
-    assert scores.brier_score(labels, HALF_AND_QUARTERS) == pytest.approx(0.625)
-
-
 def test_expected_calibration_error_by_hand():
-    """Bin (.4,.6]: confidence .5, accuracy 1/2, gap 0; bin (.8,1]: .9 and 1, gap .1; half the rows each."""
+    """Bin (.4,.6]: confidence .5, accuracy 1/2, gap 0; bin (.8,1]: .9 and 1, gap .1; half the rows each. If calibrated:
+    rows of confidence .6 and .9 have errors .4 or .6 (p .6, .4), .1 or .9 (p .9, .1): mean .33."""
     probs = np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]])
     labels = np.array([0, 1, 1, 2])
     assert scores.expected_calibration_error(labels, probs, num_bins=5) == pytest.approx(0.05)
     table = scores.reliability_table(labels, probs, num_bins=5)
     assert table.to_dict("list") == {"low": [0.4, 0.8], "high": [0.6, 1.0], "count": [2, 2], "confidence": [0.5, 0.9],
                                      "accuracy": [0.5, 1.0]}  # fmt: skip
+    probs = np.array([[0.6, 0.2, 0.2], [0.05, 0.05, 0.9]])
+    assert scores.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +73,15 @@ def test_check_probs_names_the_first_bad_row(bad_row):
         scores.check_probs(good, "oof.csv")
 
 
-def test_bootstrap_interval_of_equal_groups_is_that_of_their_means():
-    """Ten rows a group, all alike: 200 independent values, so the interval is +-1.96 / sqrt(200) wide, not
-    +-1.96 / sqrt(2000) as if rows were independent."""
-    values = np.repeat(np.random.default_rng(1).standard_normal(200), 10)
-    groups = np.repeat(np.arange(200), 10).astype(str)
-    low, high = compare.bootstrap_interval(values, groups)
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(200), rel=0.08)
+@pytest.mark.parametrize(("prompts", "rows", "draws"), [(200, 10, 4000), (3000, 1, 500)])
+def test_bootstrap_interval_is_that_of_the_prompts_means(monkeypatch, prompts, rows, draws):
+    """Ten rows a prompt, all alike: 200 independent values, not 2,000. 3,000 prompts of which a resample draws 500: the
+    standard error is still that of 3,000."""
+    monkeypatch.setattr(compare, "MOST_DRAWS", draws)
+    values = np.random.default_rng(1).standard_normal(prompts)
+    low, high = compare.bootstrap_interval(np.repeat(values, rows), np.repeat(np.arange(prompts), rows).astype(str))
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(prompts), rel=0.08)
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * (high - low))
 
 
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
@@ -100,7 +105,8 @@ def test_no_interval_from_one_group():
 
 
 def test_compare_gives_each_verdict_and_covers_the_known_difference():
-    """The true class gets .5 against about .4: the difference is near ln(.4/.5) = -.22, and mirrored."""
+    """The true class gets .5 against about .4: the difference is near ln(.4/.5) = -.22, and mirrored. Of noise the
+    interval is 3.92 standard errors wide, and the smallest effect to plan with is 2.8 of them."""
     generator = np.random.default_rng(3)
     labels, groups = generator.integers(0, 3, 600), generator.integers(0, 300, 600).astype(str)
     good = np.where(np.eye(3)[labels] == 1, 0.5, 0.25)
@@ -112,28 +118,19 @@ def test_compare_gives_each_verdict_and_covers_the_known_difference():
     same = compare.compare(labels, good, good, groups)
     assert (same.verdict, same.difference, same.low, same.high, same.p) == ("INCONCLUSIVE", 0.0, 0.0, 0.0, 1.0)
     assert (beats.rows, beats.groups) == (600, len(set(groups)))
+    noise = compare.compare(labels, _random_probs(600, 5), _random_probs(600, 6), groups)
+    assert noise.verdict == noise.to_dict()["verdict"] == "INCONCLUSIVE" and noise.low < 0 < noise.high
+    assert noise.smallest_detectable == pytest.approx(2.8 / 3.92 * (noise.high - noise.low), rel=0.1)
+    assert compare.Comparison.from_dict(noise.to_dict()) == noise
 
 
-def test_noise_is_inconclusive_and_the_effect_to_plan_with_is_2_8_standard_errors():
-    """The interval is 3.92 standard errors wide."""
-    labels = np.random.default_rng(4).integers(0, 3, 300)
-    found = compare.compare(labels, _random_probs(300, 5), _random_probs(300, 6), np.arange(300).astype(str))
-    assert found.verdict == "INCONCLUSIVE" and found.low < 0 < found.high
-    assert found.smallest_detectable == pytest.approx(2.8 / 3.92 * (found.high - found.low), rel=0.1)
-    assert found.to_dict()["verdict"] == "INCONCLUSIVE"
-    assert compare.Comparison.from_dict(found.to_dict()) == found
-
-
-def test_p_of_four_means_by_hand():
-    """One of the means -1, 1, 1, 3 is not above zero: p = 2 (1 + 1) / (4 + 1). Of 1, 1, 1, 3 none: 2 / 5."""
+def test_p_by_hand():
+    """One of the means -1, 1, 1, 3 is not above zero: p = 2 (1 + 1) / (4 + 1). Of 1, 1, 1, 3 none: 2 / 5. Differences
+    of ln 2 and -3 ln 2 in two prompts: both drawn from the first with probability 1/4, so p is near 1/2."""
     assert compare._interval_and_p(np.array([1.0, -1.0, 3.0, 1.0])) == ((-1.0, 3.0), 0.8)
-    assert compare._interval_and_p(np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
-    assert compare._interval_and_p(-np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
+    for sign in (1, -1):
+        assert compare._interval_and_p(sign * np.array([1.0, 1.0, 3.0, 1.0]))[1] == 0.4
     assert compare._interval_and_p(np.zeros(4))[1] == 1
-
-
-def test_p_of_two_prompts_is_near_its_exact_value():
-    """Differences ln 2 and -3 ln 2 in two prompts: both drawn from the first with probability 1/4, so p is near 1/2."""
     probs, other = np.array([[0.25, 0.25, 0.5], [0.8, 0.1, 0.1]]), np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
     found = compare.compare(np.array([0, 0]), probs, other, np.array(["p", "q"]))
     assert found.difference == pytest.approx(-np.log(2))
@@ -150,15 +147,6 @@ def test_verdict_and_interval_agree_at_the_border(num_means, sign):
         assert (p <= compare.LEVEL) == (low > 0 or high < 0) == (count == allowed)
 
 
-def test_more_prompts_than_draws_have_the_interval_of_all(monkeypatch):
-    """3,000 prompts, of which a resample draws 500: the standard error is still that of 3,000."""
-    values, groups = np.random.default_rng(10).standard_normal(3000), np.arange(3000).astype(str)
-    monkeypatch.setattr(compare, "MOST_DRAWS", 500)
-    low, high = compare.bootstrap_interval(values, groups)
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(3000), rel=0.05)
-    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * (high - low))
-
-
 def test_holm_correction_of_four_by_hand():
     """.01 x 4 = .04; .02 x 3 = .06; .03 x 2 = .06; .04 x 1 = .04, but not below .06. In the order given."""
     table = [compare.Comparison(-0.1, -0.2, -0.01, 0.1, 50, 40, p) for p in (0.04, 0.01, 0.03, 0.02)]
@@ -168,21 +156,6 @@ def test_holm_correction_of_four_by_hand():
     assert [one.verdict for one in corrected] == ["INCONCLUSIVE", "BEATS", "INCONCLUSIVE", "INCONCLUSIVE"]
     assert compare.holm_correction(table[:1]) == table[:1], "a table of one"
     assert [one.p for one in compare.holm_correction([replace(table[0], p=0.6)] * 2)] == [1.0, 1.0]
-
-
-def test_error_if_calibrated_by_hand():
-    """Two rows of confidence .6 and .9, each in its bin: errors .4 or .6 (p .6, .4), .1 or .9 (p .9, .1): mean .33."""
-    probs = np.array([[0.6, 0.2, 0.2], [0.05, 0.05, 0.9]])
-    assert scores.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
-
-
-def test_deviation_over_folds_by_hand():
-    """Folds with log losses ln 2 and ln 4: sample deviation ln 2 / sqrt(2); of a single fold none is known."""
-    labels, groups = np.array([0, 0]), np.array(["p", "q"])
-    several = compare.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([0, 3]))
-    assert several["log_loss_fold_sd"] == pytest.approx(np.log(2) / np.sqrt(2))
-    one = compare.score_predictions(labels, HALF_AND_QUARTERS, groups, np.array([3, 3]))
-    assert one["log_loss_fold_sd"] is None and one["log_loss"] == several["log_loss"] == pytest.approx(1.5 * np.log(2))
 
 
 def test_halves_depend_on_the_group_and_not_on_the_order():
@@ -203,16 +176,6 @@ def test_cross_fitted_choice_takes_each_half_from_the_step_that_the_other_half_c
     probs, best = compare.choose_cross_fitted(steps, labels, groups)
     assert (probs == bad).all()
     assert best == (0 if half.sum() > 20 else 1)
-
-
-def test_cross_fitted_choice_is_worse_than_the_optimistic_one_on_noise():
-    """Of 30 steps of pure noise the best looks better than it is; the cross-fitted choice does not."""
-    generator = np.random.default_rng(7)
-    steps = generator.dirichlet([4, 4, 4], (30, 200))
-    labels, groups = generator.integers(0, 3, 200), np.arange(200).astype(str)
-    probs, best = compare.choose_cross_fitted(steps, labels, groups)
-    average = np.mean([scores.log_loss(labels, step) for step in steps])
-    assert scores.log_loss(labels, steps[best]) < average - 0.04 < scores.log_loss(labels, probs)
 
 
 def test_flip_rate_undoes_the_swap_first():

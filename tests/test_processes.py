@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -30,7 +31,7 @@ from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
 from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
-from prefcls_lib.pipeline.predict import predict_models
+from prefcls_lib.pipeline.predict import predict_models, predict_side_by_side
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError, read_json
 from prefcls_lib.training import loop
@@ -145,22 +146,37 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
     assert result["log_loss_seed_sd"] == pytest.approx(abs(one - two) / np.sqrt(2)) != 0
 
 
-def test_rows_predicted_by_two_processes(fork, finished_run, home, tmp_path, monkeypatch):
-    """What one process predicts, model by model, where one that cannot be read is left out, and the reason is told."""
-    run_two = "prefcls_lib.pipeline.predict.run_together"
-    monkeypatch.setattr(run_two, lambda command, num_processes, poll: run_in_two(fork, cli.main, command))
+def predict_part(command: list[str]) -> None:
+    """What a worker does in a competition rerun."""
+    os.environ["KAGGLE_IS_COMPETITION_RERUN"] = "1"
+    sys.exit(cli.main(command))
+
+
+def test_rows_predicted_by_two_processes(fork, finished_run, home, tmp_path, monkeypatch, capsys):
+    """What one process predicts, model by model; in a rerun one that cannot be read is left out, the reason printed."""
+
+    def run_two(commands, poll):
+        processes = [fork(predict_part, command) for command in commands.values()]
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+
+    monkeypatch.setattr("prefcls_lib.pipeline.predict.run_side_by_side", run_two)
     broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
     (broken / "head.safetensors").write_bytes(b"cut off")
     one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
-    rows, alone, shared, failed = loading.read_rows(home / "test.csv", labelled=False), {}, {}, {}
-    predict_models([one, broken, two], rows, alone.__setitem__, fail=failed.__setitem__)
-    assert list(failed) == [1] and "head.safetensors: is damaged" in str(failed[1])
-    predict_models([one, two], rows, shared.__setitem__, num_processes=2)
-    for number in (0, 1):
-        np.testing.assert_array_equal(shared[number], alone[2 * number])
-    np.testing.assert_allclose((alone[0] + alone[2]) / 2, read_probs(finished_run / "submission.csv"), atol=1e-12)
-    with pytest.raises(UserError, match="broken"):
-        predict_models([one, broken], rows, lambda *_: None)
+    rows, alone, shared = loading.read_rows(home / "test.csv", labelled=False).head(11), {}, {}
+    with pytest.raises(UserError, match=r"head\.safetensors: is damaged"):
+        predict_models([one, broken, two], rows, alone.__setitem__)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    predict_models([one, broken, two], rows, alone.__setitem__)
+    assert "head.safetensors: is damaged" in capsys.readouterr().err
+    predict_side_by_side([one, broken, two], rows, shared.__setitem__, math.inf, 2)
+    assert list(alone) == list(shared) == [0, 2]
+    for number in alone:
+        np.testing.assert_allclose(shared[number], alone[number], atol=1e-6)
+    wanted = read_probs(finished_run / "submission.csv")[:11]
+    np.testing.assert_allclose((alone[0] + alone[2]) / 2, wanted, atol=1e-6)
 
 
 def measure(folder: Path, accelerator, session: Session | None = None, rows: int = 33, **settings) -> dict:
@@ -284,7 +300,7 @@ def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch
     started = []
     monkeypatch.setattr(launch, "_run", lambda *given: started.append(given))
     launch.run_together(["fit", "run", "fold0"], 2)
-    [(commands, num_processes, _)] = started
+    [(commands, num_processes)] = started
     [command] = commands.values()
     environment = launch._worker_environment(num_processes, None)
     assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]

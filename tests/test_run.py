@@ -70,7 +70,7 @@ def test_run_leaves_its_files_and_nothing_half_written(finished_run):
     of_a_model = {"model.safetensors", "head.safetensors", "tokenizer.json", "preference.json", "fold.json",
                   "history.csv", "oof.csv", "test.csv", "baseline/baseline.json"}  # fmt: skip
     assert {f"model/fold{fold}/{name}" for fold in range(2) for name in of_a_model} < set(tree)
-    assert not [name for name in tree if name.endswith(".tmp") or name.startswith("checkpoint")]
+    assert not [name for name in tree if ".tmp-" in name or name.startswith("checkpoint")]
 
 
 def test_result_holds_what_is_promised(result, home):

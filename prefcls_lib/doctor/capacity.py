@@ -1,32 +1,17 @@
 """What a device can run and hold: arithmetic on a backbone's configuration."""
 
-import re
-
 import psutil
 import torch
 from transformers import PretrainedConfig
 
 # Bytes that the backward pass holds for a token and a layer in 16-bit autocast (a test counts them), in fp32 twice as
-# much: for each hidden unit,
-BYTES_PER_UNIT = {"deberta-v2": 32}  # all other model types: 24
-# and for each unit of the feed-forward's inner width, which is gated in ModernBERT.
-BYTES_PER_INNER = {"modernbert": 8}  # all other model types: 4
+# much: for each hidden unit, and for each unit of the feed-forward's inner width, which is gated in ModernBERT.
+BYTES_PER_UNIT, BYTES_PER_INNER = {"deberta-v2": 32}, {"modernbert": 8}  # all other model types: 24 and 4
 # DeBERTa's and MPNet's attention is not fused. For each head: its probabilities in fp32 and in fp16 for every position,
-BYTES_PER_SCORE = 6
 # and both of DeBERTa's relative terms in fp16 for every bucket, near and far, left and right.
-BYTES_PER_BUCKET = 8
+BYTES_PER_SCORE, BYTES_PER_BUCKET = 6, 8
 BYTES_PER_BOUNDARY = 4  # for each hidden unit: the input of the first layer; with checkpointing, of every layer, fp32
 SHARE_USED = 0.9  # of the free memory; the rest is for fragmentation, NCCL, and the buffers of the gradient reduction
-
-
-def can_run(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a torch with code for `built_for` (sm_75, compute_90, ...) runs on a GPU of `capability`.
-
-    Machine code (sm_XY) runs on the same major number and the same or a higher minor one; portable code (compute_XY)
-    on everything as new or newer.
-    """
-    codes = [(kind, divmod(int(number), 10)) for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for))]
-    return any(capability >= code and (kind == "compute" or capability[0] == code[0]) for kind, code in codes)
 
 
 def count_parameters(config: PretrainedConfig) -> int:

@@ -94,9 +94,10 @@ def check_packages(installed: dict[str, str]) -> Check:
     finding = ", ".join(f"{name} {installed[name]}" for name in SUPPORTED)
     old, new = [], []
     for name, (oldest, newest) in SUPPORTED.items():
-        if installed[name] == devices.MISSING or Version(installed[name]) < Version(oldest):
+        found, tested = Version(installed[name]).release, Version(newest).release
+        if found < Version(oldest).release:
             old.append(f"{name}>={oldest}")
-        elif Version(installed[name]).release[: len(Version(newest).release)] > Version(newest).release:
+        elif found[: len(tested)] > tested:
             new.append(f"{name} {newest}")
     if old:
         return Check("packages", "bad", finding, f"Install {' '.join(old)}; on Kaggle choose the latest environment.")
@@ -105,62 +106,50 @@ def check_packages(installed: dict[str, str]) -> Check:
 
 
 def check_library() -> Check:
-    """Which copy of the library runs, of which commit, and whether attached copies agree with it."""
-    versions, commits = devices.versions(), kaggle.attached_commits()
-    place = Path(kaggle.__file__).parents[1]
+    """Which copy of the library runs, of which commit, and whether other copies are attached."""
+    place, versions = Path(kaggle.__file__).parents[1], devices.versions()
+    others = [str(path) for path in kaggle.attached_libraries() if path not in (place.parent, place / "__init__.py")]
     finding = f"prefcls-lib {versions['prefcls-lib']}, commit {versions['commit']}, in {place}"
-    listed = ", ".join(f"{path} ({commit})" for path, commit in commits.items())
-    several = set(commits.values()) - {versions["commit"]}
-    advice = f"Attached in several versions: {listed}. Detach all but one." if several else ""
-    return Check("library", "note" if several else "ok", finding, advice)
+    advice = f"Attached, but not in use: {', '.join(others)}. Detach all copies but one." if others else ""
+    return Check("library", "note" if others else "ok", finding, advice)
 
 
 def check_gpu(config: RunConfig | None = None) -> Check:
-    """Whether there is a GPU and this torch has code for it: one that it lacks fails at the first operation."""
+    """Whether there is a GPU on which this torch computes: without code for it (P100), the first operation fails."""
     if not torch.cuda.is_available():
         advice = f"Training the three backbones needs a GPU: on Kaggle {CHOOSE_GPU}"
         hopeless = kaggle.on_kaggle() and config is not None and _has_many_rows(config)
         return Check("gpu", "bad" if hopeless else "note", devices.machine_name(), advice)
-    built = torch.cuda.get_arch_list()
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if not capacity.can_run(capability, built):
-            name, number = torch.cuda.get_device_name(index), "sm_{}{}".format(*capability)
-            advice = f"Elsewhere install a torch built for this GPU; on Kaggle {CHOOSE_GPU}"
-            return Check("gpu", "bad", f"{name} is {number}; torch {torch.__version__} has {' '.join(built)}", advice)
     try:
         torch.ones(8, device="cuda").sum().item()
     except RuntimeError as error:
         finding = f"{devices.machine_name()}: the first operation fails ({str(error).splitlines()[0]})"
-        return Check("gpu", "bad", finding, "Restart the session; choose GPU T4 x2.")
-    bf16 = "native" if torch.cuda.is_bf16_supported(including_emulation=False) else "only emulated: fp16 is used"
+        advice = "Restart the session. If it fails again, elsewhere install a torch built for this GPU; on Kaggle "
+        return Check("gpu", "bad", finding, advice + CHOOSE_GPU)
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    finding = f"{devices.machine_name()}, bf16 {'native' if native else 'only emulated: fp16 is used'}"
     if kaggle.on_kaggle() and torch.cuda.device_count() == 1:
-        return Check("gpu", "note", f"{devices.machine_name()}, bf16 {bf16}", "One GPU; GPU T4 x2 has two.")
-    return Check("gpu", "ok", f"{devices.machine_name()}, bf16 {bf16}")
+        return Check("gpu", "note", finding, "One GPU; GPU T4 x2 has two.")
+    return Check("gpu", "ok", finding)
 
 
 def _has_many_rows(config: RunConfig) -> bool:
     """Whether a network on a CPU would train for hours; judged by the size of the file, which is not read."""
-    if 0 < config.max_train_rows <= MOST_CPU_ROWS:
-        return False
     try:
-        return locate_csv(config.train, "train").stat().st_size > MOST_CPU_ROWS * BYTES_OF_A_ROW
+        rows = locate_csv(config.train, "train").stat().st_size / BYTES_OF_A_ROW
     except (OSError, UserError):
         return False  # another check tells
+    return min(rows, config.max_train_rows or rows) > MOST_CPU_ROWS
 
 
 def check_inputs() -> Check:
     """Which of a job's files are attached."""
-    found, problems = [], []
-    for find, *name in ((kaggle.find_competition_file, "train.csv"), (kaggle.find_competition_file, "test.csv"),
-                        (kaggle.find_blend,)):  # fmt: skip
-        try:
-            found.append(find(*name))
-        except UserError as error:
-            if kaggle.on_kaggle() or "more than once" in str(error):
-                problems.append(str(error))
-    if problems:
-        return Check("inputs", "bad", problems[0])
+    try:
+        found = [*map(kaggle.find_competition_file, ("train.csv", "test.csv")), kaggle.find_blend()]
+    except UserError as error:
+        if kaggle.on_kaggle() or "more than once" in str(error):
+            return Check("inputs", "bad", str(error))
+        found = []
     lines = [*(str(path) for path in found if path), *(f"run {run}" for run in kaggle.attached_runs())]
     return Check("inputs", "ok", "\n".join(lines) or "nothing is attached; name files by their paths")
 

@@ -1,6 +1,5 @@
 """A finished run folder, read and checked. Two runs can be compared if training file and fold plan are the same."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +51,12 @@ def read_run(path: Path) -> Run:
         share = None if result["encoder_share"] is None else Comparison.from_dict(result["encoder_share"])
         lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
         values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]
-        wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]
-        if wrong or not isinstance(result["data_sha256"]["train"], str):
-            raise ValueError(f"result.json: {shown(wrong)} should be numbers")
+        if not np.isfinite(np.array(values, dtype=float)).all() or not isinstance(result["data_sha256"]["train"], str):
+            raise ValueError(f"result.json: {shown(values)} should be numbers")
         oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
         if len(oof[["fold", "group"]]) != result["valid_rows"] or not set(oof["label"].astype(str)) <= set("012"):
             what = f"oof.csv holds {len(oof)} rows, result.json says {result['valid_rows']}"
-            raise ValueError(f"{what}: rows are missing or doubled, or a label is not 0, 1 or 2")
+            raise ValueError(f"{what}: rows are missing, or a label is not 0, 1 or 2")
     return Run(path.resolve().name, path, settings, result, share, oof, submission)
 
 

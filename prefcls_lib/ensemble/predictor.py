@@ -1,5 +1,6 @@
 """load: a finished run, one of its models, or a blend of runs, as an object that predicts on texts."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.baselines.out_of_fold import BaselineMean
-from prefcls_lib.data.loading import prompt_group
-from prefcls_lib.data.schema import ID, PROMPT, RESPONSES
+from prefcls_lib.data.loading import parse_rows
+from prefcls_lib.data.schema import ID, TEXT_COLUMNS
 from prefcls_lib.ensemble.blend import read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.models.saved import SavedNetwork, load_model
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.files import UserError, shown
 
 Text = str | Sequence[str]  # of one turn, or a text a turn
 
@@ -76,17 +77,15 @@ def load(path: str | Path) -> Predictor:
         UserError: nothing of these is there, the run is not complete, or a file is damaged or of another version.
     """
     path = Path(path)
-    if path.is_file():
-        blend, folders = read_blend(path)
-        return Predictor(tuple(map(_load_run, folders)), blend)
-    if (path / "preference.json").is_file() or (path / "baseline.json").is_file():
-        return Predictor(((load_model(path),),), Blend((1.0,), Calibration()))
-    return Predictor((_load_run(path),), Blend((1.0,), Calibration()))
+    blend, folders = read_blend(path) if path.is_file() else (Blend((1.0,), Calibration()), [path])
+    return Predictor(tuple(map(_load_run, folders)), blend)
 
 
 def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
     folder = RunFolder(path)
-    if not path.is_dir() or not (folder / "config.json").is_file():
+    if (path / "preference.json").is_file() or (path / "baseline.json").is_file():
+        return (load_model(path),)
+    if not (folder / "config.json").is_file():
         raise UserError(
             f"{path}: holds no run (config.json). Name the folder of a finished run, one of its model folders "
             "(model/fold0), or a blend.json."
@@ -96,29 +95,16 @@ def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
     return tuple(load_model(place) for place in folder.model_folders())
 
 
-def _make_rows(prompts: Sequence[Text], responses_a: Sequence[Text], responses_b: Sequence[Text]) -> pd.DataFrame:
-    columns = {PROMPT: prompts, RESPONSES[0]: responses_a, RESPONSES[1]: responses_b}
-    for name, texts in columns.items():
-        if isinstance(texts, str) or not hasattr(texts, "__len__"):
-            raise UserError(f"{name}: expected a list of texts, one a comparison, not {type(texts).__name__}.")
-        if len(texts) != len(prompts) or not len(texts):
-            raise UserError(f"{name}: {len(texts)} texts, but {len(prompts)} prompts. Give one of each a comparison.")
-    rows = pd.DataFrame(
-        {name: [_turns(name, row, text) for row, text in enumerate(texts)] for name, texts in columns.items()}
-    )
-    for row, cells in enumerate(zip(*(rows[name] for name in columns), strict=True)):
-        if len(set(map(len, cells))) > 1:
-            turns = ", ".join(str(len(cell)) for cell in cells)
-            raise UserError(f"comparison {row}: prompts and answers have {turns} turns. Give as many of each.")
-    return rows.assign(
-        **{ID: [str(row) for row in range(len(rows))], "group": [prompt_group(turns[0]) for turns in rows[PROMPT]]}
-    )
-
-
-def _turns(name: str, row: int, text: Text) -> list[str]:
-    turns = [text] if isinstance(text, str) else text
-    if not isinstance(turns, (list, tuple)) or not turns or not all(isinstance(turn, str) for turn in turns):
-        raise UserError(
-            f"{name}, comparison {row}: {str(text)[:40]!r} is neither a text nor a list of texts, one a turn."
-        )
-    return list(turns)
+def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:
+    """Prompts, answers A and answers B as rows of `loading.read_rows`."""
+    cells = {}
+    for name, texts in zip(TEXT_COLUMNS, columns, strict=True):
+        if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts) == len(columns[0]) > 0:
+            raise UserError(f"{name}: expected a list of texts, as many as there are prompts, not {shown(texts)}.")
+        try:
+            turns = [[text] if isinstance(text, str) else list(text) for text in texts]
+            cells[name] = list(map(json.dumps, turns))
+        except TypeError:
+            raise UserError(f"{name}: each must be a text or a list of texts, one a turn: {shown(texts)}.") from None
+    ids = {ID: [str(number) for number in range(len(columns[0]))]}
+    return parse_rows("predict_proba", ids | cells, labelled=False)

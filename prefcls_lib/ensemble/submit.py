@@ -21,7 +21,7 @@ from prefcls_lib.ensemble.blend import fit_runs, read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.pipeline.folder import LADDER, RunFolder
 from prefcls_lib.pipeline.launch import count_processes
-from prefcls_lib.pipeline.predict import predict_models
+from prefcls_lib.pipeline.predict import predict_models, predict_side_by_side
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 from prefcls_lib.runtime.kaggle import attached_runs, find_blend, is_competition_rerun
 
@@ -54,7 +54,7 @@ def submit_file(test: Path, out: str | Path, time_budget_hours: float) -> dict:
         if not is_competition_rerun():
             raise
         traceback.print_exception(error)
-        record = {"left_out": [f"everything: failed ({type(error).__name__}: {error})"], "runs": []}
+        record = {"left_out": [f"what was not complete: failed ({type(error).__name__}: {error})"], "runs": []}
     write_json(Path(out).parent / "submit.json", record)
     return record
 
@@ -112,14 +112,10 @@ def predict_within(
     runs: list[RunFolder], blend: Blend, rows: pd.DataFrame, write: Callable[[np.ndarray], None],
     time_budget_hours: float, num_processes: int | None = None,
 ) -> dict:  # fmt: skip
-    """Predict `rows`, better and better, until done or until time is up.
-
-    In a competition rerun a model that fails is left out with its traceback printed, since nobody could correct it;
-    anywhere else its error is raised.
+    """Predict `rows` (from `loading.read_rows`), better and better, until done or until time is up.
 
     Args:
         runs, blend: of `find_runs`.
-        rows: from `loading.read_rows`.
         write: called after each model with the probabilities (N, 3) of all that are complete.
         time_budget_hours: from now; RESERVED of it is not used.
         num_processes: share the rows among so many processes; None: one a GPU.
@@ -129,35 +125,28 @@ def predict_within(
     """
     started, models = time.time(), order_models(runs, blend)
     complete: list[list[np.ndarray]] = [[] for _ in runs]
-    left_out = []
 
     def add(number: int, probs: np.ndarray) -> None:
         complete[models[number][0]].append(probs)
         write(mix_complete(complete, blend))
 
-    def leave_out(number: int, error: BaseException) -> None:
-        if not is_competition_rerun():
-            raise error
-        traceback.print_exception(error)
-        place, path = models[number]
-        left_out.append(f"{runs[place].path.name}, {path.name}: failed ({type(error).__name__}: {error})")
-
     deadline = started + 3600 * time_budget_hours * (1 - RESERVED)
-    predict_models([path for _, path in models], rows, add, count_processes(num_processes), deadline, leave_out)
+    given = [path for _, path in models], rows, add, deadline
+    processes = min(count_processes(num_processes), len(rows))
+    predict_models(*given) if processes == 1 else predict_side_by_side(*given, processes)
     lines = []
     for run, weight, probs in zip(runs, blend.weights, complete, strict=True):
-        result, folds = read_json(run / "result.json"), len(run.model_folders())
-        if len(probs) < folds:
-            left_out.append(f"{run.path.name}: {len(probs)} of {folds} folds were used")
+        result = read_json(run / "result.json")
         line = {"run": run.path.name, "backbone": Path(result["backbone"]).name, "log_loss": result["log_loss"]}
-        lines.append(line | {"weight": weight, "folds": folds, "folds_used": len(probs)})
+        lines.append(line | {"weight": weight, "folds": len(run.model_folders()), "folds_used": len(probs)})
+    left_out = [f"{line['run']}: {line['folds_used']} of {line['folds']} folds were used"
+                for line in lines if line["folds_used"] < line["folds"]]  # fmt: skip
     return {"left_out": left_out, "runs": lines, "seconds": time.time() - started}
 
 
 def mix_complete(complete: list[list[np.ndarray]], blend: Blend) -> np.ndarray:
     """The blend (N, 3) of the models that are complete, listed for each run; the calibration is the whole blend's."""
-    there = [place for place, probs in enumerate(complete) if probs]
-    weights = np.array([blend.weights[place] for place in there])
-    calibration = blend.calibration if len(there) == len(complete) else Calibration()
-    means = [np.mean(complete[place], axis=0) for place in there]
-    return Blend(tuple(weights / weights.sum()), calibration).apply(means)
+    weights = tuple(weight for weight, probs in zip(blend.weights, complete, strict=True) if probs)
+    calibration = blend.calibration if len(weights) == len(complete) else Calibration()
+    mixed = Blend(tuple(weight / sum(weights) for weight in weights), calibration)
+    return mixed.apply([np.mean(probs, axis=0) for probs in complete if probs])

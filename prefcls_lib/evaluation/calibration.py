@@ -16,12 +16,10 @@ from prefcls_lib.evaluation.compare import split_halves
 from prefcls_lib.evaluation.scores import SMALLEST_PROB
 from prefcls_lib.runtime.files import UserError
 
-MAX_TEMPERATURE = 20.0
-MAX_TIE_BIAS = 5.0
+MAX_TEMPERATURE, MAX_TIE_BIAS = 20.0, 5.0
 # Penalties on the summed loss, each a normal prior: the weights sum to 1 give or take 1 / sqrt(25), and the tie bias is
 # 0 give or take 1 / sqrt(400). Which prediction gets the weight is free.
-SUM_PENALTY = 25.0
-TIE_PENALTY = 400.0
+SUM_PENALTY, TIE_PENALTY = 25.0, 400.0
 
 
 @dataclass(frozen=True)
@@ -54,35 +52,22 @@ class Blend:
 
     @classmethod
     def from_dict(cls, state: dict) -> "Blend":
-        """Read `to_dict` back."""
-        try:
-            weights = tuple(map(float, state["weights"]))
-            calibration = Calibration(float(state["temperature"]), float(state["tie_bias"]))
-            good = min(weights) >= 0 and abs(sum(weights) - 1) <= 1e-6 and 0 < calibration.temperature < np.inf
-            good = good and np.isfinite(calibration.tie_bias)
-        except (KeyError, TypeError, ValueError):
-            good = False
-        if not good:
-            raise UserError(
-                "blend: weights (none negative, sum 1), temperature (above 0) and tie_bias are not all there as "
-                "numbers. Fit the blend again."
-            )
-        return cls(weights, calibration)
-
-
-def fit_calibration(labels: np.ndarray, probs: np.ndarray) -> Calibration:
-    """Temperature and tie bias with the lowest log loss on labels (N,) and probs (N, 3).
-
-    The rows must not have trained or selected the model of `probs`. The gain on these same rows is optimistic.
-    """
-    return fit_blend(labels, [probs]).calibration
+        """Read `to_dict` back; a KeyError, TypeError or ValueError where a value cannot be right."""
+        weights = tuple(map(float, state["weights"]))
+        temperature, tie_bias = float(state["temperature"]), float(state["tie_bias"])
+        if min(weights) < 0 or not abs(sum(weights) - 1) <= 1e-6:
+            raise ValueError("the weights must be 0 or more, and their sum 1")
+        if not (0 < temperature < np.inf and np.isfinite(tie_bias)):
+            raise ValueError("the temperature must be above 0, and it and the tie bias must be finite")
+        return cls(weights, Calibration(temperature, tie_bias))
 
 
 def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
-    """Weights, temperature and tie bias with the lowest penalised log loss on these rows.
+    """Weights, temperature and tie bias with the lowest penalised log loss on these rows; of one run, a calibration.
 
     The powers beta are at least 0, and the summed loss is increased by 25/2 (sum of beta - 1)^2 + 400/2 tie_bias^2.
-    `predictions`: (N, 3) out-of-sample probabilities of each run, the same rows in the same order.
+    `predictions`: (N, 3) out-of-sample probabilities of each run, the same rows in the same order. No run may have been
+    trained or selected on these rows; the gain on them is optimistic.
     """
     logs = np.stack([_safe_log(probs) for probs in predictions])  # (K, N, 3)
     one_hot = np.eye(NUM_CLASSES)[labels]

@@ -98,11 +98,10 @@ def holm_correction(comparisons: Sequence[Comparison]) -> list[Comparison]:
     Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 65-70:
     the smallest of m values times m, the next times m - 1, ...; none below one that was smaller, none above 1.
     """
-    corrected, highest = list(comparisons), 0.0
-    for rank, place in enumerate(np.argsort([one.p for one in comparisons], kind="stable")):
-        highest = max(highest, min(1.0, (len(corrected) - rank) * comparisons[place].p))
-        corrected[place] = replace(comparisons[place], p=highest)
-    return corrected
+    p = np.array([one.p for one in comparisons])
+    order = np.argsort(p, kind="stable")
+    p[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return [replace(one, p=float(corrected)) for one, corrected in zip(comparisons, p, strict=True)]
 
 
 def split_halves(groups: np.ndarray, salt: str) -> np.ndarray:
@@ -120,12 +119,8 @@ def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.
 
     The step with the lowest log loss on one half of the prompt groups gives the predictions of the other half, and
     vice versa. With a single prompt group, which has no halves, the best step on all rows gives all predictions.
-
-    Args:
-        valid_probs: (V, N, 3) probabilities of the validation rows at each of V validations.
-
-    Returns:
-        (N, 3) to be reported, and the index of the best step on all rows, to be kept.
+    `valid_probs`: (V, N, 3) of the validation rows at each of V validations. Returned are (N, 3) to be reported, and
+    the index of the best step on all rows, to be kept.
     """
     losses = np.stack([scores.row_losses(labels, probs) for probs in valid_probs])  # (V, N)
     best = int(losses.mean(axis=1).argmin())

@@ -25,9 +25,8 @@ def plot_rows(rows: pd.DataFrame) -> Figure:
     bins = np.digitize(ratio, edges)
     labels = [rows["label"].to_numpy()[bins == b] for b in range(len(edges) + 1)]
     shares = np.array([class_shares(here) if len(here) else np.full(3, np.nan) for here in labels])
-    for label, (name, color, mark) in enumerate(
-        [("A wins", BLUE, "o-"), ("B wins", ORANGE, "s-"), ("tie", GREY, "^--")]
-    ):
+    lines = [("A wins", BLUE, "o-"), ("B wins", ORANGE, "s-"), ("tie", GREY, "^--")]
+    for label, (name, color, mark) in enumerate(lines):
         right.plot(shares[:, label], mark, color=color, ms=5, label=name)
     ticks = ["<¼", "¼–½", "½–.7", ".7–.9", "equal", "1.1–1.4", "1.4–2", "2–4", ">4"]
     right.set_xticks(range(len(ticks)), ticks, fontsize=6.5)
@@ -84,8 +83,7 @@ def plot_reliability(table: pd.DataFrame, ece: float) -> Figure:
 def plot_results(lines: pd.DataFrame) -> Figure:
     """Log loss of models on the same rows as dots with 95 % intervals, grouped by kind; the uniform guess marked.
 
-    Args:
-        lines: by name: log_loss, low, high, and kind ("baseline", "network", "blend"); without it, `result_table`'s.
+    `lines`, by name: log_loss, low, high, and kind ("baseline", "network", "blend"); without it, `result_table`'s.
     """
     if "kind" not in lines:
         lines = lines.assign(kind=["network" if name.startswith("network") else "baseline" for name in lines.index])
@@ -114,8 +112,7 @@ def plot_slices(table: pd.DataFrame) -> Figure:
     axes.hlines(places, table["difference_low"], table["difference_high"], color=BLUE, lw=2)
     axes.plot(table["difference"], places, "o", color=BLUE)
     axes.axvline(0, color="black", lw=1, ls=":")
-    columns = zip(table["name"], table["value"], table["count"], strict=True)
-    names = [f"{name}: {value} ({count})" for name, value, count in columns]
+    names = table["name"] + ": " + table["value"] + " (" + table["count"].astype(str) + ")"
     axes.set_yticks(places, names, fontsize=8, parse_math=False)
     axes.set(ylim=(-0.7, len(table) - 0.3), xlabel="network minus baseline, log loss (left: the network is better)")
     return finish(figure)

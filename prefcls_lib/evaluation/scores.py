@@ -16,10 +16,7 @@ def check_probs(probs: np.ndarray, what: str) -> None:
     """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
     if probs.ndim != 2 or probs.shape[1] != NUM_CLASSES:
         raise UserError(f"{what}: expected {NUM_CLASSES} probabilities a row, found an array of shape {probs.shape}.")
-    with np.errstate(invalid="ignore"):
-        good = (probs > 0) & (probs < 1)  # false for NaN
-        sums = np.abs(probs.sum(axis=1) - 1) <= 1e-6
-    bad = np.flatnonzero(~(good.all(axis=1) & sums))
+    bad = np.flatnonzero(~(((probs > 0) & (probs < 1)).all(axis=1) & (abs(probs.sum(axis=1) - 1) <= 1e-6)))  # or NaN
     if len(bad):
         values = ", ".join(f"{value:g}" for value in probs[bad[0]])
         raise UserError(
@@ -55,15 +52,12 @@ def reliability_table(labels: np.ndarray, probs: np.ndarray, num_bins: int = 15)
     One line for each of `num_bins` equal-width bins (low, high] that holds rows: low, high, count, confidence (mean),
     accuracy.
     """
-    confidence = probs.max(axis=1)
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": probs.argmax(axis=1) == labels})
-    table = table.groupby("bin").agg(
-        count=("bin", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * num_bins), 1, num_bins)
+    rows = pd.DataFrame({"low": (bins - 1) / num_bins, "high": bins / num_bins, "right": right, "p": confidence})
+    return rows.groupby(["low", "high"], as_index=False).agg(
+        count=("p", "size"), confidence=("p", "mean"), accuracy=("right", "mean")
     )
-    table.insert(0, "low", table.index / num_bins)
-    table.insert(1, "high", (table.index + 1) / num_bins)
-    return table.reset_index(drop=True)
 
 
 def expected_calibration_error(labels: np.ndarray, probs: np.ndarray, num_bins: int = 15) -> float:

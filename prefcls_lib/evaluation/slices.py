@@ -36,37 +36,29 @@ def slice_table(
 ) -> pd.DataFrame:
     """Log loss in slices: by length, turns, code, script, tie, identical or empty answers, model pair.
 
-    Args:
-        rows: from `loading.read_rows`, N rows.
-        other_probs: (N, 3) of a baseline, to be compared slice by slice.
-        cut: (N,) bool, the row's text did not fit the token budget.
-        top: number of model pairs, the most frequent ones.
+    `rows`: N of `loading.read_rows`. `other_probs`: (N, 3) of a baseline, to be compared slice by slice. `cut`: (N,)
+    bool, the row's text did not fit the token budget. `top`: number of model pairs, the most frequent ones.
 
-    Returns:
-        One line for each slice that has rows: name, value, count, log_loss, low, high (95 % interval; NaN for fewer
-        than MIN_SLICE_GROUPS prompts), accuracy; with `other_probs` also difference (negative: better), its low, high.
+    One line for each slice that has rows: name, value, count, log_loss, low, high (95 % interval; NaN for fewer than
+    MIN_SLICE_GROUPS prompts), accuracy; with `other_probs` also difference (negative: better), its low, high.
     """
     groups = rows["group"].to_numpy()
-    losses = row_losses(labels, probs)
     right = probs.argmax(axis=1) == labels
-    against = None if other_probs is None else losses - row_losses(labels, other_probs)
+    measured = [("log_loss", "low", "high", row_losses(labels, probs))]
+    if other_probs is not None:
+        against = measured[0][-1] - row_losses(labels, other_probs)
+        measured.append(("difference", "difference_low", "difference_high", against))
     lines = []
     for name, values, index in _slices(rows, labels, cut, top):
         for number in np.unique(index[index >= 0]):
             here = index == number
-            low, high = _slice_interval(losses[here], groups[here])
+            enough = len(np.unique(groups[here])) >= MIN_SLICE_GROUPS  # to resample
             line = {"name": name, "value": str(values[number]), "count": int(here.sum())}
-            line |= {"log_loss": losses[here].mean(), "low": low, "high": high, "accuracy": right[here].mean()}
-            if against is not None:
-                low, high = _slice_interval(against[here], groups[here])
-                line |= {"difference": against[here].mean(), "difference_low": low, "difference_high": high}
-            lines.append(line)
+            for mean, low, high, losses in measured:
+                interval = bootstrap_interval(losses[here], groups[here]) if enough else (np.nan, np.nan)
+                line |= {mean: losses[here].mean(), low: interval[0], high: interval[1]}
+            lines.append(line | {"accuracy": right[here].mean()})
     return pd.DataFrame(lines)
-
-
-def _slice_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """`bootstrap_interval`; NaN for fewer than MIN_SLICE_GROUPS prompts, too few to resample."""
-    return bootstrap_interval(values, groups) if len(np.unique(groups)) >= MIN_SLICE_GROUPS else (np.nan, np.nan)
 
 
 def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:

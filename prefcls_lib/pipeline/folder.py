@@ -26,7 +26,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime import files
 from prefcls_lib.runtime.files import UserError, read_json, reading, write_json, write_whole
-from prefcls_lib.runtime.kaggle import find_attached_run
+from prefcls_lib.runtime.kaggle import find_attached
 
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
@@ -63,25 +63,28 @@ class RunFolder:
     def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
         """Hold the folder for this run, until `unlock` or the end of this process; one that is complete is not held.
 
-        A UserError where another process holds it, it has a run with other settings or data, or it cannot be written.
+        Where `config.resume_from` names an earlier run and none is here, it is copied. A UserError where another
+        process holds the folder, it has a run with other settings or data, or it cannot be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file. Name a folder with --out.")
-        if (self / "config.json").exists():
-            self._refuse_another(config, data_sha256)
         path = self.path.resolve()
-        if self.complete:
-            return
-        if path not in _locks:
+        if not self.complete and path not in _locks:
             _locks[path] = files.lock_folder(path)
-            files.remove_leftovers(path)
-        write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
+        try:
+            if config.resume_from is not None and not (self / "config.json").exists():
+                self._copy_from(find_earlier(config.resume_from))
+            if (self / "config.json").exists():
+                self._refuse_another(config, data_sha256)
+        except UserError:
+            self.unlock()
+            raise
+        if not self.complete:
+            write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
 
     def _refuse_another(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
         """Raise a UserError that names the setting or the data file in which the run here differs."""
         with reading(self / "config.json", "It is not of a run of this version: name another folder with --out."):
-            found = read_json(self / "config.json")
-            earlier, settings = found["settings"], config.to_dict()
+            found, settings = read_json(self / "config.json"), config.to_dict()
+            earlier, hashes = found["settings"], found["data_sha256"]
             for name in sorted(earlier.keys() | settings.keys(), reverse=True):  # seed before fold_seed
                 before, now = earlier.get(name), settings.get(name)
                 if name not in FREE_SETTINGS and before != now:
@@ -89,24 +92,20 @@ class RunFolder:
                         f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
                         "Name another folder with --out, or delete that one."
                     )
-            for name, before in found["data_sha256"].items():
-                if before != data_sha256[name]:
-                    raise UserError(
-                        f"{self.path}: holds a run on another {name} file ({settings[name]} has changed or is a "
-                        "different one). Name another folder with --out; for new test rows use `prefcls predict --run`."
-                    )
+            for name in (name for name, before in hashes.items() if before != data_sha256[name]):
+                raise UserError(
+                    f"{self.path}: holds a run on another {name} file ({settings[name]} has changed or is a different "
+                    "one). Name another folder with --out; for new test rows use `prefcls predict --run`."
+                )
 
     def unlock(self) -> None:
         """Let other processes open the folder."""
         if (held := _locks.pop(self.path.resolve(), None)) is not None:
             os.close(held)
 
-    def copy_from(self, earlier: str | Path) -> None:
-        """Copy an earlier run's folder (see `find_earlier`; may be read-only) to here, unless a run is here already."""
-        if (self / "config.json").exists():
-            return
-        earlier = find_earlier(earlier)
-        for name in ("model", "checkpoint", "submission.csv", "config.json"):  # with the last one the copy is a run
+    def _copy_from(self, earlier: Path) -> None:
+        """Copy an earlier run's folder, which may be read-only; with config.json, the last, the copy is a run."""
+        for name in ("model", "checkpoint", "submission.csv", "config.json"):
             if (earlier / name).exists() and not (self / name).is_dir():
                 write_whole(self / name, lambda temporary, name=name: _copy(earlier / name, temporary))
 
@@ -141,7 +140,7 @@ class RunFolder:
 
 def find_earlier(resume_from: str | Path) -> Path:
     """The folder that `resume_from` names: a path, or the name of an attached notebook's output."""
-    earlier = find_attached_run(resume_from)
+    earlier = find_attached(resume_from)
     if not (earlier / "config.json").is_file():
         raise UserError(f"setting resume_from={str(resume_from)!r}: holds no run (config.json). Name a run folder.")
     return earlier
@@ -161,9 +160,9 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_file():
         shutil.copyfile(source, target)
         return
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
-    for folder in (target, *(p for p in target.rglob("*") if p.is_dir())):
-        folder.chmod(0o755)
+    target.mkdir()
+    for path in source.iterdir():
+        _copy(path, target / path.name)
 
 
 def prediction_table(rows: pd.DataFrame, fold: int, probs: np.ndarray) -> pd.DataFrame:

@@ -22,8 +22,7 @@ from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.fold_baseline import load_fold_baseline
 from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_model_tables
 from prefcls_lib.pipeline.prepared import PreparedRows, TrainingData
-from prefcls_lib.runtime import trackers
-from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, seed_everything, track
 from prefcls_lib.runtime.files import write_whole
 from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
 from prefcls_lib.training.loop import FitResult, fit
@@ -102,7 +101,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     train, valid, test, baseline = split_rows(data, fold)
     seed_everything(config.seed + fold)
     accelerator = make_accelerator(config.mixed_precision, config.report_to, data.folder / "logs")
-    trackers.begin(accelerator, config.to_dict(), f"{data.folder.path.name}-{name}")
+    begin_tracking(accelerator, config.to_dict(), f"{data.folder.path.name}-{name}")
     model = new_model(data, train, accelerator)
     record = {"fold": fold, "seed": config.seed, "seconds_before_training": time.time() - data.started_at}
     fitted = fit(model, train, valid, config, accelerator, name, session)
@@ -111,7 +110,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
         oof, tokens = out_of_sample(data, fold, fitted), fitted.valid_tokens + test_tokens
         seconds = max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1]))  # of all sessions
         record |= describe_fit(fitted, oof) | {"predicted_tokens": [tokens.real, tokens.computed], "seconds": seconds}
-        trackers.log(accelerator, {f"result/{key}": value for key, value in record.items()})
+        track(accelerator, {f"result/{key}": value for key, value in record.items()})
 
         def write(folder: Path) -> None:
             save_model(folder, model, data.backbone, data.config, baseline)
@@ -120,7 +119,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
 
         write_whole(data.folder.model_folder(fold_model), write)
         shutil.rmtree(session.folder, ignore_errors=True)
-    trackers.end(accelerator)
+    end_tracking(accelerator)
     accelerator.wait_for_everyone()
 
 

@@ -16,8 +16,8 @@ from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import Backbone
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import reading, sha256, write_array
-from prefcls_lib.runtime.kaggle import find_attached_csv, run_folder
+from prefcls_lib.runtime.files import reading, sha256, write_whole
+from prefcls_lib.runtime.kaggle import find_attached, run_folder
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_job(config: RunConfig) -> Job:
     paths = {kind: locate_csv(getattr(config, kind), kind) for kind in ("train", "test")}
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
-    extra = [find_attached_csv(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
+    extra = [find_attached(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
     extra_rows = read_extra_rows(extra, rows) if extra else None
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
@@ -86,15 +86,12 @@ def read_extra_rows(paths: list[Path], train_rows: pd.DataFrame) -> pd.DataFrame
 
 def open_folder(job: Job) -> Job:
     """Take the run folder for this job; where it holds no submission yet, write the training prior's."""
-    folder, submission = job.folder, job.folder / "submission.csv"
-    if job.config.resume_from is not None:
-        folder.copy_from(job.config.resume_from)
     config = job.config.with_recipe(job.backbone.recipe if job.backbone else {})
-    folder.open(config, job.data_sha256)
-    if not folder.complete:
-        write_array(folder.checkpoint("folds.npy"), job.folds)
-    wrote_prior = not submission.exists()
-    if wrote_prior:
+    job.folder.open(config, job.data_sha256)
+    if not job.folder.complete:
+        write_whole(job.folder.checkpoint("folds.npy"), lambda temporary: np.save(temporary, job.folds))
+    submission = job.folder / "submission.csv"
+    if wrote_prior := not submission.exists():
         prior = np.tile(class_shares(job.rows["label"]), (len(job.test_rows), 1))
         write_submission(submission, list(job.test_rows[ID]), prior)
     return replace(job, config=config, wrote_prior=wrote_prior)

@@ -33,22 +33,20 @@ def count_processes(wanted: int | None) -> int:
     return wanted or max(1, gpus)
 
 
-def run_side_by_side(commands: dict[str, list[str]]) -> None:
+def run_side_by_side(commands: dict[str, list[str]], poll: Callable[[], bool] = lambda: False) -> None:
     """Run `python -m prefcls_lib COMMAND` for each command, by name, each on a GPU of its own where there are GPUs.
 
-    A UserError where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
+    `poll` is called several times a second; once it returns True the processes are ended. A UserError where one of
+    them fails; Stopped after SIGTERM: they were asked to save and stop.
     """
-    _run({name: ["-m", "prefcls_lib", *command] for name, command in commands.items()}, len(commands))
+    _run({name: ["-m", "prefcls_lib", *command] for name, command in commands.items()}, len(commands), poll)
 
 
-def run_together(command: list[str], num_processes: int, poll: Callable[[], bool] = lambda: False) -> None:
-    """Run one `python -m prefcls_lib COMMAND` in several processes that work on the same model (torch.distributed.run).
-
-    `poll` is called several times a second; once it returns True the processes are ended. Errors: `run_side_by_side`.
-    """
-    launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
-    launch += [f"--nproc-per-node={num_processes}", "-m", "prefcls_lib", *command]
-    _run({f"{num_processes} processes": launch}, num_processes, poll)
+def run_together(command: list[str], num_processes: int) -> None:
+    """Run one `python -m prefcls_lib COMMAND` in several processes that train one model. Errors: `run_side_by_side`."""
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
+    torchrun += [f"--nproc-per-node={num_processes}"]
+    _run({f"{num_processes} processes": ["-m", *torchrun, "-m", "prefcls_lib", *command]}, num_processes)
 
 
 def end_with_parent() -> None:
@@ -64,11 +62,11 @@ def end_with_parent() -> None:
 
 
 def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
-    environment = {**os.environ, WORKER: "1", "PYTHONUNBUFFERED": "1"}
+    environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}  # lengths vary: fragments less
+    environment |= {WORKER: "1", "PYTHONUNBUFFERED": "1"}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SECONDS_TO_STOP)  # torchrun kills its processes after 30
     environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // num_processes))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the library may only be on a notebook's path
-    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # sides of all lengths fragment less
     if gpu is not None and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
@@ -78,31 +76,30 @@ def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
 def _run(commands: dict[str, list[str]], num_processes: int, poll: Callable = lambda: False) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what this process holds, the workers may need
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     workers, readers, tails = [], [], {name: deque(maxlen=200) for name in commands}
     with stop_on_sigterm() as stop:
         try:
             for gpu, (name, command) in enumerate(commands.items()):
                 environment = _worker_environment(num_processes, gpu if len(commands) > 1 else None)
-                command = [sys.executable, *command]
-                workers.append(subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes))
+                workers.append(subprocess.Popen([sys.executable, *command], env=environment, errors="replace", **pipes))
                 given = (workers[-1].stdout, f"[{name}] " if len(commands) > 1 else "", tails[name])
                 readers.append(threading.Thread(target=_pass_on, args=given, daemon=True))
                 readers[-1].start()
-            while True:
-                codes = [worker.poll() for worker in workers]
+            codes = [None] * len(commands)
+            while None in codes and not poll():
                 if stop.wait(0.2):
                     raise Stopped("stopped")
-                for name, reader, code in zip(commands, readers, codes, strict=True):
-                    if code:
-                        reader.join(timeout=10)
-                        raise UserError(f"{name} failed: {_reason(tails[name], code)}")
-                if None not in codes or poll():
-                    return
+                codes = [worker.poll() for worker in workers]
+                if any(codes):
+                    break
         finally:
             _stop(workers)
             for reader in readers:
                 reader.join(timeout=10)
+    for (name, tail), code in zip(tails.items(), codes, strict=True):
+        if code:
+            raise UserError(f"{name} failed: {_reason(tail, code)}")
 
 
 def _pass_on(output: TextIO, prefix: str, tail: deque) -> None:

@@ -20,7 +20,7 @@ from prefcls_lib.runtime.devices import machine_name, make_accelerator
 from prefcls_lib.training.loop import StepPlan
 
 ROWS = 200  # that are tokenised for the mean length of a row
-SIDES, TOKENS = 4, 128  # of the forward pass that is timed, and of each side
+TIMED_ROWS = 4  # of these, whose forward pass is timed
 BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
 BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU seconds for 57,477 (report/log.md)
 
@@ -35,32 +35,26 @@ def describe_duration(job: Job, model: PreferenceModel) -> str:
 
 
 def estimate_seconds(job: Job, model: PreferenceModel) -> float:
-    """Seconds for baselines, training, validation and prediction of the test rows."""
+    """Seconds for baselines, training, validations and test rows, from the time of a forward pass of a few rows."""
     config, num_folds, num_rows = job.config, len(job.config.folds), len(job.all_rows)
     texts = (config.max_length, config.text_cleaning, config.architecture)
     encoded = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
-    tokens = encoded.lengths[encoded.sides].sum(axis=1).mean()  # of a row
-    in_training = tokens / 2 if config.architecture == "cross" else tokens  # one of the two orders
-    valid = job.validated.sum() / num_folds
-    train = config.num_epochs * (num_rows - valid) * in_training
-    validations = config.num_epochs * config.validations_per_epoch * valid * tokens
-    passes = train * (1 + BACKWARD) + validations + len(job.test_rows) * tokens
-    models = num_folds * config.num_seeds
-    in_a_row = models / min(count_processes(config.num_processes), models)
-    return BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_token(job, model) * in_a_row
-
-
-def seconds_per_token(job: Job, model: PreferenceModel) -> float:
-    """Of a forward pass through the encoder on this machine's device, in the precision of the run."""
-    accelerator, pad_id = make_accelerator(job.config.mixed_precision), job.backbone.tokenizer.pad_id
-    side = np.full(min(job.config.max_length, TOKENS), pad_id, dtype=np.int32)
-    examples = Examples([side] * SIDES, np.arange(SIDES)[:, None])
+    examples = Examples(encoded.token_ids, encoded.sides)
+    row_tokens = examples.lengths.sum(axis=1)
+    near = np.argsort(np.abs(row_tokens - row_tokens.mean()), kind="stable")[:TIMED_ROWS]
+    accelerator = make_accelerator(config.mixed_precision)
     model.to(accelerator.device)
     for _ in range(2):  # the first loads kernels
         started = time.perf_counter()
-        embeddings, tokens = embed_unique_sides(model, examples, accelerator)
+        embeddings, tokens = embed_unique_sides(model, examples.take(near), accelerator)
         embeddings.sum().item()  # waits for the GPU
-    return (time.perf_counter() - started) / tokens.computed
+    seconds_per_row = (time.perf_counter() - started) / tokens.computed * row_tokens.mean()
+    valid = job.validated.sum() / num_folds
+    train = (num_rows - valid) * (1 + BACKWARD) / (2 if config.architecture == "cross" else 1)  # one of its two orders
+    passes = config.num_epochs * (train + config.validations_per_epoch * valid) + len(job.test_rows)
+    models = num_folds * config.num_seeds
+    in_a_row = models / min(count_processes(config.num_processes), models)
+    return BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * in_a_row
 
 
 def settings_table(given: RunConfig, filled: RunConfig) -> pd.DataFrame:

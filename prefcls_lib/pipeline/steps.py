@@ -26,8 +26,7 @@ from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_t
 from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prepare_rows
 from prefcls_lib.pipeline.preview import describe_duration
 from prefcls_lib.pipeline.results import describe_run
-from prefcls_lib.runtime import trackers
-from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import read_json, write_json
 
 
@@ -90,9 +89,9 @@ def finish(job: Job) -> dict:
     result = describe_run(job, [read_json(model / "fold.json") for model in models])
     write_cards(folder.path, job.config, result, models)
     accelerator = make_accelerator("no", job.config.report_to, folder / "logs")
-    trackers.begin(accelerator, job.config.to_dict(), folder.path.name)
-    trackers.log(accelerator, result)
-    trackers.end(accelerator)
+    begin_tracking(accelerator, job.config.to_dict(), folder.path.name)
+    track(accelerator, result)
+    end_tracking(accelerator)
     write_json(folder / "result.json", result)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     folder.unlock()

@@ -2,5 +2,5 @@
 
 Open `files` first: files are written atomically, and `UserError` is the one exception whose message is for users.
 `progress` has the progress bar, `kaggle` finds attached inputs (the only module that knows Kaggle's folders), `devices`
-chooses device and precision, `trackers` finds experiment trackers.
+chooses device and precision, and has the experiment trackers.
 """

@@ -1,44 +1,44 @@
-"""The device and its precision, the processes that share it, seeds, and the versions that decide a run's numbers."""
+"""The device and its precision, the processes that share it, experiment trackers, seeds, and the versions in use."""
 
-import importlib.metadata
+import numbers
 import os
 import platform
-import random
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import set_seed
 
 import prefcls_lib
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.kaggle import library_commit
-from prefcls_lib.runtime.trackers import find_trackers
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
             "numpy", "pandas", "scikit-learn")  # fmt: skip
-MISSING = "not installed as a package"
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """The mixed precision for `device`: "no", "bf16" or "fp16".
-
-    "auto" is bf16 where the hardware has it natively (emulation is slower than fp32), fp16 on other CUDA GPUs, and
-    fp32 elsewhere.
-    """
+    """The mixed precision for `device`, "no", "bf16" or "fp16"; "auto" is bf16 where the hardware has it natively
+    (emulation is slower than fp32), fp16 on other CUDA GPUs, and fp32 elsewhere."""
     if setting == "fp16" and device.type != "cuda":
         raise UserError("setting mixed_precision='fp16': needs a CUDA GPU. Use auto, bf16 or no.")
     if setting != "auto":
         return setting
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "no"
+    flags, cpu = {"avx512_bf16", "amx_bf16", "bf16"}, Path("/proc/cpuinfo")  # the last one is ARM's
+    native = device.type == "cpu" and cpu.exists() and flags & set(cpu.read_text(errors="ignore").split())
+    return "bf16" if native else "no"
 
 
 def process_state() -> PartialState:
     """Which of the processes that torchrun or accelerate launch started this is; the only one otherwise."""
-    return PartialState(cpu=_shared_cpu())
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # accelerate does not find out by itself that they share the CPU
+    return PartialState(cpu=several and not torch.cuda.is_available())
 
 
 def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path | None = None) -> Accelerator:
@@ -48,33 +48,42 @@ def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path |
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     precision = choose_precision(mixed_precision, process_state().device)
-    trackers = find_trackers(report_to) or None
-    return Accelerator(cpu=_shared_cpu(), mixed_precision=precision, log_with=trackers, project_dir=logs)
+    trackers = [name for name in report_to.lower().replace(" ", "").split(",") if name not in ("", "none")]
+    usable = ["all", *sorted(map(str, get_available_trackers()))]  # accelerate leaves out others without a word
+    if missing := [name for name in trackers if name not in usable]:
+        known = f"Here are none, {', '.join(usable)}; for another one install its package."
+        raise UserError(f"setting report_to={report_to!r}: no tracker {missing[0]!r} is installed. {known}")
+    return Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=logs)
 
 
-def _shared_cpu() -> bool:
-    """Whether several processes share the CPU; accelerate does not find that out by itself."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+def begin_tracking(accelerator: Accelerator, settings: Mapping[str, object], run: str) -> None:
+    """Begin a run of this name in each tracker of an accelerator, with its settings."""
+    plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+    names = {"wandb": {"name": run}, "trackio": {"name": run}}
+    accelerator.init_trackers("prefcls", config=plain, init_kwargs=names)
+
+
+def track(accelerator: Accelerator, values: Mapping[str, object], step: int | None = None) -> None:
+    """Send those of the values that are numbers to the trackers; the first process does so, once."""
+    plain = {k: float(v) for k, v in values.items() if isinstance(v, numbers.Real) and not isinstance(v, bool)}
+    accelerator.log(plain, step=step)
+
+
+def end_tracking(accelerator: Accelerator) -> None:
+    """End the run in each tracker. `Accelerator.end_training` would also end the group of processes."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy (modulo 2^32) and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    """Seed python, numpy and torch on all devices."""
+    set_seed(seed % 2**32)
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides a run's numbers, and the machine."""
-
-    def version_of(package: str) -> str:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return MISSING
-
     found = {"prefcls-lib": prefcls_lib.__version__, "commit": library_commit(), "python": platform.python_version()}
-    return found | {name: version_of(name) for name in PACKAGES} | {"machine": machine_name()}
+    return found | {name: version(name) for name in PACKAGES} | {"machine": machine_name()}
 
 
 def machine_name() -> str:
@@ -82,13 +91,3 @@ def machine_name() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 natively (AVX512-BF16, AMX, or ARM BF16)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore")
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "").split()
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))

@@ -1,6 +1,5 @@
 """Files: whatever goes wrong is one message for the user (`UserError`), and what is written is whole or not there."""
 
-import glob
 import hashlib
 import json
 import os
@@ -10,11 +9,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import numpy as np
-import psutil
-
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # all but the line break
 
 
 class UserError(Exception):
@@ -26,7 +20,8 @@ class UserError(Exception):
 
 def printable(text: str) -> str:
     """Foreign text with its control characters and lone surrogates escaped, which no terminal or file should get."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    control = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"  # all but the line break
+    return re.sub(control, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(value: object) -> str:
@@ -58,12 +53,12 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then rename it over `path`: an older file or folder stays until
     then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"  # with_name would raise for / and .
+    temporary = path.parent / f".tmp-{path.name}"  # with_name would raise for / and .
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, which root can replace
             raise OSError("it is neither a file nor a folder")
-        remove_leftovers(path.parent, path.name)
+        _remove(temporary)
         write(temporary)
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(backup_of(path), ignore_errors=True)
@@ -84,14 +79,6 @@ def backup_of(path: Path) -> Path:
     return path.parent / f".{path.name}.old"
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written of `name` in `folder`; without a name, of anything below it."""
-    for path in list(folder.glob(f".{glob.escape(name)}.*.tmp" if name else "**/.*.tmp")):
-        found = re.search(r"\.(\d{1,9})\.tmp$", path.name)
-        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
-            _remove(path)
-
-
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)  # of a file it does nothing
     with suppress(OSError, ValueError):  # ValueError: a name that no file can have
@@ -110,12 +97,8 @@ def lock_folder(folder: Path) -> int:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        end, holder = f":{os.fstat(held).st_ino}", "another"
         os.close(held)
-        with suppress(OSError):  # Linux alone has this list
-            lines = map(str.split, Path("/proc/locks").read_text().splitlines())
-            holder = next((line[4] for line in lines if line[5].endswith(end)), holder)
-        raise UserError(f"{folder}: in use by process {holder}. Wait for its end, or name another --out.") from None
+        raise UserError(f"{folder}: in use by another process. Wait for its end, or name another --out.") from None
     except OSError:  # a file system without locks
         pass
     return held
@@ -132,16 +115,6 @@ def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # np.save would append .npy to the name
-            np.save(file, array)
-
-    write_whole(path, write)
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -12,7 +12,7 @@ from prefcls_lib.data.schema import class_shares
 from prefcls_lib.evaluation import scores
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
-from prefcls_lib.runtime import trackers
+from prefcls_lib.runtime.devices import track
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.checkpoint import Log, TrainingState
 from prefcls_lib.training.step import within_memory
@@ -56,7 +56,7 @@ def validate(
     if len(valid) >= MIN_ROWS_TO_SELECT and record["valid_log_loss"] <= min(r["valid_log_loss"] for r in state.records):
         state.best = len(state.records) - 1
         state.best_weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-    trackers.log(accelerator, record, step=state.step)
+    track(accelerator, record, step=state.step)
     log(
         f"step {state.step}  train {record['train_log_loss'] or math.nan:.4f}  valid log loss "
         f"{record['valid_log_loss']:.4f}  accuracy {record['valid_accuracy']:.3f}"
