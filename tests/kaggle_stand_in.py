@@ -1,5 +1,6 @@
 """A stand-in for Kaggle's server, whose answers are scripted; the real client speaks to it, and nothing waits."""
 
+import errno
 import json
 import shutil
 import threading
@@ -145,6 +146,11 @@ def quota(hours: float, used: float = 0.0, reserved: float = 0.0) -> dict:
     """An answer on the GPU quota."""
     values = {"totalTimeAllowed": hours, "timeUsed": used, "timeReserved": reserved}
     return {"gpuQuota": {name: f"{value * 3600:.0f}s" for name, value in values.items()}}
+
+
+def fill_disk(*_: object, **__: object) -> None:
+    """In the place of a function that writes."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def write_small_library(folder: Path, commit: str) -> None:

@@ -1,6 +1,5 @@
 """`make kaggle-train`, `kaggle-watch`: the real client against a scripted server, from an empty dist/ to a report."""
 
-import errno
 import gzip
 import json
 import shutil
@@ -12,7 +11,19 @@ import follow
 import pytest
 import train
 from conftest import read_tree
-from kaggle_stand_in import CANCELLED, COMPLETE, ERROR, KEY, NOT_FOUND, OWNER, PROGRESS, QUEUED, RUNNING, quota
+from kaggle_stand_in import (
+    CANCELLED,
+    COMPLETE,
+    ERROR,
+    KEY,
+    NOT_FOUND,
+    OWNER,
+    PROGRESS,
+    QUEUED,
+    RUNNING,
+    fill_disk,
+    quota,
+)
 
 from prefcls_lib.runtime.files import UserError
 from report import build
@@ -210,10 +221,6 @@ def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
         assert words in shown
     assert "line 20\n" not in shown
     assert list((place / "runs").iterdir()) == []
-
-
-def fill_disk(*arguments):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("urllib3_compares_lengths", [True, False])

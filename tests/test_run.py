@@ -60,8 +60,9 @@ def test_rows_and_folds_are_chosen_by_content_and_fold_seed(home, tmp_path):
         same.folder.open(replace(same.config, fold_seed=1), same.data_sha256)
 
 
-def test_run_leaves_its_files_and_nothing_half_written(finished_run):
-    """All tables, both models; the foreign file is still there, and no temporary one is."""
+def test_run_leaves_its_files_and_nothing_half_written(finished_run, result, home):
+    """All tables, both models; the foreign file is still there, and no temporary one is. The result holds all that is
+    promised."""
     tree = read_tree(finished_run)
     tables = {"history.csv", "oof.csv", "oof_baselines.csv", "submission.csv"}
     others = {"config.json", "result.json", "README.md", "notes.txt"}
@@ -71,19 +72,12 @@ def test_run_leaves_its_files_and_nothing_half_written(finished_run):
                   "history.csv", "oof.csv", "test.csv", "baseline/baseline.json"}  # fmt: skip
     assert {f"model/fold{fold}/{name}" for fold in range(2) for name in of_a_model} < set(tree)
     assert not [name for name in tree if ".tmp-" in name or name.startswith("checkpoint")]
-
-
-def test_result_holds_what_is_promised(result, home):
-    """Every promised key; rows, seed, backbone, hashes as given, shares between 0 and 1."""
-    assert set(PROMISED) <= set(result)
+    assert set(PROMISED) <= set(result) and {"torch", "transformers", "python"} <= set(result["versions"])
     assert (result["rows"], result["seed"], result["backbone"]) == (60, 42, str(home / "backbone"))
     assert result["data_sha256"] == {kind: sha256(home / f"{kind}.csv") for kind in ("train", "test")}
-    assert 0.5 < result["useful_token_share"] <= 1
-    assert 0.5 < result["predict_useful_token_share"] <= 1
-    assert result["tokens_per_second"] > 0
+    assert all(0.5 < result[name] <= 1 for name in ("useful_token_share", "predict_useful_token_share"))
+    assert result["tokens_per_second"] > 0 and result["best_epoch"] == 1
     assert result["seconds"] > result["seconds_before_training"] > 0
-    assert result["best_epoch"] == 1
-    assert {"torch", "transformers", "python"} <= set(result["versions"])
 
 
 def test_reported_numbers_can_be_recomputed(result, oof, finished_run):
