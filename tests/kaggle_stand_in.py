@@ -1,5 +1,6 @@
 """A stand-in for Kaggle's server, whose answers are scripted; the real client speaks to it, and nothing waits."""
 
+import errno
 import json
 import shutil
 import threading
@@ -7,11 +8,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from kaggle_parts import OWNER, backbone, bundle, layout
+import backbone
+import bundle
+import layout
 
+OWNER = "tester"
 KEY = "0123456789abcdef0123456789abcdef"
 TOKEN = "KGAT_fedcba9876543210"
 NOT_FOUND = (404, {"message": "not found"})
+QUEUED, RUNNING, COMPLETE, CANCELLED, ERROR = (
+    {"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE", "CANCEL_ACKNOWLEDGED", "ERROR")
+)
+PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
 
 
 class StandIn(ThreadingHTTPServer):
@@ -138,6 +146,11 @@ def quota(hours: float, used: float = 0.0, reserved: float = 0.0) -> dict:
     """An answer on the GPU quota."""
     values = {"totalTimeAllowed": hours, "timeUsed": used, "timeReserved": reserved}
     return {"gpuQuota": {name: f"{value * 3600:.0f}s" for name, value in values.items()}}
+
+
+def fill_disk(*_: object, **__: object) -> None:
+    """In the place of a function that writes."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def write_small_library(folder: Path, commit: str) -> None:

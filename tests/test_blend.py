@@ -77,7 +77,11 @@ def test_ladder_started_again_only_says_that_it_is_complete(ladder_run, home, ca
 
 
 def test_blend_numbers_can_be_computed_again(runs, tmp_path):
-    """The nested score by hand: two folds, each blended by what was fitted on the other."""
+    """The nested score by hand: two folds, each blended by what was fitted on the other. A blend of one run is its
+    calibration."""
+    assert blend(runs[:1], tmp_path / "blend.json") == 0
+    state, result = read_json(tmp_path / "blend.json"), read_json(runs[0] / "result.json")
+    assert (state["weights"], state["log_loss"]) == ([1.0], pytest.approx(result["calibrated_log_loss"], abs=1e-9))
     assert blend(runs, tmp_path / "blend.json") == 0
     state = read_json(tmp_path / "blend.json")
     tables = [read_table(run / "oof.csv").set_index("id").sort_index() for run in runs]
@@ -105,14 +109,6 @@ def test_blend_is_applied_to_new_rows(runs, home, tmp_path):
     ids = list(loading.read_rows(home / "test.csv", labelled=False)["id"])
     singles = [read_probs(run / "submission.csv") for run in runs]
     np.testing.assert_allclose(probs_of(check_submission(out, ids)), Blend.from_dict(state).apply(singles), atol=1e-6)
-
-
-def test_blend_of_one_run_is_its_calibration(runs, tmp_path):
-    """Weight 1, a temperature and a tie bias."""
-    assert blend(runs[:1], tmp_path / "blend.json") == 0
-    state, result = read_json(tmp_path / "blend.json"), read_json(runs[0] / "result.json")
-    assert state["weights"] == [1.0]
-    assert state["log_loss"] == pytest.approx(result["calibrated_log_loss"], abs=1e-9)
 
 
 @pytest.mark.parametrize(

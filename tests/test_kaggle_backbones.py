@@ -4,11 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+import backbone
 import pytest
 import sentencepiece
 import torch
 from conftest import SIZES, make_encoder, make_tokenizer, run_arguments
-from kaggle_parts import backbone
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -96,8 +96,7 @@ def test_from_the_hubs_form_to_a_submission(source, tmp_path, home):
     limits = json.loads((prepared / "tokenizer.json").read_text())
     assert limits["truncation"] is limits["padding"] is None  # ELECTRA's has both
     assert json.loads((prepared / "config.json").read_text())["transformers_version"]
-    settings = (f"backbone={prepared}", "start_from=none", "folds=[0]")
-    assert cli.main(run_arguments(home, tmp_path / "run", *settings)) == 0
+    assert cli.main(run_arguments(home, tmp_path / "run", f"backbone={prepared}")) == 0
     ids = list(read_rows(home / "test.csv", labelled=False)["id"])
     check_submission(tmp_path / "run" / "submission.csv", ids)
 

@@ -1,6 +1,5 @@
 """What is sent to Kaggle: its content, equal bytes, and what is refused."""
 
-import errno
 import json
 import re
 import shutil
@@ -8,12 +7,15 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import backbone
+import bundle
+import layout
 import nbformat
 import pytest
 import torch
+import train
 from conftest import read_tree
-from kaggle_parts import OWNER, backbone, bundle, layout, train
-from kaggle_stand_in import write_small_library
+from kaggle_stand_in import OWNER, fill_disk, write_small_library
 from safetensors.torch import load_file, save_file
 
 from prefcls_lib.models.reward import load_reward_model
@@ -55,10 +57,7 @@ def test_a_bundle_holds_what_kaggle_needs(built):
         assert path.stat().st_size < 1_000_000
         text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         assert not re.search(r"""["'](/(?!kaggle)\w|[A-Z]:\\|~/)""", text)
-
-
-def test_metadata_follows_kaggles_rules(built):
-    """What the client does not check before it uploads: slugs, titles, one licence, internet off, private, two T4."""
+    # what the client does not check before it uploads: slugs, titles, one licence, internet off, private, two T4
     found = [json.loads(path.read_text()) for path in built.glob("*/*/*-metadata.json")]
     for metadata in found:
         owner, slug = metadata["id"].split("/")
@@ -156,13 +155,6 @@ def point_to_lfs(folder: Path) -> None:
     (folder / "model.safetensors").write_text(text)
 
 
-def fill_disk(monkeypatch) -> None:
-    def fill(source, target, **options):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(backbone.shutil, "copyfile", fill)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -178,7 +170,7 @@ def test_bad_backbone_is_refused_and_the_older_bundle_stays(tiny, tmp_path, quic
     shutil.copytree(tiny, tmp_path / "backbone")
     quick.mkdir()
     (quick / "older").touch()
-    fill_disk(monkeypatch) if change is None else change(tmp_path / "backbone")
+    monkeypatch.setattr("shutil.copyfile", fill_disk) if change is None else change(tmp_path / "backbone")
     assert build(tmp_path) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words), error

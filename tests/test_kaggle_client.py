@@ -2,14 +2,13 @@
 
 import json
 
+import client
 import pytest
-from kaggle_parts import OWNER, client
-from kaggle_stand_in import KEY, TOKEN, quota
+from kaggle_stand_in import COMPLETE, KEY, OWNER, TOKEN, quota
 
 from prefcls_lib.runtime.files import UserError
 
 KERNEL = client.Kernel(OWNER, "02-roberta-base", 7)
-COMPLETE = {"status": "COMPLETE"}
 OAUTH = {"refresh_token": "r", "access_token": "old", "username": OWNER,
          "access_token_expiration": "2999-01-01T00:00:00+00:00"}  # fmt: skip
 
@@ -95,7 +94,8 @@ def test_token_that_ends_during_a_wait_is_renewed_once(sign_in, server, tmp_path
 
 @pytest.mark.parametrize(("code", "known"), [(403, False), (404, False), (500, True)])
 def test_what_kaggle_does_not_tell_is_not_the_end(kaggle, server, code, known):
-    """403 and 404: the quota is not told, a kernel does not exist. Anything else is an error."""
+    """403 and 404: the quota is not told, a kernel does not exist. Anything else is an error; a new state of a data set
+    or a kernel, a KeyError in the client, is "unknown"."""
     answer = (code, {"message": "x"})
     server.script |= {"GetAcceleratorQuotaStatistics": [answer], "GetKernelSessionStatus": [answer]}
     for ask in (kaggle.gpu_hours, lambda: kaggle.kernel_status(KERNEL)):
@@ -106,13 +106,8 @@ def test_what_kaggle_does_not_tell_is_not_the_end(kaggle, server, code, known):
             assert ask() is None
     server.script["GetAcceleratorQuotaStatistics"] = [quota(30, used=4.5, reserved=11.5)]
     assert kaggle.gpu_hours() == (14.0, 11.5)
-
-
-def test_words_that_the_client_does_not_know(kaggle, server):
-    """A new state of a data set or a kernel is a KeyError in the client; here it is "unknown"."""
     server.data_sets = {f"{OWNER}/prefcls-lib": 3}
-    server.script["GetDatasetStatus"] = [{"status": "SOMETHING_NEW"}]
-    server.script["GetKernelSessionStatus"] = [{"status": "SOMETHING_NEW"}]
+    server.script |= {key: [{"status": "SOMETHING_NEW"}] for key in ("GetDatasetStatus", "GetKernelSessionStatus")}
     assert kaggle.data_set_state(f"{OWNER}/prefcls-lib") == ("unknown", 3)
     assert kaggle.kernel_status(KERNEL) == ("unknown", "")
 

@@ -3,12 +3,9 @@
 import json
 from types import SimpleNamespace
 
+import first
 import pytest
-from kaggle_parts import OWNER, first
-from kaggle_stand_in import NOT_FOUND
-
-COMPLETE, ERROR = {"status": "COMPLETE"}, {"status": "ERROR"}
-PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
+from kaggle_stand_in import COMPLETE, ERROR, NOT_FOUND, OWNER, PROGRESS
 
 pytestmark = pytest.mark.usefixtures("naps")
 

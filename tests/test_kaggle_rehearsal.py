@@ -2,8 +2,10 @@
 
 import sys
 
+import layout
 import pytest
-from kaggle_parts import layout, rehearse, rows
+import rehearse
+import rows
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import TEXT_COLUMNS

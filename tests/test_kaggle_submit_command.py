@@ -5,12 +5,11 @@ import shutil
 import time
 from pathlib import Path
 
+import follow
 import pytest
-from kaggle_parts import OWNER, follow
-from kaggle_parts import submit as script
-from kaggle_stand_in import KEY, NOT_FOUND
+import submit as script
+from kaggle_stand_in import COMPLETE, KEY, NOT_FOUND, OWNER, QUEUED, RUNNING
 
-QUEUED, RUNNING, COMPLETE = ({"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE"))
 PENDING = {"submissions": [{"ref": 4, "status": "COMPLETE", "publicScore": "9"}, {"ref": 5, "status": "PENDING"}]}
 SCORED = {"submissions": [{"ref": 5, "status": "COMPLETE", "publicScore": "0.98765"}]}
 UNSCORED = {"submissions": [{"ref": 5, "status": "ERROR", "errorDescription": "Submission Scoring Error"}]}

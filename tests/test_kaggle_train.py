@@ -1,6 +1,5 @@
 """`make kaggle-train`, `kaggle-watch`: the real client against a scripted server, from an empty dist/ to a report."""
 
-import errno
 import gzip
 import json
 import shutil
@@ -8,10 +7,23 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import follow
 import pytest
+import train
 from conftest import read_tree
-from kaggle_parts import OWNER, follow, train
-from kaggle_stand_in import KEY, NOT_FOUND, quota
+from kaggle_stand_in import (
+    CANCELLED,
+    COMPLETE,
+    ERROR,
+    KEY,
+    NOT_FOUND,
+    OWNER,
+    PROGRESS,
+    QUEUED,
+    RUNNING,
+    fill_disk,
+    quota,
+)
 
 from prefcls_lib.runtime.files import UserError
 from report import build
@@ -19,10 +31,6 @@ from report import build
 NAME = "02-roberta-base"
 KERNEL = f"{OWNER}/prefcls-{NAME}"
 WATCH = f"make kaggle-watch OWNER={OWNER} NOTEBOOK={NAME}"
-QUEUED, RUNNING, COMPLETE, CANCELLED = (
-    {"status": status} for status in ("QUEUED", "RUNNING", "COMPLETE", "CANCEL_ACKNOWLEDGED")
-)
-PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step/s]"
 
 pytestmark = pytest.mark.usefixtures("naps")
 
@@ -96,15 +104,11 @@ def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, fini
     assert read_tree(place / "runs" / NAME) == server.output
     assert len(server.sent("ListKernelSessionOutput")) >= 3  # pages
     version = f"version 7 of {KERNEL}"
-    expected = (
-        "quota: 30.0 GPU hours left, 11.5 asked for",
-        "prefcls-backbone, version 1: blobs_received",
-        "prefcls-lib, version 1: ready",
-        f"{version} was started",
+    for words in (
+        "quota: 30.0 GPU hours left, 11.5 asked for", "prefcls-backbone, version 1: blobs_received",
+        "prefcls-lib, version 1: ready", f"{version} was started", "network: backbone",
         f"{version}: queued\n{version}: running\n{PROGRESS}\n{version}: complete\n",
-        "network: backbone",
-    )
-    for words in expected:
+    ):  # fmt: skip
         assert words in shown, words
     assert "nothing to see" not in shown
     assert KEY not in shown + errors
@@ -156,7 +160,7 @@ def test_only_what_changed_is_sent_and_its_version_waited_for(place, server, run
     assert "version 2: version 1 is ready, 2 is not yet" in shown
 
 
-@pytest.mark.parametrize("state", ["FAILED", "REPROCESSING", "DELETED", "SOMETHING_NEW", "NOT_YET_PERSISTED"])
+@pytest.mark.parametrize("state", ["FAILED", "REPROCESSING", "SOMETHING_NEW"])
 def test_data_set_that_is_never_ready_is_sent_again(server, run, state):
     """An hour, then its state, and nothing is started. It is no dead end: the same command sends it anew."""
     server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": state}]
@@ -209,7 +213,7 @@ def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut
 
 def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
     """The last lines, Kaggle's word, and advice; nothing is downloaded."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING, {"status": "ERROR", "failureMessage": "it failed"}]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING, {**ERROR, "failureMessage": "it failed"}]
     server.log = [f"line {number}" for number in range(50)] + ["torch.OutOfMemoryError: CUDA out of memory."]
     code, shown, _ = run()
     assert code == 1
@@ -223,14 +227,21 @@ def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
 def test_download_that_breaks_off_is_repeated_until_it_is_whole(
     place, server, run, naps, finished_run, monkeypatch, urllib3_compares_lengths
 ):
-    """Twice in the middle of a file: what is missing is asked for, and every byte is right."""
+    """Twice in the middle of a file: what is missing is asked for, and every byte is right. Where the disk is full,
+    nothing half-downloaded stays, and the output is still on Kaggle."""
     server.take_output(finished_run)
+    with monkeypatch.context() as patch:
+        patch.setattr(follow, "_download", fill_disk)
+        code, _, errors = run()
+    assert code == 2 and list((place / "runs").iterdir()) == []
+    assert all(words in errors for words in ("No space left on device", "its output is kept", WATCH))
+    server.script["GetKernelSessionStatus"] = [COMPLETE]
     server.broken = {"oof.csv": 2, "model/fold0/model.safetensors": 1}
     monkeypatch.setattr(follow, "BYTES_AT_ONCE", 100)
     if not urllib3_compares_lengths:  # as before its version 2: half a file is no error
         never = property(lambda response: False, lambda response, value: None)
         monkeypatch.setattr("urllib3.HTTPResponse.enforce_content_length", never, raising=False)
-    code, _, errors = run()
+    code, _, errors = run("--watch")
     assert code == 0, errors
     assert read_tree(place / "runs" / NAME) == server.output
     assert [line.split()[0] for line in server.ranges].count("oof.csv") == 2
@@ -298,21 +309,6 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
     assert "Kaggle still shows the output of the run in" in errors  # an old output is not taken for the new one
     assert run("--watch")[0] == 0
     assert len(list((place / "runs").glob("0*"))) == 1
-
-
-def test_full_disk_while_downloading(place, server, run, monkeypatch, finished_run):
-    """Nothing half-downloaded stays, and the output is still on Kaggle."""
-    server.take_output(finished_run)
-
-    def fill(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(follow, "_download", fill)
-    code, _, errors = run()
-    assert code == 2
-    for words in ("No space left on device", "its output is kept", WATCH):
-        assert words in errors
-    assert list((place / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../../outside.txt", "/tmp/outside.txt", "a\0b"])

@@ -105,9 +105,9 @@ def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, exa
     with torch.inference_mode():
         u = torch.cat([model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids])
         exact = model.head(u[sides[:, 0]], u[sides[:, 1]])
-        at_once = [pad_batch([*range(len(ids))], length, examples.token_ids, model.pad_id)
-                   for length in (max(map(len, examples.token_ids)), 60)]  # fmt: skip
-        for batches in (make_padded_batches(examples.token_ids, model.pad_id, max_sides=3), *([batch] for batch in at_once)):
+        ways = [[pad_batch([*range(len(ids))], length, examples.token_ids, model.pad_id)]
+                for length in (max(map(len, examples.token_ids)), 60)]  # fmt: skip
+        for batches in (*ways, make_padded_batches(examples.token_ids, model.pad_id, max_sides=3)):
             u = model.embed_sides(batches)
             torch.testing.assert_close(model(u[sides[:, 0]], u[sides[:, 1]]), exact, atol=1e-5, rtol=0)
     model.encoder.register_forward_pre_hook(lambda _, args, given: seen.append((args, set(given))), with_kwargs=True)

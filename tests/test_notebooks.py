@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jupytext
 import nbformat
 import pytest
 from conftest import make_row
@@ -31,12 +30,13 @@ def is_parameters(cell: nbformat.NotebookNode) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ipynb_is_what_its_py_builds(name):
-    """`make notebooks` changes nothing: the pair says the same, without outputs."""
+    """`make notebooks` changes nothing: the pair says the same, without outputs, and which kernel papermill starts."""
     spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     assert build.build(name) == (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
     nbformat.validate(read(name))
+    assert read(name).metadata["kernelspec"]["name"] == "python3"
     for cell in read(name).cells:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
@@ -53,44 +53,22 @@ def test_code_cells_are_the_same_in_all_three():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cells_are_small_and_define_nothing(name):
-    """No def, no class, at most 12 lines of code a cell; the parameters are literals, one a line."""
-    for cell in read(name).cells:
-        if cell.cell_type != "code":
-            continue
-        source = cell.source.replace("%matplotlib", "# %matplotlib")
-        kinds = {type(node) for node in ast.walk(ast.parse(source))}
+    """No def, no class, at most 12 lines of code a cell, no name that is a setting, which a second run of the config
+    cell would take; the parameters are literals, one a line, and change nothing but the backbone."""
+    defaults = RunConfig().to_dict()
+    for cell in (cell for cell in read(name).cells if cell.cell_type == "code"):
+        nodes = list(ast.walk(ast.parse(cell.source.replace("%matplotlib", "# %matplotlib"))))
+        kinds = {type(node) for node in nodes}
         assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}
         if is_parameters(cell):
             assert kinds <= {ast.Module, ast.Assign, ast.Name, ast.Store, ast.Constant, ast.List, ast.Load}
+            namespace: dict = {}
+            exec(cell.source, namespace)
+            config = RunConfig.from_namespace(namespace).to_dict()
+            assert {key for key, value in config.items() if value != defaults[key]} <= {"backbone"}
         else:
-            assert len([line for line in source.splitlines() if line.strip()]) <= 12
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_are_settings_with_their_defaults(name):
-    """The cell changes nothing but the backbone: what a reader sees is what the library would do."""
-    (cell,) = [c for c in read(name).cells if is_parameters(c)]
-    namespace: dict = {}
-    exec(cell.source, namespace)
-    config = RunConfig.from_namespace(namespace)
-    different = {k: v for k, v in config.to_dict().items() if v != RunConfig().to_dict()[k]}
-    assert set(different) <= {"backbone"}
-
-
-def test_cells_leave_no_name_that_is_a_setting():
-    """A cell that assigned to `head` would change that setting when the config cell is run again."""
-    names = set(RunConfig().to_dict())
-    for cell in read(NAMES[0]).cells:
-        if cell.cell_type == "code" and not is_parameters(cell):
-            tree = ast.parse(cell.source.replace("%matplotlib", "# %matplotlib"))
-            stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            assert not stored & names
-
-
-def test_kernelspec_is_in_the_py():
-    """Without it papermill does not know which kernel to start."""
-    for name in NAMES:
-        assert jupytext.read(NOTEBOOKS / f"{name}.py").metadata["kernelspec"]["name"] == "python3"
+            assert len([line for line in cell.source.splitlines() if line.strip()]) <= 12
+            assert not {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} & set(defaults)
 
 
 def test_runs_through_papermill(tiny, write_csv, tmp_path):

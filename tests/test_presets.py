@@ -5,11 +5,12 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import layout
 import numpy as np
 import pytest
+import train
 import yaml
 from conftest import run_arguments
-from kaggle_parts import layout, train
 from test_notebooks import PRESETS
 from transformers import AutoConfig
 

@@ -1,42 +1,95 @@
-"""Several processes: the same numbers as one, every model trained, and no hang when one ends. gloo, on this machine."""
+"""Processes of a user's own: several give the numbers of one, and killed or stopped ones lose nothing. gloo, here."""
 
+import contextlib
+import json
 import math
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import random
+import re
 import shutil
 import signal
-import subprocess
+import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TWO_FOLDS, predict, run_arguments, run_small
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import torch
+from conftest import TWO_FOLDS, predict, read_tree, run_arguments, run_small
+from test_fp16 import make_fp16_accelerator
+from test_train import LEARNS, fit, make_config, make_model
 
 from prefcls_lib import cli
-from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
 from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
 from prefcls_lib.pipeline.predict import predict_models, predict_side_by_side
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.devices import make_accelerator
+from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.training import loop
+from prefcls_lib.training.checkpoint import Session
+
+OVERFLOWING_STEP = 3
+TWO_BY_TWO = {"num_epochs": 2, "batch_size": 7, "validations_per_epoch": 2, **LEARNS}
+LONG = ("num_epochs=6", "validations_per_epoch=1")  # 30 steps
 
 
-def start_process(command: list[str]) -> subprocess.Popen:
-    """A process of its own, as a user starts it: warnings and workers as usual."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *command], env=environment, **output)
+@pytest.fixture(scope="module")
+def fork() -> Callable:
+    """fork(function, *arguments): in a process of its own, forked from one that has imported what this module does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        multiprocessing.forkserver.ensure_running()
+
+    def start(function: Callable, *arguments: object) -> multiprocessing.Process:
+        process = context.Process(target=function, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    return start
+
+
+def join_group(rank: int, port: int, function: Callable, arguments: tuple) -> None:
+    """Call a function as one of two processes that torchrun started."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port)}  # fmt: skip
+    torch.set_num_threads(1)
+    assert not function(*arguments)
+    torch.distributed.destroy_process_group()
+
+
+def run_in_two(fork: Callable, function: Callable, *arguments: object) -> None:
+    """Call a function, which returns nothing or 0, in two processes at once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [fork(join_group, rank, port, function, arguments) for rank in range(2)]
+    deadline = time.monotonic() + 150
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+        process.kill()  # where it waits for the other
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+# --- several processes on one machine
 
 
 def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, capsys):
     """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. One of the two logs, to TensorBoard what
     is in history.csv and result.json. They start from a reward model, whose temperature both fit alike."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     settings = ("batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3", "mixed_precision=no",
                 f"init_from={reward_folders['bert']}")  # fmt: skip
     results, histories, outputs = [], [], []
@@ -94,57 +147,123 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
     assert result["log_loss_seed_sd"] == pytest.approx(abs(one - two) / np.sqrt(2)) != 0
 
 
-def test_rows_predicted_by_two_processes(finished_run, home, tmp_path, monkeypatch, capfd):
+def predict_part(command: list[str]) -> None:
+    """What a worker does in a competition rerun."""
+    os.environ["KAGGLE_IS_COMPETITION_RERUN"] = "1"
+    sys.exit(cli.main(command))
+
+
+def test_rows_predicted_by_two_processes(fork, finished_run, home, tmp_path, monkeypatch, capsys):
     """What one process predicts, model by model; in a rerun one that cannot be read is left out, the reason printed."""
+
+    def run_two(commands, poll):
+        processes = [fork(predict_part, command) for command in commands.values()]
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+
+    monkeypatch.setattr("prefcls_lib.pipeline.predict.run_side_by_side", run_two)
     broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
     (broken / "head.safetensors").write_bytes(b"cut off")
     one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
     rows, alone, shared = loading.read_rows(home / "test.csv", labelled=False).head(11), {}, {}
-    with pytest.raises(UserError, match="head.safetensors: is damaged"):
+    with pytest.raises(UserError, match=r"head\.safetensors: is damaged"):
         predict_models([one, broken, two], rows, alone.__setitem__)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     predict_models([one, broken, two], rows, alone.__setitem__)
+    assert "head.safetensors: is damaged" in capsys.readouterr().err
     predict_side_by_side([one, broken, two], rows, shared.__setitem__, math.inf, 2)
     assert list(alone) == list(shared) == [0, 2]
     for number in alone:
         np.testing.assert_allclose(shared[number], alone[number], atol=1e-6)
     wanted = read_probs(finished_run / "submission.csv")[:11]
     np.testing.assert_allclose((alone[0] + alone[2]) / 2, wanted, atol=1e-6)
-    assert "head.safetensors: is damaged" in capfd.readouterr().out  # a worker's, passed on
 
 
-def test_failing_worker_ends_the_run_with_its_message(tmp_path):
-    """Its last message becomes the caller's."""
-    with pytest.raises(UserError, match=rf"fold1 failed: {tmp_path / 'config.json'}: no such file"):
-        launch.run_side_by_side({"fold1": ["fit", str(tmp_path), "fold1"]})
+def measure(folder: Path, accelerator, session: Session | None = None, rows: int = 33, **settings) -> dict:
+    """What a fit measured, as plain values; weights as one vector."""
+    config = make_config(**{**TWO_BY_TWO, **settings})
+    model = make_model(folder, config)
+    result = fit(model, config, rows, session, accelerator=accelerator)
+    return {
+        "history": result.history[["step", "train_log_loss", "valid_log_loss", "skipped_steps"]].to_numpy(float),
+        "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),
+    }
 
 
-def test_killed_worker_ends_the_others(capsys):
-    """One is killed, as the kernel does when memory runs out; the other, which would run for minutes, is stopped."""
-    sleeper = "import time; print('asleep', flush=True); time.sleep(600)"
-    killed = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
-    started = time.monotonic()
-    with pytest.raises(UserError, match=r"second failed: exit code -9. Its last lines:\n  here"):
-        launch._run({"first": ["-c", sleeper], "second": ["-c", killed]}, 2)
-    assert time.monotonic() - started < 30
+def measure_cases(folder: Path, out: Path) -> None:
+    """What only several processes can break, in one of the two."""
+    rank, accelerator, real, steps = int(os.environ["RANK"]), make_accelerator("no"), loop.train_step, []
+    found = {"fp16": measure(folder, make_fp16_accelerator())}
+    found["no rows"] = measure(folder, make_fp16_accelerator(), rows=5, batch_size=1)
+
+    def overflow_in_process_1(model, *rest):
+        counts = real(model, *rest)
+        steps.append(1)
+        if len(steps) == OVERFLOWING_STEP and rank == 1:
+            model.head.output.bias.grad.fill_(torch.inf)
+        return counts
+
+    loop.train_step = overflow_in_process_1
+    found["one overflows"] = measure(folder, make_fp16_accelerator())
+    skewed = SimpleNamespace(perf_counter=lambda: time.perf_counter() * (1 + 50 * rank) + 1000 * rank)
+    loop.time = skewed  # in the second process another zero, and another pace
+    session = Session(deadline=skewed.perf_counter() + 1.0)
+    found["skewed clocks"] = measure(folder, accelerator, session, num_epochs=1000)
+    torch.save(found, out / f"{rank}.pt")
+
+
+def test_two_processes_take_the_same_steps(fork, tiny, tmp_path):
+    """Batches of 7 are shared as 4 and 3, and the losses are those of one process; in fp16, whose gradients are scaled.
+
+    The weights of both are the same to the bit. With batches of one pair the second process never scales a loss, and
+    its gradients are zero; an overflow in one process is skipped by both and counted once in each; one clock counts,
+    though the other runs fifty times as quick, so neither waits for the other."""
+    run_in_two(fork, measure_cases, tiny, tmp_path)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    alone = measure(tiny, make_fp16_accelerator())["history"]
+    np.testing.assert_allclose(one["fp16"]["history"], alone, atol=1e-3, rtol=0)
+    assert np.ptp(alone[:, 2]) > 1e-2  # something was learned
+    for case in ("fp16", "no rows", "one overflows", "skewed clocks"):
+        assert torch.equal(one[case]["weights"], two[case]["weights"]), case
+        np.testing.assert_array_equal(one[case]["history"], two[case]["history"])
+    assert one["no rows"]["history"][-1, [0, 3]].tolist() == [10, 0]
+    assert one["one overflows"]["history"][-1, 3] == 1
+    assert one["skewed clocks"]["history"][-1, 0] < 2500
+
+
+KILLED = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["-m", "prefcls_lib", "check-submission", "none.csv", "--test", "sample"], "none.csv: no such file"),
+        (["-c", KILLED], "exit code -9. Its last lines:\n  here"),
+    ],
+)
+def test_failing_or_killed_worker_ends_the_others_and_the_run(capsys, command, message):
+    """Its message, or its last lines where the kernel kills it, become the caller's; the other, which would run for
+    minutes, is stopped."""
+    sleeper, started = "import time; print('asleep', flush=True); time.sleep(600)", time.monotonic()
+    with pytest.raises(UserError, match=f"second failed: {re.escape(message)}"):
+        launch._run({"first": ["-c", sleeper], "second": command}, 2)
+    assert time.monotonic() - started < 120
     assert "[first] asleep" in capsys.readouterr().out
 
 
-def test_worker_ends_when_its_parent_is_killed(tmp_path):
+def test_worker_ends_when_its_parent_is_killed(fork, tmp_path):
     """SIGKILL of the parent closes the workers' standard input, and they end."""
     mark = tmp_path / "pid"
     worker = (
         "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
         f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
     )
-    start = f"p._run({{'worker': ['-c', {worker!r}]}}, 1)"
-    parent = start_process(["-c", f"from prefcls_lib.pipeline import launch as p; {start}"])
-    deadline = time.monotonic() + 60
+    parent, deadline = fork(launch._run, {"worker": ["-c", worker]}, 1), time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     pid = int(mark.read_text())
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
+    parent.kill()
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
@@ -184,7 +303,7 @@ def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch
     started = []
     monkeypatch.setattr(launch, "_run", lambda *given: started.append(given))
     launch.run_together(["fit", "run", "fold0"], 2)
-    [(commands, num_processes, _)] = started
+    [(commands, num_processes)] = started
     [command] = commands.values()
     environment = launch._worker_environment(num_processes, None)
     assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]
@@ -193,19 +312,71 @@ def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch
 
 
 def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, monkeypatch):
-    """Of an hour, 40 minutes are left: 20 for the first of two models, and all that is left for the second."""
-    arguments = cli._parser().parse_args(run_arguments(home, tmp_path / "run", *TWO_FOLDS, "time_budget_hours=1"))
-    job, deadlines = steps.start(cli._config(arguments)), []
+    """Of an hour, 40 minutes are left: 20 for the first of two models, and all that is left for the second. Fold by
+    fold, in the order of the setting; the first seed is not named."""
+    settings = ("folds=[2,0]", "time_budget_hours=1")
+    job, sessions = steps.start(cli._config(cli._parser().parse_args(run_arguments(home, tmp_path, *settings)))), {}
     data = replace(steps.prepare(job), started_at=time.time() - 1200)
-    monkeypatch.setattr(folds, "_train_model", lambda data, model, session: deadlines.append(session))
+    monkeypatch.setattr(folds, "_train_model", lambda _, model, session: sessions.update({model.name: session}))
     now = time.perf_counter()
     folds.train_models(data, fold_models(data.config))
-    assert [session.deadline - now for session in deadlines] == pytest.approx([1200, 2400], abs=30)
+    assert list(sessions) == ["fold2", "fold0"]
+    assert [session.deadline - now for session in sessions.values()] == pytest.approx([1200, 2400], abs=30)
     tokens = sum(map(len, data.test.encoded.token_ids))
-    assert {session.tokens_to_predict for session in deadlines} == {tokens}
+    assert {session.tokens_to_predict for session in sessions.values()} == {tokens}
+    names = [model.name for model in fold_models(replace(job.config, num_seeds=2))]
+    assert names == ["fold2", "fold2-seed1", "fold0", "fold0-seed1"]
 
 
-def test_names_of_models():
-    """Fold by fold, in the order of the setting; the first seed is not named."""
-    config = RunConfig(folds=[3, 0], num_seeds=2)
-    assert [model.name for model in fold_models(config)] == ["fold3", "fold3-seed1", "fold0", "fold0-seed1"]
+# --- runs that are killed or stopped
+
+
+def run_and_save_every_step(arguments: list[str], log: Path) -> None:
+    """`prefcls run`, with what it prints in a file."""
+    loop.SAVE_EVERY_SECONDS = 0
+    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        sys.exit(cli.main(arguments))
+
+
+def wait_for_checkpoint(process: multiprocessing.Process, out: Path, steps: int) -> None:
+    """Until the run has done so many steps of its own, or ended."""
+    position, first = out / "checkpoint" / "fold0" / "position.json", None
+    while process.is_alive():
+        try:
+            step = json.loads(position.read_text())["step"]
+        except (OSError, ValueError):
+            step = 0
+        first = step if first is None else first
+        if step >= first + steps:
+            return
+        time.sleep(0.01)
+
+
+def test_killed_and_stopped_and_resumed_ends_as_a_run_left_alone(fork, home, tmp_path, capsys):
+    """SIGKILL twice, wherever it hits; then SIGTERM: exit code 143, the step at hand is saved, a submission is there.
+    The folder, read-only from then on, is copied and stays as it was; the run ends in the new place with the bytes of
+    one that nobody stopped, and with no checkpoint."""
+    moments, earlier, out, alone = random.Random(7), tmp_path / "earlier", tmp_path / "out", tmp_path / "alone"
+    for end, code in ((signal.SIGKILL, -9), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        process = fork(run_and_save_every_step, run_arguments(home, earlier, *LONG), tmp_path / "log")
+        wait_for_checkpoint(process, earlier, steps=moments.randint(2, 8))
+        time.sleep(moments.random() * 0.05)
+        os.kill(process.pid, end)
+        process.join(60)
+        assert process.exitcode == code
+    said = (tmp_path / "log").read_text()
+    assert all(words in said for words in ("fold0: resumed at step", "stopped at step", "the same command to resume"))
+    before = read_tree(earlier)
+    assert {"checkpoint/fold0/position.json", "submission.csv"} <= set(before)
+    for name in before:
+        (earlier / name).chmod(0o444)
+    run_small(home, out, *LONG, f"resume_from={earlier}")
+    assert "resumed at step" in capsys.readouterr().out
+    assert read_tree(earlier) == before and not (out / "checkpoint").exists()
+    # workers read the settings of this session
+    assert read_json(out / "config.json")["settings"]["resume_from"] == str(earlier)
+    run_small(home, alone, *LONG)
+    for name in ("submission.csv", "oof.csv", "model/fold0/model.safetensors"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes()
+    assert cli.main(run_arguments(home, tmp_path / "new", f"resume_from={tmp_path / 'nowhere'}")) == 2
+    assert "resume_from" in capsys.readouterr().err

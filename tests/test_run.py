@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from conftest import TWO_FOLDS, predict, read_tree, run_arguments, run_small
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from prefcls_lib import cli
@@ -61,8 +60,9 @@ def test_rows_and_folds_are_chosen_by_content_and_fold_seed(home, tmp_path):
         same.folder.open(replace(same.config, fold_seed=1), same.data_sha256)
 
 
-def test_run_leaves_its_files_and_nothing_half_written(finished_run):
-    """All tables, both models; the foreign file is still there, and no temporary one is."""
+def test_run_leaves_its_files_and_nothing_half_written(finished_run, result, home):
+    """All tables, both models; the foreign file is still there, and no temporary one is. The result holds all that is
+    promised."""
     tree = read_tree(finished_run)
     tables = {"history.csv", "oof.csv", "oof_baselines.csv", "submission.csv"}
     others = {"config.json", "result.json", "README.md", "notes.txt"}
@@ -72,38 +72,34 @@ def test_run_leaves_its_files_and_nothing_half_written(finished_run):
                   "history.csv", "oof.csv", "test.csv", "baseline/baseline.json"}  # fmt: skip
     assert {f"model/fold{fold}/{name}" for fold in range(2) for name in of_a_model} < set(tree)
     assert not [name for name in tree if ".tmp-" in name or name.startswith("checkpoint")]
-
-
-def test_result_holds_what_is_promised(result, home):
-    """Every promised key; rows, seed, backbone, hashes as given, shares between 0 and 1."""
-    assert set(PROMISED) <= set(result)
+    assert set(PROMISED) <= set(result) and {"torch", "transformers", "python"} <= set(result["versions"])
     assert (result["rows"], result["seed"], result["backbone"]) == (60, 42, str(home / "backbone"))
     assert result["data_sha256"] == {kind: sha256(home / f"{kind}.csv") for kind in ("train", "test")}
-    assert 0.5 < result["useful_token_share"] <= 1
-    assert 0.5 < result["predict_useful_token_share"] <= 1
-    assert result["tokens_per_second"] > 0
+    assert all(0.5 < result[name] <= 1 for name in ("useful_token_share", "predict_useful_token_share"))
+    assert result["tokens_per_second"] > 0 and result["best_epoch"] == 1
     assert result["seconds"] > result["seconds_before_training"] > 0
-    assert result["best_epoch"] == 1
-    assert {"torch", "transformers", "python"} <= set(result["versions"])
 
 
 def test_reported_numbers_can_be_recomputed(result, oof, finished_run):
     """log_loss and accuracy from oof.csv with scikit-learn, those of the baseline from oof_baselines.csv; their
-    difference is the encoder's share."""
+    difference is the encoder's share. The last line of a fold's history is the log loss of its rows."""
     baselines = read_table(finished_run / "oof_baselines.csv")
     start = baselines[baselines["model"] == "structure_logistic"]
     for table, name in ((oof, "log_loss"), (start, "baseline_log_loss")):
         labels, probs = table["label"], table[list(LABEL_COLUMNS)].to_numpy()
         assert result[name] == pytest.approx(sklearn_log_loss(labels, probs, labels=[0, 1, 2]), abs=1e-12)
-    assert result["accuracy"] == pytest.approx(
-        accuracy_score(oof["label"], oof[list(LABEL_COLUMNS)].to_numpy().argmax(1))
-    )
+    right = oof[list(LABEL_COLUMNS)].to_numpy().argmax(1) == oof["label"]
+    assert result["accuracy"] == pytest.approx(right.mean())
     assert result["valid_rows"] == len(oof) == len(start)
     share = result["encoder_share"]
     assert share["difference"] == pytest.approx(result["log_loss"] - result["baseline_log_loss"])
     assert share["low"] <= share["difference"] <= share["high"]
     (line,) = [line for line in result["baselines"] if line["model"] == result["baseline"]]
     assert line["log_loss"] == pytest.approx(result["baseline_log_loss"])
+    for fold, lines in read_table(finished_run / "history.csv").groupby("fold"):
+        rows = oof[oof["fold"] == fold]
+        loss = sklearn_log_loss(rows["label"], rows[list(LABEL_COLUMNS)].to_numpy(), labels=[0, 1, 2])
+        assert lines["valid_log_loss"].iloc[-1] == pytest.approx(loss, abs=1e-12)
 
 
 def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
@@ -115,18 +111,9 @@ def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
     pd.testing.assert_frame_equal(found.sort_index(), expected.sort_index(), check_dtype=False, check_index_type=False)
 
 
-def test_history_has_both_folds_and_unsmoothed_losses(finished_run, oof):
-    """The last line of each fold is the log loss of that fold's rows in oof.csv."""
-    history = read_table(finished_run / "history.csv")
-    assert history["fold"].unique().tolist() == [0, 1]
-    for fold, lines in history.groupby("fold"):
-        rows = oof[oof["fold"] == fold]
-        loss = sklearn_log_loss(rows["label"], rows[list(LABEL_COLUMNS)].to_numpy(), labels=[0, 1, 2])
-        assert lines["valid_log_loss"].iloc[-1] == pytest.approx(loss, abs=1e-12)
-
-
-def test_submission_is_the_mean_of_the_folds(finished_run, home):
-    """Each fold's saved model predicts what the run has kept in its test.csv; the submission is their mean."""
+def test_submission_is_the_mean_of_the_folds(finished_run, home, capsys):
+    """Each fold's saved model predicts what the run has kept in its test.csv; the submission is their mean, with the
+    test file's ids in order, and check-submission accepts it."""
     rows, kept = loading.read_rows(home / "test.csv", labelled=False), []
     for fold in range(2):
         folder = finished_run / "model" / f"fold{fold}"
@@ -134,15 +121,10 @@ def test_submission_is_the_mean_of_the_folds(finished_run, home):
         kept.append(read_probs(folder / "test.csv"))
         np.testing.assert_array_equal(model.predict_proba(model.read_inputs(rows)), kept[-1])
     assert np.abs(kept[0] - kept[1]).max() > 1e-4
-    np.testing.assert_allclose(read_probs(finished_run / "submission.csv"), (kept[0] + kept[1]) / 2, atol=1e-12)
-
-
-def test_submission_has_the_test_files_ids_in_order(finished_run, home, capsys):
-    """And check-submission accepts it."""
-    with (home / "test.csv").open(encoding="utf-8", newline="") as file:
-        ids = [record["id"] for record in csv.DictReader(file)]
-    assert read_table(finished_run / "submission.csv")["id"].tolist() == ids
-    assert cli.main(["check-submission", str(finished_run / "submission.csv"), "--test", str(home / "test.csv")]) == 0
+    file = finished_run / "submission.csv"
+    np.testing.assert_allclose(read_probs(file), (kept[0] + kept[1]) / 2, atol=1e-12)
+    assert read_table(file)["id"].tolist() == rows["id"].tolist()
+    assert cli.main(["check-submission", str(file), "--test", str(home / "test.csv")]) == 0
     assert "a valid submission for 12 test rows" in capsys.readouterr().out
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from sklearn.feature_extraction import FeatureHasher
 
 from prefcls_lib.data.features import SIGNS, Text, compute_features, empty_answers, identical_answers
 from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP
@@ -38,10 +37,9 @@ class BaselineInputs:
 
 
 def read_inputs(rows: pd.DataFrame, with_text: bool = True) -> BaselineInputs:
-    """What the baselines read of the rows of `loading.read_rows`.
+    """What the baselines read of rows of `loading.read_rows`; with `with_text` also words, which some of them need."""
+    from sklearn.feature_extraction import FeatureHasher  # late, as in `trees.fit_trees`
 
-    `with_text`: count words, too; `structure_tfidf` and the ensemble need them.
-    """
     kinds = np.where(identical_answers(rows), IDENTICAL, empty_answers(rows) @ np.array([EMPTY_A, EMPTY_B]))
     hasher = FeatureHasher(HASHED_COLUMNS, input_type="string", alternate_sign=False, dtype=np.float32)
     dense, counts = [], [[sparse.csr_matrix((0, HASHED_COLUMNS), dtype=np.float32)] for _ in RESPONSES]

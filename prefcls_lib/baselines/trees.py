@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from prefcls_lib.data.features import SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
@@ -21,6 +20,8 @@ def fit_trees(
 
     The columns are cut into bins here: of weighted rows scikit-learn does so a hundred times slower.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier  # late: a process that trains networks needs no sklearn
+
     dense = np.round(dense, DECIMALS)
     if weights is not None:
         used = weights > 0

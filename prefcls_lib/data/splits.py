@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, NUM_CLASSES
 from prefcls_lib.runtime.files import UserError
@@ -27,6 +26,8 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
     Returns:
         (N,) int array: the fold in which each row is validated. Messages name the rows' file, `source`.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # late, as in `trees.fit_trees`
+
     labels = rows["label"].to_numpy()
     counts = np.bincount(labels, minlength=NUM_CLASSES)
     num_groups = rows["group"].nunique()

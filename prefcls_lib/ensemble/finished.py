@@ -1,5 +1,6 @@
 """A finished run folder, read and checked. Two runs can be compared if training file and fold plan are the same."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,12 @@ class Run:
     result: dict
     share: Comparison | None  # the network against its baseline; None: a run of `prefcls ladder`, without a network
     oof: pd.DataFrame  # by id: fold, label, group, three probabilities
-    submission: pd.DataFrame  # by id
 
     @property
     def group(self) -> tuple:
         """What two runs must share to be compared: training file and fold plan."""
         plan = self.settings.num_folds, self.settings.fold_seed, self.settings.max_train_rows
-        return str(self.result["data_sha256"]["train"]), *plan
+        return self.result["data_sha256"]["train"], *plan
 
     def probs(self, ids: Iterable[str]) -> np.ndarray:
         """(N, 3) out-of-sample probabilities of these rows."""
@@ -51,13 +51,14 @@ def read_run(path: Path) -> Run:
         share = None if result["encoder_share"] is None else Comparison.from_dict(result["encoder_share"])
         lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
         values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]
-        if not np.isfinite(np.array(values, dtype=float)).all() or not isinstance(result["data_sha256"]["train"], str):
-            raise ValueError(f"result.json: {shown(values)} should be numbers")
-        oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
+        wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]
+        if wrong or not isinstance(result["data_sha256"]["train"], str):
+            raise ValueError(f"result.json: {shown(wrong)} should be numbers")
+        oof = _read_predictions(path / "oof.csv")
         if len(oof[["fold", "group"]]) != result["valid_rows"] or not set(oof["label"].astype(str)) <= set("012"):
             what = f"oof.csv holds {len(oof)} rows, result.json says {result['valid_rows']}"
             raise ValueError(f"{what}: rows are missing, or a label is not 0, 1 or 2")
-    return Run(path.resolve().name, path, settings, result, share, oof, submission)
+    return Run(path.resolve().name, path, settings, result, share, oof)
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:

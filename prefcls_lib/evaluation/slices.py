@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn import metrics
 
 from prefcls_lib.data.features import empty_answers, identical_answers
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, MODEL_COLUMNS, PROMPT, SWAP, TEXT_COLUMNS
@@ -23,7 +22,7 @@ MIN_SLICE_GROUPS = 10
 def confusion_matrix(labels: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
     """Rows by their vote (lines) and by the class that the model holds for the most probable (columns)."""
     names = ["A wins", "B wins", "tie"]
-    counts = metrics.confusion_matrix(labels, probs.argmax(axis=1), labels=range(len(names)))
+    counts = np.bincount(3 * labels + probs.argmax(axis=1), minlength=9).reshape(3, 3)
     return pd.DataFrame(counts, pd.Index(names, name="vote"), pd.Index(names, name="most probable"))
 
 

@@ -1,7 +1,8 @@
 """Where a training run is, and what an interrupted one needs to resume as if it had not been interrupted.
 
-    checkpoint/fold0/  state.pt        all of it: read with weights_only=True
-                       position.json   how many steps are done, for whoever looks
+    checkpoint/fold0/  model.safetensors, best.safetensors   weights now, and of the best validation where they are kept
+                       state.pt                              the rest: read with weights_only=True
+                       position.json                         how many steps are done, for whoever looks
 
 The folder is replaced by renames: whenever the run is killed, the last checkpoint or the one before it exists.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
@@ -93,8 +95,7 @@ def save_checkpoint(
     """Write a checkpoint, in place of the last one."""
     device, scaler = accelerator.device, accelerator.scaler
     saved = {
-        "state": vars(state) | {name: vars(getattr(state, name)) for name in COUNTS},
-        "model": model.state_dict(),
+        "state": vars(state) | {name: vars(getattr(state, name)) for name in COUNTS} | {"best_weights": None},
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else {},
         "random": torch.get_rng_state(),
@@ -105,6 +106,10 @@ def save_checkpoint(
     def write(temporary: Path) -> None:
         temporary.mkdir()
         torch.save(saved, temporary / "state.pt")
+        for name, weights in (("model", model.state_dict()), ("best", state.best_weights)):
+            if weights is not None:
+                weights = {key: tensor.cpu().contiguous() for key, tensor in weights.items()}
+                save_file(weights, temporary / f"{name}.safetensors")
         write_json(temporary / "position.json", {"step": state.step})
 
     write_whole(folder, write)
@@ -120,7 +125,7 @@ def load_checkpoint(
         return None
     with reading(folder, "Delete it to train this fold from its start."):
         saved = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        model.load_state_dict(saved["model"])
+        model.load_state_dict(load_file(folder / "model.safetensors"))
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler is not None and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
@@ -128,6 +133,8 @@ def load_checkpoint(
         if saved["cuda_random"] is not None and accelerator.device.type == "cuda":  # the main process's
             torch.cuda.set_rng_state(saved["cuda_random"], accelerator.device)
         state = saved["state"] | {name: TokenCount(**saved["state"][name]) for name in COUNTS}
+        if (best := folder / "best.safetensors").is_file():
+            state["best_weights"] = load_file(best)
         return TrainingState(**state | {name: list(state[name].numpy()) for name in ARRAYS})
 
 

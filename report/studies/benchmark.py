@@ -26,7 +26,7 @@ from torch import nn
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
-from prefcls_lib.data.batching import Examples, make_padded_batches
+from prefcls_lib.data.batching import Examples, pad_batch
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.backbones import load_backbone, load_encoder
@@ -76,9 +76,9 @@ class Bench:
         sides = self.train.sides[rows]
         embedded = []
         for places in (sides[:, 0], sides[:, 1]) if as_study else [sides.T.ravel()]:
-            ids, limits = [self.train.token_ids[place] for place in places], (10**9, 10**9, LENGTH if as_study else 1)
-            (batch,) = make_padded_batches(ids, model.pad_id, *limits, max_padding=10**9)
-            embedded.append(model.embed_sides([batch.to(self.device)]))
+            ids = [self.train.token_ids[place] for place in places]
+            length = LENGTH if as_study else max(map(len, ids))
+            embedded.append(model.embed_sides([pad_batch([*range(len(ids))], length, ids, model.pad_id, self.device)]))
         return model.head(*torch.cat(embedded).split(len(rows)))
 
     def loss(self, logits: torch.Tensor, rows: np.ndarray, label_smoothing: float = 0.0) -> torch.Tensor:
