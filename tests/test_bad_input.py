@@ -358,8 +358,7 @@ def test_place_that_cannot_be_written_is_refused(refuse, finished_run, home, tmp
     before = read_tree(tmp_path)
     for out in (file, file / "run", file / "deep" / "run"):
         message = refuse(run_arguments(home, out, *SHORT))
-        assert f"{out}" in message and "--out" in message
-        assert ("is a file" if out == file else "cannot be written") in message
+        assert str(out) in message and "--out" in message and "cannot be written (" in message
     os.mkfifo(tmp_path / "pipe")  # as /dev/null, which root could replace
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     loop = tmp_path / "loop" / "s.csv"

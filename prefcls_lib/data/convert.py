@@ -54,10 +54,9 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
         keys = pd.Series(row_keys(rows), index=rows.index, dtype=object)
         tables.append(rows[~(keys.isin(seen) | keys.duplicated())])
         seen |= set(keys)
-        new, total = len(tables[-1]), left_out.total()
-        reasons = "; ".join(f"{count:,} {why}" for why, count in left_out.items())
-        line = f"{path}: {len(rows):,} rows of text, {new:,} written, {len(rows) - new:,} known"
-        lines.append(f"{line}, {total:,} left out ({reasons})" if total else line)
+        new, reasons = len(tables[-1]), "; ".join(f"{count:,} {why}" for why, count in left_out.items())
+        others = f", {left_out.total():,} left out ({reasons})" if reasons else ""
+        lines.append(f"{path}: {len(rows):,} rows of text, {new:,} written, {len(rows) - new:,} known{others}")
     table = pd.concat(tables, ignore_index=True)
     if table.empty:
         raise UserError("\n".join([*lines, f"every row is known already or left out; {out} was not written."]))
