@@ -148,7 +148,7 @@ def test_the_stored_trees_predict_what_scikit_learn_predicts(monkeypatch, weight
             bins.append(args[0])
             return super().fit(*args)
 
-    monkeypatch.setattr(trees, "HistGradientBoostingClassifier", Kept)
+    monkeypatch.setattr("sklearn.ensemble.HistGradientBoostingClassifier", Kept)
     generator = np.random.default_rng(4)
     structure = generator.standard_normal((300, len(SIGNS)))
     structure[:, 3] = np.round(structure[:, 3])  # a column of few values

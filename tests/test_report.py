@@ -71,6 +71,7 @@ def write_run(folder: Path, encoder_share: dict | None = None, **settings: objec
     oof = pd.DataFrame({"id": [str(n) for n in range(rows)], "fold": folds, "label": labels, "group": groups})
     oof[NAMES] = probs
     oof.to_csv(folder / "oof.csv", index=False)
+    oof[["id", *NAMES]].head(3).to_csv(folder / "submission.csv", index=False)
     return folder
 
 
@@ -202,12 +203,12 @@ def edit_table(path: Path, **values: object) -> None:
 # what is said of a run -> how it is broken: a change, or values of result.json
 BROKEN_RUNS = {
     "37 rows, result.json says 40": lambda run: spoil_oof(run, 37, 0),
-    "oof.csv": lambda run: (run / "oof.csv").unlink(),
+    "submission.csv": lambda run: (run / "submission.csv").unlink(),
     "row 5": lambda run: spoil_oof(run, 40, 0.5),
     "config.json": lambda run: (run / "config.json").write_text('{"settings": {', encoding="utf-8"),
     "no_such": lambda run: edit_json(run / "config.json", settings={"no_such": 1}),
     "a label is not 0, 1 or 2": lambda run: edit_table(run / "oof.csv", label=7),
-    "an id is there more than once": lambda run: edit_table(run / "oof.csv", id="136060"),
+    "an id is there more than once": lambda run: edit_table(run / "submission.csv", id="136060"),
     "[None]": {"log_loss": None},
     "KeyError: 'log_loss'": {"baselines": [{"model": "prior"}]},
     "missing": {"encoder_share": {"p": 1.0}},

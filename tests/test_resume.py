@@ -229,7 +229,7 @@ def test_earlier_session_is_found_by_its_name_and_described(tmp_path, monkeypatc
     said = describe_progress("prefcls-02")
     assert said == f"The earlier session in {earlier}: fold0 is done, fold0-seed1 reached step 1,200."
     assert describe_progress(earlier) == said
-    RunFolder(tmp_path / "new").copy_from("prefcls-02")
+    RunFolder(tmp_path / "new").copy_from(earlier)
     assert (tmp_path / "new" / "checkpoint/fold0-seed1/position.json").is_file()
     with pytest.raises(UserError, match="resume_from='prefcls-03'"):
         describe_progress("prefcls-03")

@@ -31,6 +31,7 @@ class Run:
     result: dict
     share: Comparison | None  # the network against its baseline; None: a run of `prefcls ladder`, without a network
     oof: pd.DataFrame  # by id: fold, label, group, three probabilities
+    submission: pd.DataFrame  # by id
 
     @property
     def group(self) -> tuple:
@@ -54,11 +55,11 @@ def read_run(path: Path) -> Run:
         wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]
         if wrong or not isinstance(result["data_sha256"]["train"], str):
             raise ValueError(f"result.json: {shown(wrong)} should be numbers")
-        oof = _read_predictions(path / "oof.csv")
+        oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
         if len(oof[["fold", "group"]]) != result["valid_rows"] or not set(oof["label"].astype(str)) <= set("012"):
             what = f"oof.csv holds {len(oof)} rows, result.json says {result['valid_rows']}"
             raise ValueError(f"{what}: rows are missing, or a label is not 0, 1 or 2")
-    return Run(path.resolve().name, path, settings, result, share, oof)
+    return Run(path.resolve().name, path, settings, result, share, oof, submission)
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:

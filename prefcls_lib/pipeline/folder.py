@@ -71,7 +71,7 @@ class RunFolder:
             _locks[path] = files.lock_folder(path)
         try:
             if config.resume_from is not None and not (self / "config.json").exists():
-                self._copy_from(find_earlier(config.resume_from))
+                self.copy_from(find_earlier(config.resume_from))
             if (self / "config.json").exists():
                 self._refuse_another(config, data_sha256)
         except UserError:
@@ -103,7 +103,7 @@ class RunFolder:
         if (held := _locks.pop(self.path.resolve(), None)) is not None:
             os.close(held)
 
-    def _copy_from(self, earlier: Path) -> None:
+    def copy_from(self, earlier: Path) -> None:
         """Copy an earlier run's folder, which may be read-only; with config.json, the last, the copy is a run."""
         for name in ("model", "checkpoint", "submission.csv", "config.json"):
             if (earlier / name).exists() and not (self / name).is_dir():

@@ -16,7 +16,7 @@ from prefcls_lib.runtime.files import write_whole
 
 RUNS = Path("runs/study")
 KEPT = Path("report/runs")
-KEPT_FILES = ("config.json", "result.json", "history.csv", "oof.csv")
+KEPT_FILES = ("config.json", "result.json", "history.csv", "oof.csv", "submission.csv")
 ROWS = ["train=sample", "test=sample", "num_folds=5", "folds=[0,1,2,3,4]"]
 # MiniLM's recipe when these were compared first: without a baseline another was not tried
 PLAIN = ["start_from=none", "learning_rate=3e-5", "label_smoothing=0.05"]
