@@ -214,13 +214,15 @@ def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
 
 
 def test_other_copies_of_the_library_are_a_note(tmp_path):
-    """What runs, from where, and what else is attached."""
-    assert checks.check_library().state == "ok"
-    other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib" / "__init__.py"
-    other.parent.mkdir(parents=True)
-    other.write_text("")
-    check = checks.check_library()
-    assert (check.state, str(other) in check.advice) == ("note", True)
+    """What runs, from where, and what is attached; a bundle's data set, with folder and wheel, is one copy."""
+    for state, place in (("ok", "prefcls-lib"), ("note", "datasets/me/prefcls-old")):
+        assert checks.check_library().state == "ok"
+        attached = tmp_path / "input" / place
+        (attached / "prefcls_lib").mkdir(parents=True)
+        (attached / "prefcls_lib" / "__init__.py").touch()
+        (attached / "prefcls_lib-0.1.0-py3-none-any.whl").touch()
+        check = checks.check_library()
+        assert (check.state, str(attached) in check.advice) == (state, state == "note")
     assert str(ROOT / "prefcls_lib") in check.finding
 
 

@@ -50,10 +50,10 @@ def find_competition_file(name: str) -> Path:
 def find_attached_backbone(name: str) -> Path | None:
     """The folder of a backbone: an attached input of this name, with or without "prefcls-" before it, a folder of this
     name in one, or a Kaggle model (framework, variation and version are three folders); then one folder deeper."""
-    names = (name, f"prefcls-{name}", f"*/{name}", f"*/*/{name}")
-    levels = [[f"{mount}{one}/{more}config.json" for one in names for mount in MOUNTS for more in deeper]
-              for deeper in (("", "*/*/*/"), ("*/", "*/*/*/*/"))]  # fmt: skip
-    found = _find_first(levels, f"backbone {name!r}")
+    places = [f"{one}/{more}" for one in (name, f"prefcls-{name}", f"*/{name}") for more in ("", "*/*/*/")]
+    levels = [places, [f"*/*/{name}/", *(f"{place}*/" for place in places)]]  # the first alone lists whole inputs
+    patterns = [[f"{mount}{place}config.json" for place in level for mount in MOUNTS] for level in levels]
+    found = _find_first(patterns, f"backbone {name!r}")
     return found and found.parent
 
 
@@ -80,10 +80,10 @@ def attached_runs() -> list[Path]:
 
 
 def attached_libraries() -> list[Path]:
-    """The attached copies of the library, folders and wheels, where the notebooks' first cell looks."""
+    """The attached data sets that hold the library, as a folder, a wheel or both, where the first cell looks for it."""
     names = [f"{more}{name}" for name in ("prefcls_lib/__init__.py", "*.whl") for more in WRAPPED]
-    found = glob_inputs(f"{mount}prefcls*/{name}" for name in names for mount in MOUNTS)
-    return [path for path in found if path.is_file()]  # an upload unpacks a wheel into a folder
+    folders = glob_inputs(f"{mount}prefcls*" for mount in ("datasets/*/", ""))
+    return [folder for folder in folders if any(any(folder.glob(name)) for name in names)]
 
 
 def library_commit() -> str:
@@ -108,7 +108,7 @@ def _find_first(levels: list[list[str]], what: str) -> Path | None:
     """
     for patterns in levels:
         found = [path for path in glob_inputs(patterns) if not _is_of_a_run(path)]
-        if len({_content(path) for path in found}) > 1:
+        if len(found) > 1 and len(set(map(_content, found))) > 1:  # of one alone no content is read: it may be large
             places = "\n  ".join([f"{what} is attached more than once, with different content:", *map(str, found)])
             raise UserError(f"{places}\nDetach all but one, or name the one you mean by its path.")
         if found:
