@@ -216,14 +216,12 @@ def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
 def test_other_copies_of_the_library_are_a_note(tmp_path):
     """What runs, from where, and what is attached; a bundle's data set, with folder and wheel, is one copy."""
     for state, place in (("ok", "prefcls-lib"), ("note", "datasets/me/prefcls-old")):
-        assert checks.check_library().state == "ok"
-        attached = tmp_path / "input" / place
-        (attached / "prefcls_lib").mkdir(parents=True)
-        (attached / "prefcls_lib" / "__init__.py").touch()
-        (attached / "prefcls_lib-0.1.0-py3-none-any.whl").touch()
+        (folder := tmp_path / "input" / place / "prefcls_lib").mkdir(parents=True)
+        for path in (folder / "__init__.py", folder.with_suffix(".whl")):
+            path.touch()
         check = checks.check_library()
-        assert (check.state, str(attached) in check.advice) == (state, state == "note")
-    assert str(ROOT / "prefcls_lib") in check.finding
+        said = check.state, str(folder.parent) in check.advice, str(ROOT / "prefcls_lib") in check.finding
+        assert said == (state, state == "note", True)
 
 
 def test_doctor_as_a_command_and_a_table(tiny, tmp_path, capsys):

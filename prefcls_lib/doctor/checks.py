@@ -109,11 +109,8 @@ def check_library() -> Check:
     """Which copy of the library runs, of which commit, and whether it is attached more than once."""
     place, versions, attached = Path(kaggle.__file__).parents[1], devices.versions(), kaggle.attached_libraries()
     finding = f"prefcls-lib {versions['prefcls-lib']}, commit {versions['commit']}, in {place}"
-    if len(attached) < 2:
-        return Check("library", "ok", finding)
-    return Check(
-        "library", "note", finding, f"Several are attached: {', '.join(map(str, attached))}. Detach all but one."
-    )
+    several = f"Several are attached: {', '.join(map(str, attached))}. Detach all but one." if len(attached) > 1 else ""
+    return Check("library", "note" if several else "ok", finding, several)
 
 
 def check_gpu(config: RunConfig | None = None) -> Check:

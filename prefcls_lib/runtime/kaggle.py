@@ -8,9 +8,9 @@ from pathlib import Path
 from prefcls_lib.runtime.files import UserError, sha256
 
 COMPETITION = "llm-classification-finetuning"
-# What stands before the name of an attached input below /kaggle/input: the layout of 2026, and the older one.
+# The folders between /kaggle/input and an attached input: the layout of 2026, and the older one.
 MOUNTS = ("notebooks/*/", "datasets/*/", "models/*/", "")
-WRAPPED = ("", "*/", "*/*/")  # a thing is the input itself, or in a folder of it, with at most one wrapper folder
+WRAPPED = ("", "*/", "*/*/")  # in the input itself, in a folder of it, or one folder deeper
 
 
 def input_root() -> Path:
@@ -58,7 +58,7 @@ def find_attached_backbone(name: str) -> Path | None:
 
 
 def find_attached(name: str | Path) -> Path:
-    """A file or folder: the one that is named, else the attached input of this name, else what has it in an input."""
+    """The file or folder of this name: a path that exists, else an attached input, else what is in an input."""
     if "/" in str(name) or Path(name).exists():
         return Path(name)
     return _find_first([[f"{mount}{more}{name}" for mount in MOUNTS] for more in ("", "*/")], str(name)) or Path(name)
@@ -102,9 +102,9 @@ def glob_inputs(patterns: Iterable[str]) -> list[Path]:
 
 
 def _find_first(levels: list[list[str]], what: str) -> Path | None:
-    """What matches the first of the pattern lists that anything matches; None if there is none.
+    """The first match of the first list of patterns that has one; None if no list has.
 
-    Where several match the same list, and they or their folders differ, an input is attached twice: a UserError.
+    Where a list has several matches whose content differs, something is attached twice: a UserError.
     """
     for patterns in levels:
         found = [path for path in glob_inputs(patterns) if not _is_of_a_run(path)]

@@ -29,5 +29,5 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True, done: in
 
 
 def _lines(show):
-    """What tqdm writes to, where it cannot redraw: `show` gets one line after the other."""
+    """The file that tqdm writes to where it cannot redraw: `show` gets each state of the bar as a line."""
     return SimpleNamespace(write=lambda text: text.strip() and show(text.strip()), flush=lambda: None)
