@@ -214,14 +214,14 @@ def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
 
 
 def test_other_copies_of_the_library_are_a_note(tmp_path):
-    """What runs, from where, and what else is attached."""
-    assert checks.check_library().state == "ok"
-    other = tmp_path / "input" / "prefcls-lib" / "prefcls_lib" / "__init__.py"
-    other.parent.mkdir(parents=True)
-    other.write_text("")
-    check = checks.check_library()
-    assert (check.state, str(other) in check.advice) == ("note", True)
-    assert str(ROOT / "prefcls_lib") in check.finding
+    """What runs, from where, and what is attached; a bundle's data set, with folder and wheel, is one copy."""
+    for state, place in (("ok", "prefcls-lib"), ("note", "datasets/me/prefcls-old")):
+        (folder := tmp_path / "input" / place / "prefcls_lib").mkdir(parents=True)
+        for path in (folder / "__init__.py", folder.with_suffix(".whl")):
+            path.touch()
+        check = checks.check_library()
+        said = check.state, str(folder.parent) in check.advice, str(ROOT / "prefcls_lib") in check.finding
+        assert said == (state, state == "note", True)
 
 
 def test_doctor_as_a_command_and_a_table(tiny, tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_trackers_that_cannot_be_used_are_refused():
     """Of no such name, or not installed: which there are."""
     assert make_accelerator("no", "none").log_with == []
     for report_to, name in (("tensorbord", "tensorbord"), ("tensorboard, ClearML", "clearml")):
-        with pytest.raises(UserError, match=f"no tracker '{name}' is installed. Here are none, all, tensorboard"):
+        with pytest.raises(UserError, match=f"no tracker '{name}' is installed. Choose among none, all, tensorboard"):
             make_accelerator("no", report_to)
 
 

@@ -60,7 +60,7 @@ class Examples:
         return replace(self, **{name: column[chosen] for name, column in columns.items() if column is not None})
 
     def swapped(self, rows: np.ndarray | bool = True) -> "Examples":
-        """The same rows with A and B in each other's place; `rows` (N,) bool: in these alone."""
+        """The same rows with A and B swapped; `rows` (N,) bool: in these alone."""
         order = np.where(np.broadcast_to(rows, len(self))[:, None], SWAP, range(NUM_CLASSES))
         return replace(
             self,

@@ -1,8 +1,8 @@
 """`prefcls convert`: public arena files as they are published, in the competition's columns, for `extra_train`.
 
-A file is told by its columns, see FORMS. Whatever form it has, its cells become those of the competition, which
-`loading.parse_rows` reads as a training file's; "both bad" is a tie. Rows that the training file has are left out, and
-of rows that are there twice one is kept (see `loading.row_keys`). What is no conversation in texts is counted.
+Its columns tell the form of a file, see FORMS. Whatever form it has, its cells become those of the competition, which
+`loading.parse_rows` reads as a training file's; "both bad" is a tie. Rows that the training file has are left out, as
+are repeated rows (see `loading.row_keys`), and rows that are no conversation of texts; all of them are counted.
 """
 
 import json
@@ -88,7 +88,7 @@ def _read_arena_rows(path: Path) -> tuple[pd.DataFrame, Counter]:
 
 
 def _read_row(place: str, form: str, row: dict) -> list:
-    """The competition's cells, texts as JSON or lists, of a row in a form; in Parquet cells may be numbers or null."""
+    """A row in a form as the competition's cells, texts as JSON or lists; Parquet cells may be numbers or null."""
     if form == "55k":
         texts = [[None] if row[name] is None else row[name] for name in TEXT_COLUMNS]
         winners = [row[name] for name in LABEL_COLUMNS]

@@ -36,9 +36,8 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
 
 
 def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
-    """The submission in a file, its ids as text; checked are columns, test.csv's ids in their order, probabilities."""
-    path = Path(path)
-    table, columns = read_csv(path), [ID, *LABEL_COLUMNS]
+    """Read a submission, ids as text; check its columns, its ids (test.csv's, in their order) and its probabilities."""
+    table, columns = read_csv(Path(path)), [ID, *LABEL_COLUMNS]
     if list(table) != columns:
         raise UserError(f"{path}: columns are {', '.join(table)[:300]}; expected {', '.join(columns)}.")
     if len(table[ID]) != len(ids):

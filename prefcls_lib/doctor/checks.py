@@ -106,12 +106,11 @@ def check_packages(installed: dict[str, str]) -> Check:
 
 
 def check_library() -> Check:
-    """Which copy of the library runs, of which commit, and whether other copies are attached."""
-    place, versions = Path(kaggle.__file__).parents[1], devices.versions()
-    others = [str(path) for path in kaggle.attached_libraries() if path not in (place.parent, place / "__init__.py")]
+    """Which copy of the library runs, of which commit, and whether it is attached more than once."""
+    place, versions, attached = Path(kaggle.__file__).parents[1], devices.versions(), kaggle.attached_libraries()
     finding = f"prefcls-lib {versions['prefcls-lib']}, commit {versions['commit']}, in {place}"
-    advice = f"Attached, but not in use: {', '.join(others)}. Detach all copies but one." if others else ""
-    return Check("library", "note" if others else "ok", finding, advice)
+    several = f"Several are attached: {', '.join(map(str, attached))}. Detach all but one." if len(attached) > 1 else ""
+    return Check("library", "note" if several else "ok", finding, several)
 
 
 def check_gpu(config: RunConfig | None = None) -> Check:

@@ -51,7 +51,7 @@ def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path |
     trackers = [name for name in report_to.lower().replace(" ", "").split(",") if name not in ("", "none")]
     usable = ["all", *sorted(map(str, get_available_trackers()))]  # accelerate leaves out others without a word
     if missing := [name for name in trackers if name not in usable]:
-        known = f"Here are none, {', '.join(usable)}; for another one install its package."
+        known = f"Choose among none, {', '.join(usable)}, or install its package."
         raise UserError(f"setting report_to={report_to!r}: no tracker {missing[0]!r} is installed. {known}")
     return Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=logs)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from prefcls_lib.runtime.files import UserError, sha256
 
 COMPETITION = "llm-classification-finetuning"
-# What stands before the name of an attached input below /kaggle/input: the layout of 2026, and the older one.
+# The folders between /kaggle/input and an attached input: the layout of 2026, and the older one.
 MOUNTS = ("notebooks/*/", "datasets/*/", "models/*/", "")
-WRAPPED = ("", "*/", "*/*/")  # a thing is the input itself, or in a folder of it, with at most one wrapper folder
+WRAPPED = ("", "*/", "*/*/")  # in the input itself, in a folder of it, or one folder deeper
 
 
 def input_root() -> Path:
@@ -50,15 +50,15 @@ def find_competition_file(name: str) -> Path:
 def find_attached_backbone(name: str) -> Path | None:
     """The folder of a backbone: an attached input of this name, with or without "prefcls-" before it, a folder of this
     name in one, or a Kaggle model (framework, variation and version are three folders); then one folder deeper."""
-    names = (name, f"prefcls-{name}", f"*/{name}", f"*/*/{name}")
-    levels = [[f"{mount}{one}/{more}config.json" for one in names for mount in MOUNTS for more in deeper]
-              for deeper in (("", "*/*/*/"), ("*/", "*/*/*/*/"))]  # fmt: skip
-    found = _find_first(levels, f"backbone {name!r}")
+    places = [f"{one}/{more}" for one in (name, f"prefcls-{name}", f"*/{name}") for more in ("", "*/*/*/")]
+    levels = [places, [f"*/*/{name}/", *(f"{place}*/" for place in places)]]  # the first alone lists whole inputs
+    patterns = [[f"{mount}{place}config.json" for place in level for mount in MOUNTS] for level in levels]
+    found = _find_first(patterns, f"backbone {name!r}")
     return found and found.parent
 
 
 def find_attached(name: str | Path) -> Path:
-    """A file or folder: the one that is named, else the attached input of this name, else what has it in an input."""
+    """The file or folder of this name: a path that exists, else an attached input, else what is in an input."""
     if "/" in str(name) or Path(name).exists():
         return Path(name)
     return _find_first([[f"{mount}{more}{name}" for mount in MOUNTS] for more in ("", "*/")], str(name)) or Path(name)
@@ -80,10 +80,10 @@ def attached_runs() -> list[Path]:
 
 
 def attached_libraries() -> list[Path]:
-    """The attached copies of the library, folders and wheels, where the notebooks' first cell looks."""
+    """The attached data sets that hold the library, as a folder, a wheel or both, where the first cell looks for it."""
     names = [f"{more}{name}" for name in ("prefcls_lib/__init__.py", "*.whl") for more in WRAPPED]
-    found = glob_inputs(f"{mount}prefcls*/{name}" for name in names for mount in MOUNTS)
-    return [path for path in found if path.is_file()]  # an upload unpacks a wheel into a folder
+    folders = glob_inputs(f"{mount}prefcls*" for mount in ("datasets/*/", ""))
+    return [folder for folder in folders if any(any(folder.glob(name)) for name in names)]
 
 
 def library_commit() -> str:
@@ -102,13 +102,13 @@ def glob_inputs(patterns: Iterable[str]) -> list[Path]:
 
 
 def _find_first(levels: list[list[str]], what: str) -> Path | None:
-    """What matches the first of the pattern lists that anything matches; None if there is none.
+    """The first match of the first list of patterns that has one; None if no list has.
 
-    Where several match the same list, and they or their folders differ, an input is attached twice: a UserError.
+    Where a list has several matches whose content differs, something is attached twice: a UserError.
     """
     for patterns in levels:
         found = [path for path in glob_inputs(patterns) if not _is_of_a_run(path)]
-        if len({_content(path) for path in found}) > 1:
+        if len(found) > 1 and len(set(map(_content, found))) > 1:  # of one alone no content is read: it may be large
             places = "\n  ".join([f"{what} is attached more than once, with different content:", *map(str, found)])
             raise UserError(f"{places}\nDetach all but one, or name the one you mean by its path.")
         if found:

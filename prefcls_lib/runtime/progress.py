@@ -11,8 +11,8 @@ SECONDS_IN_LOG = 60
 def progress_bar(total: int, label: str, unit: str, shown: bool = True, done: int = 0) -> tqdm:
     """A tqdm bar with pace and time left; `done` of `total` were done earlier and do not count for the pace.
 
-    In a notebook the line is one display that is updated, so an executed and exported notebook keeps its last state
-    only (tqdm's own bar for notebooks would leave its first). A redrawn bar would flood a log: it gets a line a minute.
+    In a notebook the bar is one display that is updated, so that an executed and exported notebook keeps only its last
+    state (with tqdm's own bar for notebooks, its first). A redrawn bar would flood a log: it gets one line a minute.
     """
     where = {"mininterval": 1, "dynamic_ncols": True}
     if "ipykernel" in sys.modules and shown:
@@ -23,11 +23,11 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True, done: in
         where = {"mininterval": 1, "ncols": 100, "ascii": False, "file": show}
     elif not sys.stderr.isatty():
         show = _lines(lambda text: print(text, file=sys.stderr, flush=True))
-        where = {"mininterval": SECONDS_IN_LOG, "maxinterval": SECONDS_IN_LOG, "delay": SECONDS_IN_LOG, "ncols": 100}
-        where["file"] = show
+        seconds = dict.fromkeys(("mininterval", "maxinterval", "delay"), SECONDS_IN_LOG)
+        where = {**seconds, "ncols": 100, "file": show}
     return tqdm(total=total, initial=done, desc=label, unit=unit, disable=not shown, **where)
 
 
 def _lines(show):
-    """What tqdm writes to, where it cannot redraw: `show` gets one line after the other."""
+    """The file that tqdm writes to where it cannot redraw: `show` gets each state of the bar as a line."""
     return SimpleNamespace(write=lambda text: text.strip() and show(text.strip()), flush=lambda: None)

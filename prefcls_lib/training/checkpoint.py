@@ -53,7 +53,7 @@ class TrainingState:
     """
 
     max_tokens: int  # held for one backward pass; halved when memory runs out
-    planned_steps: int = 0  # of which a time budget, or a collapse, may leave some out
+    planned_steps: int = 0  # a time budget or a collapse may end training before
     step: int = 0  # optimizer steps done
     position: float = 0  # `step`, or what a time budget makes of it: training ends at `planned_steps`
     rows_seen: int = 0  # training rows of all steps so far

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from tqdm import tqdm
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount, plan_epoch
@@ -21,7 +20,7 @@ from prefcls_lib.training.step import sum_counts, train_step, update_weights
 from prefcls_lib.training.validation import judge_encoder, validate, why_collapsed
 
 SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
-FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, for saving the model: so many, at most this share of it
+FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, kept for saving the model: the smaller of the two
 FORWARD_SHARE = 0.5  # of a step's time, for its tokens without a backward pass: an upper limit until a validation
 
 
@@ -61,7 +60,10 @@ def fit(
             loss_sum, tokens = train_step(model, examples, batch, state, config, accelerator, log)
             norm = update_weights(model, optimizer, accelerator, state, log)
             stopping = clock.count_step(state, started, batch, loss_sum, tokens, norm, accelerator)
-            show_progress(bar, state)
+            if state.step % 10 == 0:
+                words = f"loss {state.train_log_loss or math.nan:.4f}, {state.tokens_per_second:,.0f} tokens/s"
+                bar.set_postfix_str(words, refresh=False)
+            bar.update()
             if validation_due := plan.validation_due(before, state.position):
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
                          "learning_rate": rate * config.learning_rate, "gradient_norm": norm}  # fmt: skip
@@ -96,14 +98,6 @@ def start_or_resume(
     if accelerator.process_index:  # dropout must differ between processes
         torch.manual_seed(config.seed + 10_007 * accelerator.process_index + state.step)
     return optimizer, state
-
-
-def show_progress(bar: tqdm, state: TrainingState) -> None:
-    """One step more on the bar, with loss and pace."""
-    if state.step % 10 == 0:
-        pace = f"{state.tokens_per_second:,.0f} tokens/s"
-        bar.set_postfix_str(f"loss {state.train_log_loss or math.nan:.4f}, {pace}", refresh=False)
-    bar.update()
 
 
 class StepPlan:
@@ -166,17 +160,16 @@ class Clock:
         return bool(asked)
 
     def count_validation(self, state: TrainingState) -> None:
-        """How long a token of the validation took, which followed a step; the seconds so far go into its record."""
+        """Measure the seconds a token of the last validation, and put the seconds since the start into its record."""
         elapsed = self.elapsed_before + time.perf_counter() - self.opened
         self.seconds_per_token = (elapsed - state.elapsed) / max(1, state.valid_tokens.real)
         state.elapsed = state.records[-1]["seconds"] = elapsed
 
     def save_due(self, asked: bool, accelerator: Accelerator) -> bool:
         """Whether this process writes a checkpoint: where it is asked for, and after SAVE_EVERY_SECONDS."""
-        if self.session.folder is None or not accelerator.is_main_process:
-            return False
-        due = asked or time.perf_counter() - self.saved >= SAVE_EVERY_SECONDS
-        self.saved = time.perf_counter() if due else self.saved
+        now, keeps = time.perf_counter(), self.session.folder is not None and accelerator.is_main_process
+        due = keeps and (asked or now - self.saved >= SAVE_EVERY_SECONDS)
+        self.saved = now if due else self.saved
         return due
 
     def _position(self, state: TrainingState) -> float:

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients summed over micro-batches and processes, within the memory there is.
+"""One optimizer step: gradients summed over micro-batches, which shrink when memory runs out, and over processes.
 
 Every process takes its share of each step's pairs, the gradients are summed, and all take the same step; so the result
 is that of one process, whatever their number.

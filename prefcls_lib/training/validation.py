@@ -94,7 +94,7 @@ def judge_encoder(state: TrainingState, reason: str, warmup_rows: float, log: Lo
         log(f"the encoder {verdict} after {state.rows_seen:,} rows: {reason}")
     if state.flagged == 2:
         log(f"training ends early, because the encoder had collapsed at two validations in a row. {ADVICE}")
-        state.warnings = [f"{warning}; training ended early. {ADVICE}" for warning in state.warnings]
+        state.warnings = [f"{why or 'it collapsed later'}; training ended early. {ADVICE}" for why in state.warnings]
 
 
 def predict_valid(

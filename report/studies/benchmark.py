@@ -144,12 +144,8 @@ def train_ours(bench: Bench) -> tuple[int, float]:
 def predict_original(bench: Bench) -> tuple[int, float]:
     """The study's prediction: padded, fp32."""
     model, rows = bench.model(dropout=0.0).eval(), np.arange(PAIRS["original"])
-
-    def work() -> None:
-        with torch.inference_mode():
-            bench.logits(model, rows, as_study=True)
-
-    return len(rows), timed(bench.device, work)
+    with torch.inference_mode():
+        return len(rows), timed(bench.device, lambda: bench.logits(model, rows, as_study=True))
 
 
 def predict_ours(bench: Bench) -> tuple[int, float]:

@@ -13,6 +13,7 @@ import gc
 import math
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -120,17 +121,13 @@ def measure(job: Job, peak: float) -> dict:
     planned = capacity.peak_bytes(job.config, tokens, job.accelerator.mixed_precision != "no", job.length)
     return {
         "finite": all(map(math.isfinite, last[["train_log_loss", "gradient_norm"]].astype(float))),
-        "skipped_steps": int(last["skipped_steps"]),
-        "precision_error": error,
-        "train_tokens_per_second": trained,
+        "skipped_steps": int(last["skipped_steps"]), "precision_error": error,
+        "train_tokens_per_second": trained, "predict_tokens_per_second": predicted,
         "train_peak_share": 3 * flop * trained / peak,  # a backward pass is two forward passes
-        "predict_tokens_per_second": predicted,
         "predict_peak_share": flop * predicted / peak,
-        "waits_per_step": float(waits) if cuda else None,
-        "padded_batches_per_step": float(passes),
-        "peak_gib": peak_gib,
-        "planned_gib": planned / 2**30,
-    }
+        "waits_per_step": float(waits) if cuda else None, "padded_batches_per_step": float(passes),
+        "peak_gib": peak_gib, "planned_gib": planned / 2**30,
+    }  # fmt: skip
 
 
 def judge(line: dict, config: PretrainedConfig) -> str:
@@ -152,10 +149,8 @@ def check_resume(job: Job) -> dict:
     job.train(whole, 3)
     asked.set()
     with TemporaryDirectory() as temporary:
-        try:
+        with suppress(Stopped):
             job.train(job.make_model(), 3, Session(Path(temporary) / "state", stop=asked))
-        except Stopped as stopped:
-            print(stopped)
         resumed = job.make_model()
         job.train(resumed, 3, Session(Path(temporary) / "state"))
     models = (job.make_model().to(job.accelerator.device), whole, resumed)

@@ -135,16 +135,11 @@ def run_variant(name: str, out: Path, seed: int) -> dict:
     labels, probs = oof["label"].to_numpy(), oof[list(LABEL_COLUMNS)].to_numpy()
     spread = float(history["encoder_spread"].iloc[-1])
     return {
-        "variant": name,
-        "seed": seed,
-        "log_loss": log_loss(labels, probs),
-        "floor": log_loss(labels, known),
+        "variant": name, "seed": seed, "log_loss": log_loss(labels, probs), "floor": log_loss(labels, known),
         "prior": next(line["log_loss"] for line in result["baselines"] if line["model"] == "prior"),
-        "encoder_spread": spread,
-        "collapsed": spread < COLLAPSED_SPREAD,
-        "steps": int(history["step"].iloc[-1]),
-        "seconds": result["seconds"],
-    }
+        "encoder_spread": spread, "collapsed": spread < COLLAPSED_SPREAD,
+        "steps": int(history["step"].iloc[-1]), "seconds": result["seconds"],
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -65,15 +65,12 @@ def plan_backbone(config: PretrainedConfig, max_length: int, lengths: np.ndarray
     most = [capacity.largest_micro_batch(config, T4_BYTES, True, max_length, again) for again in (False, True)]
     recipe = choose_recipe(config)["max_tokens_per_micro_step"]
     return [
-        str(max_length),
-        f"{capacity.fixed_bytes(config, True) / 2**30:.1f}",
+        str(max_length), f"{capacity.fixed_bytes(config, True) / 2**30:.1f}",
         " / ".join(f"{kilobytes:,.0f}" for kilobytes in held),
         " / ".join(f"{tokens // 256 * 256:,}" for tokens in most),
-        f"{recipe:,}",
-        f"{capacity.peak_bytes(config, recipe, True, max_length) / 2**30:.1f}",
-        epoch,
-        f"{TEST_ROWS * fast:.2f} to {TEST_ROWS * slow:.2f}",
-    ]
+        f"{recipe:,}", f"{capacity.peak_bytes(config, recipe, True, max_length) / 2**30:.1f}",
+        epoch, f"{TEST_ROWS * fast:.2f} to {TEST_ROWS * slow:.2f}",
+    ]  # fmt: skip
 
 
 def make_plan(lengths: np.ndarray) -> str:
