@@ -1,47 +1,53 @@
-"""What rows of another arena add to the competition's: finished runs with and without `extra_train`, row by row.
+"""People's votes: what the encoder adds to the baseline, and what rows of another arena add to the competition's.
 
-    prefcls run --train competition.csv --test sample --out runs/plain --set folds=[0,1,2,3,4] ...
-    prefcls run --train competition.csv --test sample --out runs/more  --set folds=[0,1,2,3,4] ... \
-                --set extra_train=arena.csv
-    python -m report.studies.more_rows runs/plain runs/more
+    prefcls run --train competition.csv --out runs/plain --set folds=[0,1,2] ...
+    prefcls run --train competition.csv --out runs/more  --set folds=[0,1,2] --set extra_train=arena.csv ...
+    prefcls run --train both.csv        --out runs/both  --set folds=[0,1,2] --set num_seeds=2 ...
+    python -m report.studies.more_rows runs/plain runs/more runs/both
 
-Writes more_rows.json beside this file: log losses and differences paired by row, and no rows.
+both.csv has the rows of the two files. The first two runs are compared row by row; of the third, all rows are scored.
+Writes more_rows.json beside this file: log losses and paired differences, and no rows.
 """
 
 import argparse
 from pathlib import Path
 
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.ensemble.blend import Run, read_run, shared_ids
+from prefcls_lib.data.schema import ID
+from prefcls_lib.ensemble.blend import COLUMNS, Run, read_run, shared_ids
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import write_json
 
 OUT = Path(__file__).with_suffix(".json")
-# name -> two of the models: what the encoder adds without and with more rows, and what more rows add
+# name -> scored rows, and two of the models: what the encoder adds in each run, and what more rows add
 PAIRS = {
-    "encoder_plain": ("network_plain", "baseline_plain"), "encoder_more": ("network_more", "baseline_more"),
-    "rows_baseline": ("baseline_more", "baseline_plain"), "rows_network": ("network_more", "network_plain"),
-    "both": ("network_more", "baseline_plain"),
-}  # fmt: skip
+    "encoder_plain": ("competition", "baseline_plain", "network_plain"),
+    "encoder_more": ("competition", "baseline_more", "network_more"),
+    "rows_baseline": ("competition", "baseline_plain", "baseline_more"),
+    "rows_network": ("competition", "network_plain", "network_more"),
+    "rows_and_encoder": ("competition", "baseline_plain", "network_more"),
+    "encoder_both": ("both", "baseline_both", "network_both"),
+    "encoder_both_competition": ("competition", "baseline_both", "network_both"),
+    "encoder_both_arena": ("arena", "baseline_both", "network_both"),
+}
 
 
-def describe(plain: Run, more: Run) -> dict:
-    """Log losses of networks and baselines on the rows that all predicted; what each step adds, p corrected for all."""
-    ids, probs = shared_ids((plain, more)), {}
-    labels, groups = (more.oof.loc[ids, name].to_numpy() for name in ("label", "group"))
-    for name, run in (("plain", plain), ("more", more)):
+def describe(plain: Run, more: Run, both: Run) -> dict:
+    """What each step adds: rows, log loss before and after, and the difference, p corrected for all of them."""
+    probs, shared = {}, shared_ids((plain, more, both))
+    rows = {"competition": shared, "both": list(both.oof.index), "arena": list(both.oof.index.difference(shared))}
+    for name, run in (("plain", plain), ("more", more), ("both", both)):
         baselines = read_table(run.path / "oof_baselines.csv")
-        baseline = baselines[baselines["model"] == run.result["baseline"]].set_index(ID)
-        probs[f"baseline_{name}"] = baseline.loc[ids, list(LABEL_COLUMNS)].to_numpy()
-        probs[f"network_{name}"] = run.probs(ids)
-    found = [compare.compare(labels, probs[one], probs[other], groups) for one, other in PAIRS.values()]
-    return {
-        "rows": len(labels),
-        "log_loss": {name: scores.log_loss(labels, values) for name, values in probs.items()},
-        "accuracy": {name: scores.accuracy(labels, values) for name, values in probs.items()},
-        "comparisons": {name: c.to_dict() for name, c in zip(PAIRS, compare.holm_correction(found), strict=True)},
-    }
+        probs[f"baseline_{name}"] = baselines[baselines["model"] == run.result["baseline"]].set_index(ID)[COLUMNS]
+        probs[f"network_{name}"] = run.oof[COLUMNS]
+    lines, found = {}, []
+    for name, (which, before, after) in PAIRS.items():
+        labels, groups = (both.oof.loc[rows[which], column].to_numpy() for column in ("label", "group"))
+        one, other = (probs[model].loc[rows[which]].to_numpy() for model in (before, after))
+        lines[name] = {"before": scores.log_loss(labels, one), "after": scores.log_loss(labels, other)}
+        found.append(compare.compare(labels, other, one, groups))
+    corrected = zip(lines, compare.holm_correction(found), strict=True)
+    return {name: lines[name] | {"comparison": comparison.to_dict()} for name, comparison in corrected}
 
 
 def main() -> None:
@@ -49,10 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("plain", type=Path, help="a run without extra rows")
     parser.add_argument("more", type=Path, help="one with them, on the same folds")
-    arguments = parser.parse_args()
-    result = describe(read_run(arguments.plain), read_run(arguments.more))
+    parser.add_argument("both", type=Path, help="one whose training file has all rows")
+    result = describe(*(read_run(path) for path in vars(parser.parse_args()).values()))
     write_json(OUT, result)
-    print(result["log_loss"], OUT)
+    print({name: round(line["comparison"]["difference"], 4) for name, line in result.items()}, OUT)
 
 
 if __name__ == "__main__":
