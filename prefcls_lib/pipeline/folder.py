@@ -89,7 +89,7 @@ class RunFolder:
                 if name not in FREE_SETTINGS and before != now:
                     raise UserError(
                         f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
-                        "Name another folder with --out, or delete that one."
+                        "Set it as it was, or name another folder with --out."
                     )
             for name in (name for name, before in hashes.items() if before != data_sha256[name]):
                 raise UserError(
