@@ -12,7 +12,7 @@ import layout
 import requests
 from client import ENDED, SETTINGS, UNKNOWN, Kaggle, Kernel
 
-from prefcls_lib.ensemble.finished import read_run
+from prefcls_lib.ensemble.blend import read_run
 from prefcls_lib.pipeline.results import result_table, verdict
 from prefcls_lib.runtime.files import UserError, read_json, write_whole
 

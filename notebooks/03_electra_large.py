@@ -189,7 +189,7 @@ print(inspect.getsource(tokenization.SideTokenizer.lay_out))
 
 # %%
 data = steps.prepare(job)
-encoded = data.rows.encoded
+encoded = data.encoded
 for side in (0, 1):
     ids = encoded.token_ids[encoded.sides[0, side]]
     print(f"side {side}: {len(ids)} tokens\n  ids   {ids[:12].tolist()} ...")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from prefcls_lib.data.loading import sample_path
 from prefcls_lib.data.schema import ID
-from prefcls_lib.ensemble.finished import Run, read_run
+from prefcls_lib.ensemble.blend import Run, read_run
 from prefcls_lib.evaluation import compare
 from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, shown
 

@@ -10,8 +10,7 @@ import pandas as pd
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import ID
-from prefcls_lib.ensemble.blend import MIN_SHARED_ROWS, shared_ids
-from prefcls_lib.ensemble.finished import Run
+from prefcls_lib.ensemble.blend import MIN_SHARED_ROWS, Run, shared_ids
 from prefcls_lib.evaluation import compare, plots, slices
 from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.runtime.files import printable, sha256

@@ -121,7 +121,7 @@ def test_stopped_outside_training(prefcls, home, finished_run, tmp_path, monkeyp
     """While rows are read, while baselines are fitted, and after the last step, by Ctrl-C and by SIGTERM, ten times
     each: exit code 130 or 143, how to go on, nothing half-written. At last the bytes of a run that nobody stopped."""
     arguments, out = run_arguments(home, tmp_path / "run", *TWO_FOLDS), tmp_path / "run"
-    places = (job, "read_rows"), (steps.fold_baseline, "fit_out_of_fold"), (folds, "write_model_tables")
+    places = (job, "read_rows"), (job, "fit_out_of_fold"), (folds, "write_model_tables")
     for (owner, name), number in itertools.product(places, (signal.SIGINT, signal.SIGTERM)):
         real = getattr(owner, name)
 

@@ -17,8 +17,8 @@ from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE
-from prefcls_lib.pipeline import fold_baseline, folds, steps
-from prefcls_lib.pipeline.job import open_folder, read_job
+from prefcls_lib.pipeline import folds, steps
+from prefcls_lib.pipeline.job import load_baseline, open_folder, read_job
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.step import training_loss
 
@@ -147,7 +147,7 @@ def test_training_rows_among_the_extra_rows_leak_nothing(home, tmp_path, capsys)
         rows = read_rows(home / "train.csv", labelled=True)
         leak = rows[read_job(replace(config, extra_train=None)).folds == 0]
         write_rows(config.extra_train, leak.assign(label=(leak["label"] + turn) % 3))
-        table = fold_baseline.fit_baselines(open_folder(read_job(config)))
+        table = steps.fit_baselines(open_folder(read_job(config)))
         assert f"extra_train: {len(leak)} of {len(leak)} rows are training rows, too." in capsys.readouterr().out
         table = table[table["model"] == "structure_logistic"]
         probs.append([table.loc[table["fold"] == fold, list(LABEL_COLUMNS)].to_numpy() for fold in (0, 1)])
@@ -169,7 +169,7 @@ def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
     ties = int((train.labels[:own] == 2).sum())
     shifts = np.log([2.5 / 4.5, 0.5 / 4.5]) - np.log((ties + 0.5) / (own - ties + 0.5))
     if start_from != "none":
-        models = fold_baseline.load_fold_baseline(job.folder, 0).baseline.models
+        models = load_baseline(job.folder, 0)[0].models
         assert len({model.name for model in models}) == 2
         shifts = np.mean([model.state.get("tie_shifts", shifts) for model in models], axis=0)
     assert train.tie_shifts == pytest.approx(np.repeat([0, *shifts], [own, 6, 4]), abs=1e-5)

@@ -26,7 +26,7 @@ LIGHT = (
     "runtime.files", "runtime.progress", "config", "data.schema", "data.loading", "data.features", "data.submission",
     "data.splits", "evaluation.scores", "evaluation.compare", "evaluation.slices", "evaluation.calibration",
     "evaluation.plots",
-    "baselines.estimators", "baselines.out_of_fold", "pipeline.folder", "ensemble.finished", "cli",
+    "baselines.estimators", "baselines.out_of_fold", "pipeline.folder", "ensemble.blend", "cli",
 )  # fmt: skip
 
 # A reader's time is the budget. The lines that are there, which may only fall, beside those that the plan allows.

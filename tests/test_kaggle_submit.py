@@ -56,10 +56,10 @@ def read_probs(path: Path, ids: list[str]) -> np.ndarray:
     return check_submission(path, ids)[list(LABEL_COLUMNS)].to_numpy()
 
 
-def predict_two(two, rows, hours: float = HOURS, num_processes: int = 1) -> tuple[dict, np.ndarray | None]:
+def predict_two(two, rows, hours: float = HOURS) -> tuple[dict, np.ndarray | None]:
     """The record, and the last probabilities that were to be written."""
     written = [None]
-    record = submit.predict_within(*two, rows, written.append, hours, num_processes)
+    record = submit.predict_within(*two, rows, written.append, hours)
     return record, written[-1]
 
 
@@ -108,13 +108,14 @@ def test_two_processes_keep_the_deadline(two, rows, monkeypatch, clock):
     """It is handed to both, and processes that do not end are stopped five minutes after it."""
     looks = []
 
-    def hang(commands, poll):
+    def hang(commands, num_processes, poll):
         deadlines = {float(command[command.index("--deadline") + 1]) for command in commands.values()}
         assert (len(commands), deadlines) == (2, {3600 * (1 + 0.9 * 5)})
         looks.extend(iter(poll, True))
 
-    monkeypatch.setattr(predict, "run_side_by_side", hang)
-    record, _ = predict_two(two, rows, 5, 2)
+    monkeypatch.setattr(predict, "run_workers", hang)
+    monkeypatch.setattr(submit, "count_processes", lambda wanted: 2)
+    record, _ = predict_two(two, rows, 5)
     assert looks == [False, False, False, False]  # at 2 to 5 h; the deadline is at 5.5 h
     assert [run["folds_used"] for run in record["runs"]] == [0, 0]
 

@@ -62,10 +62,10 @@ def test_texts_that_are_none_are_refused(finished_run, texts, message):
 
 def test_load_names_what_is_wrong_with_a_folder(tmp_path, finished_run):
     """No run, one that is not complete, one of a version with other settings."""
-    with pytest.raises(UserError, match=r"holds no run \(config\.json\)"):
+    with pytest.raises(UserError, match=r"result\.json: no such file"):
         prefcls_lib.load(tmp_path)
     (tmp_path / "config.json").write_text((finished_run / "config.json").read_text())
-    with pytest.raises(UserError, match="the run is not complete"):
+    with pytest.raises(UserError, match="Is this the folder of a finished run"):
         prefcls_lib.load(tmp_path)
     model = tmp_path / "model"
     model.mkdir()

@@ -156,13 +156,13 @@ def predict_part(command: list[str]) -> None:
 def test_rows_predicted_by_two_processes(fork, finished_run, home, tmp_path, monkeypatch, capsys):
     """What one process predicts, model by model; in a rerun one that cannot be read is left out, the reason printed."""
 
-    def run_two(commands, poll):
-        processes = [fork(predict_part, command) for command in commands.values()]
+    def run_two(commands, num_processes, poll):
+        processes = [fork(predict_part, command[2:]) for command in commands.values()]
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0, 0]
 
-    monkeypatch.setattr("prefcls_lib.pipeline.predict.run_side_by_side", run_two)
+    monkeypatch.setattr("prefcls_lib.pipeline.predict.run_workers", run_two)
     broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
     (broken / "head.safetensors").write_bytes(b"cut off")
     one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
@@ -247,7 +247,7 @@ def test_failing_or_killed_worker_ends_the_others_and_the_run(capsys, command, m
     minutes, is stopped."""
     sleeper, started = "import time; print('asleep', flush=True); time.sleep(600)", time.monotonic()
     with pytest.raises(UserError, match=f"second failed: {re.escape(message)}"):
-        launch._run({"first": ["-c", sleeper], "second": command}, 2)
+        launch.run_workers({"first": ["-c", sleeper], "second": command}, 2)
     assert time.monotonic() - started < 120
     assert "[first] asleep" in capsys.readouterr().out
 
@@ -259,7 +259,7 @@ def test_worker_ends_when_its_parent_is_killed(fork, tmp_path):
         "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
         f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
     )
-    parent, deadline = fork(launch._run, {"worker": ["-c", worker]}, 1), time.monotonic() + 60
+    parent, deadline = fork(launch.run_workers, {"worker": ["-c", worker]}, 1), time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     pid = int(mark.read_text())
@@ -298,16 +298,10 @@ def test_environment_of_a_worker(monkeypatch):
     assert launch._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
 
 
-def test_several_processes_on_one_model_may_save_and_look_up_no_name(monkeypatch):
+def test_several_processes_on_one_model_may_save_and_look_up_no_name():
     """torchrun would kill them 30 s after SIGTERM, and would resolve the host's name, in vain without a network."""
-    started = []
-    monkeypatch.setattr(launch, "_run", lambda *given: started.append(given))
-    launch.run_together(["fit", "run", "fold0"], 2)
-    [(commands, num_processes)] = started
-    [command] = commands.values()
-    environment = launch._worker_environment(num_processes, None)
-    assert command[-5:] == ["-m", "prefcls_lib", "fit", "run", "fold0"]
-    assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} <= set(command[2:-5])
+    assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} < set(launch.torchrun(2))
+    environment = launch._worker_environment(2, None)
     assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == launch.SECONDS_TO_STOP >= 120
 
 
@@ -322,7 +316,7 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     folds.train_models(data, fold_models(data.config))
     assert list(sessions) == ["fold2", "fold0"]
     assert [session.deadline - now for session in sessions.values()] == pytest.approx([1200, 2400], abs=30)
-    tokens = sum(map(len, data.test.encoded.token_ids))
+    tokens = int(data.encoded.lengths[np.unique(data.encoded.sides[-12:])].sum())
     assert {session.tokens_to_predict for session in sessions.values()} == {tokens}
     names = [model.name for model in fold_models(replace(job.config, num_seeds=2))]
     assert names == ["fold2", "fold2-seed1", "fold0", "fold0-seed1"]

@@ -198,18 +198,18 @@ def test_interrupted_before_training_keeps_what_is_done(home, tmp_path, monkeypa
             patch.setattr(f"prefcls_lib.pipeline.{place}", stop)
             assert cli.main(run_arguments(home, run)) == code
 
-    stop_at("fold_baseline.fit_out_of_fold")
+    stop_at("job.fit_out_of_fold")
     shares = np.bincount(loading.read_rows(home / "train.csv", labelled=True)["label"]) / 60
     np.testing.assert_allclose(read_probs(submission), np.tile(shares, (12, 1)), atol=1e-12)
     submission.unlink()
     stop_at("folds.build_model")
-    baseline = np.load(run / "checkpoint" / "baseline-fold0" / "test.npy")
-    np.testing.assert_allclose(read_probs(submission), softmax(baseline, axis=1), atol=1e-12)
+    offsets = np.load(run / "checkpoint" / "baseline-fold0" / "offsets.npy")[60:]
+    np.testing.assert_allclose(read_probs(submission), softmax(offsets, axis=1), atol=1e-12)
     submission.write_bytes(b"older")
     stop_at("folds.fit", 130, KeyboardInterrupt)
     assert submission.read_bytes() == b"older" and not (run / "result.json").exists()
     with monkeypatch.context() as patch:
-        for name in ("job.assign_folds", "prepared.encode_rows", "fold_baseline.fit_out_of_fold"):
+        for name in ("job.assign_folds", "job.encode_rows", "job.fit_out_of_fold"):
             patch.setattr(f"prefcls_lib.pipeline.{name}", None)
         run_small(home, run)
     run_small(home, tmp_path / "same")

@@ -52,10 +52,5 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
     return folds
 
 
-def without_shared_prompts(extra: pd.DataFrame, rows: pd.DataFrame, folds: np.ndarray, fold: int) -> np.ndarray:
-    """Positions of the extra rows that share no prompt with a validation row of `fold`, and so may train on it."""
-    return np.flatnonzero(~extra["group"].isin(rows["group"][folds == fold]))
-
-
 def _content_hash(seed: int, text: str) -> str:
     return hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).hexdigest()

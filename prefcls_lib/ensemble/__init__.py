@@ -1,4 +1,4 @@
-"""Several finished runs: read (`finished`), blended (`blend`), loaded (`predictor`) and submitted together (`submit`).
+"""Several finished runs: read and blended (`blend`), loaded (`predictor`), and submitted together (`submit`).
 
 Open `blend` first.
 """

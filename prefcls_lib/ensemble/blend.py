@@ -1,21 +1,78 @@
-"""Blend runs: weights, temperature and tie bias fitted on out-of-sample predictions, scored on folds they never saw.
+"""Finished runs, read and checked; their blend, fitted on out-of-sample predictions, scored on folds it never saw.
 
 blend.json   runs (folders, relative to the file where they can be), weights, temperature, tie_bias, and the scores
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.ensemble.finished import Run, read_run
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import compare, scores
-from prefcls_lib.evaluation.calibration import Blend, blend_out_of_fold, fit_blend
-from prefcls_lib.runtime.files import UserError, read_json, reading, write_json
+from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_out_of_fold, fit_blend
+from prefcls_lib.pipeline.folder import RunFolder, read_table
+from prefcls_lib.runtime.files import UserError, read_json, reading, shown, write_json
 
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
+COLUMNS = list(LABEL_COLUMNS)
+NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated",
+           "calibrated_log_loss", "calibrated_expected_calibration_error", "baseline_log_loss", "seconds", "rows",
+           "valid_rows")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder, read and checked."""
+
+    name: str
+    path: Path
+    settings: RunConfig
+    result: dict
+    share: compare.Comparison | None  # the network against its baseline; None: a run of `prefcls ladder`
+    oof: pd.DataFrame  # by id: fold, label, group, three probabilities
+    submission: pd.DataFrame  # by id
+
+    @property
+    def group(self) -> tuple:
+        """What two runs must share to be compared: training file and fold plan."""
+        plan = self.settings.num_folds, self.settings.fold_seed, self.settings.max_train_rows
+        return self.result["data_sha256"]["train"], *plan
+
+    def probs(self, ids: Iterable[str]) -> np.ndarray:
+        """(N, 3) out-of-sample probabilities of these rows."""
+        return self.oof.loc[list(ids), COLUMNS].to_numpy()
+
+
+def read_run(path: Path) -> Run:
+    """One finished run folder; a file that is missing, broken, or does not belong to the others is a UserError."""
+    with reading(path, "Copy the run folder again."):
+        settings, result = RunFolder(path).read_config(), read_json(path / "result.json")
+        share = None if result["encoder_share"] is None else compare.Comparison.from_dict(result["encoder_share"])
+        lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
+        values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]
+        wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]
+        if wrong or not isinstance(result["data_sha256"]["train"], str):
+            raise ValueError(f"result.json: {shown(wrong)} should be numbers")
+        oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
+        if len(oof[["fold", "group"]]) != result["valid_rows"] or not set(oof["label"].astype(str)) <= set("012"):
+            what = f"oof.csv holds {len(oof)} rows, result.json says {result['valid_rows']}"
+            raise ValueError(f"{what}: rows are missing, or a label is not 0, 1 or 2")
+    return Run(path.resolve().name, path, settings, result, share, oof, submission)
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    """A table of a run by id, its probabilities checked."""
+    table = read_table(path).set_index(ID)
+    if table.index.has_duplicates:
+        raise ValueError(f"{path.name}: an id is there more than once")
+    scores.check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
+    return table
 
 
 def fit_runs(folders: list[Path], out: Path) -> dict:
@@ -59,6 +116,19 @@ def read_blend(path: Path) -> tuple[Blend, list[Path]]:
         runs = zip(state["runs"], blend.weights, strict=True)
         used = [(Path(path).parent / run, weight) for run, weight in runs if weight > 0]
     return Blend(tuple(weight for _, weight in used), blend.calibration), [place for place, _ in used]
+
+
+def mix(predictions: Sequence[Sequence[np.ndarray]], blend: Blend) -> np.ndarray:
+    """The blend (N, 3) of the models' probabilities, listed for each run and averaged; runs without any are left out.
+
+    The calibration is that of all runs together.
+    """
+    means = [np.mean(probs, axis=0) for probs in predictions if probs]
+    weights = [weight for weight, probs in zip(blend.weights, predictions, strict=True) if probs]
+    calibration = blend.calibration if len(means) == len(predictions) else Calibration()
+    if len(means) == 1 and calibration == Calibration():
+        return means[0]
+    return Blend(tuple(weight / sum(weights) for weight in weights), calibration).apply(means)
 
 
 def blend_table(result: dict) -> pd.DataFrame:

@@ -10,11 +10,11 @@ import pandas as pd
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.loading import parse_rows
 from prefcls_lib.data.schema import ID, TEXT_COLUMNS
-from prefcls_lib.ensemble.blend import read_blend
+from prefcls_lib.ensemble.blend import mix, read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.models.saved import SavedNetwork, load_model
 from prefcls_lib.pipeline.folder import RunFolder
-from prefcls_lib.runtime.files import UserError, shown
+from prefcls_lib.runtime.files import UserError, read_json, shown
 
 Text = str | Sequence[str]  # of one turn, or a text a turn
 
@@ -63,10 +63,8 @@ class Predictor:
         predictions = []
         for models in self.runs:
             inputs = models[0].read_inputs(rows)  # the models of a run share tokenizer and text settings
-            predictions.append(sum(model.predict_proba(inputs, label) for model in models) / len(models))
-        if len(predictions) == 1 and self.blend.calibration == Calibration():
-            return predictions[0]
-        return self.blend.apply(predictions)
+            predictions.append([model.predict_proba(inputs, label) for model in models])
+        return mix(predictions, self.blend)
 
 
 def load(path: str | Path) -> Predictor:
@@ -81,17 +79,10 @@ def load(path: str | Path) -> Predictor:
 
 
 def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
-    folder = RunFolder(path)
-    if (path / "preference.json").is_file() or (path / "baseline.json").is_file():
+    if any((path / name).is_file() for name in ("preference.json", "baseline.json")):
         return (load_model(path),)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{path}: holds no run (config.json). Name the folder of a finished run, one of its model folders "
-            "(model/fold0), or a blend.json."
-        )
-    if not folder.complete:
-        raise UserError(f"{path}: the run is not complete. Run the same command again to finish it.")
-    return tuple(load_model(place) for place in folder.model_folders())
+    read_json(path / "result.json")  # a run that has it is complete
+    return tuple(map(load_model, RunFolder(path).model_folders()))
 
 
 def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import torch
 from prefcls_lib.data.loading import describe_rows, read_rows, sample_path
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.data.submission import write_submission
-from prefcls_lib.ensemble.blend import fit_runs, read_blend
+from prefcls_lib.ensemble.blend import fit_runs, mix, read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.pipeline.folder import LADDER, RunFolder
 from prefcls_lib.pipeline.launch import count_processes
@@ -109,16 +109,11 @@ def order_models(runs: list[RunFolder], blend: Blend) -> list[tuple[int, Path]]:
 
 
 def predict_within(
-    runs: list[RunFolder], blend: Blend, rows: pd.DataFrame, write: Callable[[np.ndarray], None],
-    time_budget_hours: float, num_processes: int | None = None,
-) -> dict:  # fmt: skip
-    """Predict `rows` (from `loading.read_rows`), better and better, until done or until time is up.
+    runs: list[RunFolder], blend: Blend, rows: pd.DataFrame, write: Callable[[np.ndarray], None], hours: float
+) -> dict:
+    """Predict `rows` (from `loading.read_rows`), better and better, until done or until RESERVED of `hours` is left.
 
-    Args:
-        runs, blend: of `find_runs`.
-        write: called after each model with the probabilities (N, 3) of all that are complete.
-        time_budget_hours: from now; RESERVED of it is not used.
-        num_processes: share the rows among so many processes; None: one a GPU.
+    `write` is called after each model with the probabilities (N, 3) of all that are complete.
 
     Returns:
         What was predicted with what, what was left out, and in how many seconds.
@@ -128,11 +123,11 @@ def predict_within(
 
     def add(number: int, probs: np.ndarray) -> None:
         complete[models[number][0]].append(probs)
-        write(mix_complete(complete, blend))
+        write(mix(complete, blend))
 
-    deadline = started + 3600 * time_budget_hours * (1 - RESERVED)
+    deadline = started + 3600 * hours * (1 - RESERVED)
     given = [path for _, path in models], rows, add, deadline
-    processes = min(count_processes(num_processes), len(rows))
+    processes = min(count_processes(None), len(rows))
     predict_models(*given) if processes == 1 else predict_side_by_side(*given, processes)
     lines = []
     for run, weight, probs in zip(runs, blend.weights, complete, strict=True):
@@ -142,11 +137,3 @@ def predict_within(
     left_out = [f"{line['run']}: {line['folds_used']} of {line['folds']} folds were used"
                 for line in lines if line["folds_used"] < line["folds"]]  # fmt: skip
     return {"left_out": left_out, "runs": lines, "seconds": time.time() - started}
-
-
-def mix_complete(complete: list[list[np.ndarray]], blend: Blend) -> np.ndarray:
-    """The blend (N, 3) of the models that are complete, listed for each run; the calibration is the whole blend's."""
-    weights = tuple(weight for weight, probs in zip(blend.weights, complete, strict=True) if probs)
-    calibration = blend.calibration if len(weights) == len(complete) else Calibration()
-    mixed = Blend(tuple(weight / sum(weights) for weight in weights), calibration)
-    return mixed.apply([np.mean(probs, axis=0) for probs in complete if probs])

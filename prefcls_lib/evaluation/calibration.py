@@ -126,10 +126,5 @@ def blend_out_of_fold(
     return blended
 
 
-def geometric_mean(predictions: Sequence[np.ndarray]) -> np.ndarray:
-    """The geometric mean (N, 3) of several probabilities (N, 3), each row scaled to sum 1."""
-    return Blend((1 / len(predictions),) * len(predictions), Calibration()).apply(predictions)
-
-
 def _safe_log(probs: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probs, dtype=np.float64), SMALLEST_PROB))

@@ -12,7 +12,6 @@ result.json         the numbers; written last: a run that has it is complete
 checkpoint/         what an interrupted run resumes from; deleted when the run is complete
 """
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import pandas as pd
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.data.submission import write_submission
 from prefcls_lib.runtime import files
 from prefcls_lib.runtime.files import UserError, read_json, reading, write_json, write_whole
 from prefcls_lib.runtime.kaggle import find_attached
@@ -31,7 +31,7 @@ from prefcls_lib.runtime.kaggle import find_attached
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
 FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
-_locks: dict[Path, int] = {}  # folders that this process holds
+_held: set[Path] = set()  # folders that this process holds
 
 
 class FoldModel(NamedTuple):
@@ -61,24 +61,23 @@ class RunFolder:
         return self.path / name
 
     def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
-        """Hold the folder for this run, until `unlock` or the end of this process; one that is complete is not held.
+        """Hold the folder until the end of this process; one that is complete is not held.
 
         Where `config.resume_from` names an earlier run and none is here, it is copied. A UserError where another
-        process holds the folder, it has a run with other settings or data, or it cannot be written.
+        process holds the folder, the run there has other settings or data, or it cannot be written.
         """
-        path = self.path.resolve()
-        if not self.complete and path not in _locks:
-            _locks[path] = files.lock_folder(path)
-        try:
-            if config.resume_from is not None and not (self / "config.json").exists():
-                self.copy_from(find_earlier(config.resume_from))
-            if (self / "config.json").exists():
-                self._refuse_another(config, data_sha256)
-        except UserError:
-            self.unlock()
-            raise
-        if not self.complete:
-            write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
+        here, path = (self / "config.json").exists(), self.path.resolve()
+        earlier = self if here or config.resume_from is None else RunFolder(find_earlier(config.resume_from))
+        if (earlier / "config.json").exists():
+            earlier._refuse_another(config, data_sha256)
+        if self.complete:
+            return
+        if path not in _held:
+            files.lock_folder(path)
+            _held.add(path)
+        if earlier is not self:
+            self.copy_from(earlier.path)
+        write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
 
     def _refuse_another(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
         """Raise a UserError that names the setting or the data file in which the run here differs."""
@@ -90,18 +89,13 @@ class RunFolder:
                 if name not in FREE_SETTINGS and before != now:
                     raise UserError(
                         f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
-                        "Name another folder with --out, or delete that one."
+                        "Set it as it was, or name another folder with --out."
                     )
             for name in (name for name, before in hashes.items() if before != data_sha256[name]):
                 raise UserError(
                     f"{self.path}: holds a run on another {name} file ({settings[name]} has changed or is a different "
                     "one). Name another folder with --out; for new test rows use `prefcls predict --run`."
                 )
-
-    def unlock(self) -> None:
-        """Let other processes open the folder."""
-        if (held := _locks.pop(self.path.resolve(), None)) is not None:
-            os.close(held)
 
     def copy_from(self, earlier: Path) -> None:
         """Copy an earlier run's folder, which may be read-only; with config.json, the last, the copy is a run."""
@@ -119,23 +113,20 @@ class RunFolder:
         with reading(self / "config.json", "Copy the run folder again."):
             return RunConfig(**read_json(self / "config.json")["settings"])
 
-    def model_folder(self, model: FoldModel) -> Path:
-        """The folder of a model once it is done."""
-        return self.path / "model" / model.name
-
-    def checkpoint(self, name: str) -> Path:
-        """What an interrupted run resumes from: fold0 (a model in training), baseline-fold0, rows, test, folds.npy."""
-        return self.path / "checkpoint" / name
-
     def model_folders(self) -> list[Path]:
         """Folders of all models of the run; a UserError where one is missing."""
-        folders = [self.model_folder(model) for model in fold_models(self.read_config())]
+        folders = [self / "model" / model.name for model in fold_models(self.read_config())]
         if missing := [folder.name for folder in folders if not folder.is_dir()]:
             raise UserError(
                 f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
                 "command again to finish it."
             )
         return folders
+
+    def write_mean(self, ids: list[str], models: list[Path]) -> None:
+        """Write submission.csv: the mean of what these models have predicted for the test rows."""
+        probs = np.mean([read_probs(model / "test.csv") for model in models], axis=0)
+        write_submission(self / "submission.csv", ids, probs)
 
 
 def find_earlier(resume_from: str | Path) -> Path:
@@ -165,20 +156,18 @@ def _copy(source: Path, target: Path) -> None:
         _copy(path, target / path.name)
 
 
-def prediction_table(rows: pd.DataFrame, fold: int, probs: np.ndarray) -> pd.DataFrame:
-    """Out-of-sample predictions in their one format: id, fold, label, group and three probabilities."""
-    table = rows[[ID, "label", "group"]].reset_index(drop=True)
-    table.insert(1, "fold", fold)
-    return table.assign(**dict(zip(LABEL_COLUMNS, probs.T, strict=True)))
+def prediction_table(rows: pd.DataFrame, probs: np.ndarray) -> pd.DataFrame:
+    """Predictions in their one format: id, fold, label and group, as far as they are known; three probabilities."""
+    columns = [name for name in (ID, "fold", "label", "group") if name in rows]
+    return rows[columns].reset_index(drop=True).assign(**dict(zip(LABEL_COLUMNS, probs.T, strict=True)))
 
 
 def write_model_tables(
-    folder: Path, record: dict, history: pd.DataFrame, oof: pd.DataFrame, test_ids: Sequence[str], probs: np.ndarray
+    folder: Path, record: dict, history: pd.DataFrame, oof: pd.DataFrame, test: pd.DataFrame
 ) -> None:
-    """Write beside a model's files its history.csv, oof.csv and test.csv, then fold.json with the SHA-256 of all."""
-    write_table(folder / "history.csv", history)
-    write_table(folder / "oof.csv", oof)
-    write_table(folder / "test.csv", pd.DataFrame({ID: test_ids, **dict(zip(LABEL_COLUMNS, probs.T, strict=True))}))
+    """Write history.csv, oof.csv and test.csv beside a model's files, then fold.json with the SHA-256 of all."""
+    for name, table in (("history", history), ("oof", oof), ("test", test)):
+        write_table(folder / f"{name}.csv", table)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
     write_json(folder / "fold.json", record | {"finished_at": time.time(), "sha256": hashes})

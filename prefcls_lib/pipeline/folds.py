@@ -13,15 +13,14 @@ from accelerate import Accelerator
 from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS, class_shares
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, SOURCE, class_shares
 from prefcls_lib.evaluation import compare, scores, slices
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
-from prefcls_lib.pipeline.fold_baseline import load_fold_baseline
 from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_model_tables
-from prefcls_lib.pipeline.prepared import PreparedRows, TrainingData
+from prefcls_lib.pipeline.job import TEST, TrainingData, load_baseline
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, seed_everything, track
 from prefcls_lib.runtime.files import write_whole
 from prefcls_lib.training.checkpoint import Session, TrainingState, stop_on_sigterm
@@ -33,14 +32,17 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 
 def train_models(data: TrainingData, models: list[FoldModel]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
-    tokens_to_predict = int(data.test.encoded.lengths[np.unique(data.test.encoded.sides)].sum())
+    is_test, encoded = data.table["fold"] == TEST, data.encoded
+    tokens_to_predict = int(encoded.lengths[np.unique(encoded.sides[is_test])].sum())
     hours, deadline = data.config.time_budget_hours, None
     with stop_on_sigterm() as stop:
         for number, model in enumerate(models):
             if hours is not None:
                 left = data.started_at + 3600 * hours - time.time()
                 deadline = time.perf_counter() + left / (len(models) - number)
-            _train_model(data, model, Session(data.folder.checkpoint(model.name), deadline, tokens_to_predict, stop))
+            _train_model(
+                data, model, Session(data.folder / "checkpoint" / model.name, deadline, tokens_to_predict, stop)
+            )
 
 
 def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examples, BaselineMean | None]:
@@ -48,21 +50,19 @@ def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examp
 
     Extra rows are trained on, but for those that share a prompt with a validation row.
     """
-    start, on_baseline = load_fold_baseline(data.folder, fold), data.config.start_from != "none"
-    files, is_valid = data.rows.table["file"].to_numpy(), data.rows.table["fold"].to_numpy() == fold
-    is_train = np.isfinite(start.rows[:, 0]) & ~is_valid
-
-    def examples(rows: PreparedRows, offsets: np.ndarray) -> Examples:
-        offsets = offsets.astype(np.float32) if on_baseline else None
-        return Examples(rows.encoded.token_ids, rows.encoded.sides, rows.table["label"].to_numpy(), offsets)
-
-    everything, test = examples(data.rows, start.rows), examples(data.test, start.test)
-    train, valid = everything.take(is_train), everything.take(is_valid)
-    if files.any():
-        files = files[is_train]
-        of_files = (start.baseline.file_shifts if on_baseline else tie_shares_shift)(train.labels, files)
-        train = replace(train, tie_shifts=tie_shifts(files, of_files).astype(np.float32))
-    return train, valid, test, start.baseline if on_baseline else None
+    baseline, offsets = load_baseline(data.folder, fold)
+    labels, folds, sources = (data.table[name].to_numpy() for name in ("label", "fold", SOURCE))
+    on_baseline = data.config.start_from != "none"
+    given = (labels, offsets.astype(np.float32)) if on_baseline else (labels,)
+    examples = Examples(data.encoded.token_ids, data.encoded.sides, *given)
+    valid, test = folds == fold, folds == TEST
+    is_train = np.isfinite(offsets[:, 0]) & ~valid & ~test
+    train = examples.take(is_train)
+    if sources.any():
+        sources = sources[is_train]
+        of_files = (baseline.file_shifts if on_baseline else tie_shares_shift)(train.labels, sources)
+        train = replace(train, tie_shifts=tie_shifts(sources, of_files).astype(np.float32))
+    return train, examples.take(valid), examples.take(test), baseline if on_baseline else None
 
 
 def new_model(data: TrainingData, train: Examples, accelerator: Accelerator) -> PreferenceModel:
@@ -107,7 +107,11 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     fitted = fit(model, train, valid, config, accelerator, name, session)
     test_probs, test_tokens = predict_proba(model, test, accelerator, f"{name}: test")
     if accelerator.is_main_process:
-        oof, tokens = out_of_sample(data, fold, fitted), fitted.valid_tokens + test_tokens
+        rows, probs = data.table[data.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
+        if len(rows) >= MIN_ROWS_TO_SELECT:  # each row predicted at the validation that is best on other rows
+            given = (rows["label"].to_numpy(), rows["group"].to_numpy())
+            probs, _ = compare.choose_cross_fitted(fitted.valid_probs, *given)
+        oof, tokens = prediction_table(rows, probs), fitted.valid_tokens + test_tokens
         seconds = max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1]))  # of all sessions
         record |= describe_fit(fitted, oof) | {"predicted_tokens": [tokens.real, tokens.computed], "seconds": seconds}
         track(accelerator, {f"result/{key}": value for key, value in record.items()})
@@ -115,9 +119,10 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
         def write(folder: Path) -> None:
             save_model(folder, model, data.backbone, data.config, baseline)
             history = fitted.history.assign(fold=fold, seed=config.seed)
-            write_model_tables(folder, record, history, oof, data.test.table[ID], test_probs)
+            test_table = prediction_table(data.table.loc[data.table["fold"] == TEST, [ID]], test_probs)
+            write_model_tables(folder, record, history, oof, test_table)
 
-        write_whole(data.folder.model_folder(fold_model), write)
+        write_whole(data.folder / "model" / fold_model.name, write)
         shutil.rmtree(session.folder, ignore_errors=True)
     end_tracking(accelerator)
     accelerator.wait_for_everyone()
@@ -138,11 +143,3 @@ def describe_fit(fitted: TrainingState, oof: pd.DataFrame) -> dict:
         "tokens": [fitted.tokens.real, fitted.tokens.computed],
         "step_seconds": fitted.step_seconds,
     }
-
-
-def out_of_sample(data: TrainingData, fold: int, fitted: TrainingState) -> pd.DataFrame:
-    """oof.csv of the fold, each row predicted at the validation step that is best on other rows."""
-    rows, probs = data.rows.table[data.rows.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
-    if len(rows) >= MIN_ROWS_TO_SELECT:
-        probs, _ = compare.choose_cross_fitted(fitted.valid_probs, rows["label"].to_numpy(), rows["group"].to_numpy())
-    return prediction_table(rows, fold, probs)

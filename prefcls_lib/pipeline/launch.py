@@ -5,21 +5,21 @@ its message is the caller's. A subprocess whose parent was killed ends at once: 
 """
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
+import psutil
 import torch
 
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.checkpoint import Stopped, stop_on_sigterm
 
 WORKER = "PREFCLS_WORKER"  # set in a subprocess, which starts no further ones
+PREFCLS = ["-m", "prefcls_lib"]
 SECONDS_TO_STOP = 120  # to save a checkpoint after SIGTERM: 5 GB for ELECTRA-large
 
 
@@ -33,20 +33,50 @@ def count_processes(wanted: int | None) -> int:
     return wanted or max(1, gpus)
 
 
-def run_side_by_side(commands: dict[str, list[str]], poll: Callable[[], bool] = lambda: False) -> None:
-    """Run `python -m prefcls_lib COMMAND` for each command, by name, each on a GPU of its own where there are GPUs.
+def torchrun(num_processes: int) -> list[str]:
+    """What stands before PREFCLS where several processes train one model together."""
+    alone = ["--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
+    return ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={num_processes}"]
+
+
+def run_workers(commands: dict[str, list[str]], num_processes: int, poll: Callable[[], bool] = lambda: False) -> None:
+    """Run Python with the arguments of each command, by name; several have a GPU each, where there are GPUs.
 
     `poll` is called several times a second; once it returns True the processes are ended. A UserError where one of
     them fails; Stopped after SIGTERM: they were asked to save and stop.
+
+    Args:
+        num_processes: in all commands together; they share the cores.
     """
-    _run({name: ["-m", "prefcls_lib", *command] for name, command in commands.items()}, len(commands), poll)
-
-
-def run_together(command: list[str], num_processes: int) -> None:
-    """Run one `python -m prefcls_lib COMMAND` in several processes that train one model. Errors: `run_side_by_side`."""
-    torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
-    torchrun += [f"--nproc-per-node={num_processes}"]
-    _run({f"{num_processes} processes": ["-m", *torchrun, "-m", "prefcls_lib", *command]}, num_processes)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what this process holds, the workers may need
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    workers, readers, tails = [], [], {name: deque(maxlen=200) for name in commands}
+    with stop_on_sigterm() as stop:
+        try:
+            for gpu, (name, command) in enumerate(commands.items()):
+                environment = _worker_environment(num_processes, gpu if len(commands) > 1 else None)
+                workers.append(psutil.Popen([sys.executable, *command], env=environment, errors="replace", **pipes))
+                given = (workers[-1].stdout, f"[{name}] " if len(commands) > 1 else "", tails[name])
+                readers.append(threading.Thread(target=_pass_on, args=given, daemon=True))
+                readers[-1].start()
+            codes = [None] * len(commands)
+            while None in codes and not poll():
+                if stop.wait(0.2):
+                    raise Stopped("stopped")
+                codes = [worker.poll() for worker in workers]
+                if any(codes):
+                    break
+        finally:
+            _stop(workers)
+            for reader in readers:
+                reader.join(timeout=10)
+    for (name, tail), code in zip(tails.items(), codes, strict=True):
+        if code:
+            messages = [line.partition("prefcls: ")[2] for line in tail if "prefcls: " in line]
+            last = "\n  ".join(["Its last lines:", *list(tail)[-8:]])
+            message = f"exit code {code}. {last}\nRun the same command again: what is finished is kept."
+            raise UserError(f"{name} failed: {messages[-1] if messages else message}")
 
 
 def end_with_parent() -> None:
@@ -73,35 +103,6 @@ def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
     return environment
 
 
-def _run(commands: dict[str, list[str]], num_processes: int, poll: Callable = lambda: False) -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # what this process holds, the workers may need
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    workers, readers, tails = [], [], {name: deque(maxlen=200) for name in commands}
-    with stop_on_sigterm() as stop:
-        try:
-            for gpu, (name, command) in enumerate(commands.items()):
-                environment = _worker_environment(num_processes, gpu if len(commands) > 1 else None)
-                workers.append(subprocess.Popen([sys.executable, *command], env=environment, errors="replace", **pipes))
-                given = (workers[-1].stdout, f"[{name}] " if len(commands) > 1 else "", tails[name])
-                readers.append(threading.Thread(target=_pass_on, args=given, daemon=True))
-                readers[-1].start()
-            codes = [None] * len(commands)
-            while None in codes and not poll():
-                if stop.wait(0.2):
-                    raise Stopped("stopped")
-                codes = [worker.poll() for worker in workers]
-                if any(codes):
-                    break
-        finally:
-            _stop(workers)
-            for reader in readers:
-                reader.join(timeout=10)
-    for (name, tail), code in zip(tails.items(), codes, strict=True):
-        if code:
-            raise UserError(f"{name} failed: {_reason(tail, code)}")
-
-
 def _pass_on(output: TextIO, prefix: str, tail: deque) -> None:
     """Print the lines of a worker as they come, and keep the last ones."""
     with output:
@@ -110,27 +111,13 @@ def _pass_on(output: TextIO, prefix: str, tail: deque) -> None:
             print(f"{prefix}{tail[-1]}\n", end="", flush=True)  # written at once: other threads print, too
 
 
-def _stop(workers: list[subprocess.Popen]) -> None:
+def _stop(workers: list[psutil.Popen]) -> None:
     """Ask those that still run to stop, give them time to save, then kill them."""
     running = [worker for worker in workers if worker.poll() is None]
     for worker in running:
-        worker.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + SECONDS_TO_STOP + 10  # torchrun waits for its own processes
-    for worker in running:
-        try:
-            worker.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
+        worker.terminate()
+    for worker in psutil.wait_procs(running, SECONDS_TO_STOP + 10)[1]:  # torchrun waits for its own processes
+        worker.kill()
     for worker in workers:
+        worker.wait()
         worker.stdin.close()
-
-
-def _reason(tail: deque, code: int) -> str:
-    """The message of a worker that ended with `code`, from its last lines."""
-    for line in reversed(tail):
-        _, found, message = line.partition("prefcls: ")
-        if found:
-            return message
-    last = "\n  ".join(list(tail)[-8:])
-    return f"exit code {code}. Its last lines:\n  {last}\nRun the same command again: what is finished is kept."

@@ -13,7 +13,7 @@ import pandas as pd
 from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import NUM_CLASSES, TEXT_COLUMNS
 from prefcls_lib.models.saved import load_model
-from prefcls_lib.pipeline.launch import run_side_by_side
+from prefcls_lib.pipeline.launch import PREFCLS, run_workers
 from prefcls_lib.runtime.files import UserError, write_whole
 from prefcls_lib.runtime.kaggle import is_competition_rerun
 from prefcls_lib.runtime.progress import progress_bar
@@ -78,9 +78,9 @@ def predict_side_by_side(folders: list[Path], rows: pd.DataFrame, add: Add, dead
         for start, part in enumerate(parts):
             write_rows(part / "rows.csv", rows.iloc[start::processes])
             given = [str(part), *map(str, folders)]
-            commands[f"part {start + 1}"] = ["predict-part", "--deadline", str(deadline), *given]
+            commands[f"part {start + 1}"] = [*PREFCLS, "predict-part", "--deadline", str(deadline), *given]
         try:
-            run_side_by_side(commands, collect)
+            run_workers(commands, processes, collect)
         finally:
             collect()
 

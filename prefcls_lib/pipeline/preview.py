@@ -13,9 +13,8 @@ from prefcls_lib.evaluation import scores
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_proba
 from prefcls_lib.pipeline.folds import new_model, split_rows
-from prefcls_lib.pipeline.job import Job
+from prefcls_lib.pipeline.job import Job, TrainingData
 from prefcls_lib.pipeline.launch import count_processes
-from prefcls_lib.pipeline.prepared import TrainingData
 from prefcls_lib.runtime.devices import machine_name, make_accelerator
 from prefcls_lib.training.loop import StepPlan
 
@@ -26,17 +25,8 @@ BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU
 
 
 def describe_duration(job: Job, model: PreferenceModel) -> str:
-    """One sentence on the time that a run needs, a rough estimate."""
-    seconds = estimate_seconds(job, model)
-    hours = job.config.time_budget_hours
-    amount = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
-    budget = f"; time_budget_hours={hours:g} cuts it" if hours is not None and seconds > 3600 * hours else ""
-    return f"this run will take about {amount} on this machine ({machine_name()}){budget}"
-
-
-def estimate_seconds(job: Job, model: PreferenceModel) -> float:
-    """Seconds for baselines, training, validations and test rows, from the time of a forward pass of a few rows."""
-    config, num_folds, num_rows = job.config, len(job.config.folds), len(job.all_rows)
+    """One sentence on the time that a run needs: a rough estimate, from the forward pass of a few rows."""
+    config, num_folds, num_rows = job.config, len(job.config.folds), len(job.all_rows) - len(job.test_rows)
     texts = (config.max_length, config.text_cleaning, config.architecture)
     encoded = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
     examples = Examples(encoded.token_ids, encoded.sides)
@@ -54,7 +44,11 @@ def estimate_seconds(job: Job, model: PreferenceModel) -> float:
     passes = config.num_epochs * (train + config.validations_per_epoch * valid) + len(job.test_rows)
     models = num_folds * config.num_seeds
     in_a_row = models / min(count_processes(config.num_processes), models)
-    return BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * in_a_row
+    seconds = BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * in_a_row
+    hours = config.time_budget_hours
+    amount = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
+    budget = f"; time_budget_hours={hours:g} cuts it" if hours is not None and seconds > 3600 * hours else ""
+    return f"this run will take about {amount} on this machine ({machine_name()}){budget}"
 
 
 def settings_table(given: RunConfig, filled: RunConfig) -> pd.DataFrame:

@@ -1,20 +1,27 @@
-"""What result.json says of a run: scores of its out-of-sample predictions, the comparison with its baseline."""
+"""What is said of a finished run: result.json, its model card (with the Hugging Face hub's header), a verdict."""
 
 import math
 import time
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import ModelCardData
 
+import prefcls_lib
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import blend_out_of_fold
+from prefcls_lib.models.recipes import HUB_NAMES
 from prefcls_lib.pipeline.folder import LADDER, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
 from prefcls_lib.runtime.devices import versions
+from prefcls_lib.runtime.files import write_text
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second",
                "seconds_before_training", "encoder_share")  # fmt: skip
 
@@ -72,14 +79,12 @@ def describe_run(job: Job, records: list[dict]) -> dict:
 
 
 def _describe_training(job: Job, records: list[dict]) -> dict:
-    of = {name: [record[name] for record in records] for name in records[0]}
-    tokens, predicted = (sum((TokenCount(*counts) for counts in of[name]), TokenCount())
-                         for name in ("tokens", "predicted_tokens"))  # fmt: skip
-    losses = np.array(of["log_loss"]).reshape(-1, job.config.num_seeds)
-    of_seeds = np.average(losses, axis=0, weights=of["valid_rows"][:: job.config.num_seeds])
+    of = pd.DataFrame(records)
+    tokens, predicted = (TokenCount(*np.sum(of[name].tolist(), axis=0)) for name in ("tokens", "predicted_tokens"))
+    of_seeds = [np.average(fits["log_loss"], weights=fits["valid_rows"]) for _, fits in of.groupby("seed")]
     warnings = zip([model.name for model in fold_models(job.config)], of["encoder_warning"], strict=True)
     return {
-        "log_loss_seed_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else None,
+        "log_loss_seed_sd": float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None,
         "start_from": job.config.start_from,
         "encoder_only_log_loss": float(np.average(of["encoder_log_loss"], weights=of["valid_rows"])),
         "encoder_warnings": {name: warning for name, warning in warnings if warning},
@@ -94,13 +99,38 @@ def _describe_training(job: Job, records: list[dict]) -> dict:
 
 def _total_seconds(job: Job, records: list[dict]) -> float:
     """Seconds in which this session or a fit of an earlier one worked; what ran side by side counts once."""
-    now = time.time()
-    spans = [(job.started_at, now), *((r["finished_at"] - r["seconds"], r["finished_at"]) for r in records)]
-    total, covered = 0.0, -math.inf
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, covered))
-        covered = max(covered, end)
-    return total
+    spans = [(r["finished_at"] - r["seconds"], r["finished_at"]) for r in records]
+    starts, ends = np.array(sorted([(job.started_at, time.time()), *spans])).T
+    covered = np.maximum.accumulate(ends)
+    return float(np.maximum(0, covered - np.maximum(starts, [-math.inf, *covered[:-1]])).sum())
+
+
+def write_card(place: Path, config: RunConfig, result: dict) -> None:
+    """Write the model card of a run folder or a model folder: card.md beside this file, filled in, as README.md."""
+    name, baseline, share = result["backbone"], result["baseline"], result["encoder_share"]
+    what, base, comparison = f"the baseline {baseline}, without a network", "", ""
+    if share:
+        base = MINILM if name == "minilm" else HUB_NAMES.get(name, name)
+        what = f"a network on {base} that corrects the baseline {baseline}"
+        told = compare.Comparison.from_dict(share).describe()
+        comparison = f"Its baseline has {result['baseline_log_loss']:.4f}: with the network it is {told}.\n"
+    header = ModelCardData(
+        language="en", license="apache-2.0", library_name="prefcls-lib", pipeline_tag="text-classification",
+        base_model=base if base.count("/") == 1 and not Path(base).exists() else None,
+        tags=["preference-prediction", "reward-model", "chatbot-arena", "siamese"], metrics=["log_loss", "accuracy"],
+    )  # fmt: skip
+    default, (low, high) = RunConfig().to_dict(), result["log_loss_interval"]
+    hidden = ("train", "test", "out", "resume_from")
+    changed = [f"- `{k}: {v}`" for k, v in config.to_dict().items() if v != default[k] and k not in hidden]
+    card = (resources.files(__package__) / "card.md").read_text(encoding="utf-8").format(
+        header=header.to_yaml(), title=f"{place.resolve().name}: preference between two answers", folder=place.name,
+        version=prefcls_lib.__version__, what=what, interval=f"{low:.4f} to {high:.4f}", comparison=comparison,
+        exactly=", exactly" if config.head == "symmetric" else " only about: this head reads one order of them",
+        data=result["data_sha256"]["train"], settings="\n".join(changed) or "- none",
+        licence=f"The licence of {base} holds, too." if base else "",
+        **{name: result[name] for name in ("log_loss", "accuracy", "valid_rows", "rows", "seed")},
+    )  # fmt: skip
+    write_text(place / "README.md", card)
 
 
 def result_table(result: dict) -> pd.DataFrame:

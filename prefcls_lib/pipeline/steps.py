@@ -9,25 +9,21 @@ result = finish(job)             submission.csv, the tables, result.json
 
 import shutil
 from dataclasses import replace
-
-import numpy as np
+from functools import partial
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
-from prefcls_lib.data.submission import write_submission
 from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
 from prefcls_lib.models.saved import build_model
-from prefcls_lib.pipeline import fold_baseline
-from prefcls_lib.pipeline.card import write_cards
-from prefcls_lib.pipeline.folder import LADDER, RunFolder, fold_models, gather_table, read_probs, write_table
+from prefcls_lib.pipeline import job as job_steps
+from prefcls_lib.pipeline.folder import LADDER, RunFolder, fold_models, gather_table, write_table
 from prefcls_lib.pipeline.folds import train_models
-from prefcls_lib.pipeline.job import Job, open_folder, read_job
-from prefcls_lib.pipeline.launch import count_processes, run_side_by_side, run_together
-from prefcls_lib.pipeline.prepared import TrainingData, load_training_data, prepare_rows
+from prefcls_lib.pipeline.job import Job, TrainingData, load_training_data, open_folder, read_job
+from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, torchrun
 from prefcls_lib.pipeline.preview import describe_duration
-from prefcls_lib.pipeline.results import describe_run
+from prefcls_lib.pipeline.results import describe_run, write_card
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
-from prefcls_lib.runtime.files import read_json, write_json
+from prefcls_lib.runtime.files import read_json, write_json, write_whole
 
 
 def start(config: RunConfig) -> Job:
@@ -47,8 +43,8 @@ def start(config: RunConfig) -> Job:
     return job
 
 
-prepare = prepare_rows
-fit_baselines = fold_baseline.fit_baselines
+prepare = job_steps.prepare_rows
+fit_baselines = job_steps.fit_baselines
 
 
 def fit_folds(data: TrainingData) -> None:
@@ -59,18 +55,19 @@ def fit_folds(data: TrainingData) -> None:
     """
     left, num_processes = [], count_processes(data.config.num_processes)
     for model in fold_models(data.config):
-        if (place := data.folder.model_folder(model)).is_dir():
+        if (place := data.folder / "model" / model.name).is_dir():
             print(f"{model.name}: done before, kept in {place}", flush=True)
         else:
             left.append(model)
-    command = ["fit", "--started-at", str(data.started_at), str(data.folder.path)]
+    command = [*PREFCLS, "fit", "--started-at", str(data.started_at), str(data.folder.path)]
     if not left or num_processes == 1:
         train_models(data, left)
     elif len(left) == 1:
-        run_together([*command, left[0].name], num_processes)
+        command = [*torchrun(num_processes), *command, left[0].name]
+        run_workers({f"{num_processes} processes": command}, num_processes)
     else:
         shares = [[model.name for model in left[i::num_processes]] for i in range(min(num_processes, len(left)))]
-        run_side_by_side({" ".join(share): [*command, *share] for share in shares})
+        run_workers({" ".join(share): [*command, *share] for share in shares}, len(shares))
 
 
 def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
@@ -84,17 +81,16 @@ def finish(job: Job) -> dict:
     folder, models = job.folder, job.folder.model_folders()
     for name in ("history.csv", "oof.csv"):
         write_table(folder / name, gather_table(models, name))
-    probs = np.mean([read_probs(model / "test.csv") for model in models], axis=0)
-    write_submission(folder / "submission.csv", list(job.test_rows[ID]), probs)
+    folder.write_mean(list(job.test_rows[ID]), models)
     result = describe_run(job, [read_json(model / "fold.json") for model in models])
-    write_cards(folder.path, job.config, result, models)
+    for place in (folder.path, *models):
+        write_card(place, job.config, result)
     accelerator = make_accelerator("no", job.config.report_to, folder / "logs")
     begin_tracking(accelerator, job.config.to_dict(), folder.path.name)
     track(accelerator, result)
     end_tracking(accelerator)
     write_json(folder / "result.json", result)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    folder.unlock()
     return result
 
 
@@ -116,6 +112,8 @@ def run(config: RunConfig, network: bool = True) -> RunFolder:
     if network:
         fit_folds(data)
     else:
-        fold_baseline.save_as_models(job)
+        for model in fold_models(job.config):  # the folds' baselines become the models of the run
+            fitted = job.folder / "checkpoint" / f"baseline-{model.name}" / "model"
+            write_whole(job.folder / "model" / model.name, partial(shutil.copytree, fitted))
     finish(job)
     return job.folder

@@ -13,8 +13,7 @@ import argparse
 from pathlib import Path
 
 from prefcls_lib.data.schema import ID
-from prefcls_lib.ensemble.blend import shared_ids
-from prefcls_lib.ensemble.finished import COLUMNS, Run, read_run
+from prefcls_lib.ensemble.blend import COLUMNS, Run, read_run, shared_ids
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import write_json
