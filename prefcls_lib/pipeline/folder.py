@@ -68,19 +68,21 @@ class RunFolder:
         """
         here, path = (self / "config.json").exists(), self.path.resolve()
         earlier = self if here or config.resume_from is None else RunFolder(find_earlier(config.resume_from))
-        if (earlier / "config.json").exists():
-            earlier._refuse_another(config, data_sha256)
-        if self.complete:
-            return
-        if path not in _held:
+        earlier._refuse_another(config, data_sha256)
+        if not self.complete and path not in _held:
             files.lock_folder(path)
             _held.add(path)
+            self._refuse_another(config, data_sha256)  # of a run that began in the meantime
+        if self.complete:
+            return
         if earlier is not self:
             self.copy_from(earlier.path)
         write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
 
     def _refuse_another(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
-        """Raise a UserError that names the setting or the data file in which the run here differs."""
+        """Raise a UserError that names the setting or the data file in which the run here, if there is one, differs."""
+        if not (self / "config.json").exists():
+            return
         with reading(self / "config.json", "It is not of a run of this version: name another folder with --out."):
             found, settings = read_json(self / "config.json"), config.to_dict()
             earlier, hashes = found["settings"], found["data_sha256"]

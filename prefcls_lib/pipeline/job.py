@@ -1,8 +1,8 @@
 """A job: inputs found and checked, run folder opened, and what is written into checkpoint/ before networks are trained.
 
 checkpoint/folds.npy         the fold of each training row
-checkpoint/rows/             of all rows (training, extra, test rows): tokens.safetensors, their sides as token ids, see
-                             `tokenization.EncodedRows`; table.csv: id, fold, label, group, source, see `Job.all_rows`
+checkpoint/rows/             of all rows (training, extra, test rows): tokens.npy, which all processes map, and
+                             sides.safetensors, see `tokenization.EncodedRows`; table.csv, see `Job.all_rows`
 checkpoint/baseline-fold0/   model/         the fold's baseline, as the model folder of a run of `prefcls ladder`
                              offsets.npy    (N, 3) its offsets of all rows: of a training row by the models that were
                                             fitted without it, of other rows by all; NaN: left out
@@ -135,10 +135,10 @@ def prepare_rows(job: Job) -> TrainingData:
     def write(folder: Path) -> None:
         texts = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
         encoded = encode_rows(job.all_rows, job.backbone.tokenizer, *texts)
-        arrays = {"tokens": np.concatenate(encoded.token_ids), "lengths": encoded.lengths}
-        arrays |= {"sides": encoded.sides, "full_lengths": encoded.full_lengths}
+        arrays = {"lengths": encoded.lengths, "sides": encoded.sides, "full_lengths": encoded.full_lengths}
         folder.mkdir()
-        save_file(arrays, folder / "tokens.safetensors")
+        np.save(folder / "tokens.npy", np.concatenate(encoded.token_ids))
+        save_file(arrays, folder / "sides.safetensors")
         write_table(folder / "table.csv", job.all_rows[[ID, "fold", "label", "group", SOURCE]])
 
     if not place.is_dir():
@@ -147,12 +147,13 @@ def prepare_rows(job: Job) -> TrainingData:
 
 
 def load_training_data(folder: RunFolder, started_at: float, backbone: Backbone | None = None) -> TrainingData:
-    """Read what `prepare_rows` wrote."""
+    """Read what `prepare_rows` wrote; the token ids are mapped."""
     config, place = folder.read_config(), folder / "checkpoint" / "rows"
     backbone = backbone or load_backbone(config.init_from or config.backbone, config.max_length)
     with reading(place, "Delete it, and run the same command again."):
-        arrays, table = load_file(place / "tokens.safetensors"), read_table(place / "table.csv")
-        token_ids = np.split(arrays["tokens"], np.cumsum(arrays["lengths"])[:-1])
+        arrays, table = load_file(place / "sides.safetensors"), read_table(place / "table.csv")
+        tokens = np.load(place / "tokens.npy", mmap_mode="r").view(np.ndarray)
+        token_ids = np.split(tokens, np.cumsum(arrays["lengths"])[:-1])
         encoded = EncodedRows(token_ids, arrays["sides"], arrays["full_lengths"])
     return TrainingData(config, folder, backbone, encoded, table, started_at)
 
