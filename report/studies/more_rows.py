@@ -5,8 +5,7 @@
     prefcls run --train both.csv        --out runs/both  --set folds=[0,1,2] --set num_seeds=2 ...
     python -m report.studies.more_rows runs/plain runs/more runs/both
 
-both.csv has the rows of the two files. The first two runs are compared row by row; of the third, all rows are scored.
-Writes more_rows.json beside this file: log losses and paired differences, and no rows.
+both.csv has the rows of the two files, which are all scored. Writes more_rows.json beside this file, without any row.
 """
 
 import argparse
@@ -26,9 +25,7 @@ PAIRS = {
     "rows_baseline": ("competition", "baseline_plain", "baseline_more"),
     "rows_network": ("competition", "network_plain", "network_more"),
     "rows_and_encoder": ("competition", "baseline_plain", "network_more"),
-    "encoder_both": ("both", "baseline_both", "network_both"),
-    "encoder_both_competition": ("competition", "baseline_both", "network_both"),
-    "encoder_both_arena": ("arena", "baseline_both", "network_both"),
+    **{f"encoder_{rows}": (rows, "baseline_both", "network_both") for rows in ("both", "competition", "arena")},
 }
 
 
@@ -41,9 +38,9 @@ def describe(plain: Run, more: Run, both: Run) -> dict:
         probs[f"baseline_{name}"] = baselines[baselines["model"] == run.result["baseline"]].set_index(ID)[COLUMNS]
         probs[f"network_{name}"] = run.oof[COLUMNS]
     lines, found = {}, []
-    for name, (which, before, after) in PAIRS.items():
-        labels, groups = (both.oof.loc[rows[which], column].to_numpy() for column in ("label", "group"))
-        one, other = (probs[model].loc[rows[which]].to_numpy() for model in (before, after))
+    for name, (scored, before, after) in PAIRS.items():
+        labels, groups = (both.oof.loc[rows[scored], column].to_numpy() for column in ("label", "group"))
+        one, other = (probs[model].loc[rows[scored]].to_numpy() for model in (before, after))
         lines[name] = {"before": scores.log_loss(labels, one), "after": scores.log_loss(labels, other)}
         found.append(compare.compare(labels, other, one, groups))
     corrected = zip(lines, compare.holm_correction(found), strict=True)
@@ -53,10 +50,8 @@ def describe(plain: Run, more: Run, both: Run) -> dict:
 def main() -> None:
     """Compare the runs that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("plain", type=Path, help="a run without extra rows")
-    parser.add_argument("more", type=Path, help="one with them, on the same folds")
-    parser.add_argument("both", type=Path, help="one whose training file has all rows")
-    result = describe(*(read_run(path) for path in vars(parser.parse_args()).values()))
+    parser.add_argument("runs", nargs=3, type=Path, metavar="DIR", help="run folders: plain, more and both")
+    result = describe(*map(read_run, parser.parse_args().runs))
     write_json(OUT, result)
     print({name: round(line["comparison"]["difference"], 4) for name, line in result.items()}, OUT)
 
