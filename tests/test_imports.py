@@ -133,8 +133,7 @@ def test_package_docstring_names_its_modules(package):
 
 
 def test_light_modules_do_not_import_torch(tmp_path):
-    """Rows, metrics, baselines and files work at once, and where torch is not installed; the package imports nothing:
-    every module is imported by its name, or where `load` is called."""
+    """Rows, metrics, baselines and files work at once, and without torch; the package itself imports nothing."""
     code = (
         "import sys, prefcls_lib\nassert not {'numpy', 'prefcls_lib.config'} & set(sys.modules)\n"
         f"for name in {LIGHT}: __import__('prefcls_lib.' + name)\n"
