@@ -135,6 +135,12 @@ def prefcls(capsys):
     return call
 
 
+def check(done: tuple[int, str, str], code: int, *words: str) -> None:
+    """A command has ended with this exit code, and has said these words."""
+    assert done[0] == code and "Traceback" not in done[2], done
+    assert [word for word in words if word not in done[1] + done[2]] == []
+
+
 def run_small(home: Path, out: Path, *settings: str) -> dict:
     """Such a run, which must work: its result."""
     assert cli.main(run_arguments(home, out, *settings)) == 0
@@ -161,13 +167,8 @@ def finished_run(tmp_path_factory, home) -> Path:
 def ladder_run(tmp_path_factory, home) -> Path:
     """`prefcls ladder` on the same rows, folds and baseline; for tests that only read it."""
     out = tmp_path_factory.mktemp("ladder") / "ladder"
-    assert cli.main(ladder_arguments(home, out)) == 0
+    assert cli.main(["ladder", *run_arguments(home, out, *TWO_FOLDS)[1:]]) == 0
     return out
-
-
-def ladder_arguments(home: Path, out: Path, *settings: str) -> list[str]:
-    """`prefcls ladder` with the settings of `finished_run`."""
-    return ["ladder", *run_arguments(home, out, *TWO_FOLDS, *settings)[1:]]
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:

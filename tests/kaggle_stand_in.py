@@ -25,12 +25,8 @@ PROGRESS = "[fold0] train fold0:  45%|####5     | 730/1616 [10:00<12:00, 1.2step
 class StandIn(ThreadingHTTPServer):
     """Keeps every request and every uploaded file.
 
-    Attributes:
-        script: method -> its next answers, each used once; the last one stays. An answer is a dictionary, a status
-            code with one, or both with headers; without a script a method is answered as a healthy Kaggle does.
-        output: name -> content of the files in the kernels' output.
-        broken: name -> how often its download breaks off in the middle.
-        log: lines of the kernels' log.
+    `script`: method -> its next answers, each used once, the last one for good: a dictionary, a status code with one,
+    or both with headers. Without a script a method is answered as a healthy Kaggle does.
     """
 
     def __init__(self):
@@ -39,9 +35,9 @@ class StandIn(ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
         self.data_sets: dict[str, int] = {}  # owner/slug -> version
         self.script: dict[str, list] = {}
-        self.output: dict[str, bytes] = {}
-        self.broken: dict[str, int] = {}
-        self.log: list[str] = []
+        self.output: dict[str, bytes] = {}  # name of a file in the kernels' output -> its content
+        self.broken: dict[str, int] = {}  # name -> how often its download breaks off in the middle
+        self.log: list[str] = []  # of the kernels
         self.page = 1000  # files on a page of the output
         self.ranges: list[str] = []
         self.silent = False  # no answer for a second
@@ -160,10 +156,7 @@ def write_small_library(folder: Path, commit: str) -> None:
 
 
 def start_stand_in(monkeypatch, folder: Path) -> StandIn:
-    """The stand-in, to which Kaggle's client speaks, with credentials of OWNER.
-
-    The bundle goes to dist/kaggle in `folder`, quickly: with a library of one file, and a backbone as it is.
-    """
+    """It has credentials of OWNER; bundles go to dist/kaggle, quickly: a library of one file, a backbone as it is."""
     stand_in = StandIn()
     threading.Thread(target=stand_in.serve_forever, args=(0.01,), daemon=True).start()
     variables = {

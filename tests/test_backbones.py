@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import test_train
 import torch
-from conftest import KINDS, MORE_KINDS, SIZES, run_small
+from conftest import KINDS, MORE_KINDS, SIZES
 from test_model import predict
 from test_train import LEARNS, fit, make_model
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
@@ -37,12 +37,6 @@ def make_config(folder: Path, max_length: int = 48) -> RunConfig:
     return RunConfig(**small).with_recipe(choose_recipe(AutoConfig.from_pretrained(folder)))
 
 
-def test_runs_through_the_command_line(backbone_folders, home, tmp_path):
-    """From rows to a submission."""
-    folder = str(backbone_folders["xlm-roberta"])
-    assert run_small(home, tmp_path / "run", f"backbone={folder}")["backbone"] == folder
-
-
 @pytest.mark.parametrize(
     ("kind", "layout", "markers"),
     [("modernbert", "[CLS][SEP][SEP]", (None,)), ("mdeberta-v2", "[CLS][SEP][SEP]", ("¶", "|", ";")),
@@ -68,14 +62,15 @@ def test_many_scripts_are_known_and_ascii_would_drop_them(backbone_folders):
         assert not any(letter.isalpha() for letter in clean_text(checks.SCRIPTS[script], "ascii"))
 
 
-@pytest.mark.parametrize("kind", MORE_KINDS)
+@pytest.mark.parametrize("kind", ("bert", *MORE_KINDS))
 def test_trains_saves_and_predicts_the_same(kind, backbone_folders, tmp_path):
     """Token 50 decides: learned on unseen rows, by every layer; what is read back gives the same probabilities."""
     config, valid = make_config(backbone_folders[kind]), make_examples(60, 2)
     model, backbone = make_model(backbone_folders[kind], config), load_backbone(str(backbone_folders[kind]), 48)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = fit(model, config, train=make_examples(192, 1), valid=valid)
-    assert result.history["valid_log_loss"].iloc[-1] < 0.5
+    assert result.history["valid_log_loss"].iloc[-1] < 0.5 and result.history["train_log_loss"].is_monotonic_decreasing
+    assert result.tokens.useful_share > 0.7 and (result.history["tokens_per_second"] > 0).all()
     unmoved = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
     assert not {name for name in unmoved if "position_ids" not in name}
     save_model(tmp_path, model, backbone, config)
@@ -105,14 +100,12 @@ def test_checkpoint_of_a_masked_language_model_loads(kind, backbone_folders, tmp
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "electra", "bert", "mpnet", "modernbert"])
 def test_too_many_tokens_are_refused_with_the_reason(kind, backbone_folders):
-    """And with what to do, by doctor, too; 64 are taken."""
+    """And with what to do; 64 are taken."""
     why = "pretrained no further" if kind == "modernbert" else "absolute"
     assert load_backbone(str(backbone_folders[kind]), 64).max_length == 64
     with pytest.raises(UserError, match=rf"max_length=65: .* 64 tokens, .* of {kind} are {why}") as error:
         load_backbone(str(backbone_folders[kind]), 65)
     assert "Set max_length=64, or take a DeBERTa or ModernBERT" in str(error.value)
-    (*_, last) = checks.examine(RunConfig(backbone=str(backbone_folders[kind]), max_length=65))
-    assert (last.name, last.state) == ("settings", "bad") and why in last.finding
 
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "mdeberta-v2"])
@@ -146,17 +139,12 @@ def test_recipe_is_complete_and_fits_a_t4(name):
 
 
 def test_wider_encoders_have_their_own_recipes():
-    """Base takes half of xsmall's rate, large also decays by layer; whatever is as wide, or of a width between, is
-    trained alike. The large ModernBERTs take a lower rate than the base ones, and BERT-base than MiniLM."""
+    """What is as wide, or of a width between, is trained alike."""
     recipes = {name: choose_recipe(read_config(name)) for name in CONFIGS}
-    xsmall, small, base, large = (recipes[f"deberta-v3-{size}"] for size in ("xsmall", "small", "base", "large"))
-    assert base["learning_rate"] == xsmall["learning_rate"] / 2
-    assert (base["layer_decay"], large["layer_decay"], large["warmup_ratio"]) == (1.0, 0.9, 0.1)
+    small, base = (recipes[f"deberta-v3-{size}"] for size in ("small", "base"))
     between = choose_recipe(read_config("deberta-v3-base", hidden_size=960))
     assert small == recipes["mdeberta-v3-base"] == base == between
-    assert recipes["modernbert-base"] == recipes["ettin-encoder-150m"]
-    assert recipes["modernbert-large"] == recipes["ettin-encoder-400m"]
-    assert recipes["modernbert-large"]["learning_rate"] < recipes["modernbert-base"]["learning_rate"]
+    assert recipes["modernbert-base"] == recipes["ettin-encoder-150m"] != recipes["modernbert-large"]
     rates = [choose_recipe(AutoConfig.for_model("bert", hidden_size=w))["learning_rate"] for w in (384, 767, 768, 1024)]
     assert rates == [1e-4, 1e-4, 3e-5, 3e-5]
 

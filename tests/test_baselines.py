@@ -76,8 +76,7 @@ def test_swapping_the_answers_swaps_the_probabilities(name, known, swapped, fitt
 @pytest.mark.parametrize("files", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_on_swapped_rows_learns_the_same_baseline(name, files, known, swapped):
-    """A fit sees every row in both orders, so a data set with A and B exchanged teaches it the same; with extra rows,
-    too, of a file of which no row is a tie, and another."""
+    """A fit sees every row in both orders; with extra rows, too, of a file without ties and another."""
     labels, strength = known[1], MODELS[name].strengths(200)[0]
     sources = np.where(labels < 2, np.arange(200) % files, np.arange(200) % files % 2)
     inputs, other_order = (replace(given, sources=sources) for given in (known[0], swapped))
@@ -87,13 +86,11 @@ def test_training_on_swapped_rows_learns_the_same_baseline(name, files, known, s
 
 
 def test_the_ensemble_is_the_geometric_mean_of_its_members(known, fitted, monkeypatch):
-    """Of new rows p is proportional to the root of the product over all inner models, however many rows are read at a
-    time; offsets out of fold are the members' mean."""
+    """Of all inner models, however many rows are read at a time; offsets out of fold are the members' mean."""
     ensemble, offsets = fitted[ENSEMBLE]
-    assert ensemble.names == set(MEMBERS) and len(ensemble.models) == len(MEMBERS) * INNER_FOLDS
-    product = np.prod([model.predict_proba(known[0]) for model in ensemble.models], axis=0) ** (
-        1 / len(ensemble.models)
-    )
+    count = len(ensemble.models)
+    assert ensemble.names == set(MEMBERS) and count == len(MEMBERS) * INNER_FOLDS
+    product = np.prod([model.predict_proba(known[0]) ** (1 / count) for model in ensemble.models], axis=0)
     expected = product / product.sum(axis=1, keepdims=True)
     for rows_at_once in (out_of_fold.ROWS_AT_ONCE, 50):
         monkeypatch.setattr(out_of_fold, "ROWS_AT_ONCE", rows_at_once)
@@ -208,8 +205,7 @@ def test_kinds_of_rows_are_read_from_the_texts(known):
 
 
 def test_tf_idf_by_hand():
-    """Four texts have the first column, two the second: too few. Counts (1, e) of equal IDF weigh 1 to 2 and have
-    length TEXT_SCALE; a side without words stays zero."""
+    """Two of four texts have the second column: too few. Counts (1, e) of equal IDF weigh 1 to 2."""
     counts = sparse.csr_matrix(np.array([[1, 0, 2], [3, 5, 0]], dtype=np.float32))
     state = columns.fit_text((counts, counts))
     assert state["kept"].tolist() == [0] and state["idf"] == pytest.approx([1 + np.log(5 / 5)])
@@ -322,8 +318,7 @@ def test_a_class_that_is_missing_in_an_inner_fold(known, capsys):
 
 
 def test_the_strength_is_chosen_on_enough_rows(known, monkeypatch):
-    """All strengths are tried in as many inner folds as hold TUNING_ROWS rows; the best of their sum is fitted in the
-    others, too."""
+    """All are tried in as many inner folds as hold TUNING_ROWS rows; the best of their sum is fitted in all."""
     inputs, labels, groups = known
     strengths, inner = (0.0005, 0.002, 0.05), out_of_fold.assign_inner_folds(groups, seed=1)
     monkeypatch.setattr(MODELS[NAME], "choices", strengths)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ladder_arguments, predict, read_tree
+from conftest import read_tree
 from sklearn.metrics import log_loss as sklearn_log_loss
 from test_run import PROMISED
 
@@ -34,8 +34,7 @@ def probs_of(table: pd.DataFrame) -> np.ndarray:
 
 
 def test_ladder_is_a_run_without_a_network(ladder_run, finished_run):
-    """The same files and rows; its predictions are those of the baseline that the network starts from, so its log loss
-    is its baseline's, and no encoder has a share in it. Numbers are those of the tables."""
+    """Its predictions and log loss are those of the baseline that the network starts from, on the same rows."""
     result, network = (read_json(run / "result.json") for run in (ladder_run, finished_run))
     at_top = [{name for name in read_tree(run) if "/" not in name} for run in (ladder_run, finished_run)]
     assert set(result) >= set(PROMISED) and at_top[0] == at_top[1] - {"notes.txt"}
@@ -56,29 +55,8 @@ def test_ladder_is_a_run_without_a_network(ladder_run, finished_run):
     np.testing.assert_allclose(probs_of(start), probs_of(oof), rtol=0, atol=1e-12)
 
 
-def test_saved_ladder_predicts_its_own_submission(ladder_run, home, tmp_path):
-    """From the run folder alone; and swapped answers give swapped columns."""
-    before = predict(ladder_run, home / "test.csv", tmp_path / "again.csv")
-    np.testing.assert_allclose(before, read_probs(ladder_run / "submission.csv"), atol=1e-9)
-    test = pd.read_csv(home / "test.csv", dtype=str)
-    test.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(tmp_path / "swapped.csv")
-    swapped = predict(ladder_run, tmp_path / "swapped.csv", tmp_path / "again.csv")
-    np.testing.assert_allclose(swapped, before[:, [1, 0, 2]], atol=1e-9)
-
-
-def test_ladder_started_again_only_says_that_it_is_complete(ladder_run, home, capsys):
-    """Nothing in the folder changes; a ladder with other settings is refused there."""
-    before = read_tree(ladder_run)
-    assert cli.main(ladder_arguments(home, ladder_run)) == 0
-    said = capsys.readouterr().out
-    assert "this run is complete" in said and "network" not in said and read_tree(ladder_run) == before
-    assert cli.main(ladder_arguments(home, ladder_run, "seed=7")) == 2
-    assert "seed=42" in capsys.readouterr().err
-
-
 def test_blend_numbers_can_be_computed_again(runs, tmp_path):
-    """The nested score by hand: two folds, each blended by what was fitted on the other. A blend of one run is its
-    calibration."""
+    """Each of two folds is blended by what was fitted on the other. A blend of one run is its calibration."""
     assert blend(runs[:1], tmp_path / "blend.json") == 0
     state, result = read_json(tmp_path / "blend.json"), read_json(runs[0] / "result.json")
     assert (state["weights"], state["log_loss"]) == ([1.0], pytest.approx(result["calibrated_log_loss"], abs=1e-9))
@@ -113,15 +91,13 @@ def test_blend_is_applied_to_new_rows(runs, home, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (lambda table: table.assign(fold=1 - table["fold"]), "another fold"),
-        (lambda table: table.assign(label=(table["label"] + 1) % 3), "another label"),
-        (lambda table: table.assign(winner_tie=table["winner_tie"] + 0.1), "sum"),
-        (lambda table: table.iloc[:-1], "rows are missing"),
-        (lambda table: table.drop(columns="winner_tie"), "winner_tie"),
-        (lambda table: table.assign(id="x" + table["id"]), "only 0 rows were predicted out of sample by all"),
-    ],
-)
+    [(lambda table: table.assign(fold=1 - table["fold"]), "another fold"),
+     (lambda table: table.assign(label=(table["label"] + 1) % 3), "another label"),
+     (lambda table: table.assign(winner_tie=table["winner_tie"] + 0.1), "sum"),
+     (lambda table: table.iloc[:-1], "rows are missing"),
+     (lambda table: table.drop(columns="winner_tie"), "winner_tie"),
+     (lambda table: table.assign(id="x" + table["id"]), "only 0 rows were predicted out of sample by all")],
+)  # fmt: skip
 def test_bad_runs_are_refused_and_nothing_is_written(runs, tmp_path, capsys, change, message):
     """One message that names the run; an older blend.json survives."""
     out, oof = tmp_path / "blend.json", runs[1] / "oof.csv"

@@ -101,8 +101,7 @@ def test_one_fold_is_calibrated_in_two_halves_of_its_prompts():
 
 
 def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
-    """Two halves of the truth weigh the same, noise nothing, and the blend beats the better half: of 6,000 rows the
-    penalties change little."""
+    """Of 6,000 rows the penalties change little; the blend beats the better of two halves of the truth."""
     generator = np.random.default_rng(8)
     signals = generator.standard_normal((2, 6000, 3))
     labels = _draw_labels(softmax(signals.sum(axis=0), axis=1), 9)
@@ -115,8 +114,7 @@ def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
 
 
 def test_blend_out_of_fold_never_sees_the_fold_it_scores():
-    """A planted leak, a run that knows the labels of fold 0 only: the blend of all rows rushes to it, while
-    the nested one scores fold 0 with what the other folds taught."""
+    """A run that knows the labels of fold 0 alone: the blend of all rows rushes to it, the nested one does not."""
     probs, (folds, groups) = _random_probs(300, 13), _plan(300, 3)
     labels = _draw_labels(probs, 14)
     leaked = _random_probs(300, 15)

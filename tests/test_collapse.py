@@ -42,8 +42,7 @@ def test_judged_after_the_warm_up_and_ten_thousand_rows():
 
 
 def test_training_of_a_collapsed_encoder_ends_early(tiny, collapsed, tmp_path):
-    """48 rows an epoch, 28.8 of warm-up: not judged at 48, flagged at 96 and 144, and that is the end, also where the
-    run was stopped between the two."""
+    """Not judged at 48 rows, flagged at 96 and 144, and that is the end, also after a stop between the two."""
     config = make_config(num_epochs=6)
     result = fit(make_model(tiny, config), config)
     assert (result.history["step"].tolist(), result.planned_steps) == ([3, 6, 9], 18)

@@ -9,7 +9,6 @@ import pytest
 from conftest import make_row
 from test_cases import as_csv, put
 
-from prefcls_lib import cli
 from prefcls_lib.data.loading import read_rows
 
 TEXTS = ["prompt", "response_a", "response_b"]
@@ -137,8 +136,7 @@ def test_arena_file_is_converted(prefcls, as_parquet, tmp_path, case):
 
 
 def test_rows_that_are_known_are_left_out(prefcls, tmp_path):
-    """In any form: with A and B exchanged, other white space, half a surrogate pair, a last answer or a last turn that
-    one of the files leaves out; and a row that is there twice."""
+    """A and B exchanged, other white space, half a surrogate pair, a last answer or turn left out; a row twice."""
     train = put(tmp_path / "train.csv", as_csv([
         make_row(1, 0), make_row(2, 1), make_row(3, 0, prompt=r'["hi \ud83d"]'),
         make_row(4, 1, prompt='["p", "q"]', response_a='["a1", "a2"]', response_b='["b1"]'),
@@ -165,16 +163,10 @@ def test_rows_that_are_known_are_left_out(prefcls, tmp_path):
 ONE = arena_row(1, "tie", talk("p", "a"), talk("p", "b"))
 # bytes (None: no file), words that the message must have
 UNREADABLE = {
-    "no.csv": (
-        as_csv([{"id": 1, "text": "x"}]),
-        ": in none of the known forms. Columns found: id, text. Known are ",
-    ),
+    "no.csv": (as_csv([{"id": 1, "text": "x"}]), ": in none of the known forms. Columns found: id, text. Known are "),
     "verdict.csv": (as_csv([ONE, ONE | {"winner": "c" * 200}]), f": row 2, column 'winner': '{'c' * 76}... is none of"),
     "broken.csv": (as_csv([ONE | {"conversation_b": "x"}]), "1 without a list of messages with role and content)\ne"),
-    "cut.csv": (
-        as_csv([make_row(1, 0)])[:-3],
-        ": row 1, columns winner_model_a, winner_model_b, winner_tie: [",
-    ),
+    "cut.csv": (as_csv([make_row(1, 0)])[:-3], ": row 1, columns winner_model_a, winner_model_b, winner_tie: ["),
     "x.parquet": (b"PAR1", "Is it whole? Parquet needs pyarrow: pip install pyarrow."),
     "missing.csv": (None, ": no such file"),
 }
@@ -189,11 +181,3 @@ def test_what_cannot_be_read_is_named(prefcls, tmp_path, monkeypatch, name):
     code, _, error = prefcls("convert", path, "--out", tmp_path / "out.csv")
     assert code == 2 and str(path) in error and words in error
     assert not (tmp_path / "out.csv").exists()
-
-
-def test_help_names_the_licences(capsys):
-    """Each set with its own."""
-    with pytest.raises(SystemExit):
-        cli.main(["convert", "--help"])
-    shown = capsys.readouterr().out
-    assert all(words in shown for words in ("CC-BY-NC-4.0", "Apache-2.0", "chatbot_arena_conversations", "140k"))

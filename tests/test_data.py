@@ -113,8 +113,7 @@ def test_prompt_group_is_the_normalised_first_turn():
 
 
 def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows():
-    """Sorted, reversed or shuffled: each row keeps its fold; with another seed a tenth does. No prompt is in two; of
-    classes of 50, 100 and 50 rows each fold has a tenth."""
+    """With another seed a tenth keep theirs. No prompt is in two; each fold has a tenth of 50, 100 and 50 rows."""
     rows = labelled_rows(200, 2)
     even = rows.assign(label=np.repeat([0, 1, 1, 2], 50))
     assert pd.crosstab(splits.assign_folds(even, 10, 42), even["label"]).sub([5, 10, 5]).abs().to_numpy().max() <= 1
@@ -132,11 +131,7 @@ def test_folds_that_cannot_be_are_refused():
     rows = labelled_rows(60)
     one_prompt = rows.assign(group=rows["group"].where(rows["label"] != 2, "one"))
     for table, num_folds, words in (
-        (
-            rows.assign(label=rows["label"] % 2),
-            5,
-            "num_folds=5: 60 rows, 60 different prompts, 0 rows with winner_tie=1",
-        ),
+        (rows.assign(label=rows["label"] % 2), 5, "num_folds=5: 60 rows, 60 different prompts, 0 rows with winner_tie"),
         (rows, 50, r"too few for num_folds=50: 60 rows, 60 different prompts, \d+ rows with"),
         (labelled_rows(60, 20), 5, "too few for num_folds=5: 60 rows, 3 different prompts"),
         (one_prompt, 5, "all .* rows with winner_tie=1 have the same prompt or fall into one fold"),

@@ -48,8 +48,7 @@ def fit(name: str, inputs: columns.BaselineInputs, labels: np.ndarray) -> Baseli
 @pytest.mark.parametrize("kind", ["more ties", "no ties"])
 @pytest.mark.parametrize("name", WITHOUT_TEXT)
 def test_another_share_of_ties_shifts_no_prediction(name, kind):
-    """Four times the odds of a tie in an extra file, or none at all: predictions keep the training file's share, which
-    they would not if the rows were taken for its own."""
+    """Predictions keep the training file's share of ties, which they would not if the rows were taken for its own."""
     own, (structure, labels) = draw(1200, 0.0, 0), draw(2400, np.log(4), 1)
     kept = labels < 2 if kind == "no ties" else labels >= 0
     inputs, labels = join((*own, 0), (structure[kept], labels[kept], 1))
@@ -114,8 +113,7 @@ def files(home, tmp_path):
 
 
 def test_files_are_found_and_read_with_their_source(files, monkeypatch):
-    """A list or with commas, one hash for each. A file of an attached data set goes by its name, as `make kaggle-train`
-    sets it; without the data set the message names the file."""
+    """A list or with commas, one hash for each; a file of an attached data set by its name."""
     places, folder = files
     names = [str(folder / "one.csv"), str(folder / "two.csv")]
     config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)

@@ -65,15 +65,13 @@ def test_waits_are_counted(job, monkeypatch):
 
 @pytest.mark.parametrize(
     ("backbone", "change", "verdict"),
-    [
-        ("roberta", {"finite": False, "skipped_steps": 4, "precision_error": math.nan},
-         "loss or gradient is not finite; too many steps skipped; 16 bits differ too much from fp32"),
-        ("roberta", {"peak_gib": 5.4, "planned_gib": 5.0}, "ok"),
-        ("roberta", {"waits_per_step": 7, "peak_gib": 5.6, "planned_gib": 5.0},
-         "more memory than planned; too many waits"),
-        ("deberta", {"waits_per_step": 8, "padded_batches_per_step": 2}, "ok"),
-        ("deberta", {"waits_per_step": 9, "padded_batches_per_step": 2}, "too many waits"),
-    ],
+    [("roberta", {"finite": False, "skipped_steps": 4, "precision_error": math.nan},
+      "loss or gradient is not finite; too many steps skipped; 16 bits differ too much from fp32"),
+     ("roberta", {"peak_gib": 5.4, "planned_gib": 5.0}, "ok"),
+     ("roberta", {"waits_per_step": 7, "peak_gib": 5.6, "planned_gib": 5.0},
+      "more memory than planned; too many waits"),
+     ("deberta", {"waits_per_step": 8, "padded_batches_per_step": 2}, "ok"),
+     ("deberta", {"waits_per_step": 9, "padded_batches_per_step": 2}, "too many waits")],
 )  # fmt: skip
 def test_verdict(record, backbone, change, verdict):
     """Each fault by its name; a tenth more memory than planned is allowed, and DeBERTa's own waits, one a batch."""

@@ -24,13 +24,11 @@ KINDS = ("deberta-v3", "electra", "roberta")
 def write_deberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
     """As microsoft/deberta-v3-*: spm.model and no tokenizer.json, fp16 weights with the layers of pretraining."""
     pieces = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
+    special = {f"{name}_id": number for number, name in enumerate(pieces)}
+    special |= {f"{name}_piece": piece for name, piece in pieces.items()}
+    sentences, place = (text.replace("\n", " ") for text in texts), {"model_prefix": str(folder / "spm")}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.replace("\n", " ") for text in texts),
-        model_prefix=str(folder / "spm"),
-        vocab_size=500,
-        minloglevel=2,
-        **{f"{name}_id": number for number, name in enumerate(pieces)},
-        **{f"{name}_piece": piece for name, piece in pieces.items()},
+        sentence_iterator=sentences, vocab_size=500, minloglevel=2, **place, **special
     )
     (folder / "spm.vocab").unlink()
     model = make_encoder("deberta-v2", 512).half()

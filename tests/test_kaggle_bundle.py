@@ -157,14 +157,12 @@ def point_to_lfs(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [
-        (break_weights, ["do not match the architecture"]),
-        (point_to_lfs, ["model.safetensors is a Git-LFS pointer", "git lfs pull"]),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json: cannot be read ("]),
-        (shutil.rmtree, ["was not found. Tried:", "folder"]),
-        (None, ["No space left on device"]),
-    ],
-)
+    [(break_weights, ["do not match the architecture"]),
+     (point_to_lfs, ["model.safetensors is a Git-LFS pointer", "git lfs pull"]),
+     (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json: cannot be read ("]),
+     (shutil.rmtree, ["was not found. Tried:", "folder"]),
+     (None, ["No space left on device"])],
+)  # fmt: skip
 def test_bad_backbone_is_refused_and_the_older_bundle_stays(tiny, tmp_path, quick, monkeypatch, capsys, change, words):
     """One message; nothing half-built; also where the disk fills up."""
     shutil.copytree(tiny, tmp_path / "backbone")
@@ -181,12 +179,10 @@ def test_bad_backbone_is_refused_and_the_older_bundle_stays(tiny, tmp_path, quic
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [
-        (["nowhere"], ["RUNS", "nowhere", "no finished run"]),
-        (["a.json"], ["a.json", "no such file"]),
-        (["my run=1"], ["would change the name 'my run=1'"]),
-    ],
-)
+    [(["nowhere"], ["RUNS", "nowhere", "no finished run"]),
+     (["a.json"], ["a.json", "no such file"]),
+     (["my run=1"], ["would change the name 'my run=1'"])],
+)  # fmt: skip
 def test_bad_runs(tmp_path, monkeypatch, finished_run, quick, arguments, words):
     """One message each, and no folder."""
     monkeypatch.chdir(tmp_path)

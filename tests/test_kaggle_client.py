@@ -44,14 +44,12 @@ def sign_in(server, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("files", "variables"),
-    [
-        ({}, {"KAGGLE_API_TOKEN": TOKEN}),
-        ({"access_token": TOKEN}, {}),
-        ({"kaggle.json": json.dumps({"username": OWNER, "key": KEY})}, {}),
-        ({"credentials.json": json.dumps(OAUTH)}, {}),
-        ({"kaggle.json": json.dumps({"username": OWNER, "key": TOKEN})}, {"KAGGLE_API_TOKEN": TOKEN}),
-    ],
-)
+    [({}, {"KAGGLE_API_TOKEN": TOKEN}),
+     ({"access_token": TOKEN}, {}),
+     ({"kaggle.json": json.dumps({"username": OWNER, "key": KEY})}, {}),
+     ({"credentials.json": json.dumps(OAUTH)}, {}),
+     ({"kaggle.json": json.dumps({"username": OWNER, "key": TOKEN})}, {"KAGGLE_API_TOKEN": TOKEN})],
+)  # fmt: skip
 def test_each_form_of_credentials_signs_in(sign_in, files, variables):
     """The variable, the file, the older key, `kaggle auth login`."""
     assert sign_in(files, variables).gpu_hours() == (30.0, 0.0)
@@ -59,16 +57,14 @@ def test_each_form_of_credentials_signs_in(sign_in, files, variables):
 
 @pytest.mark.parametrize(
     ("files", "variables", "words"),
-    [
-        ({}, {}, ["there are no Kaggle credentials here", "access_token", ".venv/bin/kaggle auth login"]),
-        ({}, {"KAGGLE_API_TOKEN": "KGAT_old"}, ["credentials in KAGGLE_API_TOKEN cannot be used", "Make a token"]),
-        ({"access_token": "nonsense"}, {}, ["credentials in ~/.kaggle/access_token cannot be used"]),
-        ({"kaggle.json": "{"}, {}, ["kaggle.json cannot be used"]),
-        ({"kaggle.json": json.dumps({"key": TOKEN})}, {}, ["kaggle.json", "is an API token", "KAGGLE_API_TOKEN"]),
-        ({"kaggle.json": json.dumps({"username": OWNER, "key": TOKEN})}, {}, ["is an API token", "access_token"]),
-        ({"kaggle.json": json.dumps({"username": "somebody", "key": KEY})}, {}, ["those of somebody"]),
-    ],
-)
+    [({}, {}, ["there are no Kaggle credentials here", "access_token", ".venv/bin/kaggle auth login"]),
+     ({}, {"KAGGLE_API_TOKEN": "KGAT_old"}, ["credentials in KAGGLE_API_TOKEN cannot be used", "Make a token"]),
+     ({"access_token": "nonsense"}, {}, ["credentials in ~/.kaggle/access_token cannot be used"]),
+     ({"kaggle.json": "{"}, {}, ["kaggle.json cannot be used"]),
+     ({"kaggle.json": json.dumps({"key": TOKEN})}, {}, ["kaggle.json", "is an API token", "KAGGLE_API_TOKEN"]),
+     ({"kaggle.json": json.dumps({"username": OWNER, "key": TOKEN})}, {}, ["is an API token", "access_token"]),
+     ({"kaggle.json": json.dumps({"username": "somebody", "key": KEY})}, {}, ["those of somebody"])],
+)  # fmt: skip
 def test_credentials_of_a_wrong_form(sign_in, capfd, files, variables, words):
     """One message each, in place of the client's page of help."""
     with pytest.raises(UserError) as error:
@@ -94,8 +90,7 @@ def test_token_that_ends_during_a_wait_is_renewed_once(sign_in, server, tmp_path
 
 @pytest.mark.parametrize(("code", "known"), [(403, False), (404, False), (500, True)])
 def test_what_kaggle_does_not_tell_is_not_the_end(kaggle, server, code, known):
-    """403 and 404: the quota is not told, a kernel does not exist. Anything else is an error; a new state of a data set
-    or a kernel, a KeyError in the client, is "unknown"."""
+    """403 and 404: no quota, no kernel; else an error. A new state, a KeyError in the client, is "unknown"."""
     answer = (code, {"message": "x"})
     server.script |= {"GetAcceleratorQuotaStatistics": [answer], "GetKernelSessionStatus": [answer]}
     for ask in (kaggle.gpu_hours, lambda: kaggle.kernel_status(KERNEL)):

@@ -51,13 +51,11 @@ def test_competition_is_found_in_every_layout(root, place):
 
 @pytest.mark.parametrize(
     "place",
-    [
-        "datasets/me/roberta-base", "roberta-base", "datasets/me/prefcls-backbones/roberta-base",
-        "prefcls-backbones/roberta-base", "prefcls-backbones/extra/roberta-base",
-        "datasets/me/prefcls-backbones/extra/roberta-base", "roberta-base/extra",
-        "models/me/roberta-base/pytorch/default/1", "roberta-base/transformers/base/3",
-        "models/me/roberta-base/pytorch/default/1/extra",
-    ],
+    ["datasets/me/roberta-base", "roberta-base", "datasets/me/prefcls-backbones/roberta-base",
+     "prefcls-backbones/roberta-base", "prefcls-backbones/extra/roberta-base",
+     "datasets/me/prefcls-backbones/extra/roberta-base", "roberta-base/extra",
+     "models/me/roberta-base/pytorch/default/1", "roberta-base/transformers/base/3",
+     "models/me/roberta-base/pytorch/default/1/extra"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["roberta-base", "FacebookAI/roberta-base"])
 def test_backbone_is_found_in_every_layout(root, place, name):
@@ -78,11 +76,9 @@ def test_a_run_named_as_the_backbone_is_not_taken_for_it(root):
 
 @pytest.mark.parametrize(
     ("find", "places", "changed"),
-    [
-        (lambda: kaggle.find_competition_file("test.csv"), [f"competitions/{COMPETITION}", COMPETITION], "test.csv"),
-        (lambda: find_backbone("roberta-base") / "config.json",
-         ["datasets/me/one/roberta-base", "datasets/me/two/roberta-base"], "model.safetensors"),
-    ],
+    [(lambda: kaggle.find_competition_file("test.csv"), [f"competitions/{COMPETITION}", COMPETITION], "test.csv"),
+     (lambda: find_backbone("roberta-base") / "config.json",
+      ["datasets/me/one/roberta-base", "datasets/me/two/roberta-base"], "model.safetensors")],
 )  # fmt: skip
 def test_attached_twice_is_fine_if_equal_and_refused_if_not(root, find, places, changed):
     """Two mounts of one thing are one; two that differ are a question that only the user can answer."""
@@ -150,11 +146,9 @@ def run_first_cell(root: Path, code: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     ("place", "packed"),
-    [
-        ("datasets/me/prefcls-lib", False), ("prefcls-lib/wrapper", False),
-        ("datasets/me/prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", False),
-        ("prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", True), ("datasets/me/prefcls/x/lib (1).whl", True),
-    ],
+    [("datasets/me/prefcls-lib", False), ("prefcls-lib/wrapper", False),
+     ("datasets/me/prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", False),
+     ("prefcls-lib/prefcls_lib-0.1.0-py3-none-any.whl", True), ("datasets/me/prefcls/x/lib (1).whl", True)],
 )  # fmt: skip
 def test_library_is_found(root, library, place, packed):
     """As a folder, in a wrapper, as a wheel that the upload unpacked, and as a wheel of any name, with its rows."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import follow
 import pytest
 import submit as script
+from conftest import check
 from kaggle_stand_in import COMPLETE, KEY, NOT_FOUND, OWNER, QUEUED, RUNNING
 
 PENDING = {"submissions": [{"ref": 4, "status": "COMPLETE", "publicScore": "9"}, {"ref": 5, "status": "PENDING"}]}
@@ -45,8 +46,8 @@ def read_result(place: Path) -> dict:
 def test_runs_are_uploaded_submitted_and_scored(place, server, submit):
     """From an empty dist/: data sets, kernel without internet, submission of the version that ran, score written."""
     before = read_result(place)
-    code, shown, errors = submit(str(place / "runs" / "roberta"))
-    assert code == 0, errors
+    check(done := submit(str(place / "runs" / "roberta")), 0, "submission 5: pending\nsubmission 5: complete\n"
+          "submission 5: public score 0.98765")  # fmt: skip
     assert {body["slug"] for body in server.sent("CreateDataset")} == {"prefcls-lib", "prefcls-runs"}
     (kernel,) = server.sent("SaveKernel")
     assert (kernel["slug"], kernel["enableInternet"]) == (f"{OWNER}/prefcls-submit", False)
@@ -54,10 +55,9 @@ def test_runs_are_uploaded_submitted_and_scored(place, server, submit):
     assert kernel["datasetDataSources"] == [f"{OWNER}/prefcls-lib", f"{OWNER}/prefcls-runs"]
     (submitted,) = server.sent("CreateCodeSubmission")
     assert (submitted["kernelSlug"], submitted["kernelVersion"]) == ("prefcls-submit", 7)
-    assert "submission 5: pending\nsubmission 5: complete\nsubmission 5: public score 0.98765" in shown
     wanted = {"score": 0.98765, "submission": 5, "runs": ["roberta"]}
     assert read_result(place) == {**before, follow.PUBLIC_SCORE: wanted}
-    assert KEY not in shown + errors
+    assert KEY not in done[1] + done[2]
     assert not (place / "dist" / "kaggle-submitted.json").exists()
 
 
@@ -65,8 +65,7 @@ def test_without_runs_the_training_kernels_outputs_are_read(place, server, submi
     """Only the kernel whose run is here; nothing of it is uploaded."""
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE, {"status": "ERROR"}, COMPLETE]
     server.take_output(place / "runs" / "roberta")
-    code, _, errors = submit()
-    assert code == 0, errors
+    check(submit(), 0)
     (kernel,) = server.sent("SaveKernel")
     assert kernel["kernelDataSources"] == [f"{OWNER}/prefcls-02-roberta-base"]
     assert {body["slug"] for body in server.sent("CreateDataset")} == {"prefcls-lib"}
@@ -84,35 +83,26 @@ def test_what_was_begun_is_finished_by_the_same_command(place, server, submit, m
     monkeypatch.setattr("time.sleep", press)
     begun = ([str(place / "runs" / "roberta")], "prefcls-submit keeps running")
     for runs, what in (begun, ([], "submission 5 is being scored")):
-        code, _, errors = submit(*runs)
-        assert code == 130
-        assert what in errors
-        assert f"come back to it: make kaggle-submit OWNER={OWNER}" in errors
+        check(submit(*runs), 130, what, f"come back to it: make kaggle-submit OWNER={OWNER}")
     monkeypatch.setattr("time.sleep", wait)
-    code, shown, _ = submit()
-    assert code == 0
-    assert f"to give it up, interrupt and delete {place / 'dist' / 'kaggle-submitted.json'}" in shown
+    check(submit(), 0, f"to give it up, interrupt and delete {place / 'dist' / 'kaggle-submitted.json'}")
     assert read_result(place)[follow.PUBLIC_SCORE]["score"] == 0.98765
     assert len(server.sent("CreateCodeSubmission")) == len(server.sent("SaveKernel")) == 1
 
 
 @pytest.mark.parametrize(
     ("method", "answers", "code", "words", "begun"),
-    [
-        ("ListSubmissions", [PENDING, UNSCORED], 2, "Submission Scoring Error", False),
-        ("ListSubmissions", [{"submissions": []}], 2, "submission 5: unknown for an hour", True),
-        # a lost answer is not asked for again: the submission may have arrived
-        ("CreateCodeSubmission", [(502, {"message": "bad gateway"})], 2, "bad gateway", True),
-        ("GetKernelSessionStatus", [RUNNING, {"status": "ERROR"}], 1, "ValueError: no rows", False),
-    ],
-)
+    [("ListSubmissions", [PENDING, UNSCORED], 2, "Submission Scoring Error", False),
+     ("ListSubmissions", [{"submissions": []}], 2, "submission 5: unknown for an hour", True),
+     # a lost answer is not asked for again: the submission may have arrived
+     ("CreateCodeSubmission", [(502, {"message": "bad gateway"})], 2, "bad gateway", True),
+     ("GetKernelSessionStatus", [RUNNING, {"status": "ERROR"}], 1, "ValueError: no rows", False)],
+)  # fmt: skip
 def test_submission_without_a_score(place, server, submit, method, answers, code, words, begun):
     """Kaggle's own words, and nothing is written; where it may still come, what was begun stays noted."""
     server.script[method] = answers
     server.log = ["ValueError: no rows"]
-    found, shown, errors = submit(str(place / "runs" / "roberta"))
-    assert found == code
-    assert words in shown + errors
+    check(submit(str(place / "runs" / "roberta")), code, words)
     assert follow.PUBLIC_SCORE not in read_result(place)
     assert len(server.sent("CreateCodeSubmission")) == (method != "GetKernelSessionStatus")
     assert (place / "dist" / "kaggle-submitted.json").is_file() == begun
@@ -124,7 +114,5 @@ def test_submission_without_a_score(place, server, submit, method, answers, code
 def test_no_run_to_submit(server, submit, runs, words):
     """What is named is none, or no kernel has one; nothing is uploaded."""
     server.script["GetKernelSessionStatus"] = [NOT_FOUND]
-    code, _, errors = submit(*runs)
-    assert code == 2
-    assert words in errors
+    check(submit(*runs), 2, words)
     assert {method for method, _ in server.calls} <= {"GetKernelSessionStatus"}

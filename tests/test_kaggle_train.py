@@ -10,20 +10,8 @@ from types import SimpleNamespace
 import follow
 import pytest
 import train
-from conftest import read_tree
-from kaggle_stand_in import (
-    CANCELLED,
-    COMPLETE,
-    ERROR,
-    KEY,
-    NOT_FOUND,
-    OWNER,
-    PROGRESS,
-    QUEUED,
-    RUNNING,
-    fill_disk,
-    quota,
-)
+from conftest import check, read_tree
+from kaggle_stand_in import CANCELLED, COMPLETE, KEY, NOT_FOUND, OWNER, PROGRESS, QUEUED, RUNNING, fill_disk, quota
 
 from prefcls_lib.runtime.files import UserError
 from report import build
@@ -89,29 +77,21 @@ def injected(server) -> dict:
 
 
 def test_from_an_empty_dist_to_a_run_and_a_report(place, server, run, naps, finished_run, reports, monkeypatch):
-    """One command: bundle, quota, data sets that are ready at the third look, kernel, progress, output, report.
-
-    After a lost connection the log comes again from its start: what was shown is not shown again.
-    """
+    """One command: bundle, quota, data sets that are ready at the third look, kernel, progress, output, report."""
     waiting = [{"status": "BLOBS_RECEIVED"}, {"status": "BLOBS_DECOMPRESSED"}]
     server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, *waiting, {"status": "READY"}]
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, QUEUED, QUEUED, RUNNING, RUNNING, COMPLETE]
     server.log = ["nothing to see", PROGRESS]
     server.take_output(finished_run)
     server.page = 7
-    code, shown, errors = run("--set", "num_epochs=1", "max_length=384")
-    assert code == 0, errors
+    _, shown, errors = done = run("--set", "num_epochs=1", "max_length=384")
     assert read_tree(place / "runs" / NAME) == server.output
     assert len(server.sent("ListKernelSessionOutput")) >= 3  # pages
     version = f"version 7 of {KERNEL}"
-    for words in (
-        "quota: 30.0 GPU hours left, 11.5 asked for", "prefcls-backbone, version 1: blobs_received",
-        "prefcls-lib, version 1: ready", f"{version} was started", "network: backbone",
-        f"{version}: queued\n{version}: running\n{PROGRESS}\n{version}: complete\n",
-    ):  # fmt: skip
-        assert words in shown, words
-    assert "nothing to see" not in shown
-    assert KEY not in shown + errors
+    check(done, 0, "quota: 30.0 GPU hours left, 11.5 asked for", "prefcls-backbone, version 1: blobs_received",
+          "prefcls-lib, version 1: ready", f"{version} was started", "network: backbone",
+          f"{version}: queued\n{version}: running\n{PROGRESS}\n{version}: complete\n")  # fmt: skip
+    assert "nothing to see" not in shown and KEY not in shown + errors
     assert naps  # it would have waited
     ((_, _, module, *arguments),) = reports
     monkeypatch.setitem(sys.modules, "weasyprint", None)  # no PDF: it takes long
@@ -164,11 +144,9 @@ def test_only_what_changed_is_sent_and_its_version_waited_for(place, server, run
 def test_data_set_that_is_never_ready_is_sent_again(server, run, state):
     """An hour, then its state, and nothing is started. It is no dead end: the same command sends it anew."""
     server.script["GetDatasetStatus"] = [*[NOT_FOUND] * 4, {"status": state}]
-    code, _, errors = run()
-    assert code == 2
     words = {"FAILED": "could not unpack it", "SOMETHING_NEW": ": unknown for an hour"}
-    assert words.get(state, f": {state.lower()} for an hour") in errors
-    assert "Run the same command again: it is sent anew" in errors
+    why = words.get(state, f": {state.lower()} for an hour")
+    check(run(), 2, why, "Run the same command again: it is sent anew")
     assert not server.sent("SaveKernel")
     del server.script["GetDatasetStatus"]
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, COMPLETE]
@@ -181,20 +159,16 @@ def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, 
     """Killed at 12 hours with a checkpoint: the same command attaches the old output and names it in resume_from."""
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, CANCELLED]
     server.take_output(cut_run)
-    code, shown, _ = run()
-    assert code == 1
-    assert "fold0 is done, fold0-seed1 reached step 400" in shown
-    assert f"make kaggle-train OWNER={OWNER} NOTEBOOK={NAME}" in shown
+    again = f"make kaggle-train OWNER={OWNER} NOTEBOOK={NAME}"
+    check(run(), 1, "fold0 is done, fold0-seed1 reached step 400", again)
     folder = place / "runs" / NAME
     assert read_tree(folder) == server.output
     server.calls.clear()
     server.script["GetKernelSessionStatus"] = [CANCELLED, COMPLETE]
-    _, shown, _ = run()
+    check(run(), 1, "its output is attached", f"{folder} holds an earlier run and is kept")
     (kernel,) = server.sent("SaveKernel")
     assert kernel["kernelDataSources"] == [KERNEL]
     assert injected(server)["resume_from"] == f"prefcls-{NAME}"
-    assert "its output is attached" in shown
-    assert f"{folder} holds an earlier run and is kept" in shown
     assert (place / "runs" / f"{NAME}-2" / "config.json").is_file()
 
 
@@ -202,10 +176,8 @@ def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut
     """Named; and how to start from the beginning all the same."""
     server.script["GetKernelSessionStatus"] = [CANCELLED]
     server.take_output(cut_run)
-    code, _, errors = run("--set", "max_length=384")
-    assert code == 2
-    assert "max_length=32, this command has max_length=384" in errors
-    assert "resume_from=none" in errors
+    words = ("max_length=32, this command has max_length=384", "resume_from=none")
+    check(run("--set", "max_length=384"), 2, *words)
     assert not server.sent("SaveKernel")
     run("--set", "max_length=384", "resume_from=none")
     assert injected(server)["resume_from"] is None
@@ -213,12 +185,10 @@ def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut
 
 def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
     """The last lines, Kaggle's word, and advice; nothing is downloaded."""
-    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING, {**ERROR, "failureMessage": "it failed"}]
+    server.script["GetKernelSessionStatus"] = [NOT_FOUND, RUNNING, {"status": "ERROR", "failureMessage": "it failed"}]
     server.log = [f"line {number}" for number in range(50)] + ["torch.OutOfMemoryError: CUDA out of memory."]
-    code, shown, _ = run()
-    assert code == 1
-    for words in ("failed on Kaggle. it failed", "line 49", "CUDA out of memory", "max_tokens_per_micro_step=2048"):
-        assert words in shown
+    _, shown, _ = done = run()
+    check(done, 1, "failed on Kaggle. it failed", "line 49", "CUDA out of memory", "max_tokens_per_micro_step=2048")
     assert "line 20\n" not in shown
     assert list((place / "runs").iterdir()) == []
 
@@ -227,66 +197,55 @@ def test_kernel_that_fails_shows_its_log_and_what_to_change(place, server, run):
 def test_download_that_breaks_off_is_repeated_until_it_is_whole(
     place, server, run, naps, finished_run, monkeypatch, urllib3_compares_lengths
 ):
-    """Twice in the middle of a file: what is missing is asked for, and every byte is right. Where the disk is full,
-    nothing half-downloaded stays, and the output is still on Kaggle."""
+    """What is missing of a file is asked for, every byte is right; of a full disk nothing half-downloaded stays."""
     server.take_output(finished_run)
     with monkeypatch.context() as patch:
         patch.setattr(follow, "_download", fill_disk)
-        code, _, errors = run()
-    assert code == 2 and list((place / "runs").iterdir()) == []
-    assert all(words in errors for words in ("No space left on device", "its output is kept", WATCH))
+        check(run(), 2, "No space left on device", "its output is kept", WATCH)
+    assert list((place / "runs").iterdir()) == []
     server.script["GetKernelSessionStatus"] = [COMPLETE]
     server.broken = {"oof.csv": 2, "model/fold0/model.safetensors": 1}
     monkeypatch.setattr(follow, "BYTES_AT_ONCE", 100)
     if not urllib3_compares_lengths:  # as before its version 2: half a file is no error
         never = property(lambda response: False, lambda response, value: None)
         monkeypatch.setattr("urllib3.HTTPResponse.enforce_content_length", never, raising=False)
-    code, _, errors = run("--watch")
-    assert code == 0, errors
+    check(run("--watch"), 0)
     assert read_tree(place / "runs" / NAME) == server.output
     assert [line.split()[0] for line in server.ranges].count("oof.csv") == 2
     assert 5 in naps
 
 
 def test_too_many_requests_are_waited_for_as_told(place, server, run, naps, monkeypatch):
-    """429 with Retry-After: that many seconds, then the same again. Nothing secret is shown, though with VERBOSE=1 the
-    client prints every request with its Authorization header."""
+    """429 with Retry-After. With VERBOSE=1 the client prints every request, and still nothing secret is shown."""
     from kaggle.api.kaggle_api_extended import KaggleApi
 
     monkeypatch.setattr(KaggleApi, "args", ["--local", "--verbose"])
     server.script["SaveKernel"] = [(429, {"message": "slow down"}, {"Retry-After": "77"}), {"versionNumber": 8}]
     _, shown, errors = run()
-    assert 77 in naps
-    assert "version 8 of" in shown
-    assert "Authorization" not in shown + errors
+    assert 77 in naps and "version 8 of" in shown and "Authorization" not in shown + errors
     assert not any(KEY.encode() in content for content in read_tree(place).values())
 
 
 @pytest.mark.parametrize(
     ("method", "answer", "words"),
-    [
-        ("SaveKernel", (409, {"message": "The slug is in use"}), ["409", "slug is in use", "Rename or delete"]),
-        ("SaveKernel", (403, {"message": "Forbidden"}), ["phone is not verified", "/phone", "/rules", "expired"]),
-        ("SaveKernel", {"versionNumber": 9, "invalidCompetitionSources": ["llm-classification-finetuning"]},
-         [f"version 9 of {KERNEL} was started without llm-classification-finetuning", "/rules", "keeps running there",
-          WATCH]),
-        ("GetAcceleratorQuotaStatistics", (401, {"message": "Unauthenticated"}), ["expired", "Make a token"]),
-        ("GetAcceleratorQuotaStatistics", quota(30, used=26.5),
-         ["may take 11.5 GPU hours", "has 3.5 left. Nothing was uploaded", "time_budget_hours=3.4"]),
-        ("GetAcceleratorQuotaStatistics", quota(30, used=15, reserved=11.5),
-         ["has 3.5 left, beside 11.5 that running kernels reserve", "wait for their end"]),
-        ("CreateDataset", {"status": "error", "error": "title is taken"}, ["title is taken", "Nothing was started"]),
-        ("GetKernelSessionStatus", RUNNING, [f"{KERNEL} is running on Kaggle", "Nothing was started", WATCH]),
-    ],
+    [("SaveKernel", (409, {"message": "The slug is in use"}), ["409", "slug is in use", "Rename or delete"]),
+     ("SaveKernel", (403, {"message": "Forbidden"}), ["phone is not verified", "/phone", "/rules", "expired"]),
+     ("SaveKernel", {"versionNumber": 9, "invalidCompetitionSources": ["llm-classification-finetuning"]},
+      [f"version 9 of {KERNEL} was started without llm-classification-finetuning", "/rules", "keeps running there",
+       WATCH]),
+     ("GetAcceleratorQuotaStatistics", (401, {"message": "Unauthenticated"}), ["expired", "Make a token"]),
+     ("GetAcceleratorQuotaStatistics", quota(30, used=26.5),
+      ["may take 11.5 GPU hours", "has 3.5 left. Nothing was uploaded", "time_budget_hours=3.4"]),
+     ("GetAcceleratorQuotaStatistics", quota(30, used=15, reserved=11.5),
+      ["has 3.5 left, beside 11.5 that running kernels reserve", "wait for their end"]),
+     ("CreateDataset", {"status": "error", "error": "title is taken"}, ["title is taken", "Nothing was started"]),
+     ("GetKernelSessionStatus", RUNNING, [f"{KERNEL} is running on Kaggle", "Nothing was started", WATCH])],
 )  # fmt: skip
 def test_refusals_of_the_server(server, run, method, answer, words):
     """One message each, exit code 2; what was started is named. Nobody pays twice for a kernel that runs."""
     server.script[method] = [answer]
-    code, _, errors = run("--set", "resume_from=none")
-    assert code == 2
-    for word in words:
-        assert word in errors, errors
-    assert "Traceback" not in errors
+    _, _, errors = done = run("--set", "resume_from=none")
+    check(done, 2, *words)
     assert ("keeps running there" in errors) == ("keeps running there" in words)
     assert bool(server.sent("SaveKernel")) == (method == "SaveKernel")
     assert bool(server.sent("CreateDataset")) == (method in ("SaveKernel", "CreateDataset"))
@@ -296,17 +255,13 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
     """`kaggle-train` refuses, `kaggle-watch` brings it; then another may start, even with a score written into it."""
     server.script["GetKernelSessionStatus"] = [COMPLETE]
     server.take_output(finished_run)
-    code, _, errors = run()
-    assert code == 2
-    assert "has finished a run that is not in" in errors
+    check(run(), 2, "has finished a run that is not in")
     assert run("--watch")[0] == 0
     assert not server.sent("SaveKernel")
     result = place / "runs" / NAME / "result.json"
     result.write_text(json.dumps({**json.loads(result.read_text()), follow.PUBLIC_SCORE: {"score": 1.0}}))
-    code, _, errors = run()
+    check(run(), 2, "Kaggle still shows the output of the run in")  # an old output is not taken for the new one
     assert len(server.sent("SaveKernel")) == 1
-    assert code == 2
-    assert "Kaggle still shows the output of the run in" in errors  # an old output is not taken for the new one
     assert run("--watch")[0] == 0
     assert len(list((place / "runs").glob("0*"))) == 1
 
@@ -325,8 +280,7 @@ def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run,
     text = (home / "train.csv").read_bytes()
     (place / "votes.csv").write_bytes(text)
     (place / "more.csv.gz").write_bytes(gzip.compress(text))
-    code, _, errors = run("--set", f"extra_train={place / 'votes.csv'},{place / 'more.csv.gz'}")
-    assert code == 1, errors  # there is no output
+    check(run("--set", f"extra_train={place / 'votes.csv'},{place / 'more.csv.gz'}"), 1)  # there is no output
     assert injected(server)["extra_train"] == "votes.csv,more.csv"
     (kernel,) = server.sent("SaveKernel")
     assert kernel["datasetDataSources"] == [f"{OWNER}/prefcls-{name}" for name in ("lib", "backbone", "extra")]
@@ -336,8 +290,7 @@ def test_extra_rows_are_uploaded_and_named_as_they_are_there(place, server, run,
 
 
 def test_preset_and_set_name_what_is_trained(run, monkeypatch):
-    """SET has the last word; the backbone is the one that is named, `BACKBONE` what is uploaded in its place; a preset
-    without a notebook goes to notebook 01."""
+    """SET has the last word, `BACKBONE` is uploaded in place of what is named; a preset alone goes to notebook 01."""
     started = []
     monkeypatch.setattr(train, "start", lambda _, kernel, *given: started.append((kernel.name, *given[1:3])))
     monkeypatch.setattr(train, "bring_back", lambda *_: 0)
@@ -361,24 +314,19 @@ def test_preset_and_set_name_what_is_trained(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("owner", "notebook", "settings", "words"),
-    [
-        ("", NAME, [], ["no OWNER"]),
-        (OWNER, NAME, ["extra_train=no.csv"], ["extra_train=no.csv: no such file", "prefcls convert"]),
-        (OWNER, NAME, [f"extra_train={__file__},{__file__}"], ["two files have one name"]),
-        (OWNER, "", [], ["NOTEBOOK=''", "choose one of 01-deberta-v3-xsmall"]),
-        (OWNER, "02-robrta", [], ["NOTEBOOK='02-robrta'", "choose one of", NAME]),
-        (OWNER, "02_roberta_base", ["num_epoch=1"], ["'num_epoch'", "Did you mean 'num_epochs'?"]),
-        (OWNER, NAME, ["num_epochs=many"], ["num_epochs='many'"]),
-        (OWNER, NAME, ["out=x"], ["out cannot be set"]),
-        (OWNER, NAME, ["num_epochs"], ["SET='num_epochs'", "NAME=VALUE"]),
-        (OWNER, NAME, ["--preset", "quik"], ["Did you mean", "quick.yaml?"]),
-        ("somebody", NAME, [], ["OWNER=somebody", f"those of {OWNER}"]),
-    ],
-)
+    [("", NAME, [], ["no OWNER"]),
+     (OWNER, NAME, ["extra_train=no.csv"], ["extra_train=no.csv: no such file", "prefcls convert"]),
+     (OWNER, NAME, [f"extra_train={__file__},{__file__}"], ["two files have one name"]),
+     (OWNER, "", [], ["NOTEBOOK=''", "choose one of 01-deberta-v3-xsmall"]),
+     (OWNER, "02-robrta", [], ["NOTEBOOK='02-robrta'", "choose one of", NAME]),
+     (OWNER, "02_roberta_base", ["num_epoch=1"], ["'num_epoch'", "Did you mean 'num_epochs'?"]),
+     (OWNER, NAME, ["num_epochs=many"], ["num_epochs='many'"]),
+     (OWNER, NAME, ["out=x"], ["out cannot be set"]),
+     (OWNER, NAME, ["num_epochs"], ["SET='num_epochs'", "NAME=VALUE"]),
+     (OWNER, NAME, ["--preset", "quik"], ["Did you mean", "quick.yaml?"]),
+     ("somebody", NAME, [], ["OWNER=somebody", f"those of {OWNER}"])],
+)  # fmt: skip
 def test_bad_arguments_ask_nothing_of_kaggle(server, run, owner, notebook, settings, words):
     """One message each."""
-    code, _, errors = run("--set", *settings, notebook=notebook, owner=owner)
-    assert code == 2
-    for word in words:
-        assert word in errors, errors
+    check(run("--set", *settings, notebook=notebook, owner=owner), 2, *words)
     assert server.calls == []

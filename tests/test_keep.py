@@ -11,7 +11,6 @@ from test_train import make_config, make_examples, make_model
 import prefcls_lib
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import TEXT_COLUMNS
-from prefcls_lib.ensemble.blend import fit_runs
 from prefcls_lib.pipeline.folder import read_probs
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
@@ -36,15 +35,6 @@ def test_exchanged_answers_exchange_the_probabilities(finished_run):
     for place in (finished_run, finished_run / "model" / "fold0"):
         model = prefcls_lib.load(place)
         assert (model.predict_proba(prompts, b, a)[:, [1, 0, 2]] == model.predict_proba(prompts, a, b)).all()
-
-
-def test_a_blend_is_loaded_like_a_run(finished_run, tmp_path):
-    """A blend of one run: its calibration of the run's probabilities, in log space."""
-    state = fit_runs([finished_run], tmp_path / "blend.json")
-    probs = prefcls_lib.load(finished_run).predict_proba(*PAIR)
-    logits = np.log(probs) / state["temperature"] + [0, 0, state["tie_bias"]]
-    expected = np.exp(logits) / np.exp(logits).sum()
-    np.testing.assert_allclose(prefcls_lib.load(tmp_path / "blend.json").predict_proba(*PAIR), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,8 @@ from transformers import AutoModel, PretrainedConfig
 
 from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import MINILM_PACKAGE
-from prefcls_lib.models.recipes import choose_recipe
 from report.studies import t4_plan
 from report.studies.t4_plan import read_config
-
-NAMES = [path.stem for path in (t4_plan.FOLDER.parent / "backbones").glob("*.json")]
 
 
 @pytest.mark.parametrize(
@@ -31,34 +28,9 @@ def test_configurations_have_the_published_size(name, millions):
     assert capacity.count_parameters(read_config(name)) == pytest.approx(real, rel=0.01)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_fits_a_t4(name):
-    """At every length that the backbone takes at least 1 GiB of 14.6 is left, and two sides are held."""
-    config = read_config(name)
-    for length in (512, 768) if config.model_type in ("deberta-v2", "modernbert") else (512,):
-        tokens = choose_recipe(config)["max_tokens_per_micro_step"]
-        assert capacity.peak_bytes(config, tokens, True, length) < t4_plan.T4_BYTES - 2**30 and tokens >= 2 * length
-
-
-@pytest.mark.parametrize(
-    ("name", "gib"),
-    [("deberta-v3-xsmall", 5.8), ("roberta-base", 4.9), ("electra-large-discriminator", 11.3),
-     ("deberta-v3-large", 11.8)],
-)  # fmt: skip
-def test_peaks_are_those_of_an_independent_count(name, gib):
-    """At the recipe's tokens and sides of 512, within 2 %: a reviewer counted them by another way."""
-    config = read_config(name)
-    tokens = choose_recipe(config)["max_tokens_per_micro_step"]
-    assert capacity.peak_bytes(config, tokens, True) / 2**30 == pytest.approx(gib, rel=0.02)
-
-
 def test_bytes_by_hand():
-    """DeBERTa-v3-large at 768: a layer holds 48 bytes a unit (32, and 4 for each of the four times as many inner ones),
-    and for each of 16 heads 6 x 768 and 8 x 256 bytes. ModernBERT-large: 24 bytes a unit, 8 for an inner one.
-
-    24 and a half layers, and one input in fp32; ELECTRA-large checkpointed: 24 inputs and one and a half layers of 40
-    bytes a unit, in fp32 twice as many.
-    """
+    """24.5 or 28.5 layers and an input in fp32. DeBERTa-v3-large at 768: a layer holds 48 bytes a unit (32, 4 for each
+    inner one) and 6 x 768 + 8 x 256 a head; ModernBERT-large 24, 8 an inner one. Checkpointed: 24 inputs, 1.5 layer."""
     layer = 48 * 1024 + 16 * (6 * 768 + 8 * 256)
     assert capacity.bytes_per_token(read_config("deberta-v3-large"), True, 768) == 24.5 * layer + 4 * 1024
     layer = 24 * 1024 + 8 * 2624
@@ -69,10 +41,8 @@ def test_bytes_by_hand():
 
 
 def test_operations_by_hand():
-    """One layer of width 2, inner width 3: 2 x (16 + 12) for the weights, 4 x 2 x 10 for ten positions.
-
-    DeBERTa: 2 x 4 x 2 x 5 more for five buckets; ModernBERT: a third matrix of 6 weights.
-    """
+    """One layer of width 2, inner width 3: 2 x (16 + 12) for the weights, 4 x 2 x 10 for ten positions. DeBERTa: 2 x 4
+    x 2 x 5 more for five buckets; ModernBERT: a third matrix of 6 weights."""
     sizes = {"num_hidden_layers": 1, "hidden_size": 2, "intermediate_size": 3}
     assert t4_plan.flop_per_token(PretrainedConfig(model_type="bert", **sizes), 10) == 56 + 80
     deberta = PretrainedConfig(model_type="deberta-v2", position_buckets=5, **sizes)
@@ -92,15 +62,6 @@ def test_plan_by_hand(monkeypatch):
     assert line[-1] == f"{25_000 * forward:.2f} to {2 * 25_000 * forward:.2f}"
     fixed = 16 * capacity.count_parameters(config) + 2 * 12 * (4 * 768**2 + 2 * 768 * 3072)
     assert line[:2] == ["512", f"{fixed / 2**30:.1f}"]
-
-
-def test_plan_has_every_backbone_at_the_lengths_it_takes():
-    """768 tokens for DeBERTa and ModernBERT alone."""
-    lines = [line.strip("| ").split(" | ") for line in t4_plan.make_plan(np.array([300])).splitlines() if "|" in line]
-    found = {(line[0], line[1].replace("\u00a0", " ")) for line in lines[2:]}
-    longer = {name for name in NAMES if read_config(name).model_type in ("deberta-v2", "modernbert")}
-    assert found == {(name, "512") for name in NAMES} | {(name, "768") for name in longer}
-    assert len(longer) == 9
 
 
 @pytest.mark.skipif(find_spec(MINILM_PACKAGE) is None, reason="counts tokens with MiniLM's tokenizer")

@@ -75,8 +75,7 @@ def test_check_probs_names_the_first_bad_row(bad_row):
 
 @pytest.mark.parametrize(("prompts", "rows", "draws"), [(200, 10, 4000), (3000, 1, 500)])
 def test_bootstrap_interval_is_that_of_the_prompts_means(monkeypatch, prompts, rows, draws):
-    """Ten rows a prompt, all alike: 200 independent values, not 2,000. 3,000 prompts of which a resample draws 500: the
-    standard error is still that of 3,000."""
+    """Ten equal rows a prompt: 200 independent values, not 2,000. Where a resample draws 500 of 3,000: still 3,000."""
     monkeypatch.setattr(compare, "MOST_DRAWS", draws)
     values = np.random.default_rng(1).standard_normal(prompts)
     low, high = compare.bootstrap_interval(np.repeat(values, rows), np.repeat(np.arange(prompts), rows).astype(str))
@@ -105,8 +104,8 @@ def test_no_interval_from_one_group():
 
 
 def test_compare_gives_each_verdict_and_covers_the_known_difference():
-    """The true class gets .5 against about .4: the difference is near ln(.4/.5) = -.22, and mirrored. Of noise the
-    interval is 3.92 standard errors wide, and the smallest effect to plan with is 2.8 of them."""
+    """.5 against about .4 for the true class: near ln(.4/.5). The interval is 3.92 standard errors wide, the smallest
+    effect to plan with is 2.8 of them."""
     generator = np.random.default_rng(3)
     labels, groups = generator.integers(0, 3, 600), generator.integers(0, 300, 600).astype(str)
     good = np.where(np.eye(3)[labels] == 1, 0.5, 0.25)

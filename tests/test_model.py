@@ -94,11 +94,8 @@ def head_inputs(num_rows: int = 5):
 
 @ALL_KINDS
 def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, examples_of):
-    """Each side alone and unpadded, written out here; in padded batches of 3, all at once, and padded to 60, beyond
-    ModernBERT's local window: the same logits in fp32, and `predict_proba` has their probabilities.
-
-    The encoder gets ids and mask alone, which for ELECTRA and BERT means token type zero everywhere.
-    """
+    """Each side alone, written out here; in batches of 3, all at once, and padded beyond ModernBERT's local window. The
+    encoder gets ids and mask alone, which for ELECTRA and BERT means token type zero everywhere."""
     model, (examples, _) = make_model(backbone_folders[kind]), examples_of(kind)
     sides, seen = torch.as_tensor(examples.sides), []
     ids = [torch.as_tensor(one.astype(np.int64))[None] for one in examples.token_ids]
@@ -156,8 +153,7 @@ def test_untrained_model_predicts_the_prior(tiny, examples_of, head):
 def test_swapping_the_answers_permutes_the_probabilities_exactly(
     kind, backbone_folders, examples_of, rows, precision, architecture
 ):
-    """To the bit, in every precision: the rows are swapped in the table and go all the way again. Identical answers,
-    and no others, are equally likely to win."""
+    """To the bit, in every precision. Identical answers, and no others, are equally likely to win."""
     examples, swapped = examples_of(kind, architecture)
     model = make_model(backbone_folders[kind], architecture=architecture)
     for parameter in model.encoder.parameters():
@@ -187,8 +183,7 @@ def test_swap_is_exact_even_where_a_side_is_computed_differently_in_another_plac
 
 
 def test_concat_head_is_not_symmetric(tiny, examples_of):
-    """The original's head h knows position: a swap is no permutation, even for identical answers. The symmetric head is
-    the mean of its both orders, (h(u, v) + P h(v, u)) / 2."""
+    """A swap is no permutation, even for identical answers. The symmetric head is (h(u, v) + P h(v, u)) / 2."""
     symmetric, concat, (u, v, _) = make_head(), make_head(symmetric=False), head_inputs()
     torch.testing.assert_close(symmetric(u, v), (concat(u, v) + concat(v, u)[:, SWAP]) / 2)
     model = make_model(tiny, head="concat")
@@ -215,8 +210,7 @@ def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
 
 @ARCHITECTURES
 def test_head_on_a_baseline_is_exactly_order_equivariant(architecture):
-    """A and B in each other's place permute both outputs, to the bit. Untrained, with its last layers at zero, the
-    correction is zero, and the auxiliary output is the prior."""
+    """To the bit, both outputs. Untrained, its correction is zero, and the auxiliary output is the prior."""
     head, (u, v, offset) = make_head(True, architecture=architecture), head_inputs()
     swapped = head.outputs(v, u, offset[:, SWAP])
     for found, other in zip(head.outputs(u, v, offset), swapped, strict=True):
@@ -262,15 +256,13 @@ def test_autocast_reaches_the_encoder_and_not_the_head(tiny, examples_of):
 
 
 def test_weights_are_the_checkpoints_in_fp32(kind, backbone_folders, tmp_path):
-    """Also where they were stored in half precision; in train mode, and no pooling layer with random weights on top."""
-    shutil.copytree(backbone_folders[kind], tmp_path / "half")
-    AutoModel.from_pretrained(backbone_folders[kind], dtype=torch.float16).save_pretrained(tmp_path / "half")
-    for folder in (backbone_folders[kind], tmp_path / "half"):
-        encoder, plain = build_model(folder, RunConfig()).encoder, AutoModel.from_pretrained(folder).state_dict()
-        assert encoder.training
-        for name, tensor in encoder.state_dict().items():
-            assert not name.startswith("pooler")
-            assert torch.equal(tensor, plain[name].to(tensor.dtype)) and tensor.dtype in (torch.float32, torch.int64)
+    """Also where they are stored in half precision; in train mode."""
+    folder = shutil.copytree(backbone_folders[kind], tmp_path / "half")
+    AutoModel.from_pretrained(folder, dtype=torch.float16).save_pretrained(folder)
+    encoder, plain = build_model(folder, RunConfig()).encoder, AutoModel.from_pretrained(folder).state_dict()
+    assert encoder.training
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, plain[name].to(tensor.dtype)) and tensor.dtype in (torch.float32, torch.int64)
 
 
 @ALL_KINDS

@@ -53,8 +53,7 @@ def test_code_cells_are_the_same_in_all_three():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cells_are_small_and_define_nothing(name):
-    """No def, no class, at most 12 lines of code a cell, no name that is a setting, which a second run of the config
-    cell would take; the parameters are literals, one a line, and change nothing but the backbone."""
+    """At most 12 lines, no name of a setting, which a second run would take; parameters are literals."""
     defaults = RunConfig().to_dict()
     for cell in (cell for cell in read(name).cells if cell.cell_type == "code"):
         nodes = list(ast.walk(ast.parse(cell.source.replace("%matplotlib", "# %matplotlib"))))
@@ -72,11 +71,10 @@ def test_cells_are_small_and_define_nothing(name):
 
 
 def test_runs_through_papermill(tiny, write_csv, tmp_path):
-    """Headless, as users run it, from the sample's rows to a submission: a cross-encoder with extra rows on a tiny
-    encoder, by parameters alone; what is not made small is as the file has it. The other notebooks have its code."""
+    """Headless, as users run it: a cross-encoder with extra rows, by parameters alone; all have the same code."""
     extra = write_csv("extra.csv", [make_row(number, 0) for number in range(3)])
     out, file = tmp_path / "run", PARAMS / "demo.yaml"
-    small = {"backbone": tiny, "out": out, "max_length": 32, "max_train_rows": 120, "architecture": "cross",
+    small = {"backbone": tiny, "out": out, "max_length": 32, "max_train_rows": 60, "architecture": "cross",
              "extra_train": extra, "start_from": "structure_logistic"}  # fmt: skip
     command = [sys.executable, "-m", "papermill", NOTEBOOKS / f"{NAMES[0]}.ipynb", tmp_path / "done.ipynb", "-f", file]
     command += ["--no-progress-bar", *(part for item in small.items() for part in ("-p", *item))]

@@ -5,10 +5,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-import layout
 import numpy as np
 import pytest
-import train
 import yaml
 from conftest import run_arguments
 from test_notebooks import PRESETS
@@ -16,10 +14,8 @@ from transformers import AutoConfig
 
 from prefcls_lib import cli
 from prefcls_lib.config import RunConfig, read_settings
-from prefcls_lib.doctor import capacity
 from prefcls_lib.models.backbones import MINILM_PACKAGE
-from prefcls_lib.models.recipes import choose_recipe
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import read_json
 from report.studies import t4_plan
 
 ROOT = Path(__file__).parents[1]
@@ -55,15 +51,6 @@ def test_runs_through_the_command_line(name, home, reward_folders, tmp_path):
     assert len(list((out / "model").iterdir())) == used["num_seeds"]
 
 
-def test_original_is_the_study_and_nothing_of_ours():
-    """What the study's notebooks and README say, and no feature or baseline of this project."""
-    config = RunConfig.from_yaml(FOLDER / "original.yaml", {})
-    config = config.with_recipe(choose_recipe(AutoConfig.for_model("roberta")))
-    study = {"num_epochs": 10, "max_length": 256, "label_smoothing": 0.1, "weight_decay": 0.01, "head": "concat"}
-    assert {name: getattr(config, name) for name in study} == study
-    assert (config.text_cleaning, config.start_from) == ("ascii", "none")
-
-
 count_tokens = functools.cache(t4_plan.count_tokens)
 
 
@@ -92,31 +79,8 @@ def test_hours_in_the_readme_are_those_of_the_plan(name, backbone):
     assert budget is None or (slow < budget and f"at most {budget}" in line)
 
 
-def test_strong_fits_a_t4_and_its_disk():
-    """Memory of one T4 at its length; checkpoints within Kaggle's 20 GB, which those of two seeds are not."""
-    settings = read_preset("strong")
-    config = AutoConfig.for_model(**read_json(ROOT / "report" / "backbones" / "deberta-v3-large.json")["config"])
-    length = settings["max_length"]
-    assert capacity.largest_micro_batch(config, t4_plan.T4_BYTES, True, length) >= 2 * length
-    assert capacity.disk_bytes(config, settings["num_seeds"], 1) < 20e9 < capacity.disk_bytes(config, 2, 2)
-
-
-def test_unknown_preset_gets_the_nearest(capsys):
-    """On the command line and for Kaggle; one that is like no other gets no hint."""
-    assert cli.main(["run", "--config", str(FOLDER / "stron.yaml")]) == 2
-    assert f"stron.yaml: no such file. Did you mean {FOLDER / 'strong.yaml'}?" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"orginal\.yaml: no such file\. Did you mean .*original\.yaml"):
-        train.read_given("orginal", [])
-    with pytest.raises(UserError, match=r"zzz\.yaml: no such file\. Write one"):
-        train.read_given("zzz", [])
-
-
-def test_what_a_kernel_gets_of_a_preset():
-    """The preset over the kernel's defaults, SET over both; the backbone by the name of its data set."""
-    given = train.read_given("strong", ["num_epochs=1"])
-    parameters = train.read_parameters("01-deberta-v3-xsmall", "me/my-reward-model", given, [])
-    assert parameters["init_from"] == "my-reward-model"
-    assert (parameters["max_length"], parameters["num_epochs"], parameters["num_seeds"]) == (768, 1, 1)
-    assert parameters["time_budget_hours"] == 11.5
-    assert "init_from" not in train.read_parameters("02-roberta-base", "roberta-base", {}, [])
-    assert train.PRESET_NOTEBOOK in layout.OWN_BACKBONE
+def test_unknown_preset_gets_the_nearest(prefcls):
+    """One that is like no other gets no hint."""
+    for name, hint in (("stron", f"Did you mean {FOLDER / 'strong.yaml'}?"), ("zzz", "Write one")):
+        code, _, error = prefcls("run", "--config", FOLDER / f"{name}.yaml")
+        assert (code, f"{name}.yaml: no such file. {hint}" in error) == (2, True)

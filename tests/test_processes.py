@@ -82,12 +82,32 @@ def run_in_two(fork: Callable, function: Callable, *arguments: object) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
 
 
+def call(command: list[str], variables: dict[str, str]) -> None:
+    """`prefcls COMMAND` in a worker, with the caller's environment."""
+    os.environ |= variables
+    sys.exit(cli.main(command))
+
+
+@pytest.fixture
+def forked_workers(fork, monkeypatch):
+    """Two workers side by side are forked: a new Python would import torch again, which takes longer than its work."""
+
+    def run_two(commands, num_processes, poll=None):
+        processes = [fork(call, command[2:], dict(os.environ)) for command in commands.values()]
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+
+    for place in ("predict", "steps"):
+        monkeypatch.setattr(f"prefcls_lib.pipeline.{place}.run_workers", run_two)
+
+
 # --- several processes on one machine
 
 
 def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, capsys):
-    """Steps of 7 pairs are shared as 4 and 3; the last step of an epoch has 5. One of the two logs, to TensorBoard what
-    is in history.csv and result.json. They start from a reward model, whose temperature both fit alike."""
+    """Steps of 7 pairs are shared as 4 and 3. They start from a reward model, whose temperature both fit alike; one of
+    them logs, to TensorBoard what is in history.csv and result.json."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = ("batch_size=7", "num_epochs=2", "validations_per_epoch=2", "learning_rate=1e-3", "mixed_precision=no",
@@ -112,13 +132,11 @@ def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, ca
     assert found["log_loss"] == pytest.approx([results[1]["log_loss"]], rel=1e-6)
 
 
-def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, capsys):
-    """Two folds of two seeds: four models, the same predictions, seeds averaged. The workers read what was prepared,
-    not the CSVs, which are gone by then; what they predict of the test rows is what `predict` makes of their models."""
-    settings = (*TWO_FOLDS, "num_seeds=2", "mixed_precision=no")
-    run_small(home, tmp_path / "one", *settings)
-    copies = Path(shutil.copytree(home, tmp_path / "copies"))
-    arguments = cli._parser().parse_args(run_arguments(copies, tmp_path / "two", *settings, "num_processes=2"))
+@pytest.mark.usefixtures("forked_workers")
+def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, finished_run, tmp_path):
+    """Two folds of two seeds: four models, the same predictions, seeds averaged. Workers read no CSV: it is gone."""
+    copies, settings = Path(shutil.copytree(home, tmp_path / "copies")), (*TWO_FOLDS, "num_seeds=2", "num_processes=2")
+    arguments = cli._parser().parse_args(run_arguments(copies, tmp_path / "two", *settings))
     job = steps.start(cli._config(arguments))
     data = steps.prepare(job)
     steps.fit_baselines(job)
@@ -126,13 +144,11 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
         (copies / name).unlink()
     steps.fit_folds(data)
     result = steps.finish(job)
-    assert "[fold0 fold1] " in capsys.readouterr().out
     names, columns = ["fold0", "fold0-seed1", "fold1", "fold1-seed1"], list(LABEL_COLUMNS)
     assert sorted(path.name for path in (tmp_path / "two" / "model").iterdir()) == names
-    for name in names:
-        for table in ("oof.csv", "test.csv"):
-            one, two = (read_probs(tmp_path / run / "model" / name / table) for run in ("one", "two"))
-            np.testing.assert_allclose(two, one, atol=1e-5)
+    for place in ("fold0/oof.csv", "fold0/test.csv", "fold1/oof.csv", "fold1/test.csv"):
+        one, two = (read_probs(run / "model" / place) for run in (finished_run, tmp_path / "two"))
+        np.testing.assert_allclose(two, one, atol=1e-5)
     again = predict(tmp_path / "two", home / "test.csv", tmp_path / "again.csv")
     np.testing.assert_allclose(again, read_probs(tmp_path / "two" / "submission.csv"), atol=1e-12)
     seeds = [pd.concat([read_table(tmp_path / "two" / "model" / name / "oof.csv") for name in names[seed::2]])
@@ -147,22 +163,9 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, tmp_path, 
     assert result["log_loss_seed_sd"] == pytest.approx(abs(one - two) / np.sqrt(2)) != 0
 
 
-def predict_part(command: list[str]) -> None:
-    """What a worker does in a competition rerun."""
-    os.environ["KAGGLE_IS_COMPETITION_RERUN"] = "1"
-    sys.exit(cli.main(command))
-
-
-def test_rows_predicted_by_two_processes(fork, finished_run, home, tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("forked_workers")
+def test_rows_predicted_by_two_processes(finished_run, home, tmp_path, monkeypatch, capsys):
     """What one process predicts, model by model; in a rerun one that cannot be read is left out, the reason printed."""
-
-    def run_two(commands, num_processes, poll):
-        processes = [fork(predict_part, command[2:]) for command in commands.values()]
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0, 0]
-
-    monkeypatch.setattr("prefcls_lib.pipeline.predict.run_workers", run_two)
     broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
     (broken / "head.safetensors").write_bytes(b"cut off")
     one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
@@ -214,11 +217,8 @@ def measure_cases(folder: Path, out: Path) -> None:
 
 
 def test_two_processes_take_the_same_steps(fork, tiny, tmp_path):
-    """Batches of 7 are shared as 4 and 3, and the losses are those of one process; in fp16, whose gradients are scaled.
-
-    The weights of both are the same to the bit. With batches of one pair the second process never scales a loss, and
-    its gradients are zero; an overflow in one process is skipped by both and counted once in each; one clock counts,
-    though the other runs fifty times as quick, so neither waits for the other."""
+    """The losses of one process in fp16, and both weights the same to the bit: with batches of one pair, of which the
+    second process has no loss; with an overflow in one, which both skip; with a clock that is fifty times as quick."""
     run_in_two(fork, measure_cases, tiny, tmp_path)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     alone = measure(tiny, make_fp16_accelerator())["history"]
@@ -237,14 +237,11 @@ KILLED = "import os, signal, time; print('here', flush=True); time.sleep(1); os.
 
 @pytest.mark.parametrize(
     ("command", "message"),
-    [
-        (["-m", "prefcls_lib", "check-submission", "none.csv", "--test", "sample"], "none.csv: no such file"),
-        (["-c", KILLED], "exit code -9. Its last lines:\n  here"),
-    ],
-)
+    [(["-m", "prefcls_lib", "check-submission", "none.csv", "--test", "sample"], "none.csv: no such file"),
+     (["-c", KILLED], "exit code -9. Its last lines:\n  here")],
+)  # fmt: skip
 def test_failing_or_killed_worker_ends_the_others_and_the_run(capsys, command, message):
-    """Its message, or its last lines where the kernel kills it, become the caller's; the other, which would run for
-    minutes, is stopped."""
+    """Its message, or its last lines where the kernel kills it, become the caller's; the other is stopped."""
     sleeper, started = "import time; print('asleep', flush=True); time.sleep(600)", time.monotonic()
     with pytest.raises(UserError, match=f"second failed: {re.escape(message)}"):
         launch.run_workers({"first": ["-c", sleeper], "second": command}, 2)
@@ -283,8 +280,7 @@ def test_count_of_processes(monkeypatch):
 
 
 def test_environment_of_a_worker(monkeypatch):
-    """A GPU of its own, also where the user has chosen some, and without any, none; memory that does not fragment where
-    sides have all lengths, unless the user has a choice of their own."""
+    """A GPU of its own, also of those that the user has chosen; memory that does not fragment, unless they choose."""
     for name in ("CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
     assert "CUDA_VISIBLE_DEVICES" not in launch._worker_environment(2, 1)
@@ -306,8 +302,7 @@ def test_several_processes_on_one_model_may_save_and_look_up_no_name():
 
 
 def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, monkeypatch):
-    """Of an hour, 40 minutes are left: 20 for the first of two models, and all that is left for the second. Fold by
-    fold, in the order of the setting; the first seed is not named."""
+    """40 minutes are left: 20 for the first of two models, all that is left for the second, in the order given."""
     settings = ("folds=[2,0]", "time_budget_hours=1")
     job, sessions = steps.start(cli._config(cli._parser().parse_args(run_arguments(home, tmp_path, *settings)))), {}
     data = replace(steps.prepare(job), started_at=time.time() - 1200)
@@ -347,9 +342,8 @@ def wait_for_checkpoint(process: multiprocessing.Process, out: Path, steps: int)
 
 
 def test_killed_and_stopped_and_resumed_ends_as_a_run_left_alone(fork, home, tmp_path, capsys):
-    """SIGKILL twice, wherever it hits; then SIGTERM: exit code 143, the step at hand is saved, a submission is there.
-    The folder, read-only from then on, is copied and stays as it was; the run ends in the new place with the bytes of
-    one that nobody stopped, and with no checkpoint."""
+    """SIGKILL twice, wherever it hits, then SIGTERM. `resume_from` reads the folder, which is read-only, and the run
+    ends elsewhere with the bytes of one that nobody stopped."""
     moments, earlier, out, alone = random.Random(7), tmp_path / "earlier", tmp_path / "out", tmp_path / "alone"
     for end, code in ((signal.SIGKILL, -9), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
         process = fork(run_and_save_every_step, run_arguments(home, earlier, *LONG), tmp_path / "log")
@@ -372,5 +366,3 @@ def test_killed_and_stopped_and_resumed_ends_as_a_run_left_alone(fork, home, tmp
     run_small(home, alone, *LONG)
     for name in ("submission.csv", "oof.csv", "model/fold0/model.safetensors"):
         assert (out / name).read_bytes() == (alone / name).read_bytes()
-    assert cli.main(run_arguments(home, tmp_path / "new", f"resume_from={tmp_path / 'nowhere'}")) == 2
-    assert "resume_from" in capsys.readouterr().err

@@ -84,10 +84,7 @@ def abstract(text: str) -> str:
 
 @pytest.mark.usefixtures("quick")
 def test_a_foreign_run_changes_no_sentence_that_is_not_about_it(committed, tmp_path):
-    """Runs of somebody else beside the committed ones, on the same rows and on others; by name they come first.
-
-    Of somebody else's run alone: no committed run is named.
-    """
+    """Beside the committed ones, on the same rows and on others; alone, no committed run is named."""
     own, foreign = ROOT / "report" / "runs", tmp_path / "foreign"
     shutil.copytree(own / "minilm", foreign / "a-foreign-run")
     edit_json(foreign / "a-foreign-run" / "result.json", log_loss=0.9, flip_rate=0.2)

@@ -26,10 +26,7 @@ def folder(request, reward_folders):
 
 
 def own_scores(folder, examples: Examples) -> np.ndarray:
-    """(N, 2) the reward model's scores of both answers, one at a time by transformers itself.
-
-    BERT and ELECTRA get the token types that they were trained with: 1 on an answer and the separator after it.
-    """
+    """(N, 2) the scores of both answers, one at a time by transformers itself, with the token types of pretraining."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     sep_id = AutoTokenizer.from_pretrained(folder).sep_token_id
     has_types = folder.name in ("reward-bert", "reward-electra")
@@ -107,8 +104,7 @@ def test_saved_and_read_back(folder, sample_rows, tmp_path):
 
 
 def test_what_is_no_reward_model_is_refused(home, backbone_folders, tmp_path, capsys):
-    """An encoder, before the folder is claimed, so that the same command with another one can follow; two outputs; and
-    one without its last layer: one message each."""
+    """An encoder, before the folder is claimed; two outputs; and one without its last layer: one message each."""
     assert cli.main(run_arguments(home, tmp_path / "run", f"init_from={home / 'backbone'}")) == 2
     assert "is BertModel. A reward model is" in capsys.readouterr().err and not (tmp_path / "run").exists()
     broken = shutil.copytree(backbone_folders["bert"], tmp_path / "broken")

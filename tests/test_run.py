@@ -25,7 +25,7 @@ PROMISED = (
     "predict_useful_token_share", "tokens_per_second", "seconds", "seconds_before_training", "best_epoch", "backbone",
     "seed", "versions", "data_sha256",
 )  # fmt: skip
-VARIANTS = [("head=concat",), ("architecture=cross", "text_cleaning=ascii"), ("init_from",),
+VARIANTS = [("head=concat",), ("architecture=cross", "text_cleaning=ascii"),
             ("mixed_precision=bf16", "start_from=none")]  # fmt: skip
 
 
@@ -61,8 +61,7 @@ def test_rows_and_folds_are_chosen_by_content_and_fold_seed(home, tmp_path):
 
 
 def test_run_leaves_its_files_and_nothing_half_written(finished_run, result, home):
-    """All tables, both models; the foreign file is still there, and no temporary one is. The result holds all that is
-    promised."""
+    """All tables, both models, all that is promised; the foreign file is still there, and no temporary one is."""
     tree = read_tree(finished_run)
     tables = {"history.csv", "oof.csv", "oof_baselines.csv", "submission.csv"}
     others = {"config.json", "result.json", "README.md", "notes.txt"}
@@ -81,8 +80,7 @@ def test_run_leaves_its_files_and_nothing_half_written(finished_run, result, hom
 
 
 def test_reported_numbers_can_be_recomputed(result, oof, finished_run):
-    """log_loss and accuracy from oof.csv with scikit-learn, those of the baseline from oof_baselines.csv; their
-    difference is the encoder's share. The last line of a fold's history is the log loss of its rows."""
+    """Those of network, baseline, encoder's share and the last line of a fold's history, from the tables."""
     baselines = read_table(finished_run / "oof_baselines.csv")
     start = baselines[baselines["model"] == "structure_logistic"]
     for table, name in ((oof, "log_loss"), (start, "baseline_log_loss")):
@@ -112,8 +110,7 @@ def test_out_of_sample_rows_are_those_of_the_fold_plan(oof, home):
 
 
 def test_submission_is_the_mean_of_the_folds(finished_run, home, capsys):
-    """Each fold's saved model predicts what the run has kept in its test.csv; the submission is their mean, with the
-    test file's ids in order, and check-submission accepts it."""
+    """Of what each fold's saved model predicts, and its test.csv holds; the ids are in order."""
     rows, kept = loading.read_rows(home / "test.csv", labelled=False), []
     for fold in range(2):
         folder = finished_run / "model" / f"fold{fold}"
@@ -128,44 +125,26 @@ def test_submission_is_the_mean_of_the_folds(finished_run, home, capsys):
     assert "a valid submission for 12 test rows" in capsys.readouterr().out
 
 
-def test_swapping_the_columns_of_the_test_file_permutes_the_submission(finished_run, home, tmp_path):
-    """Exactly, through CSV, tokens, structure features, both folds and the CSV of the submission."""
-    with (home / "test.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    with (tmp_path / "swapped.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**r, "response_a": r["response_b"], "response_b": r["response_a"]} for r in rows)
-    swapped = predict(finished_run, tmp_path / "swapped.csv", tmp_path / "submission.csv")
-    probs = read_probs(finished_run / "submission.csv")
-    assert (swapped == probs[:, [1, 0, 2]]).all()
+@pytest.mark.parametrize("kind", ["finished_run", "ladder_run"])
+def test_swapping_the_columns_of_the_test_file_permutes_the_submission(kind, home, tmp_path, request):
+    """Of a run to the bit, through CSV, tokens, structure features, both folds and the CSV of the submission."""
+    run = request.getfixturevalue(kind)
+    test = pd.read_csv(home / "test.csv", dtype=str)
+    test.rename(columns={"response_a": "response_b", "response_b": "response_a"}).to_csv(tmp_path / "swapped.csv")
+    swapped = predict(run, tmp_path / "swapped.csv", tmp_path / "submission.csv")
+    probs = read_probs(run / "submission.csv")
+    np.testing.assert_allclose(swapped, probs[:, [1, 0, 2]], rtol=0, atol=0 if kind == "finished_run" else 1e-9)
     assert (probs[:, 0] != probs[:, 1]).any()
 
 
-def test_complete_run_says_so_and_changes_nothing(finished_run, home, capsys):
+@pytest.mark.parametrize(("kind", "command"), [("finished_run", "run"), ("ladder_run", "ladder")])
+def test_complete_run_says_so_and_changes_nothing(kind, command, home, request, prefcls):
     """The same command again: exit code 0, every file with the same bytes and time."""
-    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
-    tree = read_tree(finished_run)
-    run_small(home, finished_run, *TWO_FOLDS)
-    assert "this run is complete" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
-    assert read_tree(finished_run) == tree
-
-
-def test_interrupted_run_resumes_where_it_stopped(finished_run, home, tmp_path, capsys):
-    """The last fold and result.json are gone: fold 0 is kept, and the end is the same to the byte."""
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    shutil.rmtree(run / "model" / "fold1")
-    (run / "result.json").unlink()
-    kept = (run / "model" / "fold0" / "model.safetensors").stat().st_mtime_ns
-    run_small(home, run, *TWO_FOLDS)
-    assert "fold0: done before, kept" in capsys.readouterr().out
-    assert (run / "model" / "fold0" / "model.safetensors").stat().st_mtime_ns == kept
-    before, after = read_tree(finished_run), read_tree(run)
-    assert before.keys() == after.keys()
-    for name in ("submission.csv", "oof.csv", "model/fold1/model.safetensors"):
-        assert after[name] == before[name]
+    run = request.getfixturevalue(kind)
+    before, tree = {path: path.stat().st_mtime_ns for path in run.rglob("*")}, read_tree(run)
+    code, said, _ = prefcls(command, *run_arguments(home, run, *TWO_FOLDS)[1:])
+    assert (code, "this run is complete" in said) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before and read_tree(run) == tree
 
 
 def test_moved_run_predicts_the_same_bytes_and_needs_nothing_else(finished_run, home, tmp_path):
@@ -184,10 +163,10 @@ def test_moved_run_predicts_the_same_bytes_and_needs_nothing_else(finished_run, 
     assert (tmp_path / "again.csv").read_bytes() == expected
 
 
-def test_interrupted_before_training_keeps_what_is_done(home, tmp_path, monkeypatch, capsys):
-    """First the submission of the 60 training labels' shares, then the baseline's, whatever happens from then on; an
-    older one is replaced only by the trained models'. The resumed run takes folds, tokens and baselines from the
-    checkpoint; its end is that of a run which nobody stopped, to the byte, and another seed gives another end."""
+def test_interrupted_before_training_keeps_what_is_done(home, finished_run, tmp_path, monkeypatch):
+    """First the submission of the labels' shares, then the baseline's; an older one is replaced only by the trained
+    models'. The resumed run takes folds, tokens and baselines from the checkpoint, and ends as one that nobody stopped,
+    to the byte; another seed gives another end."""
     run, submission = tmp_path / "run", tmp_path / "run" / "submission.csv"
 
     def stop_at(place: str, code: int = 2, error: type[BaseException] = UserError) -> None:
@@ -212,38 +191,27 @@ def test_interrupted_before_training_keeps_what_is_done(home, tmp_path, monkeypa
         for name in ("job.assign_folds", "job.encode_rows", "job.fit_out_of_fold"):
             patch.setattr(f"prefcls_lib.pipeline.{name}", None)
         run_small(home, run)
-    run_small(home, tmp_path / "same")
     run_small(home, tmp_path / "other", "seed=8", "fold_seed=42")
-    resumed, same, other = (read_tree(tmp_path / name) for name in ("run", "same", "other"))
-    assert resumed.keys() == same.keys()
-    for name in ("submission.csv", "oof.csv", "model/fold0/model.safetensors", "model/fold0/head.safetensors"):
+    resumed, same, other = (read_tree(one / "model" / "fold0") for one in (run, finished_run, tmp_path / "other"))
+    assert resumed.keys() == same.keys() and not (run / "checkpoint").exists()
+    for name in ("oof.csv", "test.csv", "model.safetensors", "head.safetensors"):
         assert resumed[name] == same[name] != other[name]
-    name = "model/fold0/baseline/baseline.safetensors"
+    name = "baseline/baseline.safetensors"
     assert resumed[name] == same[name] == other[name]
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
-def test_variant_runs_and_predicts_the_same_from_disk(home, reward_folders, tmp_path, settings):
+def test_variant_runs_and_predicts_the_same_from_disk(home, tmp_path, settings):
     """A variant is a parameter: it reaches the saved model, and `predict` needs not be told."""
     run = tmp_path / "run"
-    given = [f"init_from={reward_folders['deberta-v2']}" if name == "init_from" else name for name in settings]
-    result = run_small(home, run, *given)
+    result = run_small(home, run, *settings)
     predict(run, home / "test.csv", tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == (run / "submission.csv").read_bytes()
     state = read_json(run / "model" / "fold0" / "preference.json")
-    for name, value in (setting.split("=") for setting in given):
+    for name, value in (setting.split("=") for setting in settings):
         assert str(state["settings"][name]).lower() == value.lower()
     assert (run / "model" / "fold0" / "baseline").exists() == ("start_from=none" not in settings)
     assert (result["flip_rate"] == 0) == ("head=concat" not in settings)
-    assert result["backbone"] == (state["settings"]["init_from"] or str(home / "backbone"))
-
-
-def test_sample_is_named_not_located(finished_run, tmp_path):
-    """`--test sample` are the competition's three rows."""
-    submission = tmp_path / "s.csv"
-    predict(finished_run, "sample", submission)
-    assert read_table(submission)["id"].tolist() == ["136060", "211333", "1233961"]
-    assert cli.main(["check-submission", str(submission), "--test", "sample"]) == 0
 
 
 def test_result_in_words():
@@ -265,18 +233,14 @@ def test_result_in_words():
     assert warned[4] == f"What to try next: train on more rows than 5,000 (`extra_train`); {ideas}."
     for share, words in (({"p": 0.2}, "validate on more rows"), ({"difference": 0.01}, "stop earlier")):
         changed = result | {"encoder_share": better | share, "calibrated_log_loss": 1.0635, "rows": 4_999}
-        assert (
-            results.verdict(changed)
-            .splitlines()[-1]
-            .startswith(f"What to try next: train on more rows than 4,999 (`extra_train`); {words}")
-        )
+        last = results.verdict(changed).splitlines()[-1]
+        assert last.startswith(f"What to try next: train on more rows than 4,999 (`extra_train`); {words}")
     ladder = {"encoder_share": None, "baseline": "prior", "log_loss": 1.1, "valid_rows": 9}
     assert results.verdict(ladder) == "prior: log loss 1.1000 on 9 validation rows"
 
 
 def test_seconds_of_a_run_by_hand(monkeypatch):
-    """The session 900 to 1000 s; two folds side by side 100 to 300 and 150 to 350 of an earlier one; one that this
-    session trained: 100 + 250 + 0."""
+    """This session 900 to 1000 s, its one fold too; two folds of an earlier one 100 to 300 and 150 to 350."""
     monkeypatch.setattr(results.time, "time", lambda: 1000.0)
     records = [{"seconds": 200.0, "finished_at": 300.0}, {"seconds": 200.0, "finished_at": 350.0},
                {"seconds": 60.0, "finished_at": 970.0}]  # fmt: skip

@@ -35,7 +35,7 @@ def test_rows_that_score_share_no_prompt_with_those_that_train(rows_file):
 def test_a_point_is_made_once_and_has_the_numbers_of_its_predictions(rows_file, tiny, tmp_path, monkeypatch):
     """Log loss and difference worked out from point.npz; a second call trains nothing; --set makes another curve."""
     arguments = f"curve {rows_file} --out {tmp_path} --rows 60 --seeds 3 --backbone {tiny}".split()
-    for name, value in (("max_length", 32), ("start_from", "structure_logistic")):
+    for name, value in (("max_length", 32), ("num_epochs", 1), ("start_from", "structure_logistic")):
         monkeypatch.setitem(learning_curve.SETTINGS, name, value)
     for more in ([], ["--set", "num_epochs=2"]):
         monkeypatch.setattr("sys.argv", [*arguments, *more])
