@@ -26,10 +26,9 @@ def write_deberta(folder: Path, texts: list[str]) -> dict[str, torch.Tensor]:
     pieces = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
     special = {f"{name}_id": number for number, name in enumerate(pieces)}
     special |= {f"{name}_piece": piece for name, piece in pieces.items()}
-    sentences, place = (text.replace("\n", " ") for text in texts), {"model_prefix": str(folder / "spm")}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences, vocab_size=500, minloglevel=2, **place, **special
-    )
+    sentences = (text.replace("\n", " ") for text in texts)
+    train = sentencepiece.SentencePieceTrainer.train
+    train(sentence_iterator=sentences, model_prefix=str(folder / "spm"), vocab_size=500, minloglevel=2, **special)
     (folder / "spm.vocab").unlink()
     model = make_encoder("deberta-v2", 512).half()
     config = model.config.to_dict()

@@ -135,7 +135,8 @@ def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, ca
 @pytest.mark.usefixtures("forked_workers")
 def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, finished_run, tmp_path):
     """Two folds of two seeds: four models, the same predictions, seeds averaged. Workers read no CSV: it is gone."""
-    copies, settings = Path(shutil.copytree(home, tmp_path / "copies")), (*TWO_FOLDS, "num_seeds=2", "num_processes=2")
+    settings = (*TWO_FOLDS, "num_seeds=2", "num_processes=2")
+    copies = Path(shutil.copytree(home, tmp_path / "copies"))
     arguments = cli._parser().parse_args(run_arguments(copies, tmp_path / "two", *settings))
     job = steps.start(cli._config(arguments))
     data = steps.prepare(job)

@@ -141,7 +141,8 @@ def test_swapping_the_columns_of_the_test_file_permutes_the_submission(kind, hom
 def test_complete_run_says_so_and_changes_nothing(kind, command, home, request, prefcls):
     """The same command again: exit code 0, every file with the same bytes and time."""
     run = request.getfixturevalue(kind)
-    before, tree = {path: path.stat().st_mtime_ns for path in run.rglob("*")}, read_tree(run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    tree = read_tree(run)
     code, said, _ = prefcls(command, *run_arguments(home, run, *TWO_FOLDS)[1:])
     assert (code, "this run is complete" in said) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before and read_tree(run) == tree
