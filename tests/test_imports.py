@@ -36,7 +36,7 @@ MOST_LINES = {
     "baselines": (731, 755), "models": (761, 800), "training": (679, 650), "pipeline": (1157, 930),
     "ensemble": (401, 290), "doctor": (286, 290),
     "cli": (187, 170), "the core": (2251, 2500), "the library": (6515, 6200),
-    "report": (538, 530), "report/studies": (1450, 1450), "kaggle": (1599, 1600), "tests": (7984, 8000),
+    "report": (538, 530), "report/studies": (1450, 1450), "kaggle": (1599, 1600), "tests": (7985, 8000),
 }  # fmt: skip
 CORE = ("data.loading", "data.splits", "data.features", "data.tokenization", "data.batching", "baselines.estimators",
         "baselines.out_of_fold", "models.recipes", "models.network", "models.predict", "training.optim",
