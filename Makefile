@@ -52,7 +52,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 
 demo: install ## run one notebook on the shipped rows with a small pretrained encoder (BACKBONE= NOTEBOOK=)
 	@mkdir -p $(DEMO)
-	@echo "about two minutes on two idle cores, more beside other work; the bar counts cells of the notebook and stands still while the network trains"
+	@echo "two to three minutes on two idle cores, more beside other work; the bar counts cells of the notebook and stands still while the network trains"
 	$(BIN)/papermill notebooks/$(DEMO_NAME).ipynb $(DEMO)/$(DEMO_NAME).ipynb --kernel python3 --progress-bar \
 	  -f notebooks/params/demo.yaml -r backbone "$(BACKBONE)" -r out $(DEMO_RUN)
 	@$(BIN)/jupyter nbconvert --to html --log-level ERROR $(DEMO)/$(DEMO_NAME).ipynb
