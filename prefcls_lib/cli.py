@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, function: Callable, text: str, **options: object) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, **options)
+        command = commands.add_parser(name, help=text, allow_abbrev=False, **options)
         command.set_defaults(command=function)
         return command
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", _run, "train, validate, predict: from CSV to a checked submission", parents=[files])
     add("ladder", partial(_run, network=False), "a run without a network: its baseline", parents=[files])
     blend = add("blend", _blend, "weigh and calibrate runs on their out-of-sample predictions")
-    blend.add_argument("--runs", required=True, nargs="+", type=Path, metavar="DIR", help="finished run folders")
+    blend.add_argument("--runs", required=True, nargs="+", action="extend", type=Path, metavar="DIR", help="finished")
     blend.add_argument("--out", required=True, type=Path, help="blend.json to write")
     predict = add("predict", _predict, "predict new rows with a finished run or a blend")
     model = predict.add_mutually_exclusive_group(required=True)

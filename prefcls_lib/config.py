@@ -122,7 +122,7 @@ class RunConfig:
 def read_settings(path: Path) -> dict[str, object]:
     """Settings by name as a YAML file has them, every value a text or a list of texts, not yet checked."""
     near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
-    hint = f"Did you mean {path.with_name(near[0])}?" if near else "Write one `setting: value` a line into it."
+    hint = f"Did you mean {path.with_name(near[0])}?" if near else "Check the path."
     with reading(path, "Write one `setting: value` a line.", hint):
         # BaseLoader leaves all values texts, as --set does: YAML reads 0256 as 174, 8:30 as 510 and `no` as false
         settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader) or {}

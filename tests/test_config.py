@@ -108,7 +108,7 @@ def test_yaml_file_is_read_as_a_person_means_it(tmp_path):
      (b"seed: 2026-13-45", "setting seed='2026-13-45'"), (b"seed: .nan", "setting seed='.nan'"),
      (b"a: &a [x, x]\nb: &b [*a, *a]\nseed: [*b, *b]", "unknown setting 'a'"), (b"- seed\n- 3\n", "found a list"),
      (b"seed 3", "found a str"), (b"sed: 3", "unknown setting 'sed'. Did you mean 'seed'"),
-     (b"on: 3", "unknown setting 'on'"), (None, "no such file. Write one `setting: value` a line into it.")],
+     (b"on: 3", "unknown setting 'on'"), (None, "no such file. Check the path.")],
 )  # fmt: skip
 def test_bad_yaml_file_is_refused_with_its_name(tmp_path, content, words):
     """One message that says which file; a wrong value is named by its setting."""

@@ -81,6 +81,6 @@ def test_hours_in_the_readme_are_those_of_the_plan(name, backbone):
 
 def test_unknown_preset_gets_the_nearest(prefcls):
     """One that is like no other gets no hint."""
-    for name, hint in (("stron", f"Did you mean {FOLDER / 'strong.yaml'}?"), ("zzz", "Write one")):
+    for name, hint in (("stron", f"Did you mean {FOLDER / 'strong.yaml'}?"), ("zzz", "Check the path")):
         code, _, error = prefcls("run", "--config", FOLDER / f"{name}.yaml")
         assert (code, f"{name}.yaml: no such file. {hint}" in error) == (2, True)

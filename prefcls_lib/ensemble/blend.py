@@ -110,7 +110,7 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
 
 def read_blend(path: Path) -> tuple[Blend, list[Path]]:
     """What a blend.json holds, without its runs of weight 0: the blend, and their folders."""
-    with reading(path, "Fit the blend again."):
+    with reading(path, "Fit the blend again, or name a run folder."):
         state = read_json(path)
         blend = Blend.from_dict(state)
         runs = zip(state["runs"], blend.weights, strict=True)

@@ -1,7 +1,7 @@
 """load: a finished run, one of its models, or a blend of runs, as an object that predicts on texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ class Predictor:
         blend: weights and calibration of the runs.
     """
 
-    runs: tuple[tuple[SavedNetwork | BaselineMean, ...], ...]
+    runs: tuple[tuple[SavedNetwork | BaselineMean, ...], ...] = field(repr=False)
     blend: Blend
     classes: tuple[str, ...] = ("model_a", "model_b", "tie")
 
@@ -39,14 +39,14 @@ class Predictor:
         """Probabilities that people prefer answer A, answer B, or neither.
 
         Args:
-            prompts, responses_a, responses_b: N each. A text, or for a conversation a list of texts, one a turn.
+            prompts, responses_a, responses_b: N texts, or lists of texts, one a turn (cells of the CSV are JSON).
 
         Returns:
             (N, 3) float64, P(A wins), P(B wins), P(tie), each row summing to 1. If A and B are exchanged, the first
             two columns are exchanged, exactly.
 
         Raises:
-            UserError: no texts, lists of different lengths, or something that is not a text.
+            UserError: no texts, lists of different lengths, or something that is neither a text nor None.
 
         Example:
             >>> model = prefcls_lib.load("runs/demo/02_roberta_base-minilm")
@@ -90,7 +90,7 @@ def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:
     cells = {}
     for name, texts in zip(TEXT_COLUMNS, columns, strict=True):
         if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts) == len(columns[0]) > 0:
-            raise UserError(f"{name}: expected a list of texts, as many as there are prompts, not {shown(texts)}.")
+            raise UserError(f"{name}: expected a list of texts, as many as of the others, not {shown(texts)}.")
         cells[name] = [list(text) if isinstance(text, (list, tuple)) else [text] for text in texts]
     ids = {ID: [str(number) for number in range(len(columns[0]))]}
     return parse_rows("predict_proba", ids | cells, labelled=False)

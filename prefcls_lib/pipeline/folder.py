@@ -86,7 +86,7 @@ class RunFolder:
         with reading(self / "config.json", "It is not of a run of this version: name another folder with --out."):
             found, settings = read_json(self / "config.json"), config.to_dict()
             earlier, hashes = found["settings"], found["data_sha256"]
-            for name in sorted(earlier.keys() | settings.keys(), reverse=True):  # seed before fold_seed
+            for name in ["backbone", *sorted(earlier.keys() | settings.keys(), reverse=True)]:  # others follow from it
                 before, now = earlier.get(name), settings.get(name)
                 if name not in FREE_SETTINGS and before != now:
                     raise UserError(
