@@ -136,7 +136,7 @@ class Clock:
 
     def __init__(self, session: Session, state: TrainingState, steps: int, valid_tokens: int):
         self.session, self.steps, self.opened_at, self.opened = session, steps, state.position, time.perf_counter()
-        self.saved, self.elapsed_before = self.opened, state.elapsed
+        self.saved, self.began = self.opened, self.opened - state.elapsed  # as if all sessions were one
         self.tokens_ahead = valid_tokens + session.tokens_to_predict
         self.seconds_per_token: float | None = None  # of a validation
 
@@ -154,14 +154,14 @@ class Clock:
         state.position, state.rows_seen = max(state.position, position), state.rows_seen + len(batch)
         state.tokens += TokenCount(int(real), int(computed))
         state.step_seconds += seconds
-        state.elapsed = self.elapsed_before + time.perf_counter() - self.opened
+        state.elapsed = time.perf_counter() - self.began
         if norm is not None:
             state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(batch)
         return bool(asked)
 
     def count_validation(self, state: TrainingState) -> None:
         """Measure the seconds a token of the last validation, and put the seconds since the start into its record."""
-        elapsed = self.elapsed_before + time.perf_counter() - self.opened
+        elapsed = time.perf_counter() - self.began
         self.seconds_per_token = (elapsed - state.elapsed) / max(1, state.valid_tokens.real)
         state.elapsed = state.records[-1]["seconds"] = elapsed
 
