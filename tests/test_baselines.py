@@ -19,6 +19,7 @@ from prefcls_lib.baselines.out_of_fold import INNER_FOLDS, BaselineMean, fit_out
 from prefcls_lib.data import features, loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS, Text
 from prefcls_lib.data.schema import RESPONSES, SWAP
+from prefcls_lib.data.submission import check_probs
 from prefcls_lib.evaluation import scores
 from prefcls_lib.runtime.files import UserError
 
@@ -70,7 +71,7 @@ def test_swapping_the_answers_swaps_the_probabilities(name, known, swapped, fitt
     """Every baseline is order-equivariant to the last bits, odd rows included, and gives real probabilities."""
     probs = fitted[name][0].predict_proba(known[0])
     np.testing.assert_allclose(fitted[name][0].predict_proba(swapped)[:, SWAPPED], probs, rtol=0, atol=1e-12)
-    scores.check_probs(probs, name)
+    check_probs(probs, name)
 
 
 @pytest.mark.parametrize("files", [1, 3])
@@ -255,8 +256,8 @@ def test_rows_that_are_hardly_any_text(known):
     inputs, labels = read_inputs(table), np.where(np.arange(30) < 2, 2, np.arange(30) % 2)
     for groups in (np.full(30, "one prompt"), np.arange(30).astype(str)):
         baseline, offsets = fit_out_of_fold(ENSEMBLE, inputs, labels, groups, seed=0)
-        scores.check_probs(softmax(offsets, axis=1), "offsets")
-        scores.check_probs(baseline.predict_proba(known[0]), "new rows")
+        check_probs(softmax(offsets, axis=1), "offsets")
+        check_probs(baseline.predict_proba(known[0]), "new rows")
 
 
 def test_every_baseline_learns_that_the_longer_answer_wins():

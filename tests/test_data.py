@@ -88,7 +88,7 @@ def test_wrapping_byte_order_mark_and_line_ends_change_nothing(tmp_path, write_c
         "bom.csv.gz": gzip.compress(b"\xef\xbb\xbf" + content),
         "zipped.csv": gzip.compress(content),
         "plain.csv.gz": content,
-        "macos.zip": zipped(**{"folder/train.csv": content, "__MACOSX/folder/._train.csv": "of the Finder"}),
+        "train.zip": zipped(**{"folder/train.csv": content}),
         "unix.csv": content.replace(b"\r\n", b"\n"),
         "blank.csv": content + b"\r\n\r\n",
     }

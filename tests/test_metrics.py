@@ -61,18 +61,6 @@ def test_expected_calibration_error_by_hand():
     assert scores.error_if_calibrated(probs) == pytest.approx((0.48 + 0.18) / 2, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    "bad_row", [[0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [-0.1, 0.6, 0.5], [np.nan, 0.5, 0.5], [np.inf, 0.5, 0.5]]
-)
-def test_check_probs_names_the_first_bad_row(bad_row):
-    """What is not a distribution is stopped with its place, and a good one passes."""
-    good = np.full((3, 3), 1 / 3)
-    scores.check_probs(good, "good.csv")
-    good[1:] = bad_row
-    with pytest.raises(UserError, match=r"oof\.csv: row 2:.*2 such rows"):
-        scores.check_probs(good, "oof.csv")
-
-
 @pytest.mark.parametrize(("prompts", "rows", "draws"), [(200, 10, 4000), (3000, 1, 500)])
 def test_bootstrap_interval_is_that_of_the_prompts_means(monkeypatch, prompts, rows, draws):
     """Ten equal rows a prompt: 200 independent values, not 2,000. Where a resample draws 500 of 3,000: still 3,000."""

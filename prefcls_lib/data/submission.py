@@ -9,7 +9,19 @@ from prefcls_lib.data.loading import read_csv
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.runtime.files import UserError, reading, shown, write_whole
 
-SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1
+SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1, which adds at most as much to their sum
+SUM_ERROR = 2e-6
+
+
+def check_probs(probs: np.ndarray, what: str) -> None:
+    """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
+    good = ((probs > 0) & (probs < 1)).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= SUM_ERROR)  # false for NaN
+    if not good.all():
+        row = int(np.argmin(good))
+        raise UserError(
+            f"{what}: row {row + 1}: {probs[row].tolist()} are not three probabilities inside (0, 1) that sum to 1 "
+            f"({int((~good).sum())} such rows). Make the predictions again."
+        )
 
 
 def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> None:
@@ -17,14 +29,8 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
 
     `ids`: N ids, as in test.csv and in its order; `probs`: (N, 3) in LABEL_COLUMNS order.
     """
-    good = (probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)  # false for NaN
-    if not good.all():  # clipping would hide it
-        row = int(np.argmin(good))
-        raise UserError(
-            f"{path}: not written: the prediction for id {ids[row]} is {probs[row].tolist()}, which are not three "
-            f"probabilities ({int((~good).sum())} such rows). Train again with a lower learning_rate."
-        )
     probs = np.clip(probs, SMALLEST, 1 - SMALLEST)
+    check_probs(probs, f"{path}: not written")
     probs = probs / probs.sum(axis=1, keepdims=True)
     table = pd.DataFrame({ID: ids, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
 
@@ -37,11 +43,11 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
 
 def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
     """Read a submission, ids as text; check its columns, its ids (test.csv's, in their order) and its probabilities."""
-    table, columns = read_csv(Path(path)), [ID, *LABEL_COLUMNS]
+    table, columns = pd.DataFrame(read_csv(Path(path))), [ID, *LABEL_COLUMNS]
     if list(table) != columns:
         raise UserError(f"{path}: columns are {', '.join(table)[:300]}; expected {', '.join(columns)}.")
-    if len(table[ID]) != len(ids):
-        raise UserError(f"{path}: {len(table[ID])} rows, but the test file has {len(ids)}. Predict each test row once.")
+    if len(table) != len(ids):
+        raise UserError(f"{path}: {len(table)} rows, but the test file has {len(ids)}. Predict each test row once.")
     for number, (found, wanted) in enumerate(zip(table[ID], ids, strict=True), 1):
         if found != wanted:
             raise UserError(
@@ -49,12 +55,7 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
             )
     with reading(path, "Every probability must be a number."):
         # Python's float reads back every bit in every version of pandas; an empty cell is NaN, refused below
-        probs = np.array([[float(cell or "nan") for cell in table[name]] for name in LABEL_COLUMNS]).T
-    good = ((probs > 0) & (probs < 1)).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
-    if not good.all():
-        row = int(np.argmin(good))
-        raise UserError(
-            f"{path}: row {row + 1} (id {ids[row]}): {probs[row].tolist()} are not three probabilities inside (0, 1) "
-            f"that sum to 1 ({int((~good).sum())} such rows)."
-        )
-    return pd.DataFrame({ID: table[ID], **dict(zip(LABEL_COLUMNS, probs.T, strict=True))})
+        for name in LABEL_COLUMNS:
+            table[name] = [float(cell or "nan") for cell in table[name]]
+    check_probs(table[list(LABEL_COLUMNS)].to_numpy(), str(path))
+    return table

@@ -14,6 +14,7 @@ import pandas as pd
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.data.submission import check_probs
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_out_of_fold, fit_blend
 from prefcls_lib.pipeline.folder import RunFolder, read_table
@@ -71,7 +72,7 @@ def _read_predictions(path: Path) -> pd.DataFrame:
     table = read_table(path).set_index(ID)
     if table.index.has_duplicates:
         raise ValueError(f"{path.name}: an id is there more than once")
-    scores.check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
+    check_probs(table[COLUMNS].to_numpy(dtype=float), str(path))
     return table
 
 

@@ -7,22 +7,8 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.runtime.files import UserError
 
 SMALLEST_PROB = float(np.finfo(np.float64).eps)
-
-
-def check_probs(probs: np.ndarray, what: str) -> None:
-    """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
-    if probs.ndim != 2 or probs.shape[1] != NUM_CLASSES:
-        raise UserError(f"{what}: expected {NUM_CLASSES} probabilities a row, found an array of shape {probs.shape}.")
-    bad = np.flatnonzero(~(((probs > 0) & (probs < 1)).all(axis=1) & (abs(probs.sum(axis=1) - 1) <= 1e-6)))  # or NaN
-    if len(bad):
-        values = ", ".join(f"{value:g}" for value in probs[bad[0]])
-        raise UserError(
-            f"{what}: row {bad[0] + 1}: ({values}) are no probabilities. Each must lie between 0 and 1 and "
-            f"the three must sum to 1 ({len(bad)} such rows). Make the predictions again."
-        )
 
 
 def row_losses(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
