@@ -238,7 +238,7 @@ preview.describe_first_step(data)
 # together.
 
 # %%
-source = inspect.getsource(network.PreferenceHead.outputs) + inspect.getsource(network.PreferenceHead._one_order)
+source = inspect.getsource(network.PreferenceHead.forward) + inspect.getsource(network.PreferenceHead._one_order)
 print(source)
 print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_loss(data):.3f}")
 

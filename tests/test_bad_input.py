@@ -109,9 +109,9 @@ TRAIN = {
     "cut.zip": (zipped(train_csv=GOOD.decode())[:-30], "cannot be read (BadZipFile: File is not a zip file"),
     "rows.parquet": (b"PAR1\x15\x00\xff", "`prefcls convert` reads Parquet files of the public arena sets"),
     "rows.csv.bz2": (b"BZh91AY\xff", "Download it again, unpack it, or save it as CSV UTF-8"),
-    "rows.jsonl": (b' {"id": "1"}\n{"id": "2"}', "column 'id' is missing. Columns found:  {\"id\": \"1\"}."),
+    "rows.jsonl": (b' {"id": "1"}\n{"id": "2"}', 'column \'id\' is missing. Columns found:  {"id": "1"}.'),
     "login.csv": (b"<!DOCTYPE html>\n<html>", "column 'id' is missing. Columns found: <!DOCTYPE html>."),
-    "pointer.csv": (b"version https://git-lfs.github.com\nsize 1", "Columns found: version https://git-lfs.github.com."),
+    "pointer.csv": (b"version https://git-lfs\nsize 1", "is missing. Columns found: version https://git-lfs."),
     "semicolon.csv": (GOOD.replace(b",", b";"), "column 'id' is missing. Columns found: id;prompt;response_a;"),
 }
 # submissions for the test rows IDS, in the same way

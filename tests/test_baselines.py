@@ -18,8 +18,7 @@ from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, LENGTH_EDGES, 
 from prefcls_lib.baselines.out_of_fold import INNER_FOLDS, BaselineMean, fit_out_of_fold, fit_simple, log_odds
 from prefcls_lib.data import features, loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS, Text
-from prefcls_lib.data.schema import RESPONSES, SWAP
-from prefcls_lib.data.submission import check_probs
+from prefcls_lib.data.schema import RESPONSES, SWAP, check_probs
 from prefcls_lib.evaluation import scores
 from prefcls_lib.runtime.files import UserError
 

@@ -7,7 +7,7 @@ import torch
 from prefcls_lib.data.batching import (
     Examples,
     TokenCount,
-    make_padded_batches,
+    pad_batch,
     plan_epoch,
     plan_padded_batches,
     split_batch,
@@ -68,16 +68,15 @@ def test_micro_batches_hold_whole_pairs_under_the_cap(max_tokens):
 def test_padded_batches_by_hand():
     """Longest first (equal lengths: larger ids first), padded on the right and masked; numbers are the caller's. The
     batches depend on the ids alone, not on the order of the sides: this is what makes a swap of A and B exact."""
-    first, second = make_padded_batches(SIDES, 99, max_sides=3)
-    assert first.indices.tolist() == [3, 1, 0]
-    assert first.input_ids.tolist() == [[1, 2, 3, 9], [1, 2, 3, 4], [7, 8, 99, 99]]
-    assert first.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
-    assert (second.indices.tolist(), second.input_ids.tolist()) == ([4, 2], [[6, 6], [5, 99]])
+    planned = plan_padded_batches(SIDES, max_sides=3)
+    assert planned == [([3, 1, 0], 4), ([4, 2], 2)]
+    first, second = (pad_batch(*one, SIDES, 99) for one in planned)
+    assert first["input_ids"].tolist() == [[1, 2, 3, 9], [1, 2, 3, 4], [7, 8, 99, 99]]
+    assert first["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert second["input_ids"].tolist() == [[6, 6], [5, 99]]
     order = [4, 2, 0, 3, 1]
-    shuffled = make_padded_batches([SIDES[i] for i in order], 99, max_sides=3)
-    for one, other in zip((first, second), shuffled, strict=True):
-        assert one.input_ids.tolist() == other.input_ids.tolist()
-        assert one.indices.tolist() == [order[i] for i in other.indices]
+    shuffled = plan_padded_batches([SIDES[i] for i in order], max_sides=3)
+    assert [([order[i] for i in taken], length) for taken, length in shuffled] == planned
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, make_padded_batches, pad_batch
+from prefcls_lib.data.batching import CPU, Examples, plan_padded_batches
 from prefcls_lib.data.features import identical_answers
 from prefcls_lib.data.schema import SWAP
 from prefcls_lib.data.tokenization import SideTokenizer, encode_rows
@@ -101,12 +101,11 @@ def test_padding_and_batch_size_do_not_change_logits(kind, backbone_folders, exa
     ids = [torch.as_tensor(one.astype(np.int64))[None] for one in examples.token_ids]
     with torch.inference_mode():
         u = torch.cat([model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids])
-        exact = model.head(u[sides[:, 0]], u[sides[:, 1]])
-        ways = [[pad_batch([*range(len(ids))], length, examples.token_ids, model.pad_id)]
-                for length in (max(map(len, examples.token_ids)), 60)]  # fmt: skip
-        for batches in (*ways, make_padded_batches(examples.token_ids, model.pad_id, max_sides=3)):
-            u = model.embed_sides(batches)
-            torch.testing.assert_close(model(u[sides[:, 0]], u[sides[:, 1]]), exact, atol=1e-5, rtol=0)
+        exact, _ = model.head(u[sides[:, 0]], u[sides[:, 1]])
+        ways = [[([*range(len(ids))], length)] for length in (max(map(len, examples.token_ids)), 60)]
+        for planned in (*ways, plan_padded_batches(examples.token_ids, max_sides=3)):
+            u = model.embed_sides(examples.token_ids, planned, CPU)
+            torch.testing.assert_close(model.head(u[sides[:, 0]], u[sides[:, 1]])[0], exact, atol=1e-5, rtol=0)
     model.encoder.register_forward_pre_hook(lambda _, args, given: seen.append((args, set(given))), with_kwargs=True)
     probs, tokens = predict_proba(model, examples, make_accelerator("no"))
     np.testing.assert_allclose(probs, torch.softmax(exact, dim=1), atol=1e-5)
@@ -122,9 +121,9 @@ def test_padding_beyond_a_local_window_is_harmless_in_half_precision(kind, backb
     model = make_model(backbone_folders[kind])
     sides = [np.arange(100, 100 + length, dtype=np.int32) for length in (4, 5, 60)]
     with torch.autocast("cpu", dtype=precision):
-        embedded = model.embed_sides([pad_batch(list(range(len(sides))), 60, sides, model.pad_id)])
+        embedded = model.embed_sides(sides, [([0, 1, 2], 60)], CPU)
     embedded.sum().backward()
-    exact = model.embed_sides(make_padded_batches(sides, model.pad_id, max_sides=1))
+    exact = model.embed_sides(sides, plan_padded_batches(sides, max_sides=1), CPU)
     torch.testing.assert_close(embedded, exact, atol=0.1, rtol=0)
     assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters() if p.grad is not None)
 
@@ -185,7 +184,7 @@ def test_swap_is_exact_even_where_a_side_is_computed_differently_in_another_plac
 def test_concat_head_is_not_symmetric(tiny, examples_of):
     """A swap is no permutation, even for identical answers. The symmetric head is (h(u, v) + P h(v, u)) / 2."""
     symmetric, concat, (u, v, _) = make_head(), make_head(symmetric=False), head_inputs()
-    torch.testing.assert_close(symmetric(u, v), (concat(u, v) + concat(v, u)[:, SWAP]) / 2)
+    torch.testing.assert_close(symmetric(u, v)[0], (concat(u, v)[0] + concat(v, u)[0][:, SWAP]) / 2)
     model = make_model(tiny, head="concat")
     probs, back = (predict(model, examples) for examples in examples_of("bert"))
     assert np.abs(back - probs[:, SWAP]).max() > 0.01
@@ -212,11 +211,11 @@ def test_cross_encoders_logits_are_the_mean_of_both_orders(tiny, examples_of):
 def test_head_on_a_baseline_is_exactly_order_equivariant(architecture):
     """To the bit, both outputs. Untrained, its correction is zero, and the auxiliary output is the prior."""
     head, (u, v, offset) = make_head(True, architecture=architecture), head_inputs()
-    swapped = head.outputs(v, u, offset[:, SWAP])
-    for found, other in zip(head.outputs(u, v, offset), swapped, strict=True):
+    swapped = head(v, u, offset[:, SWAP])
+    for found, other in zip(head(u, v, offset), swapped, strict=True):
         assert torch.equal(other[:, SWAP], found)
     head.start_at_prior((0.5, 0.25, 0.25))
-    logits, auxiliary = head.outputs(u, v, offset)
+    logits, auxiliary = head(u, v, offset)
     assert torch.equal(logits, offset)
     assert torch.softmax(auxiliary, dim=1)[0].tolist() == pytest.approx([0.375, 0.375, 0.25])
 
@@ -236,7 +235,7 @@ def test_encoder_learns_beside_a_perfect_offset():
     head, (u, v, _) = make_head(True), head_inputs()
     u.requires_grad_()
     offset = torch.tensor([[40.0, -40.0, -40.0]]).repeat(5, 1)
-    outputs, labels = head.outputs(u, v, offset), np.zeros(5, dtype=int)
+    outputs, labels = head(u, v, offset), np.zeros(5, dtype=int)
     both = Examples([], np.zeros((5, 2), dtype=int), labels=labels, offsets=offset.numpy())
     largest = []
     for examples in (both, replace(both, offsets=None)):
@@ -251,8 +250,8 @@ def test_autocast_reaches_the_encoder_and_not_the_head(tiny, examples_of):
     assert 0 < np.abs(predict(model, examples, "no") - predict(model, examples, "bf16")).max() < 0.05
     head, (u, v, _) = make_head(), head_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = head(u, v)
-    assert inside.dtype == torch.float32 and torch.equal(inside, head(u, v))
+        inside, _ = head(u, v)
+    assert inside.dtype == torch.float32 and torch.equal(inside, head(u, v)[0])
 
 
 def test_weights_are_the_checkpoints_in_fp32(kind, backbone_folders, tmp_path):

@@ -79,7 +79,7 @@ def plain_loss(model: PreferenceModel, examples: Examples, rows: np.ndarray, smo
     for row in rows:
         ids = [torch.as_tensor(examples.token_ids[i].astype(np.int64))[None] for i in examples.sides[row]]
         u, v = (model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids)
-        logits.append(model.head(u, v))
+        logits.append(model.head(u, v)[0])
     labels = torch.as_tensor(examples.labels[rows])
     return nn.functional.cross_entropy(torch.cat(logits), labels, label_smoothing=smoothing)
 
@@ -259,7 +259,7 @@ def test_a_training_step_costs_one_sequence_a_pair(tiny, sample_rows):
     drawn, model = examples.in_random_order(0, 0), random_model(tiny, architecture="cross")
     ids = [torch.as_tensor(drawn.token_ids[side], dtype=torch.long)[None] for side in drawn.sides[:, 0]]
     u = torch.cat([model.encoder(input_ids=one).last_hidden_state.mean(dim=1) for one in ids])
-    nn.functional.cross_entropy(model.head(u, None), torch.as_tensor(drawn.labels)).backward()
+    nn.functional.cross_entropy(model.head(u, None)[0], torch.as_tensor(drawn.labels)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     for max_tokens in (10**6, 100):
         _, tokens = accumulate_gradients(model, drawn, np.arange(16), 16, max_tokens, 0.0, make_accelerator("no"))

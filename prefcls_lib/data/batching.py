@@ -91,33 +91,10 @@ class TokenCount:
         return self.real / self.computed if self.computed else 1.0
 
 
-@dataclass(frozen=True)
-class PaddedBatch:
-    """Sides of similar length, padded to the longest.
-
-    Attributes:
-        indices: (S,) which sides these are, numbered as the caller numbered them.
-        input_ids: (S, T) int64.
-        attention_mask: (S, T) int64, 1 on real tokens.
-    """
-
-    indices: torch.Tensor
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-
-
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor on `device`; to a GPU through pinned memory, so that the host does not wait for the copy."""
     tensor = torch.as_tensor(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def make_padded_batches(
-    token_ids: Sequence[np.ndarray], pad_id: int, device: torch.device = CPU, **limits: int
-) -> list[PaddedBatch]:
-    """Sides cut into padded batches, see `plan_padded_batches`."""
-    planned = plan_padded_batches(token_ids, device, **limits)
-    return [pad_batch(taken, length, token_ids, pad_id, device) for taken, length in planned]
 
 
 def plan_padded_batches(
@@ -153,15 +130,15 @@ def plan_padded_batches(
 
 def pad_batch(
     taken: list[int], length: int, token_ids: Sequence[np.ndarray], pad_id: int, device: torch.device = CPU
-) -> PaddedBatch:
-    """The padded batch of some sides on `device`, padded to `length` with `pad_id`."""
+) -> dict[str, torch.Tensor]:
+    """What an encoder reads of some sides: their ids (S, T), padded with `pad_id`, and the mask of the real ones."""
     input_ids = np.full((len(taken), length), pad_id, dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     for row, side in enumerate(taken):
         ids = token_ids[side]
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
-    return PaddedBatch(*(to_device(array, device) for array in (np.array(taken), input_ids, attention_mask)))
+    return {"input_ids": to_device(input_ids, device), "attention_mask": to_device(attention_mask, device)}
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

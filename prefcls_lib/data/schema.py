@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from prefcls_lib.runtime.files import UserError
+
 ID = "id"
 PROMPT = "prompt"
 RESPONSES = ("response_a", "response_b")  # in side order: side 0 = A, side 1 = B
@@ -11,8 +13,20 @@ LABEL_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1
 SOURCE = "source"  # of a training row: 0 of the training file, k of the k-th extra file
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
+SUM_ERROR = 2e-6  # of three probabilities, at most; clipping for a submission adds half of it
 
 
 def class_shares(labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """(3,) share of each class among labels (N,), of weights (N,) if they are given: the prior."""
     return np.bincount(labels, weights, minlength=NUM_CLASSES) / (len(labels) if weights is None else weights.sum())
+
+
+def check_probs(probs: np.ndarray, what: str) -> None:
+    """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
+    good = ((probs > 0) & (probs < 1)).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= SUM_ERROR)  # false for NaN
+    if not good.all():
+        row = int(np.argmin(good))
+        raise UserError(
+            f"{what}: row {row + 1}: {probs[row].tolist()} are not three probabilities inside (0, 1) that sum to 1 "
+            f"({int((~good).sum())} such rows). Make the predictions again."
+        )

@@ -6,22 +6,10 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.data.loading import read_csv
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, check_probs
 from prefcls_lib.runtime.files import UserError, reading, shown, write_whole
 
-SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1, which adds at most as much to their sum
-SUM_ERROR = 2e-6
-
-
-def check_probs(probs: np.ndarray, what: str) -> None:
-    """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
-    good = ((probs > 0) & (probs < 1)).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= SUM_ERROR)  # false for NaN
-    if not good.all():
-        row = int(np.argmin(good))
-        raise UserError(
-            f"{what}: row {row + 1}: {probs[row].tolist()} are not three probabilities inside (0, 1) that sum to 1 "
-            f"({int((~good).sum())} such rows). Make the predictions again."
-        )
+SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1
 
 
 def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS
-from prefcls_lib.data.submission import check_probs
+from prefcls_lib.data.schema import ID, LABEL_COLUMNS, check_probs
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_out_of_fold, fit_blend
 from prefcls_lib.pipeline.folder import RunFolder, read_table

@@ -24,12 +24,14 @@ A minus that of B.
 """
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefcls_lib.data.batching import PaddedBatch
+from prefcls_lib.data.batching import pad_batch, to_device
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
 HEAD_WIDTH = 256
@@ -70,11 +72,7 @@ class PreferenceHead(nn.Module):
                 self.correction.weight.zero_()
                 self.correction.bias.zero_()
 
-    def forward(self, u: Tensor, v: Tensor | None, offset: Tensor | None = None) -> Tensor:
-        """Logits (B, 3), the first of `outputs`."""
-        return self.outputs(u, v, offset)[0]
-
-    def outputs(self, u: Tensor, v: Tensor | None, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, u: Tensor, v: Tensor | None, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, 3), and the auxiliary logits (B, 3), from u, v (B, H).
 
         Without v (a cross-encoder in training) from the one order of A and B that u has. `offset`: (B, 3), a
@@ -116,21 +114,20 @@ class PreferenceModel(nn.Module):
         """The padding token of the encoder."""
         return self.encoder.config.pad_token_id
 
-    def embed(self, batch: PaddedBatch) -> Tensor:
-        """Embeddings (S, H) fp32 of the sides of a padded batch; padding changes nothing."""
-        types = {} if self.pooler is None else self.pooler.token_types(batch.input_ids)
-        hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **types).last_hidden_state
-        return mean_pool(hidden, batch.attention_mask) if self.pooler is None else self.pooler(hidden)
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        """Embeddings (S, H) fp32 of the sides of a padded batch (`pad_batch`); padding changes nothing."""
+        types = {} if self.pooler is None else self.pooler.token_types(batch["input_ids"])
+        hidden = self.encoder(**batch, **types).last_hidden_state
+        return mean_pool(hidden, batch["attention_mask"]) if self.pooler is None else self.pooler(hidden)
 
-    def embed_sides(self, batches: list[PaddedBatch]) -> Tensor:
-        """Embeddings (S, H) of all sides of the padded batches, in the order of their numbers 0 .. S-1."""
+    def embed_sides(
+        self, token_ids: Sequence[np.ndarray], planned: list[tuple[list[int], int]], device: torch.device
+    ) -> Tensor:
+        """Embeddings (S, H) of sides in their order, computed in the padded batches of `plan_padded_batches`."""
+        batches = (pad_batch(*one, token_ids, self.pad_id, device) for one in planned)
         embeddings = torch.cat([self.embed(batch) for batch in batches])
-        indices = torch.cat([batch.indices for batch in batches])
-        return embeddings[torch.argsort(indices)]
-
-    def forward(self, u: Tensor, v: Tensor | None, offset: Tensor | None = None) -> Tensor:
-        """Logits (B, 3), see `PreferenceHead`."""
-        return self.head(u, v, offset)
+        order = np.argsort(np.concatenate([taken for taken, _ in planned]))
+        return embeddings[to_device(order, device)]
 
 
 def _swap_classes(logits: Tensor) -> Tensor:

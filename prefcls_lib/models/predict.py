@@ -43,7 +43,7 @@ def predict_from_embeddings(
         for start in range(0, len(examples), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             u, v = (embeddings[side] for side in to_device(examples.sides[rows].copy(), device).T)
-            outputs = model.head.outputs(u, v, offsets_of(examples, rows, device))
+            outputs = model.head(u, v, offsets_of(examples, rows, device))
             probs[rows] = torch.softmax(outputs[auxiliary].cpu().double(), dim=1).numpy()
     return probs
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, make_padded_batches, split_batch
+from prefcls_lib.data.batching import Examples, plan_padded_batches, split_batch
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import scores
 from prefcls_lib.models.network import PreferenceModel
@@ -68,10 +68,9 @@ def describe_first_step(data: TrainingData) -> pd.DataFrame:
     lines = []
     for number, rows in enumerate(split_batch(step, examples.lengths, data.config.max_tokens_per_micro_step)):
         token_ids = [examples.token_ids[i] for i in np.unique(examples.sides[rows])]
-        for batch in make_padded_batches(token_ids, data.backbone.tokenizer.pad_id):
-            sides, length = batch.input_ids.shape
-            share = float(batch.attention_mask.float().mean())
-            lines.append({"micro_batch": number, "sides": sides, "length": length, "useful_token_share": share})
+        for taken, length in plan_padded_batches(token_ids):
+            share = sum(len(token_ids[side]) for side in taken) / (len(taken) * length)
+            lines.append({"micro_batch": number, "sides": len(taken), "length": length, "useful_token_share": share})
     return pd.DataFrame(lines)
 
 

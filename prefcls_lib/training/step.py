@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.optim import Optimizer
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, TokenCount, make_padded_batches, split_batch, to_device
+from prefcls_lib.data.batching import Examples, TokenCount, plan_padded_batches, split_batch, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import offsets_of
@@ -61,15 +61,15 @@ def accumulate_gradients(
     for some in split_batch(rows, train.lengths, max_tokens):
         used, places = np.unique(train.sides[some], return_inverse=True)
         token_ids = [train.token_ids[i] for i in used]
-        padded = make_padded_batches(token_ids, model.pad_id, device)
+        planned = plan_padded_batches(token_ids, device)
         with accelerator.autocast():
-            embeddings = model.embed_sides(padded)
+            embeddings = model.embed_sides(token_ids, planned, device)
         u, *v = (embeddings[side] for side in to_device(places.reshape(len(some), -1), device).T)
-        outputs = model.head.outputs(u, v[0] if v else None, offsets_of(train, some, device))
+        outputs = model.head(u, v[0] if v else None, offsets_of(train, some, device))
         accelerator.backward(training_loss(outputs, train, some, label_smoothing) / batch_size)
         labels = to_device(train.labels[some], device)
         loss_sum += cross_entropy(outputs[0].detach(), labels, reduction="sum")
-        tokens += TokenCount(sum(map(len, token_ids)), sum(one.input_ids.numel() for one in padded))
+        tokens += TokenCount(sum(map(len, token_ids)), sum(len(taken) * length for taken, length in planned))
     return loss_sum, tokens
 
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
-from prefcls_lib.data.batching import Examples, pad_batch
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.backbones import load_backbone, load_encoder
@@ -78,8 +78,8 @@ class Bench:
         for places in (sides[:, 0], sides[:, 1]) if as_study else [sides.T.ravel()]:
             ids = [self.train.token_ids[place] for place in places]
             length = LENGTH if as_study else max(map(len, ids))
-            embedded.append(model.embed_sides([pad_batch([*range(len(ids))], length, ids, model.pad_id, self.device)]))
-        return model.head(*torch.cat(embedded).split(len(rows)))
+            embedded.append(model.embed_sides(ids, [([*range(len(ids))], length)], self.device))
+        return model.head(*torch.cat(embedded).split(len(rows)))[0]
 
     def loss(self, logits: torch.Tensor, rows: np.ndarray, label_smoothing: float = 0.0) -> torch.Tensor:
         """Mean cross-entropy of some rows."""

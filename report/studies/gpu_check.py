@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from transformers import AutoModel, PretrainedConfig
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, make_padded_batches
+from prefcls_lib.data.batching import Examples, pad_batch
 from prefcls_lib.doctor import capacity, checks
 from prefcls_lib.models.network import PreferenceHead, PreferenceModel
 from prefcls_lib.models.predict import predict_proba
@@ -92,7 +92,7 @@ def matrix_peak(accelerator: Accelerator, size: int, repeats: int = 8) -> float:
 
 def precision_error(model: PreferenceModel, rows: Examples, accelerator: Accelerator) -> float:
     """Largest difference of an embedding from fp32's, as a share of the largest value."""
-    (batch,) = make_padded_batches(rows.token_ids[6:8], 0, accelerator.device, max_tokens=10**6)
+    batch = pad_batch([6, 7], int(rows.lengths.max()), rows.token_ids, 0, accelerator.device)
     with torch.inference_mode():
         exact = model.eval().embed(batch)
         with accelerator.autocast():
