@@ -68,7 +68,7 @@ def test_run_leaves_its_files_and_nothing_half_written(finished_run, result, hom
     assert {name for name in tree if "/" not in name} == tables | others
     assert tree["notes.txt"] == b"not of this run"
     of_a_model = {"model.safetensors", "head.safetensors", "tokenizer.json", "preference.json", "fold.json",
-                  "history.csv", "oof.csv", "test.csv", "baseline/baseline.json"}  # fmt: skip
+                  "history.csv", "oof.csv", "test.csv", "baseline/baseline.safetensors"}  # fmt: skip
     assert {f"model/fold{fold}/{name}" for fold in range(2) for name in of_a_model} < set(tree)
     assert not [name for name in tree if ".tmp-" in name or name.startswith("checkpoint")]
     assert set(PROMISED) <= set(result) and {"torch", "transformers", "python"} <= set(result["versions"])

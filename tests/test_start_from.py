@@ -39,7 +39,7 @@ def test_members_of_the_ensemble_are_shown_without_fitting_them_again(home, tmp_
     (baseline, _), inputs = load_baseline(job.folder, 0), read_inputs(job.rows[job.folds == 0])
     for name in MEMBERS:
         probs = predictions.loc[predictions["model"] == name, list(LABEL_COLUMNS)].to_numpy()
-        np.testing.assert_allclose(probs, baseline.member(name).predict_proba(inputs), atol=1e-12)
+        np.testing.assert_allclose(probs, baseline.members()[name].predict_proba(inputs), atol=1e-12)
 
 
 @pytest.mark.parametrize("architecture", ["siamese", "cross"])
@@ -68,7 +68,7 @@ def test_scores_are_calibrated_on_top_of_the_offset():
 def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, leak: bool) -> compare.Comparison:
     """Network against baseline on rows whose labels are drawn from a baseline; `leak`: the winner's tokens tell."""
     groups = rows["group"].to_numpy()
-    truth = MODELS["structure_logistic"].fit(inputs, rows["label"].to_numpy(), 1.0).predict_proba(inputs)
+    truth = next(MODELS["structure_logistic"].fit_path(inputs, rows["label"].to_numpy(), [1.0])).predict_proba(inputs)
     random = np.random.default_rng(seed)
     labels = (random.random((len(rows), 1)) > truth.cumsum(axis=1)).sum(axis=1)
     is_train = assign_folds(rows.assign(label=labels), 2, seed) == 0

@@ -64,18 +64,19 @@ def fit_dense(dense: np.ndarray) -> dict[str, np.ndarray]:
     return {"center": center, "scale": np.where(scale > 1e-8, scale, 1.0)}
 
 
-def dense_columns(state: dict[str, np.ndarray], dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Antisymmetric columns (N, Fa) and symmetric columns (N, Fs), standardised and clipped to +-CLIP."""
-    dense = np.clip((dense - state["center"]) / state["scale"], -CLIP, CLIP)
-    return dense[:, SIGNS < 0], dense[:, SIGNS > 0]
-
-
 def fit_text(counts: tuple[sparse.csr_matrix, sparse.csr_matrix]) -> dict[str, np.ndarray]:
     """The text columns that are frequent, and their IDF, of both sides' counts (N, C)."""
     texts = sum(np.bincount(side.indices, minlength=side.shape[1]) for side in counts)
     kept = np.flatnonzero(texts >= MIN_TEXTS)
     idf = 1 + np.log((1 + 2 * counts[0].shape[0]) / (1 + texts[kept]))
     return {"kept": kept.astype(np.int32), "idf": idf.astype(np.float32)}
+
+
+def make_columns(state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple[tuple, tuple]:
+    """Blocks of antisymmetric and of symmetric columns: features, clipped to +-CLIP, and words if `state` has IDF."""
+    dense = np.clip((inputs.dense - state["center"]) / state["scale"], -CLIP, CLIP)
+    words = [(block,) for block in text_columns(state, inputs.counts)] if "idf" in state else [(), ()]
+    return (dense[:, SIGNS < 0], *words[0]), (dense[:, SIGNS > 0], *words[1])
 
 
 def text_columns(state: dict[str, np.ndarray], counts: tuple) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
@@ -108,13 +109,11 @@ def tie_shares_shift(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
     return log_odds[1:] - log_odds[0]
 
 
-def tie_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
-    """(N,) weights that give each extra file the training file's share of ties; None without extra rows.
+def tie_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """(N,) weights that give each extra file the training file's share of ties; 1 without extra rows.
 
     For models that have no tie logit of a row: tables and trees. Rows of a file without ties weigh 0.
     """
-    if not sources.any():
-        return None
     is_tie, weights = labels == NUM_CLASSES - 1, np.ones(len(labels))
     share = is_tie[sources == 0].mean()
     for source in range(1, sources.max() + 1):
@@ -124,10 +123,10 @@ def tie_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
     return weights
 
 
-def count_kinds(kinds: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def count_kinds(kinds: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(5, 3) labels seen with each kind of row, of `weights` (N,); each row also counts as its swapped copy."""
     counts = np.zeros((5, NUM_CLASSES))
-    np.add.at(counts, (kinds, labels), 1.0 if weights is None else weights)
+    np.add.at(counts, (kinds, labels), weights)
     mirrored = counts[[ORDINARY, EMPTY_B, EMPTY_A, EMPTY_BOTH, IDENTICAL]][:, list(SWAP)]
     counts = counts + mirrored
     counts[[EMPTY_BOTH, IDENTICAL]] /= 2
@@ -135,8 +134,11 @@ def count_kinds(kinds: np.ndarray, labels: np.ndarray, weights: np.ndarray | Non
     return counts
 
 
+def shrink(counts: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """(counts + m * base) / (n + m) of counts (N, 3) with sums n, m = SHRINKAGE_ROWS."""
+    return (counts + SHRINKAGE_ROWS * base) / (counts.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)
+
+
 def shrink_kinds(counts: np.ndarray, kinds: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Odd rows: (counts + m * base) / (n + m), m = SHRINKAGE_ROWS. Ordinary rows keep their `base` (N, 3)."""
-    seen = counts[kinds]
-    shrunk = (seen + SHRINKAGE_ROWS * base) / (seen.sum(axis=1, keepdims=True) + SHRINKAGE_ROWS)
-    return np.where((kinds == ORDINARY)[:, None], base, shrunk)
+    """Probabilities of odd rows from `count_kinds`, see `shrink`. Ordinary rows keep their `base` (N, 3)."""
+    return np.where((kinds == ORDINARY)[:, None], base, shrink(counts[kinds], base))

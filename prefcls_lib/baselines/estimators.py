@@ -30,7 +30,6 @@ from prefcls_lib.baselines.trees import first_trees, fit_trees, predict_trees
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP, class_shares
 
-ROWS_PER_STEP = 32  # of boosting: with more steps for so few training rows, trees learn rows by heart
 LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of the answers' characters
 
 
@@ -38,7 +37,9 @@ LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of t
 class Baseline:
     """A fitted baseline: what it learned, as plain arrays.
 
-    A kind of model says how it learns (`learn_path`) and predicts (`predict_ordinary`) rows that are not odd.
+    A kind of model says how it learns and predicts rows that are not odd. `learn_path(inputs, labels, weights,
+    strengths)` yields the state for each strength; weights (N,) are those of `columns.tie_weights`.
+    `predict_ordinary(inputs)` gives probabilities (N, 3) as if no row was odd.
     """
 
     state: dict[str, np.ndarray]
@@ -46,40 +47,22 @@ class Baseline:
     name: ClassVar[str]
     reads_text: ClassVar[bool] = False
     choices: ClassVar[tuple[float, ...]] = (0.0,)  # strengths
+    rows_each: ClassVar[int] = 0  # training rows that a strength needs, times the strength
 
     @classmethod
     def strengths(cls, rows: int) -> tuple[float, ...]:
-        """Those of `choices` that so many training rows can bear."""
-        return cls.choices
+        """Those of `choices` that so many training rows can bear, one at least."""
+        return tuple(one for one in cls.choices if one * cls.rows_each <= rows) or cls.choices[:1]
 
     @classmethod
-    def fit_path(cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float]) -> Iterator[Self]:
+    def fit_path(
+        cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float] = (0.0,)
+    ) -> Iterator[Self]:
         """A model for each strength, fitted on training rows with labels (N,), all classes in the training file."""
         weights = columns.tie_weights(labels, inputs.sources)
         kinds = {"kind_counts": columns.count_kinds(inputs.kinds, labels, weights)}
         for state in cls.learn_path(inputs, labels, weights, strengths):
             yield cls(state | kinds)
-
-    @classmethod
-    def fit(cls, inputs: BaselineInputs, labels: np.ndarray, strength: float = 0.0) -> Self:
-        """The model of one strength."""
-        return next(cls.fit_path(inputs, labels, (strength,)))
-
-    @classmethod
-    def fit_shares(cls, labels: np.ndarray, sources: np.ndarray) -> Self:
-        """The class shares alone, where nothing else can be learned."""
-        return cls({"prior": symmetrise(class_shares(labels, columns.tie_weights(labels, sources)))})
-
-    @classmethod
-    def learn_path(
-        cls, inputs: BaselineInputs, labels: np.ndarray, weights: np.ndarray | None, strengths: Sequence[float]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """The state for each strength; `weights` (N,) of `columns.tie_weights`."""
-        raise NotImplementedError
-
-    def predict_ordinary(self, inputs: BaselineInputs) -> np.ndarray:
-        """Probabilities (N, 3) as if no row was odd."""
-        raise NotImplementedError
 
     def predict_proba(self, inputs: BaselineInputs) -> np.ndarray:
         """Probabilities (N, 3); with A and B exchanged in the rows, the same with A and B exchanged."""
@@ -94,9 +77,9 @@ class Prior(Baseline):
     name = "prior"
 
     @classmethod
-    def fit_path(cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float]) -> Iterator[Self]:
+    def learn_path(cls, inputs, labels, weights, strengths):
         """The shares, whatever the strength."""
-        yield cls.fit_shares(labels, inputs.sources)
+        yield fit_prior(labels, inputs.sources)
 
 
 class LengthBins(Baseline):
@@ -111,14 +94,9 @@ class LengthBins(Baseline):
         outcome = np.eye(NUM_CLASSES)[labels]
         outcome = np.where((gap < 0)[:, None], outcome[:, list(SWAP)], outcome)
         outcome[gap == 0] = symmetrise(outcome[gap == 0])
-        outcome = outcome if weights is None else outcome * weights[:, None]
         counts = np.zeros((len(LENGTH_EDGES) + 1, NUM_CLASSES))
-        np.add.at(counts, np.digitize(np.abs(gap), LENGTH_EDGES), outcome)
-        prior = symmetrise(class_shares(labels, weights))
-        yield {
-            "bins": (counts + columns.SHRINKAGE_ROWS * prior)
-            / (counts.sum(axis=1, keepdims=True) + columns.SHRINKAGE_ROWS)
-        }
+        np.add.at(counts, np.digitize(np.abs(gap), LENGTH_EDGES), outcome * weights[:, None])
+        yield {"bins": columns.shrink(counts, fit_prior(labels, inputs.sources)["prior"])}
 
     def predict_ordinary(self, inputs):
         """The table at the row's ratio of lengths."""
@@ -135,28 +113,17 @@ class StructureLogistic(Baseline):
     choices = (0.002, 0.005, 0.0125)  # C of scikit-learn's LogisticRegression on rows and swapped copies
 
     @classmethod
-    def learn_columns(cls, inputs: BaselineInputs) -> dict[str, np.ndarray]:
-        """What is learned of the rows without their labels."""
-        return columns.fit_dense(inputs.dense)
-
-    @classmethod
-    def make_columns(cls, state: dict[str, np.ndarray], inputs: BaselineInputs) -> tuple[tuple, tuple]:
-        """Blocks of antisymmetric and of symmetric columns."""
-        anti, sym = columns.dense_columns(state, inputs.dense)
-        return (anti,), (sym,)
-
-    @classmethod
     def learn_path(cls, inputs, labels, weights, strengths):
-        """Columns once, then the weights for each strength."""
-        state = cls.learn_columns(inputs)
-        blocks, weights = cls.make_columns(state, inputs), None
+        """Columns once, then the coefficients for each strength."""
+        state = columns.fit_dense(inputs.dense) | (columns.fit_text(inputs.counts) if cls.reads_text else {})
+        blocks, fitted = columns.make_columns(state, inputs), None
         for strength in strengths:
-            weights = fit_logistic(*blocks, labels, strength, inputs.sources, weights)
-            yield state | weights
+            fitted = fit_logistic(*blocks, labels, strength, inputs.sources, fitted)
+            yield state | fitted
 
     def predict_ordinary(self, inputs):
         """Of the rows' columns."""
-        return predict_logistic(self.state, *self.make_columns(self.state, inputs))
+        return predict_logistic(self.state, *columns.make_columns(self.state, inputs))
 
 
 class StructureTfidf(StructureLogistic):
@@ -165,33 +132,18 @@ class StructureTfidf(StructureLogistic):
     name = "structure_tfidf"
     reads_text = True
 
-    @classmethod
-    def learn_columns(cls, inputs):
-        """The IDF of the words, too."""
-        return super().learn_columns(inputs) | columns.fit_text(inputs.counts)
-
-    @classmethod
-    def make_columns(cls, state, inputs):
-        """A block of words beside the dense one."""
-        dense, text = super().make_columns(state, inputs), columns.text_columns(state, inputs.counts)
-        return tuple((*blocks, words) for blocks, words in zip(dense, text, strict=True))
-
 
 class StructureBoosting(Baseline):
     """Gradient boosted trees on the structure features; the strengths are numbers of boosting steps."""
 
     name = "structure_boosting"
     choices = (12, 25, 50, 100, 200, 400)
-
-    @classmethod
-    def strengths(cls, rows):
-        """At most one step for ROWS_PER_STEP rows."""
-        return tuple(steps for steps in cls.choices if steps <= max(rows / ROWS_PER_STEP, cls.choices[0]))
+    rows_each = 32  # with more steps for so few rows, trees learn rows by heart
 
     @classmethod
     def learn_path(cls, inputs, labels, weights, strengths):
         """One fit: the first trees of many steps are those of few."""
-        trees = fit_trees(inputs.dense, labels, int(max(strengths)), weights)
+        trees = fit_trees(inputs.dense, labels, int(max(strengths)), weights if inputs.sources.any() else None)
         for steps in strengths:
             yield first_trees(trees, int(steps))
 
@@ -205,6 +157,11 @@ MODELS = {one.name: one for one in (Prior, LengthBins, StructureLogistic, Struct
 ENSEMBLE = "structure_ensemble"
 MEMBERS = (StructureTfidf.name, StructureBoosting.name)  # of the ensemble
 BASELINES = (*MODELS, ENSEMBLE)
+
+
+def fit_prior(labels: np.ndarray, sources: np.ndarray) -> dict[str, np.ndarray]:
+    """The state of a model that knows only the class shares of the training file."""
+    return {"prior": symmetrise(class_shares(labels[sources == 0]))}
 
 
 def symmetrise(table: np.ndarray) -> np.ndarray:

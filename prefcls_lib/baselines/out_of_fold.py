@@ -10,6 +10,7 @@ probabilities. An ensemble is that mean over the models of all its members.
 """
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,18 +18,19 @@ import joblib
 import numpy as np
 import pandas as pd
 import psutil
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from prefcls_lib.baselines.columns import ROWS_AT_ONCE, BaselineInputs, read_inputs, tie_shares_shift
-from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior
+from prefcls_lib.baselines.estimators import ENSEMBLE, MEMBERS, MODELS, Baseline, LengthBins, Prior, fit_prior
 from prefcls_lib.data.features import FEATURE_NAMES
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.evaluation.scores import row_losses
-from prefcls_lib.runtime.files import UserError, read_json, write_json
+from prefcls_lib.runtime.files import UserError, reading
 
+BASELINE_FILE = "baseline.safetensors"
 INNER_FOLDS = 5  # of the models that are kept
 TUNING_ROWS = 10_000  # held-out rows that choose a strength, in whole inner folds
 MIN_ROWS_TO_SHARE = 5000  # with fewer training rows, starting processes takes longer than fitting
@@ -47,14 +49,10 @@ class BaselineMean:
 
     models: tuple[Baseline, ...]
 
-    @property
-    def names(self) -> set[str]:
-        """Those of the models."""
-        return {model.name for model in self.models}
-
-    def member(self, name: str) -> "BaselineMean":
-        """The models of one member of an ensemble."""
-        return BaselineMean(tuple(model for model in self.models if model.name == name))
+    def members(self) -> dict[str, "BaselineMean"]:
+        """The models of each member of an ensemble, by its name."""
+        names = sorted({model.name for model in self.models})
+        return {name: BaselineMean(tuple(one for one in self.models if one.name == name)) for name in names}
 
     def predict(self, inputs: BaselineInputs) -> np.ndarray:
         """Offsets (N, 3) of rows that the baseline was not trained on."""
@@ -78,37 +76,31 @@ class BaselineMean:
         return np.mean([values if len(values) == len(shifts) else shifts for values in fitted], axis=0)
 
     def save(self, folder: Path) -> None:
-        """Write baseline.json, which names the models and features, and baseline.safetensors into `folder`."""
+        """Write the models' arrays and the names of the features into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {"models": [model.name for model in self.models], "features": FEATURE_NAMES}
-        write_json(folder / "baseline.json", state)
         arrays = {
-            f"{number}/{name}": np.array(value, order="C")
+            f"{number}/{model.name}/{name}": np.array(value, order="C")
             for number, model in enumerate(self.models)
             for name, value in model.state.items()
         }
-        save_file(arrays, folder / "baseline.safetensors")
+        save_file(arrays, folder / BASELINE_FILE, {"features": " ".join(FEATURE_NAMES)})
 
     @classmethod
     def load(cls, folder: Path) -> "BaselineMean":
-        """Read `save` back; predictions are the same to the bit. Runs no code from the files."""
-        saved, path = read_json(folder / "baseline.json"), folder / "baseline.safetensors"
-        names = saved.get("models", [])
-        if saved.get("features") != list(FEATURE_NAMES) or not names or not set(names) <= set(MODELS):
-            raise UserError(f"{folder}: not a baseline of this version of prefcls_lib. Run again.")
-        try:
-            states: list[dict] = [{} for _ in names]
-            for key, value in load_file(path).items():
-                number, _, name = key.partition("/")
-                states[int(number)][name] = value
-        except (OSError, ValueError, IndexError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error}). Copy the run again.") from error
-        return cls(tuple(MODELS[name](state) for name, state in zip(names, states, strict=True)))
+        """Read `save` back; predictions are the same to the bit. Runs no code from the file."""
+        path, states = folder / BASELINE_FILE, defaultdict(dict)
+        with reading(path, "Copy the run again."), safe_open(path, "numpy") as file:
+            if file.metadata() != {"features": " ".join(FEATURE_NAMES)}:
+                raise UserError(f"{path}: not a baseline of this version of prefcls_lib. Run again.")
+            for key in sorted(file.keys()):
+                number, name, array = key.split("/")
+                states[int(number), name][array] = file.get_tensor(key)
+            return cls(tuple(MODELS[name](state) for (_, name), state in sorted(states.items())))
 
 
 def fit_simple(inputs: BaselineInputs, labels: np.ndarray) -> dict[str, Baseline]:
     """The baselines that nothing starts from, by name: a comparison asks what a network adds to them, too."""
-    return {kind.name: kind.fit(inputs, labels) for kind in (Prior, LengthBins)}
+    return {kind.name: next(kind.fit_path(inputs, labels)) for kind in (Prior, LengthBins)}
 
 
 def fit_out_of_fold(
@@ -133,22 +125,16 @@ def fit_out_of_fold(
     tuning = folds[: np.searchsorted(np.cumsum(np.bincount(inner)[folds]), TUNING_ROWS) + 1]
     strengths = {kind: kind.strengths(len(labels)) for kind in kinds}
     fitted = _fit_all(kinds, tuning, strengths, inputs, labels, inner, label)
-    scored = np.isin(inner, tuning) & (inputs.sources == 0)  # extra rows do not count
     for kind in kinds:
-        totals = []
-        for number, _ in enumerate(strengths[kind]):
-            values = np.zeros((len(labels), NUM_CLASSES))
-            for fold in tuning:
-                values[inner == fold] = fitted[kind, fold][number][1]
-            totals.append(row_losses(labels[scored], softmax(values[scored], axis=1)).sum())
-        best = int(np.argmin(totals))
+        losses = np.sum([[loss for *_, loss in fitted[kind, fold]] for fold in tuning], axis=0)
+        best = int(losses.argmin())
         fitted |= {(kind, fold): fitted[kind, fold][best : best + 1] for fold in tuning}
         strengths[kind] = strengths[kind][best : best + 1]
-        if label and len(totals) > 1:
-            print(f"{label}: {kind.name}, strength {strengths[kind][0]:g} is the best of {len(totals)}", flush=True)
+        if label and len(losses) > 1:
+            print(f"{label}: {kind.name}, strength {strengths[kind][0]:g} is the best of {len(losses)}", flush=True)
     fitted |= _fit_all(kinds, folds[len(tuning) :], strengths, inputs, labels, inner, label)
     offsets = np.zeros((len(labels), NUM_CLASSES))
-    for (_, fold), [(_, values)] in fitted.items():
+    for (_, fold), [(_, values, _)] in fitted.items():
         offsets[inner == fold] += values / len(kinds)
     return BaselineMean(tuple(fitted[kind, fold][0][0] for kind in kinds for fold in folds)), offsets
 
@@ -162,7 +148,7 @@ def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:
 def _fit_all(
     kinds: list, folds: np.ndarray, strengths: dict, inputs: BaselineInputs, labels: np.ndarray, inner: np.ndarray,
     label: str,
-) -> dict[tuple, list[tuple[Baseline, np.ndarray]]]:  # fmt: skip
+) -> dict[tuple, list[tuple[Baseline, np.ndarray, float]]]:  # fmt: skip
     """For each kind and fold the path that `_fit_path` gives, in processes side by side; prints a line for each."""
     plan, paths = [(kind, fold) for kind in kinds for fold in folds], {}
     jobs, without_text = 1, replace(inputs, counts=None)
@@ -182,14 +168,18 @@ def _fit_all(
 
 def _fit_path(
     kind: type[Baseline], inputs: BaselineInputs, labels: np.ndarray, held_out: np.ndarray, strengths: tuple
-) -> tuple[list[tuple[Baseline, np.ndarray]], float]:
-    """A model for each strength, fitted without the rows `held_out` (N,) bool, its offsets of these; and seconds."""
-    started, train = time.perf_counter(), np.flatnonzero(~held_out)
+) -> tuple[list[tuple[Baseline, np.ndarray, float]], float]:
+    """For each strength a model that was fitted without the rows `held_out` (N,) bool, its offsets of these, and their
+    summed loss, in which extra rows do not count; and the seconds that all took."""
+    started = time.perf_counter()
+    train, rest = (inputs.take(np.flatnonzero(rows)) for rows in (~held_out, held_out))
     with threadpool_limits(limits=1):
-        if len(np.unique(labels[train[inputs.sources[train] == 0]])) == NUM_CLASSES:
-            models = list(kind.fit_path(inputs.take(train), labels[train], strengths))
+        if len(np.unique(labels[~held_out][train.sources == 0])) == NUM_CLASSES:
+            models = kind.fit_path(train, labels[~held_out], strengths)
         else:  # the shares of all rows: what the untrained network predicts, too
-            models = [kind.fit_shares(labels, inputs.sources)] * len(strengths)
-        rest = inputs.take(np.flatnonzero(held_out))
-        path = [(model, log_odds(model.predict_proba(rest))) for model in models]
+            models = [kind(fit_prior(labels, inputs.sources))] * len(strengths)
+        path, own = [], rest.sources == 0
+        for model in models:
+            probs = model.predict_proba(rest)
+            path.append((model, log_odds(probs), row_losses(labels[held_out][own], probs[own]).sum()))
     return path, time.perf_counter() - started

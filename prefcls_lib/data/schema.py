@@ -16,9 +16,9 @@ SWAP = (1, 0, 2)  # the class order after A and B change places
 SUM_ERROR = 2e-6  # of three probabilities, at most; clipping for a submission adds half of it
 
 
-def class_shares(labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(3,) share of each class among labels (N,), of weights (N,) if they are given: the prior."""
-    return np.bincount(labels, weights, minlength=NUM_CLASSES) / (len(labels) if weights is None else weights.sum())
+def class_shares(labels: np.ndarray) -> np.ndarray:
+    """(3,) share of each class among labels (N,): the prior."""
+    return np.bincount(labels, minlength=NUM_CLASSES) / len(labels)
 
 
 def check_probs(probs: np.ndarray, what: str) -> None:

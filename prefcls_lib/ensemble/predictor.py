@@ -79,7 +79,7 @@ def load(path: str | Path) -> Predictor:
 
 
 def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
-    if any((path / name).is_file() for name in ("preference.json", "baseline.json")):
+    if any((path / name).is_file() for name in ("preference.json", "baseline.safetensors")):
         return (load_model(path),)
     read_json(path / "result.json")  # a run that has it is complete
     return tuple(map(load_model, RunFolder(path).model_folders()))

@@ -198,7 +198,7 @@ def _fit_fold(job: Job, inputs: BaselineInputs, fold: int, place: Path) -> None:
     offsets = np.full((len(rows), NUM_CLASSES), np.nan)
     given = (train_inputs, labels[train], groups[train], job.config.fold_seed)
     baseline, offsets[train] = fit_out_of_fold(name, *given, f"fold{fold}")
-    members = {one: baseline.member(one).predict(valid_inputs) for one in sorted(baseline.names)}
+    members = {one: models.predict(valid_inputs) for one, models in baseline.members().items()}
     offsets[valid] = np.mean(list(members.values()), axis=0)
     offsets[folds == TEST] = baseline.predict(inputs.take(folds == TEST))
     probs = {one: model.predict_proba(valid_inputs) for one, model in fit_simple(train_inputs, labels[train]).items()}

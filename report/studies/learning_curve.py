@@ -77,8 +77,8 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     fitted = fit_simple(given, labels)
     fitted["structure_logistic"], _ = fit_out_of_fold("structure_logistic", given, labels, groups, config.seed)
     baseline = network.baseline or fit_out_of_fold(ENSEMBLE, given, labels, groups, config.seed)[0]
-    if len(baseline.names) > 1:
-        fitted |= {name: baseline.member(name) for name in sorted(baseline.names)}
+    if len(members := baseline.members()) > 1:
+        fitted |= members
     probs = {name: model.predict_proba(inputs) for name, model in {**fitted, "baseline": baseline}.items()}
     probs["network"] = network.predict_proba(network.read_inputs(scored), label="score")
     rows = {"label": scored["label"].to_numpy(), "group": scored["group"].to_numpy().astype(str)}
