@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from prefcls_lib.models.backbones import find_backbone, load_backbone, load_encoder, load_pretrained, read_pretrained
+from prefcls_lib.models.backbones import find_backbone, load_backbone, load_encoder, read_pretrained
 from prefcls_lib.models.reward import is_reward_model
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 
@@ -42,10 +42,8 @@ def prepare_backbone(name: str, source: Path, target: Path) -> None:
     truncation and padding that some carry, and must still give the same ids.
     """
     backbone = load_backbone(str(source), MIN_LENGTH)
-    if is_reward_model(backbone.config):
-        model = load_pretrained(AutoModelForSequenceClassification, source, dropout=0.0)
-    else:
-        model = load_encoder(source, dropout=0.0)
+    auto_class = AutoModelForSequenceClassification if is_reward_model(backbone.config) else AutoModel
+    model = load_encoder(source, 0.0, auto_class)
     target.mkdir(parents=True)
     weights = [p for p in sorted(source.iterdir()) if p.name.startswith("model") and ".safetensors" in p.name]
     # without a version transformers 5.0 takes a vocabulary of this size for Mistral's, and warns of its regex

@@ -16,7 +16,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.tokenization import clean_text
 from prefcls_lib.doctor import capacity, checks
 from prefcls_lib.models import backbones
-from prefcls_lib.models.backbones import load_backbone, load_encoder
+from prefcls_lib.models.backbones import load_backbone, load_encoder, max_positions
 from prefcls_lib.models.recipes import HUB_NAMES, choose_recipe
 from prefcls_lib.models.saved import load_model, save_model
 from prefcls_lib.runtime.files import UserError, read_json
@@ -102,7 +102,7 @@ def test_checkpoint_of_a_masked_language_model_loads(kind, backbone_folders, tmp
 def test_too_many_tokens_are_refused_with_the_reason(kind, backbone_folders):
     """And with what to do; 64 are taken."""
     why = "pretrained no further" if kind == "modernbert" else "absolute"
-    assert load_backbone(str(backbone_folders[kind]), 64).max_length == 64
+    assert max_positions(load_backbone(str(backbone_folders[kind]), 64).config) == 64
     with pytest.raises(UserError, match=rf"max_length=65: .* 64 tokens, .* of {kind} are {why}") as error:
         load_backbone(str(backbone_folders[kind]), 65)
     assert "Set max_length=64, or take a DeBERTa or ModernBERT" in str(error.value)
@@ -111,7 +111,7 @@ def test_too_many_tokens_are_refused_with_the_reason(kind, backbone_folders):
 @pytest.mark.parametrize("kind", ["deberta-v2", "mdeberta-v2"])
 def test_deberta_reads_past_its_pretraining(kind, backbone_folders):
     """Its positions are relative: 768 tokens, where it says 64, and what stands far off still counts."""
-    assert load_backbone(str(backbone_folders[kind]), 768).max_length is None
+    assert max_positions(load_backbone(str(backbone_folders[kind]), 768).config) is None
     encoder = load_encoder(backbone_folders[kind], 0.0).eval()
     ids = torch.as_tensor(np.random.default_rng(0).integers(100, 300, (1, 768))).repeat(2, 1)
     ids[1, -1] = 50
@@ -161,7 +161,7 @@ def test_shrunk_copies_of_the_published_configurations(name, kind, limit, backbo
     AutoModel.from_config(read_config(name, **SIZES, **ids, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), 768)
-    assert backbone.max_length == limit
+    assert max_positions(backbone.config) == limit
     config, examples = make_config(tmp_path, 768), make_examples(12, 0)
     model = make_model(tmp_path, config)
     save_model(tmp_path / "saved", model, backbone, config)

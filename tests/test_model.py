@@ -78,7 +78,8 @@ def predict(model: PreferenceModel, examples: Examples, precision: str = "no") -
 def make_head(on_baseline: bool = False, symmetric: bool = True, architecture: str = "siamese") -> PreferenceHead:
     """A head over embeddings of 8 numbers, its last layers not at zero."""
     torch.manual_seed(0)
-    head = PreferenceHead(8, symmetric, 0.0, architecture, on_baseline)
+    start_from, order = "structure_logistic" if on_baseline else "none", "symmetric" if symmetric else "concat"
+    head = PreferenceHead(8, RunConfig(head=order, architecture=architecture, start_from=start_from))
     for layer in (head.output, *([head.correction] if on_baseline else [])):
         nn.init.normal_(layer.weight, std=0.1)
     return head

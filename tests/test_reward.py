@@ -106,10 +106,12 @@ def test_saved_and_read_back(folder, sample_rows, tmp_path):
 def test_what_is_no_reward_model_is_refused(home, backbone_folders, tmp_path, capsys):
     """An encoder, before the folder is claimed; two outputs; and one without its last layer: one message each."""
     assert cli.main(run_arguments(home, tmp_path / "run", f"init_from={home / 'backbone'}")) == 2
-    assert "is BertModel. A reward model is" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert (
+        "is BertModel, with 2 outputs. A reward model is" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    )
     broken = shutil.copytree(backbone_folders["bert"], tmp_path / "broken")
     config = read_json(broken / "config.json") | {"architectures": ["BertForSequenceClassification"]}
-    for outputs, why in ((2, r"is BertForSequenceClassification with 2 outputs\. A reward model"),
+    for outputs, why in ((2, r"is BertForSequenceClassification, with 2 outputs\. A reward model"),
                          (1, r"missing or of another shape: .*classifier")):  # fmt: skip
         write_json(broken / "config.json", config | {"id2label": {str(n): f"LABEL_{n}" for n in range(outputs)}})
         with pytest.raises(UserError, match=why):

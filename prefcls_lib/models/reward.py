@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Pret
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.activations import ACT2FN
 
-from prefcls_lib.models.backbones import load_pretrained, read_config, read_pretrained
+from prefcls_lib.models.backbones import load_encoder, read_config, read_pretrained
 from prefcls_lib.runtime.files import UserError
 
 # model type: W and w in its sequence-classification model
@@ -51,46 +51,39 @@ class RewardPooler(nn.Module):
 
 def is_reward_model(config: PretrainedConfig) -> bool:
     """Whether a configuration is that of a checkpoint to start from."""
-    return config.model_type in LAYERS and config.num_labels == 1 and _is_classifier(config)
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return is_classifier and config.num_labels == 1 and config.model_type in LAYERS
 
 
 def check_reward_model(path: Path, config: PretrainedConfig) -> None:
     """Refuse a checkpoint that is no reward model."""
-    if config.model_type not in LAYERS:
-        what = f"is of model type {config.model_type!r}; a reward model can be of {', '.join(LAYERS)}"
-        raise UserError(f"setting init_from: {path} {what}.")
     if not is_reward_model(config):
-        kind = ", ".join(config.architectures or ["no named architecture"])
-        outputs = f" with {config.num_labels} outputs" if _is_classifier(config) else ""
+        kind = ", ".join(config.architectures or [f"of model type {config.model_type}"])
         raise UserError(
-            f"setting init_from: {path} is {kind}{outputs}. A reward model is a sequence-classification checkpoint "
-            "with one output; to start from an encoder, name it as the backbone."
+            f"setting init_from: {path} is {kind}, with {config.num_labels} outputs. A reward model is a "
+            f"sequence-classification checkpoint with one output, of model type {', '.join(LAYERS)}; to start from an "
+            "encoder, name it as the backbone."
         )
-
-
-def _is_classifier(config: PretrainedConfig) -> bool:
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def load_reward_model(path: Path, dropout: float) -> tuple[PreTrainedModel, RewardPooler, nn.Linear]:
     """Encoder, pooler and score (H -> 1, without bias: no difference of scores has one) of a reward model's folder."""
     config = read_config(path)
     check_reward_model(path, config)
-    model = load_pretrained(AutoModelForSequenceClassification, path, dropout)
+    model = load_encoder(path, dropout, AutoModelForSequenceClassification)
     dense, last = (model.get_submodule(name) for name in LAYERS[config.model_type])
-    pooler = make_pooler(config, read_pretrained(AutoTokenizer, path))
-    pooler.dense = dense
-    score = nn.Linear(config.hidden_size, 1, bias=False)
-    score.weight = last.weight
+    pooler, score = make_layers(config, read_pretrained(AutoTokenizer, path))
+    pooler.dense, score.weight = dense, last.weight
     encoder = model.base_model
     if hasattr(encoder, "pooler"):
         encoder.pooler = None  # BERT's is used as `pooler`
     return encoder, pooler.train(), score
 
 
-def make_pooler(config: PretrainedConfig, tokenizer: Tokenizer) -> RewardPooler:
-    """The pooler of an encoder with this configuration and tokenizer, its weights not yet set."""
+def make_layers(config: PretrainedConfig, tokenizer: Tokenizer) -> tuple[RewardPooler, nn.Linear]:
+    """Pooler and score for an encoder with this configuration and tokenizer, their weights not yet set."""
     has_types = getattr(config, "type_vocab_size", 0) > 1
     activations = {"electra": "gelu", "deberta-v2": getattr(config, "pooler_hidden_act", None)}
     activation = activations.get(config.model_type, "tanh")
-    return RewardPooler(config.hidden_size, activation, tokenizer.sep_token_id if has_types else None)
+    pooler = RewardPooler(config.hidden_size, activation, tokenizer.sep_token_id if has_types else None)
+    return pooler, nn.Linear(config.hidden_size, 1, bias=False)

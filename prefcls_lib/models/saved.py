@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel
 
 from prefcls_lib.baselines.columns import BaselineInputs
 from prefcls_lib.baselines.out_of_fold import BaselineMean
@@ -23,9 +21,9 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone, load_encoder, quiet_transformers
-from prefcls_lib.models.network import PreferenceHead, PreferenceModel
+from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
-from prefcls_lib.models.reward import RewardPooler, load_reward_model, make_pooler
+from prefcls_lib.models.reward import load_reward_model, make_layers
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, write_json
 
@@ -86,11 +84,9 @@ def load_model(folder: Path) -> SavedNetwork | BaselineMean:
             return BaselineMean.load(folder)
         config = RunConfig(**read_json(folder / "preference.json")["settings"])
         backbone = load_backbone(str(folder), config.max_length)
-        encoder, pooler, skip = load_encoder(folder, 0.0), None, None
-        if config.init_from is not None:
-            pooler = make_pooler(encoder.config, backbone.tokenizer.tokenizer)
-            skip = nn.Linear(encoder.config.hidden_size, 1, bias=False)
-        model = _assemble(encoder, config, pooler, skip)
+        encoder = load_encoder(folder, 0.0)
+        layers = make_layers(encoder.config, backbone.tokenizer.tokenizer) if config.init_from is not None else ()
+        model = PreferenceModel(config, encoder, *layers)
         weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
         model.load_state_dict(weights | load_file(folder / "head.safetensors"))
         baseline = None if config.start_from == "none" else BaselineMean.load(folder / "baseline")
@@ -99,20 +95,9 @@ def load_model(folder: Path) -> SavedNetwork | BaselineMean:
 
 def build_model(path: Path, config: RunConfig) -> PreferenceModel:
     """The pretrained encoder in `path` with a new head, as `config` says; or, with `init_from`, a reward model."""
-    if config.init_from is None:
-        return _assemble(load_encoder(path, config.dropout or 0.0), config)
-    encoder, pooler, score = load_reward_model(path, config.dropout or 0.0)
-    return _assemble(encoder, config, pooler, score)
-
-
-def _assemble(
-    encoder: PreTrainedModel, config: RunConfig, pooler: RewardPooler | None = None, skip: nn.Linear | None = None
-) -> PreferenceModel:
-    symmetric, on_baseline = config.head == "symmetric", config.start_from not in ("none", None)
-    given = (symmetric, config.dropout or 0.0, config.architecture, on_baseline)
-    head = PreferenceHead(encoder.config.hidden_size, *given)
-    head.skip = skip
-    return PreferenceModel(encoder, head, pooler)
+    dropout = config.dropout or 0.0
+    parts = load_reward_model(path, dropout) if config.init_from is not None else [load_encoder(path, dropout)]
+    return PreferenceModel(config, *parts)
 
 
 def save_model(

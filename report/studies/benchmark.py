@@ -30,7 +30,7 @@ from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import plots
 from prefcls_lib.models.backbones import load_backbone, load_encoder
-from prefcls_lib.models.network import PreferenceHead, PreferenceModel
+from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, versions
@@ -67,8 +67,7 @@ class Bench:
     def model(self, dropout: float) -> PreferenceModel:
         """A new PreferenceModel on the device."""
         encoder = load_encoder(self.backbone.path, dropout)
-        head = PreferenceHead(encoder.config.hidden_size, True, dropout)
-        return PreferenceModel(encoder, head).to(self.device)
+        return PreferenceModel(RunConfig(dropout=dropout), encoder).to(self.device)
 
     def logits(self, model: PreferenceModel, rows: np.ndarray, as_study: bool) -> torch.Tensor:
         """(B, 3): a pass of the encoder a side, padded to LENGTH, as the study's loop has it; or one for both sides,

@@ -25,7 +25,7 @@ from transformers import AutoModel, PretrainedConfig
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, pad_batch
 from prefcls_lib.doctor import capacity, checks
-from prefcls_lib.models.network import PreferenceHead, PreferenceModel
+from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
 from prefcls_lib.runtime import devices
@@ -66,7 +66,7 @@ class Job:
         devices.seed_everything(0)
         has_pooler = self.config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
-        return PreferenceModel(encoder, PreferenceHead(self.config.hidden_size, True, 0.0))
+        return PreferenceModel(RunConfig(), encoder)
 
     def train(self, model: PreferenceModel, steps: int, session: Session | None = None) -> TrainingState:
         """`fit` for so many steps."""
