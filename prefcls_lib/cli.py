@@ -15,7 +15,7 @@ from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import check_submission, write_submission
 from prefcls_lib.evaluation.compare import Comparison
-from prefcls_lib.runtime.files import UserError, printable, read_json, refuse_overwriting, shown
+from prefcls_lib.runtime.files import RESUME, UserError, printable, read_json, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         message, code = str(error) or "interrupted", 143 if str(error) else 130
-        message += ". What was saved is kept; run the same command to resume."
+        message += f". {RESUME}"
     print(f"prefcls: {printable(message)}", file=sys.stderr)
     return code
 
@@ -92,15 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no", parents=[settings])
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
 
-    # what `run` and the submit notebook start in subprocesses
+    # what `run` starts in subprocesses
     fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
-    part = add("predict-part", _predict_part, "predict a part of the rows: a process of the submit notebook")
-    part.add_argument("--deadline", required=True, type=float, help="seconds since 1970")
-    part.add_argument("folder", type=Path, metavar="DIR", help="with rows.csv; the predictions are written there")
-    part.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model/fold0 of a run, ...")
     return parser
 
 
@@ -156,12 +152,6 @@ def _predict(arguments: argparse.Namespace) -> None:
     rows = loading.read_rows(test, labelled=False)
     write_submission(arguments.out, list(rows[ID]), predictor.load(arguments.model).predict_rows(rows, "predict"))
     print(f"submission: {arguments.out} ({len(rows)} rows)")
-
-
-def _predict_part(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline.predict import predict_part
-
-    predict_part(arguments.folder, arguments.models, arguments.deadline)
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,8 @@ import pytest
 from scipy.special import softmax
 
 from prefcls_lib.data.schema import SWAP
-from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_out_of_fold, fit_blend
+from prefcls_lib.evaluation.calibration import NUM_PARTS, Blend, Calibration, blend_cross_fitted, fit_blend
+from prefcls_lib.evaluation.compare import split_groups
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.runtime.files import UserError
 
@@ -21,11 +22,6 @@ def _draw_labels(probs: np.ndarray, seed: int) -> np.ndarray:
 
 def _random_probs(num_rows: int, seed: int) -> np.ndarray:
     return softmax(np.random.default_rng(seed).standard_normal((num_rows, 3)), axis=1)
-
-
-def _plan(num_rows: int, num_folds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Folds and groups, one row a group."""
-    return np.arange(num_rows) % num_folds, np.arange(num_rows).astype(str)
 
 
 def test_calibration_and_blend_by_hand():
@@ -56,7 +52,7 @@ def test_penalised_optimum_by_hand():
     found = fit_blend(labels, [np.repeat(sure, 30, axis=0)]).calibration
     power = 1 / found.temperature
     right = 3**power / (3**power + 2)
-    assert 90 * (right - 60 / 90) * np.log(3) + 25 * (power - 1) == pytest.approx(0, abs=1e-3)
+    assert 90 * (right - 60 / 90) * np.log(3) + 50 * (power - 1) == pytest.approx(0, abs=1e-3)
     assert 1 < power < 1.26 and found.tie_bias == pytest.approx(0, abs=1e-5)  # ln 4 / ln 3 = 1.26 without a penalty
     found = fit_blend(np.repeat([0, 1, 2], [25, 25, 40]), [np.full((90, 3), 1 / 3)]).calibration
     tie = np.exp(found.tie_bias) / (np.exp(found.tie_bias) + 2)
@@ -65,14 +61,14 @@ def test_penalised_optimum_by_hand():
 
 
 def test_a_useless_second_member_costs_less_than_a_thousandth():
-    """The truth and a copy of it with noise, 770 rows in five folds: the nested blend against the truth alone."""
+    """The truth and a copy of it with noise, 770 rows: the nested blend against the truth alone."""
     costs = []
     for seed in range(60):
         generator = np.random.default_rng(seed)
         signal = generator.normal(0, 0.35, (770, 3))
         truth, noisy = softmax(signal, axis=1), softmax(signal + generator.normal(0, 0.2, (770, 3)), axis=1)
         labels = _draw_labels(truth, 1000 + seed)
-        nested = blend_out_of_fold(labels, [truth, noisy], *_plan(770, 5))
+        nested = blend_cross_fitted(labels, [truth, noisy], np.arange(770).astype(str))
         costs.append(log_loss(labels, nested) - log_loss(labels, truth))
     assert 0 < np.mean(costs) < 0.001
 
@@ -89,15 +85,15 @@ def test_calibration_and_blend_swap_with_the_answers_exactly():
     assert (swapped[:, list(SWAP)] == blend.apply(predictions)).all()
 
 
-def test_one_fold_is_calibrated_in_two_halves_of_its_prompts():
-    """With one fold each half is fitted on the other, so no row is left out and none fits itself."""
+def test_each_part_of_the_prompts_is_calibrated_by_the_others():
+    """No row is left out, and none has the calibration of all rows."""
     probs, groups = _random_probs(80, 6), np.arange(80).astype(str)
     labels = _draw_labels(probs, 7)
-    calibrated = blend_out_of_fold(labels, [probs], np.zeros(80, dtype=int), groups)
+    calibrated = blend_cross_fitted(labels, [probs], groups)
     assert calibrated.sum(axis=1) == pytest.approx(np.ones(80))
     assert (calibrated != fit_blend(labels, [probs]).apply([probs])).all()
     with pytest.raises(UserError, match="too few prompts"):
-        blend_out_of_fold(labels, [probs], np.zeros(80, dtype=int), np.full(80, "one prompt"))
+        blend_cross_fitted(labels, [probs], np.full(80, "one prompt"))
 
 
 def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
@@ -109,21 +105,21 @@ def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
     blend = fit_blend(labels, [first, second, _random_probs(6000, 10)])
     assert blend.weights == pytest.approx((0.5, 0.5, 0.0), abs=0.03) and sum(blend.weights) == pytest.approx(1.0)
     assert blend.calibration.temperature == pytest.approx(0.5, rel=0.05)
-    nested = blend_out_of_fold(labels, [first, second], *_plan(6000, 4))
+    nested = blend_cross_fitted(labels, [first, second], np.arange(6000).astype(str))
     assert log_loss(labels, nested) < min(log_loss(labels, first), log_loss(labels, second)) - 0.02
 
 
-def test_blend_out_of_fold_never_sees_the_fold_it_scores():
-    """A run that knows the labels of fold 0 alone: the blend of all rows rushes to it, the nested one does not."""
-    probs, (folds, groups) = _random_probs(300, 13), _plan(300, 3)
-    labels = _draw_labels(probs, 14)
+def test_a_nested_blend_never_sees_the_prompts_that_it_predicts():
+    """A run that knows the labels of one part alone: the blend of all rows rushes to it, the nested one does not."""
+    probs, groups = _random_probs(300, 13), np.arange(300).astype(str)
+    labels, here = _draw_labels(probs, 14), split_groups(groups, NUM_PARTS, "calibration") == 0
     leaked = _random_probs(300, 15)
-    leaked[folds == 0] = np.where(np.eye(3)[labels[folds == 0]] == 1, 0.98, 0.01)
-    nested = blend_out_of_fold(labels, [probs, leaked], folds, groups)
+    leaked[here] = np.where(np.eye(3)[labels[here]] == 1, 0.98, 0.01)
+    nested = blend_cross_fitted(labels, [probs, leaked], groups)
     fitted = fit_blend(labels, [probs, leaked]).apply([probs, leaked])
-    taught = fit_blend(labels[folds != 0], [probs[folds != 0], leaked[folds != 0]])
-    assert (nested[folds == 0] == taught.apply([probs[folds == 0], leaked[folds == 0]])).all()
-    assert log_loss(labels[folds == 0], fitted[folds == 0]) < log_loss(labels[folds == 0], nested[folds == 0]) - 0.2
+    taught = fit_blend(labels[~here], [probs[~here], leaked[~here]])
+    assert (nested[here] == taught.apply([probs[here], leaked[here]])).all()
+    assert log_loss(labels[here], fitted[here]) < log_loss(labels[here], nested[here]) - 0.02
 
 
 @pytest.mark.parametrize(

@@ -145,19 +145,19 @@ def test_holm_correction_of_four_by_hand():
     assert [one.p for one in compare.holm_correction([replace(table[0], p=0.6)] * 2)] == [1.0, 1.0]
 
 
-def test_halves_depend_on_the_group_and_not_on_the_order():
-    """The same group is always in the same half, and two groups are enough for two halves."""
+def test_parts_depend_on_the_group_and_not_on_the_order():
+    """The same group is always in the same part, the parts are of equal size, and two groups are enough for two."""
     groups = np.array([f"group {number % 40}" for number in range(120)])
-    half = compare.split_halves(groups, "step")
-    assert (compare.split_halves(groups[::-1], "step") == half[::-1]).all()
-    assert half.sum() == 60
-    assert sum(compare.split_halves(np.array(["p", "q", "p"]), "step")) in (1, 2)
+    part = compare.split_groups(groups, 4, "step")
+    assert (compare.split_groups(groups[::-1], 4, "step") == part[::-1]).all()
+    assert np.bincount(part).tolist() == [30] * 4
+    assert sum(compare.split_groups(np.array(["p", "q", "p"]), 2, "step")) in (1, 2)
 
 
 def test_cross_fitted_choice_takes_each_half_from_the_step_that_the_other_half_chose():
     """Step 0 is good on half one only, step 1 on the other: each half gets the step that is bad for it."""
     groups = np.arange(41).astype(str)
-    half, labels = compare.split_halves(groups, "step"), np.zeros(41, dtype=int)
+    half, labels = compare.split_groups(groups, 2, "step") == 1, np.zeros(41, dtype=int)
     good, bad = [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]
     steps = np.stack([np.where(half[:, None], good, bad), np.where(half[:, None], bad, good)])
     probs, best = compare.choose_cross_fitted(steps, labels, groups)

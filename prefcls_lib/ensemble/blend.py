@@ -15,7 +15,7 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, check_probs
 from prefcls_lib.evaluation import compare, scores
-from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_out_of_fold, fit_blend
+from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_cross_fitted, fit_blend
 from prefcls_lib.pipeline.folder import RunFolder, read_table
 from prefcls_lib.runtime.files import UserError, read_json, reading, shown, write_json
 
@@ -78,8 +78,8 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 def fit_runs(folders: list[Path], out: Path) -> dict:
     """Fit the blend of several runs and write `out` (blend.json).
 
-    The blend that is applied is fitted on all shared rows. Its reported log loss is nested: each fold's rows are
-    predicted by a blend fitted on the other folds (on one fold: on the other half of its prompt groups).
+    The blend that is applied is fitted on all shared rows. Its reported log loss is nested: each row is predicted by a
+    blend fitted on rows of other prompts.
 
     Returns:
         The content of blend.json.
@@ -89,7 +89,7 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
     _check_shared_rows(runs, ids)
     labels, folds, groups = (runs[0].oof.loc[ids, name].to_numpy() for name in ("label", "fold", "group"))
     predictions = [run.probs(ids) for run in runs]
-    nested = blend_out_of_fold(labels, predictions, folds, groups)
+    nested = blend_cross_fitted(labels, predictions, groups)
     blend = fit_blend(labels, predictions)
     single = [scores.log_loss(labels, probs) for probs in predictions]
     best = int(np.argmin(single))

@@ -12,14 +12,15 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from prefcls_lib.data.schema import NUM_CLASSES
-from prefcls_lib.evaluation.compare import split_halves
+from prefcls_lib.evaluation.compare import split_groups
 from prefcls_lib.evaluation.scores import SMALLEST_PROB
 from prefcls_lib.runtime.files import UserError
 
 MAX_TEMPERATURE, MAX_TIE_BIAS = 20.0, 5.0
-# Penalties on the summed loss, each a normal prior: the weights sum to 1 give or take 1 / sqrt(25), and the tie bias is
-# 0 give or take 1 / sqrt(400). Which prediction gets the weight is free.
-SUM_PENALTY, TIE_PENALTY = 25.0, 400.0
+# Penalties on the summed loss, each a normal prior: the weights sum to 1 give or take 1 / sqrt(50), and the tie bias is
+# 0 give or take 1 / sqrt(400). Which prediction gets the weight is free. Chosen on few rows (report/log.md).
+SUM_PENALTY, TIE_PENALTY = 50.0, 400.0
+NUM_PARTS = 20  # of a cross-fit: a blend of 19 parts is nearly the one of all rows, which is applied
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Blend:
 def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
     """Weights, temperature and tie bias with the lowest penalised log loss on these rows; of one run, a calibration.
 
-    The powers beta are at least 0, and the summed loss is increased by 25/2 (sum of beta - 1)^2 + 400/2 tie_bias^2.
+    The powers beta are at least 0, and the summed loss is increased by 50/2 (sum of beta - 1)^2 + 400/2 tie_bias^2.
     `predictions`: (N, 3) out-of-sample probabilities of each run, the same rows in the same order. No run may have been
     trained or selected on these rows; the gain on them is optimistic.
     """
@@ -107,15 +108,13 @@ def fit_calibration_on(offsets: np.ndarray, scores: np.ndarray, labels: np.ndarr
     return Calibration(float(1 / power), float(tie_bias))
 
 
-def blend_out_of_fold(
-    labels: np.ndarray, predictions: Sequence[np.ndarray], folds: np.ndarray, groups: np.ndarray
-) -> np.ndarray:
-    """Cross-fitted blend (N, 3), or calibration of a single prediction: each fold's is fitted on the other folds.
+def blend_cross_fitted(labels: np.ndarray, predictions: Sequence[np.ndarray], groups: np.ndarray) -> np.ndarray:
+    """Cross-fitted blend (N, 3), or calibration of a single prediction: that of each part of the prompt groups is
+    fitted on the other parts.
 
-    Its score is the one to report; the blend to keep is `fit_blend` on all rows. With a single fold, the prompt groups
-    are split into two halves instead.
+    Its score is the one to report; the blend to keep is `fit_blend` on all rows.
     """
-    parts = np.asarray(folds) if len(np.unique(folds)) > 1 else split_halves(groups, "calibration")
+    parts = split_groups(groups, NUM_PARTS, "calibration")
     if len(np.unique(parts)) == 1:
         raise UserError("calibration: too few prompts to fit on some and score on others. Validate on more rows.")
     blended = np.empty((len(labels), NUM_CLASSES))

@@ -104,14 +104,14 @@ def holm_correction(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [replace(one, p=float(corrected)) for one, corrected in zip(comparisons, p, strict=True)]
 
 
-def split_halves(groups: np.ndarray, salt: str) -> np.ndarray:
-    """(N,) bool: two halves of the prompt groups, by a hash of salt and group, whatever the order of the rows.
+def split_groups(groups: np.ndarray, parts: int, salt: str) -> np.ndarray:
+    """(N,) the part, 0 ... parts - 1, of each prompt group, by a hash of salt and group, whatever the rows' order.
 
-    `salt`: what they are used for. Two uses with the same halves would see each other's rows.
+    `salt`: what they are used for. Two uses with the same parts would see each other's rows.
     """
     names, index = np.unique(groups, return_inverse=True)
     rank = np.argsort(np.argsort([hashlib.blake2b(f"{salt}:{name}".encode()).hexdigest() for name in names]))
-    return (rank % 2 == 1)[index]
+    return (rank % parts)[index]
 
 
 def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
@@ -125,7 +125,7 @@ def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.
     losses = np.stack([scores.row_losses(labels, probs) for probs in valid_probs])  # (V, N)
     best = int(losses.mean(axis=1).argmin())
     probs = valid_probs[best].copy()
-    half = split_halves(groups, "step")
+    half = split_groups(groups, 2, "step") == 1
     if half.any():
         for chosen_on in (half, ~half):
             probs[~chosen_on] = valid_probs[losses[:, chosen_on].mean(axis=1).argmin()][~chosen_on]

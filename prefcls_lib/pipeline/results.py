@@ -14,7 +14,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import compare, scores
-from prefcls_lib.evaluation.calibration import blend_out_of_fold
+from prefcls_lib.evaluation.calibration import blend_cross_fitted
 from prefcls_lib.models.recipes import HUB_NAMES
 from prefcls_lib.pipeline.folder import LADDER, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
@@ -48,14 +48,13 @@ def baseline_table(predictions: pd.DataFrame) -> pd.DataFrame:
 def describe_run(job: Job, records: list[dict]) -> dict:
     """The content of result.json, from the tables of the run and fold.json of every model. No log loss is smoothed.
 
-    `calibrated_log_loss` has temperature and tie bias fitted on other folds (on one fold: on the other half of its
-    prompt groups).
+    `calibrated_log_loss` has temperature and tie bias fitted on rows of other prompts.
     """
     oof, predictions = (read_table(job.folder / name) for name in ("oof.csv", "oof_baselines.csv"))
     start = predictions[predictions["model"] == job.baseline_name]  # the rows of oof, in their order
     probs, start_probs = (table[list(LABEL_COLUMNS)].to_numpy() for table in (oof, start))
     labels, groups, folds = (oof[name].to_numpy() for name in ("label", "group", "fold"))
-    calibrated = blend_out_of_fold(labels, [probs], folds, groups)
+    calibrated = blend_cross_fitted(labels, [probs], groups)
     result = {
         **compare.score_predictions(labels, probs, groups, folds),
         "calibrated_log_loss": scores.log_loss(labels, calibrated),
