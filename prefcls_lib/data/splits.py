@@ -29,12 +29,12 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
     from sklearn.model_selection import StratifiedGroupKFold  # late, as in `trees.fit_trees`
 
     labels = rows["label"].to_numpy()
-    counts = np.bincount(labels, minlength=NUM_CLASSES)
-    num_groups = rows["group"].nunique()
-    if min(counts.min(), num_groups) < num_folds:
+    prompts = np.array([rows["group"][labels == label].nunique() for label in range(NUM_CLASSES)])
+    if prompts.min() < num_folds:
         raise UserError(
-            f"{source}: too few for num_folds={num_folds}: {len(rows)} rows, {num_groups} different prompts, "
-            f"{counts.min()} rows with {LABEL_COLUMNS[counts.argmin()]}=1. Give more rows or set num_folds lower."
+            f"{source}: too few for num_folds={num_folds}: of {len(rows)} rows, those with "
+            f"{LABEL_COLUMNS[prompts.argmin()]}=1 have {prompts.min()} different prompts. Give more rows or set "
+            "num_folds lower."
         )
     groups = np.array([_content_hash(seed, group) for group in rows["group"]])
     order = np.argsort(groups, kind="stable")
@@ -42,13 +42,6 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
     splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=False)
     for fold, (_, valid) in enumerate(splitter.split(order, labels[order], groups[order])):
         folds[order[valid]] = fold
-    for fold in range(num_folds):
-        rest = np.bincount(labels[folds != fold], minlength=NUM_CLASSES)
-        if (rest == 0).any():  # the rows of one class share a few prompts
-            raise UserError(
-                f"{source}: all {counts[rest.argmin()]} rows with {LABEL_COLUMNS[rest.argmin()]}=1 have the same "
-                f"prompt or fall into one fold (fold {fold}), so nothing is left to learn it from. Give more rows."
-            )
     return folds
 
 

@@ -184,16 +184,6 @@ class EncodedRows:
         """(N, 2) bool, whether a part of the side's text did not fit."""
         return self.full_lengths > self.lengths[self.sides]
 
-    def describe(self) -> dict[str, float]:
-        """Token length quantiles of all sides, the share of cut rows and of tokens seen."""
-        lengths = self.lengths[self.sides]
-        return {
-            "median_side_tokens": float(np.median(lengths)),
-            "p95_side_tokens": float(np.percentile(lengths, 95)),
-            "cut_row_share": float(self.cut.any(axis=1).mean()),
-            "token_share_seen": float((lengths / self.full_lengths).mean()),
-        }
-
 
 def encode_rows(
     rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, text_cleaning: str, architecture: str = "siamese"

@@ -35,14 +35,11 @@ def brier_score(labels: np.ndarray, probs: np.ndarray) -> float:
 def reliability_table(labels: np.ndarray, probs: np.ndarray, num_bins: int = 15) -> pd.DataFrame:
     """How often the most probable class is right, by its predicted probability.
 
-    One line for each of `num_bins` equal-width bins (low, high] that holds rows: low, high, count, confidence (mean),
-    accuracy.
+    One line for each of `num_bins` equal-width bins (low, high] that holds rows: count, confidence (mean), accuracy.
     """
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * num_bins), 1, num_bins)
-    rows = pd.DataFrame({"low": (bins - 1) / num_bins, "high": bins / num_bins, "right": right, "p": confidence})
-    return rows.groupby(["low", "high"], as_index=False).agg(
-        count=("p", "size"), confidence=("p", "mean"), accuracy=("right", "mean")
+    rows = pd.DataFrame({"confidence": probs.max(axis=1), "right": probs.argmax(axis=1) == labels})
+    return rows.groupby(np.ceil(rows["confidence"].to_numpy() * num_bins)).agg(
+        count=("right", "size"), confidence=("confidence", "mean"), accuracy=("right", "mean")
     )
 
 

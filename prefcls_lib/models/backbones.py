@@ -146,7 +146,10 @@ def set_gradient_checkpointing(encoder: PreTrainedModel, enabled: bool) -> None:
 def find_backbone(name: str) -> Path:
     """The folder of a backbone: a folder path, an attached Kaggle input, the local hub cache, or the hub."""
     if name == "minilm" and (package := importlib.util.find_spec(MINILM_PACKAGE)):
-        return _check_minilm(Path(package.origin).parent / "model")
+        folder = Path(package.origin).parent / "model"
+        if sha256(folder / "model.safetensors") != MINILM_SHA256:
+            raise UserError(f"backbone 'minilm': {folder} is not that of version 0.1.0. Install it again.")
+        return folder
     tried, folder, hub_name = [f"folder {name}"], Path(name).expanduser(), HUB_NAMES.get(name, name)
     if (folder / "config.json").is_file():
         return folder
@@ -176,13 +179,6 @@ def _fetch(hub_name: str, offline: bool) -> Path:
     folder = Path(snapshot_download(hub_name, allow_patterns=wanted, local_files_only=offline))
     if not list(folder.glob("*.safetensors")):
         snapshot_download(hub_name, allow_patterns=["pytorch_model.bin"], local_files_only=offline)
-    return folder
-
-
-def _check_minilm(folder: Path) -> Path:
-    weights = folder / "model.safetensors"
-    if sha256(weights) != MINILM_SHA256:
-        raise UserError(f"backbone 'minilm': {weights} is not the file of version 0.1.0. Install it again.")
     return folder
 
 
