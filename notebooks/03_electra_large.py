@@ -194,11 +194,10 @@ for side in (0, 1):
     ids = encoded.token_ids[encoded.sides[0, side]]
     print(f"side {side}: {len(ids)} tokens\n  ids   {ids[:12].tolist()} ...")
     print(f"  text  {job.backbone.tokenizer.decode(ids)[:700]}\n")
-lengths = encoded.lengths[encoded.sides]
-print("tokens of a side:", pd.Series(lengths.ravel()).quantile([0.5, 0.95]).round().to_dict())
+print("tokens of a side:", pd.Series(encoded.lengths.ravel()).quantile([0.5, 0.95]).round().to_dict())
 print(f"rows that are cut: {encoded.cut.any(axis=1).mean():.1%}")
-print(f"tokens of a side that are seen: {(lengths / encoded.full_lengths).mean():.1%}")
-plots.plot_token_lengths(lengths, job.config.max_length)
+print(f"tokens of a side that are seen: {(encoded.lengths / encoded.full_lengths).mean():.1%}")
+plots.plot_token_lengths(encoded.lengths, job.config.max_length)
 
 # %% [markdown]
 # ## 8. Batches

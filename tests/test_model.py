@@ -58,8 +58,7 @@ def examples_of(backbone_folders, rows):
 
 def encode(rows: pd.DataFrame, folder, architecture: str = "siamese") -> Examples:
     tokenizer = SideTokenizer(AutoTokenizer.from_pretrained(folder))
-    encoded = encode_rows(rows, tokenizer, 48, "none", architecture)
-    return Examples(encoded.token_ids, encoded.sides, rows["label"].to_numpy())
+    return replace(encode_rows(rows, tokenizer, 48, "none", architecture), labels=rows["label"].to_numpy())
 
 
 def make_model(folder, **settings) -> PreferenceModel:

@@ -301,7 +301,7 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     folds.train_models(data, fold_models(data.config))
     assert list(sessions) == ["fold2", "fold0"]
     assert [session.deadline - now for session in sessions.values()] == pytest.approx([1200, 2400], abs=30)
-    tokens = int(data.encoded.lengths[np.unique(data.encoded.sides[-12:])].sum())
+    tokens = sum(len(data.encoded.token_ids[side]) for side in np.unique(data.encoded.sides[-12:]))
     assert {session.tokens_to_predict for session in sessions.values()} == {tokens}
     names = [model.name for model in fold_models(replace(job.config, num_seeds=2))]
     assert names == ["fold2", "fold2-seed1", "fold0", "fold0-seed1"]

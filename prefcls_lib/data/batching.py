@@ -33,6 +33,7 @@ class Examples:
         offsets: (N, 3) float32 log-odds of the baseline that the network starts from, or None.
         tie_shifts: (N,) float32, added to the logit of a tie in the training loss: 0 for rows of the training file, see
             `baselines.columns.tie_shifts`; or None.
+        full_lengths: (N, 2) tokens of both sides if nothing had been cut, where `encode_rows` has just made the rows.
     """
 
     token_ids: Sequence[np.ndarray]
@@ -40,6 +41,7 @@ class Examples:
     labels: np.ndarray | None = None
     offsets: np.ndarray | None = None
     tie_shifts: np.ndarray | None = None
+    full_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -54,9 +56,15 @@ class Examples:
         """(N, 2) tokens of both sides of every row; (N, 1) where there is one."""
         return np.array([len(ids) for ids in self.token_ids])[self.sides]
 
+    @property
+    def cut(self) -> np.ndarray:
+        """(N, 2) bool, whether a part of the side's text did not fit."""
+        return self.full_lengths > self.lengths
+
     def take(self, chosen: np.ndarray | slice) -> "Examples":
         """Some of the rows; the sides stay as they are numbered."""
-        columns = {name: getattr(self, name) for name in ("sides", "labels", "offsets", "tie_shifts")}
+        names = ("sides", "labels", "offsets", "tie_shifts", "full_lengths")
+        columns = {name: getattr(self, name) for name in names}
         return replace(self, **{name: column[chosen] for name, column in columns.items() if column is not None})
 
     def swapped(self, rows: np.ndarray | bool = True) -> "Examples":
@@ -67,6 +75,7 @@ class Examples:
             sides=np.take_along_axis(self.sides, order[:, :2], axis=1),
             labels=None if self.labels is None else order[np.arange(len(self)), self.labels],
             offsets=None if self.offsets is None else np.take_along_axis(self.offsets, order, axis=1),
+            full_lengths=None,
         )
 
     def in_random_order(self, seed: int, epoch: int) -> "Examples":

@@ -18,11 +18,11 @@ tokenised, and the ids are checked afterwards.
 """
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.schema import PROMPT, RESPONSES
 from prefcls_lib.runtime.files import UserError
 
@@ -159,37 +159,13 @@ class SideTokenizer:
         return np.concatenate([ids[: keep - tail], self.cut_marker, ids[len(ids) - tail :]])
 
 
-@dataclass(frozen=True)
-class EncodedRows:
-    """The sides of N rows as token ids, equal sides stored once.
-
-    Attributes:
-        token_ids: U arrays (T,) int32, one for each different side, shortest first (equal lengths: by ids), so
-            that the order depends on nothing but the token ids.
-        sides: (N, 2) int64, the index in `token_ids` of side 0 = A and side 1 = B.
-        full_lengths: (N, 2) int64, tokens of each side if nothing had been cut.
-    """
-
-    token_ids: list[Ids]
-    sides: np.ndarray
-    full_lengths: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(U,) tokens of each different side."""
-        return np.array([len(ids) for ids in self.token_ids])
-
-    @property
-    def cut(self) -> np.ndarray:
-        """(N, 2) bool, whether a part of the side's text did not fit."""
-        return self.full_lengths > self.lengths[self.sides]
-
-
 def encode_rows(
     rows: pd.DataFrame, tokenizer: SideTokenizer, max_length: int, text_cleaning: str, architecture: str = "siamese"
-) -> EncodedRows:
+) -> Examples:
     """Token ids of both sides of every row, at most `max_length` a side; each different text is tokenised once.
 
+    Equal sides are stored once, as int32 and shortest first (equal lengths: by ids), so that the order depends on
+    nothing but the token ids.
     `architecture`: "siamese", a side is the prompt and one answer; "cross", the prompt and both answers in one order.
     """
     columns = [[[clean_text(turn, text_cleaning) for turn in turns] for turns in rows[name]]
@@ -208,4 +184,5 @@ def encode_rows(
     different = sorted(set(sides.flat), key=lambda ids: (len(ids), ids))
     place = {ids: number for number, ids in enumerate(different)}
     numbers = np.array([place[ids] for ids in sides.flat], dtype=np.int64).reshape(sides.shape)
-    return EncodedRows([np.frombuffer(ids, ">i4").astype(np.int32) for ids in different], numbers, full_lengths)
+    token_ids = [np.frombuffer(ids, ">i4").astype(np.int32) for ids in different]
+    return Examples(token_ids, numbers, full_lengths=full_lengths)

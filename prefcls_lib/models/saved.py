@@ -52,9 +52,8 @@ class SavedNetwork:
     def read_inputs(self, rows: pd.DataFrame) -> NetworkInputs:
         """Token ids of rows from `loading.read_rows`: the same for all models of a run."""
         settings = (self.config.max_length, self.config.text_cleaning, self.config.architecture)
-        encoded = encode_rows(rows, self.backbone.tokenizer, *settings)
-        baseline = self.baseline and self.baseline.read_inputs(rows)
-        return NetworkInputs(Examples(encoded.token_ids, encoded.sides), baseline)
+        examples = encode_rows(rows, self.backbone.tokenizer, *settings)
+        return NetworkInputs(examples, self.baseline and self.baseline.read_inputs(rows))
 
     def predict_proba(self, inputs: NetworkInputs, label: str = "") -> np.ndarray:
         """Probabilities (N, 3) of what `read_inputs` has read, on this machine's device, in the precision of training.

@@ -33,7 +33,7 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 def train_models(data: TrainingData, models: list[FoldModel]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
     is_test, encoded = data.table["fold"] == TEST, data.encoded
-    tokens_to_predict = int(encoded.lengths[np.unique(encoded.sides[is_test])].sum())
+    tokens_to_predict = sum(len(encoded.token_ids[side]) for side in np.unique(encoded.sides[is_test]))
     hours, deadline = data.config.time_budget_hours, None
     with stop_on_sigterm() as stop:
         for number, model in enumerate(models):

@@ -2,7 +2,7 @@
 
 checkpoint/folds.npy         the fold of each training row
 checkpoint/rows/             of all rows (training, extra, test rows): tokens.npy, which all processes map, and
-                             sides.safetensors, see `tokenization.EncodedRows`; table.csv, see `Job.all_rows`
+                             sides.safetensors, see `batching.Examples`; table.csv, see `Job.all_rows`
 checkpoint/baseline-fold0/   model/         the fold's baseline, as the model folder of a run of `prefcls ladder`
                              offsets.npy    (N, 3) its offsets of all rows: of a training row by the models that were
                                             fitted without it, of other rows by all; NaN: left out
@@ -23,11 +23,12 @@ from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
 from prefcls_lib.baselines.estimators import ENSEMBLE
 from prefcls_lib.baselines.out_of_fold import BaselineMean, fit_out_of_fold, fit_simple
 from prefcls_lib.config import RunConfig
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.loading import locate_csv, read_rows, row_keys
 from prefcls_lib.data.schema import ID, NUM_CLASSES, SOURCE, class_shares
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
-from prefcls_lib.data.tokenization import EncodedRows, encode_rows
+from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone
 from prefcls_lib.pipeline.folder import RunFolder, prediction_table, read_table, write_model_tables, write_table
 from prefcls_lib.runtime.files import reading, sha256, write_whole
@@ -123,7 +124,7 @@ class TrainingData:
     config: RunConfig
     folder: RunFolder
     backbone: Backbone
-    encoded: EncodedRows  # of all rows
+    encoded: Examples  # of all rows
     table: pd.DataFrame  # of all rows: id, fold, label, group, source, see `Job.all_rows`
     started_at: float
 
@@ -135,7 +136,8 @@ def prepare_rows(job: Job) -> TrainingData:
     def write(folder: Path) -> None:
         texts = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
         encoded = encode_rows(job.all_rows, job.backbone.tokenizer, *texts)
-        arrays = {"lengths": encoded.lengths, "sides": encoded.sides, "full_lengths": encoded.full_lengths}
+        lengths = np.array([len(ids) for ids in encoded.token_ids])
+        arrays = {"lengths": lengths, "sides": encoded.sides, "full_lengths": encoded.full_lengths}
         folder.mkdir()
         np.save(folder / "tokens.npy", np.concatenate(encoded.token_ids))
         save_file(arrays, folder / "sides.safetensors")
@@ -154,7 +156,7 @@ def load_training_data(folder: RunFolder, started_at: float, backbone: Backbone 
         arrays, table = load_file(place / "sides.safetensors"), read_table(place / "table.csv")
         tokens = np.load(place / "tokens.npy", mmap_mode="r").view(np.ndarray)
         token_ids = np.split(tokens, np.cumsum(arrays["lengths"])[:-1])
-        encoded = EncodedRows(token_ids, arrays["sides"], arrays["full_lengths"])
+        encoded = Examples(token_ids, arrays["sides"], full_lengths=arrays["full_lengths"])
     return TrainingData(config, folder, backbone, encoded, table, started_at)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, plan_padded_batches, split_batch
+from prefcls_lib.data.batching import plan_padded_batches, split_batch
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import scores
 from prefcls_lib.models.network import PreferenceModel
@@ -28,8 +28,7 @@ def describe_duration(job: Job, model: PreferenceModel) -> str:
     """One sentence on the time that a run needs: a rough estimate, from the forward pass of a few rows."""
     config, num_folds, num_rows = job.config, len(job.config.folds), len(job.all_rows) - len(job.test_rows)
     texts = (config.max_length, config.text_cleaning, config.architecture)
-    encoded = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
-    examples = Examples(encoded.token_ids, encoded.sides)
+    examples = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
     row_tokens = examples.lengths.sum(axis=1)
     near = np.argsort(np.abs(row_tokens - row_tokens.mean()), kind="stable")[:TIMED_ROWS]
     accelerator = make_accelerator(config.mixed_precision)

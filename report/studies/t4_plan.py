@@ -92,7 +92,8 @@ def make_plan(lengths: np.ndarray) -> str:
 def count_tokens() -> np.ndarray:
     """Tokens of the different sides of the shipped rows, uncut, stretched so that cut at 512 they have MEAN_TOKENS."""
     rows = loading.read_rows(loading.sample_path("train"), labelled=True)
-    lengths = encode_rows(rows, load_backbone("minilm", 512).tokenizer, 10**6, "none").lengths
+    token_ids = encode_rows(rows, load_backbone("minilm", 512).tokenizer, 10**6, "none").token_ids
+    lengths = np.array([*map(len, token_ids)])
     return lengths * brentq(lambda factor: np.minimum(lengths * factor, 512).mean() - MEAN_TOKENS, 0.5, 2.0)
 
 
