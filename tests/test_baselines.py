@@ -172,7 +172,7 @@ def test_length_bins_by_hand():
     structure = np.zeros((4, len(SIGNS)))
     structure[:, FEATURE_NAMES.index("diff_log_chars")] = [0.8, -0.8, 0.0, 0.0]
     inputs = BaselineInputs(structure, np.zeros(4, dtype=int), None, np.zeros(4, dtype=int))
-    model = next(LengthBins.fit_path(inputs, np.array([0, 2, 1, 2])))
+    model = next(LengthBins.fit_path(inputs, np.array([0, 2, 1, 2]), [0]))
     bins, here = model.state["bins"], int(np.digitize(0.8, LENGTH_EDGES))
     assert bins[here] == pytest.approx(np.array([1 + 2.5, 0 + 2.5, 1 + 5]) / 12)
     assert bins[0] == pytest.approx(np.array([0.5 + 2.5, 0.5 + 2.5, 1 + 5]) / 12)
@@ -312,7 +312,7 @@ def test_a_class_that_is_missing_in_an_inner_fold(known, capsys):
     fitted, offsets = fit_out_of_fold(NAME, inputs, labels, groups, seed=1, label="fold0")
     (lacking,) = [model for model in fitted.models if "prior" in model.state]
     assert np.isfinite(offsets).all() and "a class is missing" in capsys.readouterr().out
-    expected = next(Prior.fit_path(inputs, labels)).predict_proba(inputs)
+    expected = next(Prior.fit_path(inputs, labels, [0])).predict_proba(inputs)
     np.testing.assert_array_equal(lacking.predict_proba(inputs), expected)
 
 

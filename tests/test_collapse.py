@@ -20,7 +20,7 @@ from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState
 @pytest.fixture
 def collapsed(monkeypatch):
     """The encoder gives one embedding for every side, and is judged 20 rows after the warm-up."""
-    monkeypatch.setattr(PreferenceModel, "embed", lambda self, batch: torch.ones(len(batch.indices), 32))
+    monkeypatch.setattr(PreferenceModel, "embed", lambda self, taken, *_: torch.ones(len(taken), 32))
     monkeypatch.setattr(validation, "COLLAPSE_AFTER_ROWS", 20)
 
 

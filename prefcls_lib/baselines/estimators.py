@@ -55,9 +55,7 @@ class Baseline:
         return tuple(one for one in cls.choices if one * cls.rows_each <= rows) or cls.choices[:1]
 
     @classmethod
-    def fit_path(
-        cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float] = (0.0,)
-    ) -> Iterator[Self]:
+    def fit_path(cls, inputs: BaselineInputs, labels: np.ndarray, strengths: Sequence[float]) -> Iterator[Self]:
         """A model for each strength, fitted on training rows with labels (N,), all classes in the training file."""
         weights = columns.tie_weights(labels, inputs.sources)
         kinds = {"kind_counts": columns.count_kinds(inputs.kinds, labels, weights)}

@@ -100,7 +100,7 @@ class BaselineMean:
 
 def fit_simple(inputs: BaselineInputs, labels: np.ndarray) -> dict[str, Baseline]:
     """The baselines that nothing starts from, by name: a comparison asks what a network adds to them, too."""
-    return {kind.name: next(kind.fit_path(inputs, labels)) for kind in (Prior, LengthBins)}
+    return {kind.name: next(kind.fit_path(inputs, labels, kind.choices)) for kind in (Prior, LengthBins)}
 
 
 def fit_out_of_fold(

@@ -67,7 +67,6 @@ class SideTokenizer:
     def __init__(self, tokenizer):
         """Wrap a transformers tokenizer and check it."""
         self.tokenizer = tokenizer
-        self.pad_id = tokenizer.pad_token_id
         added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         texts = {*tokenizer.all_special_tokens, *added}
         ids = {tokenizer.convert_tokens_to_ids(text) for text in texts} | set(tokenizer.all_special_ids)
@@ -140,7 +139,7 @@ class SideTokenizer:
         pair = tokenizer("one", "two", truncation=False, padding=False)["input_ids"]
         for between in ([sep_id], [sep_id, sep_id]):
             expected = [cls_id, *self._ids("one"), *between, *self._ids("two"), sep_id]
-            if pair == expected and None not in (cls_id, sep_id, self.pad_id) and cls_id != sep_id:
+            if pair == expected and None not in (cls_id, sep_id, tokenizer.pad_token_id) and cls_id != sep_id:
                 return [cls_id], between, [sep_id]
         raise UserError(
             f"{type(tokenizer).__name__}: special tokens are not in place: it joins a pair of texts as "

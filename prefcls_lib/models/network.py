@@ -106,13 +106,9 @@ class PreferenceModel(nn.Module):
         self.encoder, self.head = encoder, PreferenceHead(encoder.config.hidden_size, config, skip)
         self.pooler = pooler
 
-    @property
-    def pad_id(self) -> int:
-        """The padding token of the encoder."""
-        return self.encoder.config.pad_token_id
-
-    def embed(self, batch: dict[str, Tensor]) -> Tensor:
-        """Embeddings (S, H) fp32 of the sides of a padded batch (`pad_batch`); padding changes nothing."""
+    def embed(self, taken: list[int], length: int, token_ids: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        """Embeddings (S, H) fp32 of the sides `taken`, padded to `length`, which changes nothing."""
+        batch = pad_batch(taken, length, token_ids, self.encoder.config.pad_token_id, device)
         types = {} if self.pooler is None else self.pooler.token_types(batch["input_ids"])
         hidden = self.encoder(**batch, **types).last_hidden_state
         return mean_pool(hidden, batch["attention_mask"]) if self.pooler is None else self.pooler(hidden)
@@ -121,8 +117,7 @@ class PreferenceModel(nn.Module):
         self, token_ids: Sequence[np.ndarray], planned: list[tuple[list[int], int]], device: torch.device
     ) -> Tensor:
         """Embeddings (S, H) of sides in their order, computed in the padded batches of `plan_padded_batches`."""
-        batches = (pad_batch(*one, token_ids, self.pad_id, device) for one in planned)
-        embeddings = torch.cat([self.embed(batch) for batch in batches])
+        embeddings = torch.cat([self.embed(*batch, token_ids, device) for batch in planned])
         order = np.argsort(np.concatenate([taken for taken, _ in planned]))
         return embeddings[to_device(order, device)]
 

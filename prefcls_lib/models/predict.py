@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefcls_lib.data.batching import Examples, TokenCount, pad_batch, plan_padded_batches, to_device
+from prefcls_lib.data.batching import Examples, TokenCount, plan_padded_batches, to_device
 from prefcls_lib.data.schema import NUM_CLASSES
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.runtime.progress import progress_bar
@@ -79,9 +79,8 @@ def embed_unique_sides(
     model.eval()
     with torch.inference_mode(), progress_bar(len(used), label, "side", shown) as progress:
         for taken, length in planned[accelerator.process_index :: accelerator.num_processes]:
-            batch = pad_batch(taken, length, token_ids, model.pad_id, device)
             with accelerator.autocast():
-                embedded = model.embed(batch)
+                embedded = model.embed(taken, length, token_ids, device)
             embeddings[to_device(used[taken], device)] = embedded
             progress.update(len(taken) * accelerator.num_processes)
     computed = sum(len(taken) * length for taken, length in planned)

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from transformers import AutoModel, PretrainedConfig
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, pad_batch
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.doctor import capacity, checks
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
@@ -92,11 +92,11 @@ def matrix_peak(accelerator: Accelerator, size: int, repeats: int = 8) -> float:
 
 def precision_error(model: PreferenceModel, rows: Examples, accelerator: Accelerator) -> float:
     """Largest difference of an embedding from fp32's, as a share of the largest value."""
-    batch = pad_batch([6, 7], int(rows.lengths.max()), rows.token_ids, 0, accelerator.device)
+    sides = [6, 7], int(rows.lengths.max()), rows.token_ids, accelerator.device
     with torch.inference_mode():
-        exact = model.eval().embed(batch)
+        exact = model.eval().embed(*sides)
         with accelerator.autocast():
-            mixed = model.embed(batch)
+            mixed = model.embed(*sides)
     return float((mixed - exact).abs().max() / exact.abs().max())
 
 
