@@ -131,8 +131,8 @@ def test_folds_that_cannot_be_are_refused():
     rows = labelled_rows(60)
     one_prompt = rows.assign(group=rows["group"].where(rows["label"] != 2, "one"))
     for table, num_folds, words in (
-        (rows.assign(label=rows["label"] % 2), 5, "of 60 rows, those with winner_tie=1 have 0 different prompts"),
-        (rows, 50, r"too few for num_folds=50: .* have \d+ different prompts. Give more"),
+        (rows.assign(label=rows["label"] % 2), 5, "60 rows, and those with winner_tie=1 have 0 different prompts"),
+        (rows, 50, r"too few for num_folds=50: .* have \d+ different prompts; more than"),
         (labelled_rows(60, 20), 5, "have 3 different prompts"),
         (one_prompt, 5, "those with winner_tie=1 have 1 different prompts"),
     ):
