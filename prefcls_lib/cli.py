@@ -128,10 +128,9 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline import steps
-    from prefcls_lib.pipeline.folder import RunFolder
+    from prefcls_lib.pipeline import folds, job
 
-    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at)
+    folds.train_models(job.load_job(arguments.run, arguments.started_at), arguments.models)
 
 
 def _blend(arguments: argparse.Namespace) -> None:

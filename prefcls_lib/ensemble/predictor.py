@@ -13,7 +13,7 @@ from prefcls_lib.data.schema import ID, TEXT_COLUMNS
 from prefcls_lib.ensemble.blend import mix, read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.models.saved import SavedNetwork, load_model
-from prefcls_lib.pipeline.folder import RunFolder
+from prefcls_lib.pipeline.folder import model_folders
 from prefcls_lib.runtime.files import UserError, read_json, shown
 
 Text = str | Sequence[str]  # of one turn, or a text a turn
@@ -82,7 +82,7 @@ def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
     if any((path / name).is_file() for name in ("preference.json", "baseline.json")):
         return (load_model(path),)
     read_json(path / "result.json")  # a run that has it is complete
-    return tuple(map(load_model, RunFolder(path).model_folders()))
+    return tuple(map(load_model, model_folders(path)))
 
 
 def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:

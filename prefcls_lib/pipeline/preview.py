@@ -1,4 +1,4 @@
-"""What is said of a job before it is trained: how long it will take, and what the notebooks show."""
+"""What is said of a job before it is trained: how long it will take, and where its settings come from."""
 
 import math
 import time
@@ -7,16 +7,13 @@ import numpy as np
 import pandas as pd
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, make_padded_batches, split_batch
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.tokenization import encode_rows
-from prefcls_lib.evaluation import scores
 from prefcls_lib.models.network import PreferenceModel
-from prefcls_lib.models.predict import embed_unique_sides, predict_proba
-from prefcls_lib.pipeline.folds import new_model, split_rows
-from prefcls_lib.pipeline.job import Job, TrainingData
+from prefcls_lib.models.predict import embed_unique_sides
+from prefcls_lib.pipeline.job import Job
 from prefcls_lib.pipeline.launch import count_processes
 from prefcls_lib.runtime.devices import machine_name, make_accelerator
-from prefcls_lib.training.loop import StepPlan
 
 ROWS = 200  # that are tokenised for the mean length of a row
 TIMED_ROWS = 4  # of these, whose forward pass is timed
@@ -26,7 +23,7 @@ BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU
 
 def describe_duration(job: Job, model: PreferenceModel) -> str:
     """One sentence on the time that a run needs: a rough estimate, from the forward pass of a few rows."""
-    config, num_folds, num_rows = job.config, len(job.config.folds), len(job.all_rows) - len(job.test_rows)
+    config, num_folds, num_rows = job.config, len(job.config.folds), len(job.table) - len(job.test_rows)
     texts = (config.max_length, config.text_cleaning, config.architecture)
     encoded = encode_rows(job.rows.head(ROWS), job.backbone.tokenizer, *texts)
     examples = Examples(encoded.token_ids, encoded.sides)
@@ -39,7 +36,7 @@ def describe_duration(job: Job, model: PreferenceModel) -> str:
         embeddings, tokens = embed_unique_sides(model, examples.take(near), accelerator)
         embeddings.sum().item()  # waits for the GPU
     seconds_per_row = (time.perf_counter() - started) / tokens.computed * row_tokens.mean()
-    valid = job.validated.sum() / num_folds
+    valid = job.table["fold"].isin(config.folds).sum() / num_folds
     train = (num_rows - valid) * (1 + BACKWARD) / (2 if config.architecture == "cross" else 1)  # one of its two orders
     passes = config.num_epochs * (train + config.validations_per_epoch * valid) + len(job.test_rows)
     models = num_folds * config.num_seeds
@@ -59,30 +56,3 @@ def settings_table(given: RunConfig, filled: RunConfig) -> pd.DataFrame:
             for name in filled}  # fmt: skip
     table = pd.DataFrame({"value": pd.Series(filled, dtype=object).map(str), "where from": pd.Series(kind)})
     return table.sort_values("where from", key=lambda column: column.map(kinds.index), kind="stable")
-
-
-def describe_first_step(data: TrainingData) -> pd.DataFrame:
-    """The padded batches of the first optimizer step: their micro-batch, shape, and share of useful tokens."""
-    train, *_ = split_rows(data, data.config.folds[0])
-    examples, step = StepPlan(train, data.config).batch(0)
-    lines = []
-    for number, rows in enumerate(split_batch(step, examples.lengths, data.config.max_tokens_per_micro_step)):
-        token_ids = [examples.token_ids[i] for i in np.unique(examples.sides[rows])]
-        for batch in make_padded_batches(token_ids, data.backbone.tokenizer.pad_id):
-            sides, length = batch.input_ids.shape
-            share = float(batch.attention_mask.float().mean())
-            lines.append({"micro_batch": number, "sides": sides, "length": length, "useful_token_share": share})
-    return pd.DataFrame(lines)
-
-
-def untrained_log_loss(data: TrainingData, max_rows: int = 64) -> float:
-    """Log loss of the untrained model on the first validation rows: its baseline's, or the training prior's.
-
-    Shows at once whether data, labels and head fit together.
-    """
-    train, valid, *_ = split_rows(data, data.config.folds[0])
-    valid = valid.take(slice(0, max_rows))
-    accelerator = make_accelerator(data.config.mixed_precision)
-    model = new_model(data, train, accelerator)
-    probs, _ = predict_proba(model, valid, accelerator)
-    return scores.log_loss(valid.labels, probs)

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 import prefcls_lib
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import TokenCount
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import blend_cross_fitted
 from prefcls_lib.models.recipes import HUB_NAMES
@@ -23,13 +23,7 @@ from prefcls_lib.runtime.files import write_text
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second",
-               "seconds_before_training", "encoder_share")  # fmt: skip
-
-
-def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
-    """The validated rows of a finished run and their out-of-sample probabilities (N, 3)."""
-    rows = job.rows[job.validated].reset_index(drop=True)
-    return rows, read_table(job.folder / "oof.csv").set_index(ID).loc[rows[ID], list(LABEL_COLUMNS)].to_numpy()
+               "seconds_before_training")  # fmt: skip
 
 
 def baseline_table(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -53,6 +47,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
     oof, predictions = (read_table(job.folder / name) for name in ("oof.csv", "oof_baselines.csv"))
     start = predictions[predictions["model"] == job.baseline_name]  # the rows of oof, in their order
     probs, start_probs = (table[list(LABEL_COLUMNS)].to_numpy() for table in (oof, start))
+    network = job.config.backbone != LADDER
     labels, groups, folds = (oof[name].to_numpy() for name in ("label", "group", "fold"))
     calibrated = blend_cross_fitted(labels, [probs], groups)
     result = {
@@ -61,6 +56,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "calibrated_expected_calibration_error": scores.expected_calibration_error(labels, calibrated),
         "baseline": job.baseline_name,
         "baseline_log_loss": scores.log_loss(labels, start_probs),
+        "encoder_share": compare.compare(labels, probs, start_probs, groups).to_dict() if network else None,
         "baselines": baseline_table(predictions).reset_index().to_dict(orient="records"),
         "rows": len(job.rows),
         "valid_rows": len(oof),
@@ -71,20 +67,16 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "data_sha256": job.data_sha256,
         "folds": records,
     }
-    if job.config.backbone == LADDER:
-        return result | dict.fromkeys(OF_TRAINING)
-    share = compare.compare(labels, probs, start_probs, groups).to_dict()
-    return result | {"encoder_share": share} | _describe_training(job, records)
+    return result | (_describe_training(job, records) if network else dict.fromkeys(OF_TRAINING))
 
 
 def _describe_training(job: Job, records: list[dict]) -> dict:
     of = pd.DataFrame(records)
     tokens, predicted = (TokenCount(*np.sum(of[name].tolist(), axis=0)) for name in ("tokens", "predicted_tokens"))
     of_seeds = [np.average(fits["log_loss"], weights=fits["valid_rows"]) for _, fits in of.groupby("seed")]
-    warnings = zip([model.name for model in fold_models(job.config)], of["encoder_warning"], strict=True)
+    warnings = zip(fold_models(job.config), of["encoder_warning"], strict=True)
     return {
         "log_loss_seed_sd": float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None,
-        "start_from": job.config.start_from,
         "encoder_only_log_loss": float(np.average(of["encoder_log_loss"], weights=of["valid_rows"])),
         "encoder_warnings": {name: warning for name, warning in warnings if warning},
         "flip_rate": float(np.average(of["flip_rate"], weights=of["valid_rows"])),
