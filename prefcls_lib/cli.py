@@ -92,15 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no", parents=[settings])
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
 
-    # what `run` and the submit notebook start in subprocesses
+    # what `run` starts in subprocesses
     fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
     fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
     fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
     fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
-    part = add("predict-part", _predict_part, "predict a part of the rows: a process of the submit notebook")
-    part.add_argument("--deadline", required=True, type=float, help="seconds since 1970")
-    part.add_argument("folder", type=Path, metavar="DIR", help="with rows.csv; the predictions are written there")
-    part.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="model/fold0 of a run, ...")
     return parser
 
 
@@ -155,12 +151,6 @@ def _predict(arguments: argparse.Namespace) -> None:
     rows = loading.read_rows(test, labelled=False)
     write_submission(arguments.out, list(rows[ID]), predictor.load(arguments.model).predict_rows(rows, "predict"))
     print(f"submission: {arguments.out} ({len(rows)} rows)")
-
-
-def _predict_part(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline.predict import predict_part
-
-    predict_part(arguments.folder, arguments.models, arguments.deadline)
 
 
 def _check_submission(arguments: argparse.Namespace) -> None:

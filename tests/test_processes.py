@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -27,12 +26,10 @@ from test_fp16 import make_fp16_accelerator
 from test_train import LEARNS, fit, make_config, make_model
 
 from prefcls_lib import cli
-from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
 from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
-from prefcls_lib.pipeline.predict import predict_models, predict_side_by_side
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError, read_json
 from prefcls_lib.training import loop
@@ -92,14 +89,13 @@ def call(command: list[str], variables: dict[str, str]) -> None:
 def forked_workers(fork, monkeypatch):
     """Two workers side by side are forked: a new Python would import torch again, which takes longer than its work."""
 
-    def run_two(commands, num_processes, poll=None):
+    def run_two(commands, num_processes):
         processes = [fork(call, command[2:], dict(os.environ)) for command in commands.values()]
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0, 0]
 
-    for place in ("predict", "steps"):
-        monkeypatch.setattr(f"prefcls_lib.pipeline.{place}.run_workers", run_two)
+    monkeypatch.setattr(steps, "run_workers", run_two)
 
 
 # --- several processes on one machine
@@ -161,26 +157,6 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, finished_r
     assert [fold["seed"] for fold in result["folds"]] == [42, 43, 42, 43]
     one, two = (log_loss(table["label"].to_numpy(), table[columns].to_numpy()) for table in seeds)
     assert result["log_loss_seed_sd"] == pytest.approx(abs(one - two) / np.sqrt(2)) != 0
-
-
-@pytest.mark.usefixtures("forked_workers")
-def test_rows_predicted_by_two_processes(finished_run, home, tmp_path, monkeypatch, capsys):
-    """What one process predicts, model by model; in a rerun one that cannot be read is left out, the reason printed."""
-    broken = Path(shutil.copytree(finished_run / "model" / "fold0", tmp_path / "run" / "model" / "broken"))
-    (broken / "head.safetensors").write_bytes(b"cut off")
-    one, two = (finished_run / "model" / name for name in ("fold0", "fold1"))
-    rows, alone, shared = loading.read_rows(home / "test.csv", labelled=False).head(11), {}, {}
-    with pytest.raises(UserError, match=r"head\.safetensors: is damaged"):
-        predict_models([one, broken, two], rows, alone.__setitem__)
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    predict_models([one, broken, two], rows, alone.__setitem__)
-    assert "head.safetensors: is damaged" in capsys.readouterr().err
-    predict_side_by_side([one, broken, two], rows, shared.__setitem__, math.inf, 2)
-    assert list(alone) == list(shared) == [0, 2]
-    for number in alone:
-        np.testing.assert_allclose(shared[number], alone[number], atol=1e-6)
-    wanted = read_probs(finished_run / "submission.csv")[:11]
-    np.testing.assert_allclose((alone[0] + alone[2]) / 2, wanted, atol=1e-6)
 
 
 def measure(folder: Path, accelerator, session: Session | None = None, rows: int = 33, **settings) -> dict:

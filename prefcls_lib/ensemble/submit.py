@@ -20,8 +20,8 @@ from prefcls_lib.data.submission import write_submission
 from prefcls_lib.ensemble.blend import fit_runs, mix, read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.pipeline.folder import LADDER, model_folders
-from prefcls_lib.pipeline.launch import count_processes
-from prefcls_lib.pipeline.predict import predict_models, predict_side_by_side
+from prefcls_lib.pipeline.predict import predict_models
+from prefcls_lib.runtime.devices import machine_name
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 from prefcls_lib.runtime.kaggle import attached_runs, find_blend, is_competition_rerun
 
@@ -65,7 +65,7 @@ def project_rerun(runs: list[Path], blend: Blend, time_budget_hours: float) -> N
     seconds = predict_within(runs, blend, rows, lambda probs: None, time_budget_hours)["seconds"]
     hours = seconds * RERUN_ROWS / len(rows) / 3600
     print(
-        f"{len(rows)} shipped rows took {seconds:.0f} s in {count_processes(None)} processes. At this pace a rerun of "
+        f"{len(rows)} shipped rows took {seconds:.0f} s on {machine_name()}. At this pace a rerun of "
         f"{RERUN_ROWS:,} rows takes at most {hours:.1f} h; it may take {time_budget_hours * (1 - RESERVED):.1f} h.",
         flush=True,
     )
@@ -126,9 +126,7 @@ def predict_within(
         write(mix(complete, blend))
 
     deadline = started + 3600 * hours * (1 - RESERVED)
-    given = [path for _, path in models], rows, add, deadline
-    processes = min(count_processes(None), len(rows))
-    predict_models(*given) if processes == 1 else predict_side_by_side(*given, processes)
+    predict_models([path for _, path in models], rows, add, deadline)
     lines = []
     for run, weight, probs in zip(runs, blend.weights, complete, strict=True):
         result = read_json(run / "result.json")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import TextIO
 
 import psutil
@@ -39,11 +38,10 @@ def torchrun(num_processes: int) -> list[str]:
     return ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={num_processes}"]
 
 
-def run_workers(commands: dict[str, list[str]], num_processes: int, poll: Callable[[], bool] = lambda: False) -> None:
+def run_workers(commands: dict[str, list[str]], num_processes: int) -> None:
     """Run Python with the arguments of each command, by name; several have a GPU each, where there are GPUs.
 
-    `poll` is called several times a second; once it returns True the processes are ended. A UserError where one of
-    them fails; Stopped after SIGTERM: they were asked to save and stop.
+    A UserError where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
 
     Args:
         num_processes: in all commands together; they share the cores.
@@ -61,7 +59,7 @@ def run_workers(commands: dict[str, list[str]], num_processes: int, poll: Callab
                 readers.append(threading.Thread(target=_pass_on, args=given, daemon=True))
                 readers[-1].start()
             codes = [None] * len(commands)
-            while None in codes and not poll():
+            while None in codes:
                 if stop.wait(0.2):
                     raise Stopped("stopped")
                 codes = [worker.poll() for worker in workers]

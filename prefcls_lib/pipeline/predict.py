@@ -1,34 +1,37 @@
-"""Predict new rows with the models of finished runs until a deadline, in this process or a part in each of several."""
+"""Predict new rows with the models of finished runs until a deadline, on all GPUs at once."""
 
-import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from queue import SimpleQueue
 
 import numpy as np
 import pandas as pd
+import torch
 
-from prefcls_lib.data.loading import read_rows, write_rows
+from prefcls_lib.baselines.columns import BaselineInputs
+from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.schema import NUM_CLASSES, TEXT_COLUMNS
-from prefcls_lib.models.saved import load_model
-from prefcls_lib.pipeline.launch import PREFCLS, run_workers
-from prefcls_lib.runtime.files import UserError, write_whole
+from prefcls_lib.models.saved import NetworkInputs, SavedNetwork, load_model
+from prefcls_lib.pipeline.launch import count_processes
+from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.kaggle import is_competition_rerun
 from prefcls_lib.runtime.progress import progress_bar
 
 BLOCK_ROWS = 512  # rows between two looks at the clock
-SECONDS_PAST_DEADLINE = 300  # for the block under way, before a process that does not end is stopped
-
-Add = Callable[[int, np.ndarray], None]  # gets a model's place in the list, and its probabilities (N, 3) of the rows
 
 
-def predict_models(folders: list[Path], rows: pd.DataFrame, add: Add, deadline: float = math.inf) -> None:
-    """Predict rows of `loading.read_rows` with one model after the other; `add` gets each as soon as it is complete.
+def predict_models(
+    folders: list[Path], rows: pd.DataFrame, add: Callable[[int, np.ndarray], None], deadline: float
+) -> None:
+    """Predict rows of `loading.read_rows` with one model after the other, on all GPUs at once.
 
-    No block of rows is begun after `deadline` (`time.time()`). In a competition rerun a model that fails is left out
-    and its traceback printed, since nobody could correct it; anywhere else its error is raised.
+    Blocks of rows, the longest first, are dealt out to the GPUs, each of which has the model. No block is begun after
+    `deadline` (`time.time()`). `add` gets the model's place in `folders` and its probabilities (N, 3) once it is
+    complete. In a competition rerun a model that fails is left out and its traceback printed, since nobody could
+    correct it; anywhere else its error is raised.
     """
     lengths = sum(rows[name].map(lambda turns: sum(map(len, turns))) for name in TEXT_COLUMNS)
     order = np.argsort(-lengths.to_numpy(), kind="stable")
@@ -37,14 +40,15 @@ def predict_models(folders: list[Path], rows: pd.DataFrame, add: Add, deadline: 
     with progress_bar(len(folders) * len(rows), "predict", "row") as bar:
         for number, folder in enumerate(folders):
             try:
-                model, probs = load_model(folder), np.empty((len(rows), NUM_CLASSES))
+                models = [load_model(folder) for _ in range(count_processes(None))]
                 if folder.parent != run:  # a run's models share its inputs; another's are freed first
                     run, inputs = folder.parent, None
-                    inputs = model.read_inputs(rows)
-                for block in blocks:
-                    if time.time() > deadline:
+                    inputs = models[0].read_inputs(rows)
+                probs = np.empty((len(rows), NUM_CLASSES))
+                for block, values in zip(blocks, predict_blocks(models, inputs, blocks, deadline), strict=True):
+                    if values is None:
                         return
-                    probs[block] = model.predict_proba(inputs.take(block))
+                    probs[block] = values
                     bar.update(len(block))
                 if not np.isfinite(probs).all():
                     raise UserError(f"{folder}: predicts probabilities that are not finite. Train the run again.")
@@ -56,40 +60,24 @@ def predict_models(folders: list[Path], rows: pd.DataFrame, add: Add, deadline: 
                 add(number, probs)
 
 
-def predict_side_by_side(folders: list[Path], rows: pd.DataFrame, add: Add, deadline: float, processes: int) -> None:
-    """As `predict_models`, with a part of the rows in each of several processes, which have a GPU each."""
-    waiting = list(range(len(folders)))
-    with TemporaryDirectory() as temporary:
-        parts = [Path(temporary, str(part)) for part in range(processes)]
+def predict_blocks(
+    models: list[SavedNetwork | BaselineMean], inputs: NetworkInputs | BaselineInputs, blocks: list[np.ndarray],
+    deadline: float,
+) -> Iterator[np.ndarray | None]:  # fmt: skip
+    """Probabilities of blocks of rows, in their order; `models`: the same one for each GPU.
 
-        def collect() -> bool:
-            """Hand on the models with which all processes are done; whether the processes must be stopped."""
-            for number in waiting.copy():
-                found = [part / f"{number}.npy" for part in parts]
-                if all(path.exists() for path in found):
-                    probs = np.empty((len(rows), NUM_CLASSES))
-                    for start, path in enumerate(found):
-                        probs[start::processes] = np.load(path, allow_pickle=False)
-                    waiting.remove(number)
-                    add(number, probs)
-            return time.time() > deadline + SECONDS_PAST_DEADLINE
+    A block goes to the GPU that is idle first. None in place of one that was not begun before the deadline.
+    """
+    idle = SimpleQueue()
+    for gpu_and_model in enumerate(models):
+        idle.put(gpu_and_model)
 
-        commands = {}
-        for start, part in enumerate(parts):
-            write_rows(part / "rows.csv", rows.iloc[start::processes])
-            given = [str(part), *map(str, folders)]
-            commands[f"part {start + 1}"] = [*PREFCLS, "predict-part", "--deadline", str(deadline), *given]
-        try:
-            run_workers(commands, processes, collect)
-        finally:
-            collect()
+    def predict(block: np.ndarray) -> np.ndarray | None:
+        gpu, model = idle.get()
+        with torch.cuda.device(gpu if torch.cuda.is_available() else -1):  # of this thread; -1: as it is
+            values = None if time.time() > deadline else model.predict_proba(inputs.take(block))
+        idle.put((gpu, model))
+        return values
 
-
-def predict_part(folder: Path, models: list[Path], deadline: float) -> None:
-    """What a process of `predict_side_by_side` does: of `folder`/rows.csv a file NUMBER.npy for each model."""
-    rows = read_rows(folder / "rows.csv", labelled=False)
-
-    def save(number: int, probs: np.ndarray) -> None:
-        write_whole(folder / f"{number}.npy", lambda temporary: np.save(temporary, probs))
-
-    predict_models(models, rows, save, deadline)
+    with ThreadPoolExecutor(len(models)) as threads:
+        yield from threads.map(predict, blocks)

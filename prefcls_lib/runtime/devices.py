@@ -3,6 +3,7 @@
 import numbers
 import os
 import platform
+import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from prefcls_lib.runtime.kaggle import library_commit
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
             "numpy", "pandas", "scikit-learn")  # fmt: skip
+_making = threading.Lock()
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -44,16 +46,19 @@ def process_state() -> PartialState:
 def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path | None = None) -> Accelerator:
     """The engine for device, autocast and gradient scaling, and for several processes where torchrun started them.
 
-    A new one may choose another precision. `report_to` names trackers; `logs` is the folder of those that write files.
+    A new one may choose another precision, but not while another thread computes. `report_to` names trackers; `logs` is
+    the folder of those that write files.
     """
-    AcceleratorState._reset_state(reset_partial_state=False)
     precision = choose_precision(mixed_precision, process_state().device)
     trackers = [name for name in report_to.lower().replace(" ", "").split(",") if name not in ("", "none")]
     usable = ["all", *sorted(map(str, get_available_trackers()))]  # accelerate leaves out others without a word
     if missing := [name for name in trackers if name not in usable]:
         known = f"Choose among none, {', '.join(usable)}, or install its package."
         raise UserError(f"setting report_to={report_to!r}: no tracker {missing[0]!r} is installed. {known}")
-    return Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=logs)
+    with _making:
+        if AcceleratorState._shared_state.get("_mixed_precision") != precision:
+            AcceleratorState._reset_state(reset_partial_state=False)
+        return Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=logs)
 
 
 def begin_tracking(accelerator: Accelerator, settings: Mapping[str, object], run: str) -> None:
