@@ -99,7 +99,7 @@ from prefcls_lib.data import batching, loading, schema, submission, tokenization
 from prefcls_lib.doctor import checks
 from prefcls_lib.evaluation import plots, scores, slices
 from prefcls_lib.models import network
-from prefcls_lib.pipeline import folder, preview, results, steps
+from prefcls_lib.pipeline import folder, results, steps
 
 checks.first_look(config)
 
@@ -114,7 +114,7 @@ checks.first_look(config)
 
 # %%
 job = steps.start(config)
-preview.settings_table(config, job.config)
+results.settings_table(config, job.config)
 
 # %% [markdown]
 # ## 4. The rows

@@ -45,9 +45,6 @@ class Predictor:
             (N, 3) float64, P(A wins), P(B wins), P(tie), each row summing to 1. If A and B are exchanged, the first
             two columns are exchanged, exactly.
 
-        Raises:
-            UserError: no texts, lists of different lengths, or something that is neither a text nor None.
-
         Example:
             >>> model = prefcls_lib.load("runs/demo/02_roberta_base-minilm")
             >>> model.predict_proba(["What is 2 + 3?"], ["5"], ["2 + 3 is 6."]).round(3)
@@ -68,11 +65,7 @@ class Predictor:
 
 
 def load(path: str | Path) -> Predictor:
-    """Load what a run has left: a run folder, one of its model folders (model/fold0), or a blend.json.
-
-    Raises:
-        UserError: nothing of these is there, the run is not complete, or a file is damaged or of another version.
-    """
+    """Load what a run has left: a run folder, one of its model folders (model/fold0), or a blend.json."""
     path = Path(path)
     blend, folders = read_blend(path) if path.is_file() else (Blend((1.0,), Calibration()), [path])
     return Predictor(tuple(map(_load_run, folders)), blend)

@@ -12,7 +12,6 @@ result.json         the numbers; written last: a run that has it is complete
 checkpoint/         what an interrupted run resumes from; deleted when the run is complete
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,11 +37,6 @@ def fold_models(config: RunConfig) -> dict[str, tuple[int, int]]:
         for fold in config.folds
         for number in range(config.num_seeds)
     }
-
-
-def is_complete(run: Path) -> bool:
-    """Whether a run ended in this folder."""
-    return (run / "result.json").is_file()
 
 
 def read_config(run: Path) -> RunConfig:
@@ -91,16 +85,6 @@ def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) ->
                 f"{run}: holds a run on another {name} file ({settings[name]} has changed or is a different one). Name "
                 "another folder with --out; for new test rows use `prefcls predict --run`."
             )
-
-
-def copy_plainly(source: Path, target: Path) -> None:
-    """Copy a file or a folder without permissions: an attached input is read-only."""
-    if source.is_file():
-        shutil.copyfile(source, target)
-        return
-    target.mkdir()
-    for path in source.iterdir():
-        copy_plainly(path, target / path.name)
 
 
 def prediction_table(rows: pd.DataFrame, probs: np.ndarray) -> pd.DataFrame:

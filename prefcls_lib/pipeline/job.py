@@ -8,6 +8,7 @@ checkpoint/baseline-fold0/   model/         the fold's baseline, as the model fo
                              baselines.csv  predictions of the fold's rows by this and simpler baselines
 """
 
+import shutil
 import time
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -74,30 +75,25 @@ def read_job(config: RunConfig) -> Job:
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
     extra = [find_attached(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
-    extra_rows = read_extra_rows(extra, rows) if extra else None
+    extra_rows = [read_rows(path, labelled=True).assign(fold=EXTRA, source=k) for k, path in enumerate(extra, 1)]
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
+        keys, seen = [key for one in extra_rows for key in row_keys(one)], set(row_keys(rows))
+        if known := sum(key in seen for key in keys):
+            print(f"extra_train: {known:,} of {len(keys):,} rows are training rows, too. `prefcls convert --against` "
+                  "leaves them out.", flush=True)  # fmt: skip
     folder = run_folder(config.out, config.init_from or config.backbone)
-    plan = run_files.earlier_run(folder, config.resume_from) / "checkpoint" / "table.csv"
-    if plan.is_file():  # of another run, which `open_folder` refuses, or with all ids
+    resumed = run_files.earlier_run(folder, config.resume_from)
+    plan = resumed / "checkpoint" / "table.csv"
+    if plan.is_file() and (resumed / "config.json").is_file():  # `open_folder` refuses that of another run
         table = read_table(plan)
         folds = table[table["fold"] >= 0].set_index(ID)["fold"].reindex(rows[ID]).to_numpy()
     else:
         folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
     rows, test_rows = rows.assign(fold=folds, source=0), test_rows.assign(fold=TEST, label=-1, source=0)
-    table = pd.concat([rows, extra_rows, test_rows], ignore_index=True)[list(rows)]
+    table = pd.concat([rows, *extra_rows, test_rows], ignore_index=True)[list(rows)]
     return Job(config, folder, table, hashes, started_at)
-
-
-def read_extra_rows(paths: list[Path], train_rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all extra files, with the number of their file, 1 for the first; says how many are known already."""
-    tables = [read_rows(path, labelled=True).assign(fold=EXTRA, source=k) for k, path in enumerate(paths, 1)]
-    rows, seen = pd.concat(tables, ignore_index=True), set(row_keys(train_rows))
-    if known := sum(key in seen for key in row_keys(rows)):
-        print(f"extra_train: {known:,} of {len(rows):,} rows are training rows, too. `prefcls convert --against` "
-              "leaves them out.", flush=True)  # fmt: skip
-    return rows
 
 
 def open_folder(job: Job, backbone: Backbone | None = None) -> Job:
@@ -109,15 +105,15 @@ def open_folder(job: Job, backbone: Backbone | None = None) -> Job:
     """
     job = replace(job, config=job.config.with_recipe(backbone.recipe if backbone else {}), backbone=backbone)
     folder, config, submission = job.folder, job.config, job.folder / "submission.csv"
-    complete = run_files.is_complete(folder)
+    complete = (folder / "result.json").is_file()
     if not complete:
         hold_folder(folder.resolve())
     earlier = run_files.earlier_run(folder, config.resume_from)
     run_files.refuse_another(earlier, config, job.data_sha256)
     if not complete:
-        for name in ("model", "checkpoint", "submission.csv") if earlier != folder else ():
-            if (earlier / name).exists() and not (folder / name).is_dir():
-                write_whole(folder / name, partial(run_files.copy_plainly, earlier / name))
+        for name in ("model", "checkpoint"):
+            if (earlier / name).is_dir() and not (folder / name).is_dir():  # files of an attached input are read-only
+                write_whole(folder / name, partial(shutil.copytree, earlier / name, copy_function=shutil.copyfile))
         write_json(folder / "config.json", {"settings": config.to_dict(), "data_sha256": job.data_sha256})
         write_table(folder / "checkpoint" / "table.csv", job.table[[ID, "fold", "label", "group", SOURCE]])
     if not submission.exists():
@@ -157,7 +153,7 @@ def prepare(job: Job) -> Job:
 def fit_baselines(job: Job) -> pd.DataFrame:
     """Fit the baseline of each fold of the run, but for those that an earlier session has fitted.
 
-    The submission becomes that of the baseline, unless an earlier session has made it so.
+    Until the networks are trained the submission is that of the baseline.
 
     Returns:
         The content of oof_baselines.csv: predictions as in oof.csv, with the baseline's name (`model`) and the seconds
@@ -168,7 +164,7 @@ def fit_baselines(job: Job) -> pd.DataFrame:
         inputs = read_inputs(job.table)
         for fold, place in left.items():
             _fit_fold(job, inputs, fold, place)
-        run_files.write_mean(job.folder, job.test_rows[ID], [place / "model" for place in places.values()])
+    run_files.write_mean(job.folder, job.test_rows[ID], [place / "model" for place in places.values()])
     predictions = pd.concat([read_table(place / "baselines.csv") for place in places.values()], ignore_index=True)
     write_table(job.folder / "oof_baselines.csv", predictions)
     return predictions
@@ -185,9 +181,8 @@ def _fit_fold(job: Job, inputs: BaselineInputs, fold: int, place: Path) -> None:
     started, name, rows = time.perf_counter(), job.baseline_name, job.table
     folds, groups, labels = (rows[column].to_numpy() for column in ("fold", "group", "label"))
     left_out = (folds == EXTRA) & np.isin(groups, groups[folds == fold])
-    if extra := int((folds == EXTRA).sum()):
-        shared = int(left_out.sum())
-        print(f"fold{fold}: {extra - shared:,} extra rows; {shared:,} share a prompt with validation rows", flush=True)
+    if left_out.any():
+        print(f"fold{fold}: {left_out.sum():,} extra rows share a prompt with validation rows: left out", flush=True)
     train, valid = np.flatnonzero((folds != fold) & (folds != TEST) & ~left_out), np.flatnonzero(folds == fold)
     train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)
     offsets = np.full((len(rows), NUM_CLASSES), np.nan)

@@ -21,8 +21,7 @@ from prefcls_lib.pipeline import job as job_steps
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, torchrun
-from prefcls_lib.pipeline.preview import describe_duration
-from prefcls_lib.pipeline.results import describe_run, write_card
+from prefcls_lib.pipeline.results import describe_duration, describe_run, write_card
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
 
@@ -98,7 +97,7 @@ def run(config: RunConfig, network: bool = True) -> Path:
         job = start(config)
     else:
         job = open_folder(read_job(replace(config, backbone=run_files.LADDER, init_from=None, num_seeds=1)))
-    if run_files.is_complete(job.folder):
+    if (job.folder / "result.json").is_file():
         print(f"{job.folder}: this run is complete; for a new one name another --out.", flush=True)
         return job.folder
     fit_baselines(job)
