@@ -15,7 +15,7 @@ from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import check_submission, write_submission
 from prefcls_lib.evaluation.compare import Comparison
-from prefcls_lib.runtime.files import UserError, printable, read_json, refuse_overwriting, shown
+from prefcls_lib.runtime.files import RESUME, UserError, printable, read_json, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         message, code = str(error) or "interrupted", 143 if str(error) else 130
-        message += ". What was saved is kept; run the same command to resume."
+        message += f". {RESUME}"
     print(f"prefcls: {printable(message)}", file=sys.stderr)
     return code
 
@@ -124,9 +124,9 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline import folds, job
+    from prefcls_lib.pipeline import steps
 
-    folds.train_models(job.load_job(arguments.run, arguments.started_at), arguments.models)
+    steps.fit_models(arguments.run, arguments.models, arguments.started_at)
 
 
 def _blend(arguments: argparse.Namespace) -> None:

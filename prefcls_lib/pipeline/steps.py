@@ -19,8 +19,8 @@ from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import folder as run_files
 from prefcls_lib.pipeline import job as job_steps
 from prefcls_lib.pipeline.folds import train_models
-from prefcls_lib.pipeline.job import Job, open_folder, read_job
-from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, torchrun
+from prefcls_lib.pipeline.job import Job, load_job, open_folder, read_job
+from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, take_share
 from prefcls_lib.pipeline.results import describe_duration, describe_run, write_card
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
@@ -59,14 +59,21 @@ def fit_folds(job: Job) -> None:
             print(f"{name}: done before, kept in {place}", flush=True)
         else:
             left.append(name)
-    command = [*PREFCLS, "fit", "--started-at", str(job.started_at), str(job.folder)]
     if not left or num_processes == 1:
         train_models(job, left)
-    elif len(left) == 1:
-        run_workers({f"{num_processes} processes": [*torchrun(num_processes), *command, *left]}, num_processes)
-    else:
-        shares = [left[i::num_processes] for i in range(min(num_processes, len(left)))]
-        run_workers({" ".join(share): [*command, *share] for share in shares}, len(shares))
+        return
+    processes = num_processes if len(left) == 1 else min(num_processes, len(left))
+    run_workers(processes, [*PREFCLS, "fit", "--started-at", str(job.started_at), str(job.folder), *left])
+
+
+def fit_models(folder: Path, names: list[str], started_at: float) -> None:
+    """What a process of `run_workers` does: train its share of these models; a single one with the others together.
+
+    The run was started at `started_at` (`time.time()`).
+    """
+    if len(names) > 1:
+        names = take_share(names)
+    train_models(load_job(folder, started_at), names)
 
 
 def finish(job: Job) -> dict:
