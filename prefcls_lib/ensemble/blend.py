@@ -22,7 +22,8 @@ from prefcls_lib.runtime.files import UserError, read_json, reading, shown, writ
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 COLUMNS = list(LABEL_COLUMNS)
 NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated",
-           "calibrated_log_loss", "baseline_log_loss", "seconds", "rows", "valid_rows")  # fmt: skip
+           "calibrated_log_loss", "calibrated_expected_calibration_error", "baseline_log_loss", "seconds", "rows",
+           "valid_rows")  # fmt: skip
 
 
 @dataclass(frozen=True)

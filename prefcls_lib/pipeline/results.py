@@ -97,6 +97,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
     result = {
         **compare.score_predictions(labels, probs, groups, folds),
         "calibrated_log_loss": scores.log_loss(labels, calibrated),
+        "calibrated_expected_calibration_error": scores.expected_calibration_error(labels, calibrated),
         "baseline": job.baseline_name,
         "baseline_log_loss": scores.log_loss(labels, start_probs),
         "encoder_share": compare.compare(labels, probs, start_probs, groups).to_dict() if network else None,
