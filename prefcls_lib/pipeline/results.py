@@ -25,8 +25,6 @@ from prefcls_lib.runtime.devices import machine_name, make_accelerator, versions
 from prefcls_lib.runtime.files import write_text
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second",
-               "seconds_before_training")  # fmt: skip
 TOKENISED_ROWS = 200  # that are tokenised for the mean length of a row
 TIMED_ROWS = 4  # of these, whose forward pass is timed
 BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
@@ -112,7 +110,8 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "folds": records,
     }
     if not network:
-        return result | dict.fromkeys(OF_TRAINING)
+        shares = ("useful_token_share", "predict_useful_token_share")
+        return result | dict.fromkeys([*shares, "tokens_per_second", "seconds_before_training", "best_epoch"])
     of = pd.DataFrame(records)
     tokens, predicted = (TokenCount(*np.sum(of[name].tolist(), axis=0)) for name in ("tokens", "predicted_tokens"))
     of_seeds = [np.average(fits["log_loss"], weights=fits["valid_rows"]) for _, fits in of.groupby("seed")]

@@ -19,8 +19,8 @@ from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import folder as run_files
 from prefcls_lib.pipeline import job as job_steps
 from prefcls_lib.pipeline.folds import train_models
-from prefcls_lib.pipeline.job import Job, load_job, open_folder, read_job
-from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, take_share
+from prefcls_lib.pipeline.job import Job, open_folder, read_job
+from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers
 from prefcls_lib.pipeline.results import describe_duration, describe_run, write_card
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
@@ -64,16 +64,6 @@ def fit_folds(job: Job) -> None:
         return
     processes = num_processes if len(left) == 1 else min(num_processes, len(left))
     run_workers(processes, [*PREFCLS, "fit", "--started-at", str(job.started_at), str(job.folder), *left])
-
-
-def fit_models(folder: Path, names: list[str], started_at: float) -> None:
-    """What a process of `run_workers` does: train its share of these models; a single one with the others together.
-
-    The run was started at `started_at` (`time.time()`).
-    """
-    if len(names) > 1:
-        names = take_share(names)
-    train_models(load_job(folder, started_at), names)
 
 
 def finish(job: Job) -> dict:
