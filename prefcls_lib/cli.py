@@ -124,10 +124,10 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline import steps
-    from prefcls_lib.pipeline.folder import RunFolder
+    from prefcls_lib.pipeline import folds, job, launch
 
-    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at)
+    names = launch.take_share(arguments.models)
+    folds.train_models(job.load_job(arguments.run, arguments.started_at), names)
 
 
 def _blend(arguments: argparse.Namespace) -> None:
