@@ -14,7 +14,7 @@ from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS, SOURCE, class_shares
-from prefcls_lib.evaluation import compare, scores, slices
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba, score_differences
@@ -134,10 +134,10 @@ def describe_fit(fitted: TrainingState, oof: pd.DataFrame) -> dict:
     return {
         "valid_rows": len(oof),
         "log_loss": scores.log_loss(oof["label"].to_numpy(), oof[list(LABEL_COLUMNS)].to_numpy()),
-        "flip_rate": slices.flip_rate(fitted.valid_probs[fitted.chosen], fitted.swapped_probs[fitted.chosen]),
+        "flip_rate": float(chosen["flip_rate"]),
         "best_epoch": float(chosen["epoch"]),
         "encoder_log_loss": float(chosen["encoder_log_loss"]),
-        "encoder_warning": fitted.warnings[fitted.chosen],
+        "encoder_warning": fitted.warning,
         "steps": int(fitted.history["step"].iloc[-1]),
         "planned_steps": fitted.planned_steps,
         "tokens": [fitted.tokens.real, fitted.tokens.computed],
