@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import set_seed
 from conftest import KINDS, MORE_KINDS
 from sklearn.metrics import log_loss as sklearn_log_loss
 from test_model import encode
@@ -20,7 +21,7 @@ from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model
-from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import loop, optim, validation
 from prefcls_lib.training.checkpoint import Session, TrainingState
@@ -37,7 +38,7 @@ def make_config(**settings) -> RunConfig:
 
 
 def make_model(folder, config: RunConfig, prior: tuple[float, float, float] = PRIOR) -> PreferenceModel:
-    seed_everything(config.seed)
+    set_seed(config.seed)
     model = build_model(folder, config)
     model.head.start_at_prior(prior)
     return model
@@ -62,7 +63,7 @@ def fit(
     train: Examples | None = None, valid: Examples | None = None, accelerator=None,
 ) -> TrainingState:  # fmt: skip
     """Train on `rows` rows, validate on 12, where no examples are given."""
-    seed_everything(config.seed)
+    set_seed(config.seed)
     accelerator = accelerator or make_accelerator(config.mixed_precision)
     train, valid = train or make_examples(rows, 1), valid or make_examples(12, 2)
     return loop.fit(model, train, valid, config, accelerator, "fold", session)

@@ -51,8 +51,9 @@ class Check:
 
 def examine(config: RunConfig | None = None) -> list[Check]:
     """All checks, none of which writes anything; `config`: of the run to come, None leaves out what depends on it."""
-    gpu = check_gpu(config)
-    checks = [check_packages(devices.versions()), check_library(), check_inputs(), gpu]
+    gpu, versions = check_gpu(config), devices.versions()
+    library = f"{versions['prefcls-lib']}, commit {versions['commit']}, in {Path(kaggle.__file__).parents[1]}"
+    checks = [check_packages(versions), Check("library", "ok", library), check_inputs(), gpu]
     if config is None:
         return checks
     try:
@@ -103,14 +104,6 @@ def check_packages(installed: dict[str, str]) -> Check:
         return Check("packages", "bad", finding, f"Install {' '.join(old)}; on Kaggle choose the latest environment.")
     advice = f"Newer than tested: {', '.join(new)} was the newest." if new else ""
     return Check("packages", "note" if new else "ok", finding, advice)
-
-
-def check_library() -> Check:
-    """Which copy of the library runs, of which commit, and whether it is attached more than once."""
-    place, versions, attached = Path(kaggle.__file__).parents[1], devices.versions(), kaggle.attached_libraries()
-    finding = f"prefcls-lib {versions['prefcls-lib']}, commit {versions['commit']}, in {place}"
-    several = f"Several are attached: {', '.join(map(str, attached))}. Detach all but one." if len(attached) > 1 else ""
-    return Check("library", "note" if several else "ok", finding, several)
 
 
 def check_gpu(config: RunConfig | None = None) -> Check:

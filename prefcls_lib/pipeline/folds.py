@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.baselines.out_of_fold import BaselineMean
@@ -21,7 +22,7 @@ from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_model_tables
 from prefcls_lib.pipeline.job import TEST, TrainingData, load_baseline
-from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, seed_everything, track
+from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import write_whole
 from prefcls_lib.training.checkpoint import Session, TrainingState, stop_on_sigterm
 from prefcls_lib.training.loop import fit
@@ -99,7 +100,7 @@ def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) ->
     started, fold, name = time.perf_counter(), fold_model.fold, fold_model.name
     config = replace(data.config, seed=(data.config.seed + fold_model.seed_index) % 2**32)
     train, valid, test, baseline = split_rows(data, fold)
-    seed_everything(config.seed + fold)
+    set_seed((config.seed + fold) % 2**32)
     accelerator = make_accelerator(config.mixed_precision, config.report_to, data.folder / "logs")
     begin_tracking(accelerator, config.to_dict(), f"{data.folder.path.name}-{name}")
     model = new_model(data, train, accelerator)

@@ -1,4 +1,4 @@
-"""The device and its precision, the processes that share it, experiment trackers, seeds, and the versions in use."""
+"""The device and its precision, the processes that share it, experiment trackers, and the versions in use."""
 
 import numbers
 import os
@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
 
 import prefcls_lib
 from prefcls_lib.runtime.files import UserError
@@ -78,11 +77,6 @@ def end_tracking(accelerator: Accelerator) -> None:
     """End the run in each tracker. `Accelerator.end_training` would also end the group of processes."""
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch on all devices."""
-    set_seed(seed % 2**32)
 
 
 def versions() -> dict[str, str]:
