@@ -14,7 +14,7 @@ from prefcls_lib.data.convert import LICENCES, convert_files
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.submission import check_submission, write_submission
 from prefcls_lib.evaluation.compare import Comparison
-from prefcls_lib.runtime.files import UserError, printable, read_json, refuse_overwriting, shown
+from prefcls_lib.runtime.files import RESUME, UserError, printable, read_json, refuse_overwriting, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         message, code = str(error) or "interrupted", 143 if str(error) else 130
-        message += ". What was saved is kept; run the same command to resume."
+        message += f". {RESUME}"
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

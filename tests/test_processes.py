@@ -31,7 +31,7 @@ from prefcls_lib.evaluation.scores import log_loss
 from prefcls_lib.pipeline import folds, launch, steps
 from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
 from prefcls_lib.runtime.devices import make_accelerator
-from prefcls_lib.runtime.files import UserError, read_json
+from prefcls_lib.runtime.files import RESUME, UserError, read_json
 from prefcls_lib.training import loop, step
 from prefcls_lib.training.checkpoint import Session
 
@@ -79,23 +79,10 @@ def run_in_two(fork: Callable, function: Callable, *arguments: object) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
 
 
-def call(command: list[str], variables: dict[str, str]) -> None:
-    """`prefcls COMMAND` in a worker, with the caller's environment."""
+def call(arguments: list[str], variables: dict[str, str]) -> None:
+    """`prefcls ARGUMENTS` in a worker, with the caller's environment."""
     os.environ |= variables
-    sys.exit(cli.main(command))
-
-
-@pytest.fixture
-def forked_workers(fork, monkeypatch):
-    """Two workers side by side are forked: a new Python would import torch again, which takes longer than its work."""
-
-    def run_two(commands, num_processes):
-        processes = [fork(call, command[2:], dict(os.environ)) for command in commands.values()]
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0, 0]
-
-    monkeypatch.setattr(steps, "run_workers", run_two)
+    sys.exit(cli.main(arguments))
 
 
 # --- several processes on one machine
@@ -128,9 +115,20 @@ def test_two_processes_give_the_losses_of_one(home, reward_folders, tmp_path, ca
     assert found["log_loss"] == pytest.approx([results[1]["log_loss"]], rel=1e-6)
 
 
-@pytest.mark.usefixtures("forked_workers")
-def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, finished_run, tmp_path):
-    """Two folds of two seeds: four models, the same predictions, seeds averaged. Workers read no CSV: it is gone."""
+def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, finished_run, tmp_path, fork, monkeypatch):
+    """Two folds of two seeds: four models, the same predictions, seeds averaged. Workers read no CSV: it is gone.
+
+    They are forked: a new Python would import torch again, which takes longer than their work.
+    """
+
+    def run_two(num_processes, command):
+        of_torchrun = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(num_processes)]
+        processes = [fork(call, command[2:], os.environ | variables) for variables in of_torchrun]
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+
+    monkeypatch.setattr(steps, "run_workers", run_two)
     settings = (*TWO_FOLDS, "num_seeds=2", "num_processes=2")
     copies = Path(shutil.copytree(home, tmp_path / "copies"))
     arguments = cli._parser().parse_args(run_arguments(copies, tmp_path / "two", *settings))
@@ -209,31 +207,45 @@ def test_two_processes_take_the_same_steps(fork, tiny, tmp_path):
     assert one["skewed clocks"]["history"][-1, 0] < 2500
 
 
-KILLED = "import os, signal, time; print('here', flush=True); time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
+WORKERS = """
+import os, signal, sys, time
+if os.environ["RANK"] == "0":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("prefcls: stopped. " + RESUME))
+    print("asleep", flush=True)
+    time.sleep(600)
+time.sleep(2)
+if "killed" in sys.argv:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit("prefcls: none.csv: no such file")
+"""
+PARENT = """
+import os, pathlib, sys, time
+from prefcls_lib.pipeline.launch import end_with_parent
+end_with_parent()
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+time.sleep(600)
+"""
 
 
 @pytest.mark.parametrize(
-    ("command", "message"),
-    [(["-m", "prefcls_lib", "check-submission", "none.csv", "--test", "sample"], "none.csv: no such file"),
-     (["-c", KILLED], "exit code -9. Its last lines:\n  here")],
-)  # fmt: skip
-def test_failing_or_killed_worker_ends_the_others_and_the_run(capsys, command, message):
-    """Its message, or its last lines where the kernel kills it, become the caller's; the other is stopped."""
-    sleeper, started = "import time; print('asleep', flush=True); time.sleep(600)", time.monotonic()
-    with pytest.raises(UserError, match=f"second failed: {re.escape(message)}"):
-        launch.run_workers({"first": ["-c", sleeper], "second": command}, 2)
+    ("argument", "message"), [("fails", "none.csv: no such file"), ("killed", "a process failed;")]
+)
+def test_failing_or_killed_worker_ends_the_others_and_the_run(tmp_path, capsys, argument, message):
+    """Its message becomes the caller's, not that of the other one, which is stopped because of it."""
+    script, started = tmp_path / "workers.py", time.monotonic()
+    script.write_text(WORKERS.replace("RESUME", repr(RESUME)))
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        launch.run_workers(2, [str(script), argument])
     assert time.monotonic() - started < 120
-    assert "[first] asleep" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "asleep" in shown and "prefcls: stopped" in shown
 
 
 def test_worker_ends_when_its_parent_is_killed(fork, tmp_path):
     """SIGKILL of the parent closes the workers' standard input, and they end."""
-    mark = tmp_path / "pid"
-    worker = (
-        "import os, time, pathlib; from prefcls_lib.pipeline.launch import end_with_parent; end_with_parent(); "
-        f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
-    )
-    parent, deadline = fork(launch.run_workers, {"worker": ["-c", worker]}, 1), time.monotonic() + 60
+    script, mark = tmp_path / "worker.py", tmp_path / "pid"
+    script.write_text(PARENT)
+    parent, deadline = fork(launch.run_workers, 1, [str(script), str(mark)]), time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     pid = int(mark.read_text())
@@ -256,26 +268,27 @@ def test_count_of_processes(monkeypatch):
     assert launch.count_processes(None) == 1
 
 
-def test_environment_of_a_worker(monkeypatch):
-    """A GPU of its own, also of those that the user has chosen; memory that does not fragment, unless they choose."""
-    for name in ("CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.delenv(name, raising=False)
-    assert "CUDA_VISIBLE_DEVICES" not in launch._worker_environment(2, 1)
-    assert launch._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: True)
-    assert launch._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "1"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
-    assert launch._worker_environment(2, 1)["CUDA_VISIBLE_DEVICES"] == "5"
-    assert launch._worker_environment(2, None)["CUDA_VISIBLE_DEVICES"] == "3,5"
-    assert launch._worker_environment(2, 1)["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
-
-
-def test_several_processes_on_one_model_may_save_and_look_up_no_name():
-    """torchrun would kill them 30 s after SIGTERM, and would resolve the host's name, in vain without a network."""
-    assert {"--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"} < set(launch.torchrun(2))
-    environment = launch._worker_environment(2, None)
+def test_environment_of_workers(monkeypatch):
+    """Memory that does not fragment, unless the user chooses; time to save, where torchrun would kill after 30 s."""
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    environment = launch._environment(2)
+    assert environment["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     assert float(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == launch.SECONDS_TO_STOP >= 120
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
+    assert launch._environment(2)["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
+
+
+def test_models_side_by_side_have_a_gpu_each_and_join_no_group(monkeypatch):
+    """The second of two processes takes every second model, on the second GPU; alone, a process takes all."""
+    chosen = []
+    monkeypatch.setattr(launch.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launch.torch.cuda, "set_device", chosen.append)
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert launch.take_share(["fold0", "fold1", "fold2", "fold3"]) == ["fold1", "fold3"]
+    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(os.environ)
+    assert launch.take_share(["fold0", "fold1"]) == ["fold0", "fold1"]
+    assert chosen == [1, 0]
 
 
 def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, monkeypatch):

@@ -1,23 +1,21 @@
-"""Work in subprocesses: one for each GPU, started alike from a notebook and the command line.
+"""Work in several processes, one for each GPU, started alike from a notebook and the command line.
 
-Each runs `python -m prefcls_lib ...`. Its lines are passed on as they come; the first that fails ends the others, and
-its message is the caller's. A subprocess whose parent was killed ends at once: no two ever write to one run folder.
+torchrun starts them, and ends all where one fails. Their lines are passed on as they come, and the message of the one
+that failed is the caller's. A process whose parent was killed ends at once: no two ever write to one run folder.
 """
 
 import os
 import subprocess
 import sys
 import threading
-from collections import deque
 from typing import TextIO
 
-import psutil
 import torch
 
-from prefcls_lib.runtime.files import UserError
+from prefcls_lib.runtime.files import RESUME, UserError
 from prefcls_lib.training.checkpoint import Stopped, stop_on_sigterm
 
-WORKER = "PREFCLS_WORKER"  # set in a subprocess, which starts no further ones
+WORKER = "PREFCLS_WORKER"  # set in a process that was started here, which starts no further ones
 PREFCLS = ["-m", "prefcls_lib"]
 SECONDS_TO_STOP = 120  # to save a checkpoint after SIGTERM: 5 GB for ELECTRA-large
 
@@ -32,49 +30,45 @@ def count_processes(wanted: int | None) -> int:
     return wanted or max(1, gpus)
 
 
-def torchrun(num_processes: int) -> list[str]:
-    """What stands before PREFCLS where several processes train one model together."""
-    alone = ["--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
-    return ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={num_processes}"]
-
-
-def run_workers(commands: dict[str, list[str]], num_processes: int) -> None:
-    """Run Python with the arguments of each command, by name; several have a GPU each, where there are GPUs.
+def run_workers(num_processes: int, command: list[str]) -> None:
+    """Run `python COMMAND` in several processes that torchrun starts; they share the cores.
 
     A UserError where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
-
-    Args:
-        num_processes: in all commands together; they share the cores.
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what this process holds, the workers may need
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    workers, readers, tails = [], [], {name: deque(maxlen=200) for name in commands}
+    alone = ["--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
+    torchrun = ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={num_processes}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    messages: list[str] = []
     with stop_on_sigterm() as stop:
+        workers = subprocess.Popen([sys.executable, *torchrun, *command], env=_environment(num_processes), **pipes)
+        reader = threading.Thread(target=_pass_on, args=(workers.stdout, messages), daemon=True)
+        reader.start()
         try:
-            for gpu, (name, command) in enumerate(commands.items()):
-                environment = _worker_environment(num_processes, gpu if len(commands) > 1 else None)
-                workers.append(psutil.Popen([sys.executable, *command], env=environment, errors="replace", **pipes))
-                given = (workers[-1].stdout, f"[{name}] " if len(commands) > 1 else "", tails[name])
-                readers.append(threading.Thread(target=_pass_on, args=given, daemon=True))
-                readers[-1].start()
-            codes = [None] * len(commands)
-            while None in codes:
+            while workers.poll() is None:
                 if stop.wait(0.2):
                     raise Stopped("stopped")
-                codes = [worker.poll() for worker in workers]
-                if any(codes):
-                    break
         finally:
-            _stop(workers)
-            for reader in readers:
-                reader.join(timeout=10)
-    for (name, tail), code in zip(tails.items(), codes, strict=True):
-        if code:
-            messages = [line.partition("prefcls: ")[2] for line in tail if "prefcls: " in line]
-            last = "\n  ".join(["Its last lines:", *list(tail)[-8:]])
-            message = f"exit code {code}. {last}\nRun the same command again: what is finished is kept."
-            raise UserError(f"{name} failed: {messages[-1] if messages else message}")
+            workers.terminate()  # it gives its processes time to save
+            with workers.stdin:
+                try:
+                    workers.wait(SECONDS_TO_STOP + 10)
+                except subprocess.TimeoutExpired:
+                    workers.kill()
+            reader.join(timeout=10)
+    if workers.returncode:
+        failed = f"a process failed; its last lines are above. {RESUME}"
+        raise UserError(next((message for message in messages if RESUME not in message), failed))
+
+
+def take_share(names: list[str]) -> list[str]:
+    """Of several models those that this process of torchrun trains, by itself, on a GPU of its own."""
+    rank, size = (int(os.environ.pop(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    os.environ.pop("LOCAL_RANK", None)  # it joins no group of processes
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+    return names[rank::size]
 
 
 def end_with_parent() -> None:
@@ -89,33 +83,19 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _worker_environment(num_processes: int, gpu: int | None) -> dict[str, str]:
+def _environment(num_processes: int) -> dict[str, str]:
     environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}  # lengths vary: fragments less
     environment |= {WORKER: "1", "PYTHONUNBUFFERED": "1"}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SECONDS_TO_STOP)  # torchrun kills its processes after 30
     environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // num_processes))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the library may only be on a notebook's path
-    if gpu is not None and torch.cuda.is_available():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
     return environment
 
 
-def _pass_on(output: TextIO, prefix: str, tail: deque) -> None:
-    """Print the lines of a worker as they come, and keep the last ones."""
+def _pass_on(output: TextIO, messages: list[str]) -> None:
+    """Print the lines of the workers as they come, and keep their messages to the user."""
     with output:
         for line in output:
-            tail.append(line.rstrip())
-            print(f"{prefix}{tail[-1]}\n", end="", flush=True)  # written at once: other threads print, too
-
-
-def _stop(workers: list[psutil.Popen]) -> None:
-    """Ask those that still run to stop, give them time to save, then kill them."""
-    running = [worker for worker in workers if worker.poll() is None]
-    for worker in running:
-        worker.terminate()
-    for worker in psutil.wait_procs(running, SECONDS_TO_STOP + 10)[1]:  # torchrun waits for its own processes
-        worker.kill()
-    for worker in workers:
-        worker.wait()
-        worker.stdin.close()
+            print(line.rstrip() + "\n", end="", flush=True)  # written at once: other threads print, too
+            if message := line.rstrip().partition("prefcls: ")[2]:
+                messages.append(message)

@@ -19,7 +19,7 @@ from prefcls_lib.pipeline import job as job_steps
 from prefcls_lib.pipeline.folder import LADDER, RunFolder, fold_models, gather_table, write_table
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, TrainingData, load_training_data, open_folder, read_job
-from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, torchrun
+from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, take_share
 from prefcls_lib.pipeline.preview import describe_duration
 from prefcls_lib.pipeline.results import describe_run, write_card
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
@@ -59,19 +59,21 @@ def fit_folds(data: TrainingData) -> None:
             print(f"{model.name}: done before, kept in {place}", flush=True)
         else:
             left.append(model)
-    command = [*PREFCLS, "fit", "--started-at", str(data.started_at), str(data.folder.path)]
     if not left or num_processes == 1:
         train_models(data, left)
-    elif len(left) == 1:
-        command = [*torchrun(num_processes), *command, left[0].name]
-        run_workers({f"{num_processes} processes": command}, num_processes)
-    else:
-        shares = [[model.name for model in left[i::num_processes]] for i in range(min(num_processes, len(left)))]
-        run_workers({" ".join(share): [*command, *share] for share in shares}, len(shares))
+        return
+    names = [model.name for model in left]
+    processes = num_processes if len(left) == 1 else min(num_processes, len(left))
+    run_workers(processes, [*PREFCLS, "fit", "--started-at", str(data.started_at), str(data.folder.path), *names])
 
 
 def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
-    """What a worker does: train some models of a run that was started at `started_at` (`time.time()`)."""
+    """What a process of `run_workers` does: train its share of these models; a single one with the others together.
+
+    The run was started at `started_at` (`time.time()`).
+    """
+    if len(names) > 1:
+        names = take_share(names)
     data = load_training_data(folder, started_at)
     train_models(data, [model for model in fold_models(data.config) if model.name in names])
 

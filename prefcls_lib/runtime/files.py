@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+RESUME = "What was saved is kept; run the same command to resume."  # ends the message where a run was stopped
+
 
 class UserError(Exception):
     """Something the user can put right: what, where, what to do next. A command prints it and exits with code 2."""
