@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--out", help="run folder")
     settings.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
-    settings.add_argument("--set", default=[], nargs="+", action="extend", metavar="KEY=VALUE", help="settings; repeatable")
+    settings.add_argument("--set", default=[], nargs="+", action="extend", metavar="KEY=VALUE", help="any settings")
     files = argparse.ArgumentParser(add_help=False, parents=[settings])
     files.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
     files.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
