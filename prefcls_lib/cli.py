@@ -110,9 +110,10 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline import steps
+    from prefcls_lib.pipeline import launch, steps
     from prefcls_lib.pipeline.folder import RunFolder
 
+    launch.end_with_parent()
     steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at)
 
 
