@@ -1,6 +1,6 @@
 """Where a training run is, and what an interrupted one needs to resume as if it had not been interrupted.
 
-checkpoint/fold0/  state.pt       all of it, in place of the one before once it is written: read with weights_only=True
+checkpoint/fold0/  state.pt       all of it, read with weights_only=True; replaced when the next one is written
                    position.json  how many steps are done, for whoever looks
 """
 
