@@ -20,7 +20,7 @@ import layout
 from client import ENDED, Kaggle, Kernel, run_command
 
 from prefcls_lib.config import RunConfig, read_settings
-from prefcls_lib.pipeline.folder import FREE_SETTINGS, describe_progress
+from prefcls_lib.pipeline.folder import FREE_SETTINGS
 from prefcls_lib.runtime.files import UserError
 
 PRESETS = layout.ROOT / "notebooks" / "params"
@@ -158,8 +158,8 @@ def bring_back(kaggle: Kaggle, kernel: Kernel, runs: Path) -> int:
     if "result.json" in files:
         follow.report_run(folder, runs)
         return 0
-    print(f"The session was cut off. {describe_progress(folder)}", flush=True)
-    print(f"resume it: {kernel.make('train')}, with the same SET and PRESET", flush=True)
+    done = ", ".join(sorted(path.name for path in folder.glob("model/*"))) or "none"
+    print(f"cut off; models done: {done}. Resume it: {kernel.make('train')}, with the same SET and PRESET", flush=True)
     return 1
 
 

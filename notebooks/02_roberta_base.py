@@ -90,15 +90,16 @@ config = RunConfig.from_namespace(globals())
 
 # %%
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars are enough here
+import numpy as np
 import pandas as pd
 from IPython.display import display
 
 import prefcls_lib
-from prefcls_lib.data import loading, submission, tokenization
+from prefcls_lib.data import batching, loading, schema, submission, tokenization
 from prefcls_lib.doctor import checks
 from prefcls_lib.evaluation import plots, scores, slices
 from prefcls_lib.models import network
-from prefcls_lib.pipeline import folder, preview, results, steps
+from prefcls_lib.pipeline import folder, results, steps
 
 checks.first_look(config)
 
@@ -113,7 +114,7 @@ checks.first_look(config)
 
 # %%
 job = steps.start(config)
-preview.settings_table(config, job.config)
+results.settings_table(config, job.config)
 
 # %% [markdown]
 # ## 4. The rows
@@ -128,7 +129,7 @@ preview.settings_table(config, job.config)
 # competition on this data have a log loss of about 0.97.
 
 # %%
-display(loading.describe_rows(job.rows), job.rows.drop(columns="group").head(3))
+display(loading.describe_rows(job.rows), job.rows.drop(columns=["group", "source"]).head(3))
 plots.plot_rows(job.rows)
 
 # %%
@@ -143,7 +144,7 @@ print(loading.format_row(job.rows.iloc[0]))
 # folds.
 
 # %%
-pd.crosstab(job.folds, job.rows["label"].map(dict(enumerate(["A wins", "B wins", "tie"]))), rownames=["fold"])
+pd.crosstab(job.rows["fold"], job.rows["label"].map(dict(enumerate(["A wins", "B wins", "tie"]))))
 
 # %% [markdown]
 # ## 6. The baselines, and where the network starts
@@ -188,8 +189,8 @@ results.baseline_table(steps.fit_baselines(job)).round(3)
 print(inspect.getsource(tokenization.SideTokenizer.lay_out))
 
 # %%
-data = steps.prepare(job)
-encoded = data.encoded
+job = steps.prepare(job)
+encoded = job.encoded
 for side in (0, 1):
     ids = encoded.token_ids[encoded.sides[0, side]]
     print(f"side {side}: {len(ids)} tokens\n  ids   {ids[:12].tolist()} ...")
@@ -206,7 +207,17 @@ plots.plot_token_lengths(encoded.lengths[encoded.sides], job.config.max_length)
 # ones.
 
 # %%
-preview.describe_first_step(data)
+from prefcls_lib.pipeline.folds import new_model, split_rows
+from prefcls_lib.training.loop import StepPlan
+
+training, valid, *_ = split_rows(job, job.config.folds[0])
+examples, step = StepPlan(training, job.config).batch(0)
+lines = []
+for number, pairs in enumerate(batching.split_batch(step, examples.lengths, job.config.max_tokens_per_micro_step)):
+    token_ids = [examples.token_ids[side] for side in np.unique(examples.sides[pairs])]
+    for batch in batching.make_padded_batches(token_ids, job.backbone.tokenizer.pad_id):
+        lines.append([number, *batch.input_ids.shape, float(batch.attention_mask.float().mean())])
+pd.DataFrame(lines, columns=["micro-batch", "sides", "length", "useful tokens"]).round(3)
 
 # %% [markdown]
 # ## 9. The network
@@ -235,7 +246,16 @@ preview.describe_first_step(data)
 # %%
 source = inspect.getsource(network.PreferenceHead.outputs) + inspect.getsource(network.PreferenceHead._one_order)
 print(source)
-print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_loss(data):.3f}")
+
+# %%
+from prefcls_lib.models.predict import predict_proba
+from prefcls_lib.runtime.devices import make_accelerator
+
+accelerator, few = make_accelerator(job.config.mixed_precision), valid.take(slice(64))
+untrained = new_model(job, training, accelerator)
+probs, _ = predict_proba(untrained, few, accelerator)
+del untrained  # the GPU is needed for training
+print(f"untrained model, log loss on {len(few)} validation rows: {scores.log_loss(few.labels, probs):.3f}")
 
 # %% [markdown]
 # ## 10. Training
@@ -253,7 +273,7 @@ print(f"untrained model, log loss on 64 validation rows: {preview.untrained_log_
 # the result says what to set.
 
 # %%
-steps.fit_folds(data)
+steps.fit_folds(job)
 
 # %% [markdown]
 # ## 11. The course of training
@@ -292,8 +312,9 @@ plots.plot_results(table)
 # rows whose verdict changes when the answers change places.
 
 # %%
-rows, probs = results.read_out_of_sample(job)
-labels = rows["label"].to_numpy()
+oof = folder.read_table(job.folder / "oof.csv").set_index("id")
+rows = job.rows[job.rows["id"].isin(oof.index)]
+labels, probs = rows["label"].to_numpy(), oof.loc[rows["id"], list(schema.LABEL_COLUMNS)].to_numpy()
 ece = scores.expected_calibration_error(labels, probs)
 for name in ("log_loss", "calibrated_log_loss", "flip_rate"):
     print(f"{name:20} {result[name]:.3f}")
@@ -309,7 +330,7 @@ plots.plot_reliability(scores.reliability_table(labels, probs), ece)
 
 # %%
 display(slices.confusion_matrix(labels, probs))
-cut = encoded.cut[: len(job.rows)][job.validated].any(axis=1)
+cut = encoded.cut[rows.index].any(axis=1)
 slices.slice_table(rows, labels, probs, cut=cut).round(3)
 
 # %% [markdown]
@@ -342,7 +363,7 @@ submission.check_submission(job.folder / "submission.csv", list(job.test_rows["i
 # %%
 question = "Name three planets."
 answers = ["Mars, Venus and Saturn.", "Sure! Here are three planets:\n\n1. Mars\n2. Venus\n3. Saturn"]
-model = prefcls_lib.load(job.folder.path)
+model = prefcls_lib.load(job.folder)
 for first, second in (answers, answers[::-1]):
     print(pd.Series(model.predict_proba([question], [first], [second])[0], model.classes).round(3).to_dict())
 

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = add("fit", _fit)  # what `run` starts in subprocesses
     fit.add_argument("--started-at", type=float, required=True)  # seconds since 1970, for the time budget
-    fit.add_argument("run")  # folder; --run would be torchrun's --run-path
+    fit.add_argument("run", type=Path)  # folder; --run would be torchrun's --run-path
     fit.add_argument("models", nargs="+")  # fold0, fold1-seed1, ...
     return parser
 
@@ -110,11 +110,11 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from prefcls_lib.pipeline import launch, steps
-    from prefcls_lib.pipeline.folder import RunFolder
+    from prefcls_lib.pipeline import folds, job, launch
 
     launch.end_with_parent()
-    steps.fit_models(RunFolder(arguments.run), arguments.models, arguments.started_at)
+    names = launch.take_share(arguments.models)
+    folds.train_models(job.load_job(arguments.run, arguments.started_at), names)
 
 
 def _blend(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission
-from prefcls_lib.evaluation.calibration import Blend, fit_blend
+from prefcls_lib.evaluation.calibration import NUM_PARTS, Blend, fit_blend
+from prefcls_lib.evaluation.compare import split_groups
 from prefcls_lib.pipeline.folder import read_probs, read_table, write_table
 from prefcls_lib.runtime.files import read_json, write_json
 
@@ -56,18 +57,18 @@ def test_ladder_is_a_run_without_a_network(ladder_run, finished_run):
 
 
 def test_blend_numbers_can_be_computed_again(runs, tmp_path):
-    """Each of two folds is blended by what was fitted on the other. A blend of one run is its calibration."""
+    """Each part of the prompts is blended by what was fitted on the others. A blend of one run is its calibration."""
     assert blend(runs[:1], tmp_path / "blend.json") == 0
     state, result = read_json(tmp_path / "blend.json"), read_json(runs[0] / "result.json")
     assert (state["weights"], state["log_loss"]) == ([1.0], pytest.approx(result["calibrated_log_loss"], abs=1e-9))
     assert blend(runs, tmp_path / "blend.json") == 0
     state = read_json(tmp_path / "blend.json")
     tables = [read_table(run / "oof.csv").set_index("id").sort_index() for run in runs]
-    labels, folds = tables[0]["label"].to_numpy(), tables[0]["fold"].to_numpy()
+    labels, parts = tables[0]["label"].to_numpy(), split_groups(tables[0]["group"].to_numpy(), NUM_PARTS, "calibration")
     predictions = [probs_of(table) for table in tables]
     nested = np.empty_like(predictions[0])
-    for fold in (0, 1):
-        here = folds == fold
+    for part in np.unique(parts):
+        here = parts == part
         nested[here] = fit_blend(labels[~here], [p[~here] for p in predictions]).apply([p[here] for p in predictions])
     assert state["log_loss"] == pytest.approx(sklearn_log_loss(labels, nested), abs=1e-9)
     assert state["run_log_loss"] == pytest.approx([sklearn_log_loss(labels, p) for p in predictions], abs=1e-9)

@@ -18,7 +18,7 @@ from prefcls_lib.data.features import FEATURE_NAMES, SIGNS
 from prefcls_lib.data.loading import read_rows, write_rows
 from prefcls_lib.data.schema import LABEL_COLUMNS, SOURCE
 from prefcls_lib.pipeline import folds, steps
-from prefcls_lib.pipeline.job import load_baseline, open_folder, read_job
+from prefcls_lib.pipeline.job import EXTRA, load_baseline, open_folder, read_job
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training.step import training_loss
 
@@ -119,7 +119,7 @@ def test_files_are_found_and_read_with_their_source(files, monkeypatch):
     config = RunConfig(**places, extra_train=names, out=str(folder / "run"), num_folds=3)
     assert config == replace(config, extra_train=", ".join(names).replace(" ", ""))
     job = read_job(config)
-    assert job.extra_rows[SOURCE].tolist() == [1] * 6 + [2] * 4
+    assert job.table.loc[job.table["fold"] == EXTRA, SOURCE].tolist() == [1] * 6 + [2] * 4
     assert len(job.data_sha256["extra_train"].split(",")) == 2
     config = replace(config, extra_train="two.csv")
     monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(folder / "input"))
@@ -128,7 +128,7 @@ def test_files_are_found_and_read_with_their_source(files, monkeypatch):
     place, other = (folder / "input" / "datasets" / "me" / name for name in ("prefcls-extra", "another"))
     place.mkdir(parents=True)
     (folder / "two.csv").rename(place / "two.csv")
-    assert read_job(config).extra_rows[SOURCE].tolist() == [1] * 4
+    assert (read_job(config).table["fold"] == EXTRA).sum() == 4
     other.mkdir()
     shutil.copy(folder / "one.csv", other / "two.csv")
     with pytest.raises(UserError, match="more than once"):
@@ -143,7 +143,7 @@ def test_training_rows_among_the_extra_rows_leak_nothing(home, tmp_path, capsys)
         config = RunConfig(**places, extra_train=str(tmp_path / f"leak{turn}.csv"), out=str(tmp_path / f"run{turn}"),
                            num_folds=3, folds=[0, 1], start_from="structure_logistic")  # fmt: skip
         rows = read_rows(home / "train.csv", labelled=True)
-        leak = rows[read_job(replace(config, extra_train=None)).folds == 0]
+        leak = rows[read_job(replace(config, extra_train=None)).rows["fold"] == 0]
         write_rows(config.extra_train, leak.assign(label=(leak["label"] + turn) % 3))
         table = steps.fit_baselines(open_folder(read_job(config)))
         assert f"extra_train: {len(leak)} of {len(leak)} rows are training rows, too." in capsys.readouterr().out
@@ -159,11 +159,10 @@ def test_network_gets_the_tie_shift_of_each_file(files, home, start_from):
     places, folder = files
     config = RunConfig(**places, extra_train=f"{folder / 'one.csv'},{folder / 'two.csv'}", out=str(folder / "run"),
                        backbone=str(home / "backbone"), num_folds=3, max_length=32, start_from=start_from)  # fmt: skip
-    job = steps.start(config)
-    data = steps.prepare(job)
+    job = steps.prepare(steps.start(config))
     steps.fit_baselines(job)
-    train, valid, *_ = folds.split_rows(data, 0)
-    own = int((job.folds != 0).sum())
+    train, valid, *_ = folds.split_rows(job, 0)
+    own = int((job.rows["fold"] != 0).sum())
     ties = int((train.labels[:own] == 2).sum())
     shifts = np.log([2.5 / 4.5, 0.5 / 4.5]) - np.log((ties + 0.5) / (own - ties + 0.5))
     if start_from != "none":

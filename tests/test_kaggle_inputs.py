@@ -112,7 +112,7 @@ def test_run_folder_without_a_name_is_that_of_what_is_trained(home, monkeypatch)
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
     files = {name: str(home / f"{name}.csv") for name in ("train", "test")}
     for changes, name in (({"backbone": "a/encoder"}, "encoder"), ({"init_from": "b/scorer"}, "scorer")):
-        assert read_job(RunConfig(**files, **changes, num_folds=3)).folder.path == Path("runs") / name
+        assert read_job(RunConfig(**files, **changes, num_folds=3)).folder == Path("runs") / name
 
 
 def first_cell() -> str:

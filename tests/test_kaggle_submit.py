@@ -19,7 +19,7 @@ from prefcls_lib.ensemble.predictor import load
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline import predict
-from prefcls_lib.pipeline.folder import RunFolder
+from prefcls_lib.pipeline.folder import model_folders
 from prefcls_lib.runtime.files import UserError
 
 HOURS = 1.0
@@ -39,7 +39,7 @@ def attach(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def two(attach, finished_run, ladder_run, tmp_path) -> tuple[list[RunFolder], Blend]:
+def two(attach, finished_run, ladder_run, tmp_path) -> tuple[list[Path], Blend]:
     """The network and the ladder with a blend of 3/4 and 1/4 and a calibration."""
     paths = [attach(finished_run, "network"), attach(ladder_run, "ladder")]
     state = {"runs": [path.name for path in paths], "weights": [0.75, 0.25], "temperature": 1.5, "tie_bias": 0.2}
@@ -69,7 +69,7 @@ def test_all_in_time_is_the_same_as_predict_blend(two, rows, monkeypatch, device
     monkeypatch.setattr(predict, "count_processes", lambda wanted: devices)
     monkeypatch.setattr(predict, "BLOCK_ROWS", 2)
     record, probs = predict_two(two, rows)
-    np.testing.assert_allclose(probs, load(two[0][0].path.parent / "blend.json").predict_rows(rows), atol=1e-6)
+    np.testing.assert_allclose(probs, load(two[0][0].parent / "blend.json").predict_rows(rows), atol=1e-6)
     assert record["left_out"] == []
     found = [(run["run"], run["weight"], run["folds_used"], run["folds"]) for run in record["runs"]]
     assert found == [("network", 0.75, 2, 2), ("ladder", 0.25, 2, 2)]
@@ -95,7 +95,7 @@ def test_what_is_not_complete_in_time_is_left_out(two, rows, monkeypatch, clock,
     assert [run["folds_used"] for run in record["runs"]] == [used[1], used[0]]
     assert any("1 of 2 folds" in line for line in record["left_out"]) == (1 in used)
     network, ladder = (
-        [load(path).predict_rows(rows) for path in run.model_folders()[:number]]
+        [load(path).predict_rows(rows) for path in model_folders(run)[:number]]
         for run, number in zip(two[0], reversed(used), strict=True)
     )
     if used == (0, 0):
@@ -110,7 +110,7 @@ def test_what_is_not_complete_in_time_is_left_out(two, rows, monkeypatch, clock,
 def test_models_in_the_order_of_their_worth(attach, finished_run, ladder_run):
     """The ladder, then one fold of each network by falling weight, then the next folds."""
     paths = [attach(finished_run, "light"), attach(finished_run, "heavy"), attach(ladder_run, "ladder")]
-    models = submit.order_models([RunFolder(path) for path in paths], Blend((0.3, 0.5, 0.2), Calibration()))
+    models = submit.order_models(paths, Blend((0.3, 0.5, 0.2), Calibration()))
     assert [(place, path.parents[1].name, path.name) for place, path in models] == [
         (2, "ladder", "fold0"), (2, "ladder", "fold1"), (1, "heavy", "fold0"), (0, "light", "fold0"),
         (1, "heavy", "fold1"), (0, "light", "fold1"),
@@ -127,7 +127,7 @@ def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladde
     runs, fitted = submit.find_runs(tmp_path / "blend.json")
     wanted = blend.fit_runs(paths, tmp_path / "again.json")
     weights = {path.name: weight for path, weight in zip(paths, wanted["weights"], strict=True) if weight > 0}
-    assert {run.path.name: weight for run, weight in zip(runs, fitted.weights, strict=True)} == pytest.approx(weights)
+    assert {run.name: weight for run, weight in zip(runs, fitted.weights, strict=True)} == pytest.approx(weights)
     lines = (paths[1] / "oof.csv").read_text().splitlines()
     (paths[1] / "oof.csv").write_text("\n".join([lines[0], *(f"9{line}" for line in lines[1:])]) + "\n")
     assert submit.find_runs(tmp_path / "blend.json")[1] == Blend((0.5, 0.5), Calibration())
@@ -149,7 +149,7 @@ def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, monkeyp
     record, probs = predict_two(two, rows)
     assert record["left_out"] == ["network: 0 of 2 folds were used"]
     assert "RuntimeError: CUDA out of memory" in capsys.readouterr().err
-    np.testing.assert_allclose(probs, load(two[0][1].path).predict_rows(rows), atol=1e-12)
+    np.testing.assert_allclose(probs, load(two[0][1]).predict_rows(rows), atol=1e-12)
 
 
 BROKEN = [("prompt", ""), ("response_a", "just words"), ("response_b", '["two\nlines"]'), ("response_b", "[1]")]
@@ -213,7 +213,7 @@ def test_submit_notebook_runs(two, home, rows, tmp_path, monkeypatch, capsys):
             assert not any(word in cell.source for word in ("def ", "class ", "lambda"))
             exec(cell.source, namespace)
     assert namespace["time_budget_hours"] == 7.0
-    wanted = load(two[0][0].path.parent / "blend.json").predict_rows(rows)
+    wanted = load(two[0][0].parent / "blend.json").predict_rows(rows)
     np.testing.assert_allclose(read_probs(tmp_path / "submission.csv", list(rows["id"])), wanted, atol=2e-6)
     shown, errors = capsys.readouterr()
     assert "60 shipped rows took" in shown and errors == ""

@@ -160,7 +160,7 @@ def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, 
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, CANCELLED]
     server.take_output(cut_run)
     again = f"make kaggle-train OWNER={OWNER} NOTEBOOK={NAME}"
-    check(run(), 1, "fold0 is done, fold0-seed1 reached step 400", again)
+    check(run(), 1, "cut off; models done: fold0. Resume it", again)
     folder = place / "runs" / NAME
     assert read_tree(folder) == server.output
     server.calls.clear()

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_row
 
 from prefcls_lib.config import RunConfig, read_settings
-from prefcls_lib.pipeline import preview
+from prefcls_lib.pipeline import results
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PARAMS, PRESETS = NOTEBOOKS / "params", ("quick", "original", "strong")
@@ -95,7 +95,7 @@ def test_runs_through_papermill(tiny, write_csv, tmp_path):
 def test_settings_show_first_what_was_set():
     """A setting of the run, one that the recipe filled in, and one that nobody touched, in this order."""
     given = RunConfig(backbone="minilm", num_folds=5)
-    table = preview.settings_table(given, replace(given, learning_rate=3e-5))
+    table = results.settings_table(given, replace(given, learning_rate=3e-5))
     assert list(table.index[:3]) == ["backbone", "num_folds", "learning_rate"]
     assert table.iloc[2].tolist() == ["3e-05", "from the backbone's recipe"]
     assert table["where from"].value_counts().to_dict() == {

@@ -132,12 +132,11 @@ def test_folds_and_seeds_side_by_side_equal_one_after_the_other(home, finished_r
     settings = (*TWO_FOLDS, "num_seeds=2", "num_processes=2")
     copies = Path(shutil.copytree(home, tmp_path / "copies"))
     arguments = cli._parser().parse_args(run_arguments(copies, tmp_path / "two", *settings))
-    job = steps.start(cli._config(arguments))
-    data = steps.prepare(job)
+    job = steps.prepare(steps.start(cli._config(arguments)))
     steps.fit_baselines(job)
     for name in ("train.csv", "test.csv"):
         (copies / name).unlink()
-    steps.fit_folds(data)
+    steps.fit_folds(job)
     result = steps.finish(job)
     names, columns = ["fold0", "fold0-seed1", "fold1", "fold1-seed1"], list(LABEL_COLUMNS)
     assert sorted(path.name for path in (tmp_path / "two" / "model").iterdir()) == names
@@ -295,16 +294,16 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     """40 minutes are left: 20 for the first of two models, all that is left for the second, in the order given."""
     settings = ("folds=[2,0]", "time_budget_hours=1")
     job, sessions = steps.start(cli._config(cli._parser().parse_args(run_arguments(home, tmp_path, *settings)))), {}
-    data = replace(steps.prepare(job), started_at=time.time() - 1200)
-    monkeypatch.setattr(folds, "_train_model", lambda _, model, session: sessions.update({model.name: session}))
+    job = replace(steps.prepare(job), started_at=time.time() - 1200)
+    monkeypatch.setattr(folds, "_train_model", lambda _, name, session: sessions.update({name: session}))
     now = time.perf_counter()
-    folds.train_models(data, fold_models(data.config))
+    folds.train_models(job, list(fold_models(job.config)))
     assert list(sessions) == ["fold2", "fold0"]
     assert [session.deadline - now for session in sessions.values()] == pytest.approx([1200, 2400], abs=30)
-    tokens = int(data.encoded.lengths[np.unique(data.encoded.sides[-12:])].sum())
+    tokens = int(job.encoded.lengths[np.unique(job.encoded.sides[-12:])].sum())
     assert {session.tokens_to_predict for session in sessions.values()} == {tokens}
-    names = [model.name for model in fold_models(replace(job.config, num_seeds=2))]
-    assert names == ["fold2", "fold2-seed1", "fold0", "fold0-seed1"]
+    models = fold_models(replace(job.config, num_seeds=2))
+    assert models == {"fold2": (2, 42), "fold2-seed1": (2, 43), "fold0": (0, 42), "fold0-seed1": (0, 43)}
 
 
 # --- runs that are killed or stopped

@@ -17,7 +17,7 @@ from test_train import LEARNS, assert_same_weights, fit, make_config, make_examp
 from prefcls_lib import cli
 from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.doctor import capacity
-from prefcls_lib.pipeline.folder import RunFolder, describe_progress
+from prefcls_lib.pipeline.folder import earlier_run
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import loop, optim, step, validation
@@ -203,21 +203,18 @@ def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path):
 
 
 @pytest.mark.parametrize("mount", ["notebooks/me/prefcls-02", "prefcls-02", "datasets/me/prefcls-02"])
-def test_earlier_session_is_found_by_its_name_and_described(tmp_path, monkeypatch, mount):
-    """The name of an attached output is enough, wherever it is mounted; the models that are done, and the steps."""
+def test_earlier_session_is_found_by_its_name(tmp_path, monkeypatch, mount):
+    """The name of an attached output is enough, wherever it is mounted; a run that is in the folder comes first."""
     monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(tmp_path))
-    earlier = tmp_path / mount
-    for name in ("model/fold0", "checkpoint/fold0-seed1"):
-        (earlier / name).mkdir(parents=True)
+    earlier, here = tmp_path / mount, tmp_path / "here"
+    for folder in (earlier, here):
+        folder.mkdir(parents=True)
     (earlier / "config.json").write_text("{}")
-    (earlier / "checkpoint/fold0-seed1/position.json").write_text('{"step": 1200}')
-    said = describe_progress("prefcls-02")
-    assert said == f"The earlier session in {earlier}: fold0 is done, fold0-seed1 reached step 1,200."
-    assert describe_progress(earlier) == said
-    RunFolder(tmp_path / "new").copy_from(earlier)
-    assert (tmp_path / "new" / "checkpoint/fold0-seed1/position.json").is_file()
+    assert earlier_run(here, "prefcls-02") == earlier_run(here, str(earlier)) == earlier
     with pytest.raises(UserError, match="resume_from='prefcls-03'"):
-        describe_progress("prefcls-03")
+        earlier_run(here, "prefcls-03")
+    (here / "config.json").write_text("{}")
+    assert earlier_run(here, "prefcls-02") == here
 
 
 def test_broken_checkpoint_is_named(home, tmp_path, prefcls):

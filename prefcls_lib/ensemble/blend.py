@@ -16,7 +16,7 @@ from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_cross_fitted, fit_blend
-from prefcls_lib.pipeline.folder import RunFolder, read_table
+from prefcls_lib.pipeline.folder import read_config, read_table
 from prefcls_lib.runtime.files import UserError, read_json, reading, shown, write_json
 
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
@@ -52,7 +52,7 @@ class Run:
 def read_run(path: Path) -> Run:
     """One finished run folder; a file that is missing, broken, or does not belong to the others is a UserError."""
     with reading(path, "Copy the run folder again."):
-        settings, result = RunFolder(path).read_config(), read_json(path / "result.json")
+        settings, result = read_config(path), read_json(path / "result.json")
         share = None if result["encoder_share"] is None else compare.Comparison.from_dict(result["encoder_share"])
         lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
         values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]

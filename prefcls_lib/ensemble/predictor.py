@@ -13,7 +13,7 @@ from prefcls_lib.data.schema import ID, TEXT_COLUMNS
 from prefcls_lib.ensemble.blend import mix, read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
 from prefcls_lib.models.saved import SavedNetwork, load_model
-from prefcls_lib.pipeline.folder import RunFolder
+from prefcls_lib.pipeline.folder import model_folders
 from prefcls_lib.runtime.files import UserError, read_json, shown
 
 Text = str | Sequence[str]  # of one turn, or a text a turn
@@ -45,9 +45,6 @@ class Predictor:
             (N, 3) float64, P(A wins), P(B wins), P(tie), each row summing to 1. If A and B are exchanged, the first
             two columns are exchanged, exactly.
 
-        Raises:
-            UserError: no texts, lists of different lengths, or something that is neither a text nor None.
-
         Example:
             >>> model = prefcls_lib.load("runs/demo/02_roberta_base-minilm")
             >>> model.predict_proba(["What is 2 + 3?"], ["5"], ["2 + 3 is 6."]).round(3)
@@ -68,11 +65,7 @@ class Predictor:
 
 
 def load(path: str | Path) -> Predictor:
-    """Load what a run has left: a run folder, one of its model folders (model/fold0), or a blend.json.
-
-    Raises:
-        UserError: nothing of these is there, the run is not complete, or a file is damaged or of another version.
-    """
+    """Load what a run has left: a run folder, one of its model folders (model/fold0), or a blend.json."""
     path = Path(path)
     blend, folders = read_blend(path) if path.is_file() else (Blend((1.0,), Calibration()), [path])
     return Predictor(tuple(map(_load_run, folders)), blend)
@@ -82,7 +75,7 @@ def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
     if any((path / name).is_file() for name in ("preference.json", "baseline.json")):
         return (load_model(path),)
     read_json(path / "result.json")  # a run that has it is complete
-    return tuple(map(load_model, RunFolder(path).model_folders()))
+    return tuple(map(load_model, model_folders(path)))
 
 
 def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.ensemble.blend import fit_runs, mix, read_blend
 from prefcls_lib.evaluation.calibration import Blend, Calibration
-from prefcls_lib.pipeline.folder import LADDER, RunFolder
+from prefcls_lib.pipeline.folder import LADDER, model_folders
 from prefcls_lib.pipeline.predict import predict_models
 from prefcls_lib.runtime.devices import machine_name
 from prefcls_lib.runtime.files import UserError, read_json, write_json
@@ -59,7 +59,7 @@ def submit_file(test: Path, out: str | Path, time_budget_hours: float) -> dict:
     return record
 
 
-def project_rerun(runs: list[RunFolder], blend: Blend, time_budget_hours: float) -> None:
+def project_rerun(runs: list[Path], blend: Blend, time_budget_hours: float) -> None:
     """Predict shipped rows as a rerun would, with all GPUs, and print how long one of RERUN_ROWS would take at most."""
     rows = read_rows(sample_path("train"), labelled=True).head(None if torch.cuda.is_available() else CPU_ROWS)
     seconds = predict_within(runs, blend, rows, lambda probs: None, time_budget_hours)["seconds"]
@@ -71,7 +71,7 @@ def project_rerun(runs: list[RunFolder], blend: Blend, time_budget_hours: float)
     )
 
 
-def find_runs(blend_out: Path) -> tuple[list[RunFolder], Blend]:
+def find_runs(blend_out: Path) -> tuple[list[Path], Blend]:
     """The attached runs and how to weigh them; a line says where the weights come from.
 
     An attached blend.json decides which runs are used. Without one all attached runs are: weights and calibration are
@@ -95,21 +95,21 @@ def find_runs(blend_out: Path) -> tuple[list[RunFolder], Blend]:
     else:
         blend, folders = read_blend(path)
         print(f"weights of the runs: {path}", flush=True)
-    return [RunFolder(folder) for folder in folders], blend
+    return folders, blend
 
 
-def order_models(runs: list[RunFolder], blend: Blend) -> list[tuple[int, Path]]:
+def order_models(runs: list[Path], blend: Blend) -> list[tuple[int, Path]]:
     """(place of its run, folder) of every model, in the order in which they predict."""
     models = [
         (read_json(run / "result.json")["backbone"] != LADDER, number, -blend.weights[place], place, path)
         for place, run in enumerate(runs)
-        for number, path in enumerate(run.model_folders())
+        for number, path in enumerate(model_folders(run))
     ]
     return [(place, path) for *_, place, path in sorted(models)]
 
 
 def predict_within(
-    runs: list[RunFolder], blend: Blend, rows: pd.DataFrame, write: Callable[[np.ndarray], None], hours: float
+    runs: list[Path], blend: Blend, rows: pd.DataFrame, write: Callable[[np.ndarray], None], hours: float
 ) -> dict:
     """Predict `rows` (from `loading.read_rows`), better and better, until done or until RESERVED of `hours` is left.
 
@@ -130,8 +130,8 @@ def predict_within(
     lines = []
     for run, weight, probs in zip(runs, blend.weights, complete, strict=True):
         result = read_json(run / "result.json")
-        line = {"run": run.path.name, "backbone": Path(result["backbone"]).name, "log_loss": result["log_loss"]}
-        lines.append(line | {"weight": weight, "folds": len(run.model_folders()), "folds_used": len(probs)})
+        line = {"run": run.name, "backbone": Path(result["backbone"]).name, "log_loss": result["log_loss"]}
+        lines.append(line | {"weight": weight, "folds": len(model_folders(run)), "folds_used": len(probs)})
     left_out = [f"{line['run']}: {line['folds_used']} of {line['folds']} folds were used"
                 for line in lines if line["folds_used"] < line["folds"]]  # fmt: skip
     return {"left_out": left_out, "runs": lines, "seconds": time.time() - started}

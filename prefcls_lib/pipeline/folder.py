@@ -12,11 +12,9 @@ result.json         the numbers; written last: a run that has it is complete
 checkpoint/         what an interrupted run resumes from; deleted when the run is complete
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,138 +22,69 @@ import pandas as pd
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID, LABEL_COLUMNS
 from prefcls_lib.data.submission import write_submission
-from prefcls_lib.runtime import files
-from prefcls_lib.runtime.files import UserError, read_json, reading, write_json, write_whole
+from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, write_json, write_whole
 from prefcls_lib.runtime.kaggle import find_attached
 
 LADDER = "ladder"  # the backbone of a run without a network
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
 FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
-_held: set[Path] = set()  # folders that this process holds
 
 
-class FoldModel(NamedTuple):
-    """One model of a run: the fold it is validated on, and which of that fold's seeds (0 = first) it has."""
-
-    fold: int
-    seed_index: int = 0
-
-    @property
-    def name(self) -> str:
-        """Of its folder: fold3, or fold3-seed1."""
-        return f"fold{self.fold}" + (f"-seed{self.seed_index}" if self.seed_index else "")
+def fold_models(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """The models of a run, fold by fold: the name of its folder (fold3, fold3-seed1) -> its fold and its seed."""
+    return {
+        f"fold{fold}" + (f"-seed{number}" if number else ""): (fold, (config.seed + number) % 2**32)
+        for fold in config.folds
+        for number in range(config.num_seeds)
+    }
 
 
-def fold_models(config: RunConfig) -> list[FoldModel]:
-    """All models of a run, fold by fold."""
-    return [FoldModel(fold, seed_index) for fold in config.folds for seed_index in range(config.num_seeds)]
+def read_config(run: Path) -> RunConfig:
+    """The settings of a run, its recipe filled in."""
+    with reading(run / "config.json", "Copy the run folder again."):
+        return RunConfig(**read_json(run / "config.json")["settings"])
 
 
-class RunFolder:
-    """Paths in a run folder and the questions asked of it."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
-
-    def open(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
-        """Hold the folder until the end of this process; one that is complete is not held.
-
-        Where `config.resume_from` names an earlier run and none is here, it is copied. A UserError where another
-        process holds the folder, the run there has other settings or data, or it cannot be written.
-        """
-        here, path = (self / "config.json").exists(), self.path.resolve()
-        earlier = self if here or config.resume_from is None else RunFolder(find_earlier(config.resume_from))
-        earlier._refuse_another(config, data_sha256)
-        if not self.complete and path not in _held:
-            files.lock_folder(path)
-            _held.add(path)
-            self._refuse_another(config, data_sha256)  # of a run that began in the meantime
-        if self.complete:
-            return
-        if earlier is not self:
-            self.copy_from(earlier.path)
-        write_json(self / "config.json", {"settings": config.to_dict(), "data_sha256": data_sha256})
-
-    def _refuse_another(self, config: RunConfig, data_sha256: dict[str, str]) -> None:
-        """Raise a UserError that names the setting or the data file in which the run here, if there is one, differs."""
-        if not (self / "config.json").exists():
-            return
-        with reading(self / "config.json", "It is not of a run of this version: name another folder with --out."):
-            found, settings = read_json(self / "config.json"), config.to_dict()
-            earlier, hashes = found["settings"], found["data_sha256"]
-            for name in ["backbone", *sorted(earlier.keys() | settings.keys(), reverse=True)]:  # others follow from it
-                before, now = earlier.get(name), settings.get(name)
-                if name not in FREE_SETTINGS and before != now:
-                    raise UserError(
-                        f"{self.path}: holds a run with {name}={before!r}, this one has {name}={now!r}. "
-                        "Set it as it was, or name another folder with --out."
-                    )
-            for name in (name for name, before in hashes.items() if before != data_sha256[name]):
-                raise UserError(
-                    f"{self.path}: holds a run on another {name} file ({settings[name]} has changed or is a different "
-                    "one). Name another folder with --out; for new test rows use `prefcls predict --run`."
-                )
-
-    def copy_from(self, earlier: Path) -> None:
-        """Copy an earlier run's folder, which may be read-only; with config.json, the last, the copy is a run."""
-        for name in ("model", "checkpoint", "submission.csv", "config.json"):
-            if (earlier / name).exists() and not (self / name).is_dir():
-                write_whole(self / name, lambda temporary, name=name: _copy(earlier / name, temporary))
-
-    @property
-    def complete(self) -> bool:
-        """Whether a run ended here."""
-        return (self / "result.json").is_file()
-
-    def read_config(self) -> RunConfig:
-        """The settings of the run, its recipe filled in."""
-        with reading(self / "config.json", "Copy the run folder again."):
-            return RunConfig(**read_json(self / "config.json")["settings"])
-
-    def model_folders(self) -> list[Path]:
-        """Folders of all models of the run; a UserError where one is missing."""
-        folders = [self / "model" / model.name for model in fold_models(self.read_config())]
-        if missing := [folder.name for folder in folders if not folder.is_dir()]:
-            raise UserError(
-                f"{self.path}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same "
-                "command again to finish it."
-            )
-        return folders
-
-    def write_mean(self, ids: list[str], models: list[Path]) -> None:
-        """Write submission.csv: the mean of what these models have predicted for the test rows."""
-        probs = np.mean([read_probs(model / "test.csv") for model in models], axis=0)
-        write_submission(self / "submission.csv", ids, probs)
+def model_folders(run: Path) -> list[Path]:
+    """Folders of all models of a run; a UserError where one is missing."""
+    folders = [run / "model" / name for name in fold_models(read_config(run))]
+    if missing := [folder.name for folder in folders if not folder.is_dir()]:
+        raise UserError(
+            f"{run}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same command again to "
+            "finish it."
+        )
+    return folders
 
 
-def find_earlier(resume_from: str | Path) -> Path:
-    """The folder that `resume_from` names: a path, or the name of an attached notebook's output."""
+def earlier_run(run: Path, resume_from: str | None) -> Path:
+    """The folder of the run that is resumed: `run`, or where none is in it the one that the setting names."""
+    if resume_from is None or (run / "config.json").exists():
+        return run
     earlier = find_attached(resume_from)
     if not (earlier / "config.json").is_file():
-        raise UserError(f"setting resume_from={str(resume_from)!r}: holds no run (config.json). Name a run folder.")
+        raise UserError(f"setting resume_from={resume_from!r}: holds no run (config.json). Name a run folder.")
     return earlier
 
 
-def describe_progress(resume_from: str | Path) -> str:
-    """One sentence on how far an earlier session of a run got: each model that is done, or under way at which step."""
-    earlier = find_earlier(resume_from)
-    parts = [f"{path.name} is done" for path in sorted(earlier.glob("model/fold*"))]
-    parts += [f"{position.parent.name} reached step {read_json(position)['step']:,}"
-              for position in sorted(earlier.glob("checkpoint/fold*/position.json"))]  # fmt: skip
-    return f"The earlier session in {earlier}: {', '.join(parts) or 'no model was started'}."
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder without permissions: an attached input is read-only."""
-    if source.is_file():
-        shutil.copyfile(source, target)
+def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) -> None:
+    """Raise a UserError that names the setting or the data file in which the run here, if there is one, differs."""
+    if not (run / "config.json").exists():
         return
-    target.mkdir()
-    for path in source.iterdir():
-        _copy(path, target / path.name)
+    with reading(run / "config.json", "It is not of a run of this version: name another folder with --out."):
+        found, settings = read_json(run / "config.json"), config.to_dict()
+        earlier, hashes = found["settings"], found["data_sha256"]
+        for name in ["backbone", *sorted(earlier.keys() | settings.keys(), reverse=True)]:  # others follow from it
+            before, now = earlier.get(name), settings.get(name)
+            if name not in FREE_SETTINGS and before != now:
+                raise UserError(
+                    f"{run}: holds a run with {name}={before!r}, this one has {name}={now!r}. Set it as it was, or "
+                    "name another folder with --out."
+                )
+        for name in (name for name, before in hashes.items() if before != data_sha256[name]):
+            raise UserError(
+                f"{run}: holds a run on another {name} file ({settings[name]} has changed or is a different one). Name "
+                "another folder with --out; for new test rows use `prefcls predict --run`."
+            )
 
 
 def prediction_table(rows: pd.DataFrame, probs: np.ndarray) -> pd.DataFrame:
@@ -171,7 +100,7 @@ def write_model_tables(
     for name, table in (("history", history), ("oof", oof), ("test", test)):
         write_table(folder / f"{name}.csv", table)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
+    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     write_json(folder / "fold.json", record | {"finished_at": time.time(), "sha256": hashes})
 
 
@@ -180,6 +109,12 @@ def gather_table(folders: Sequence[Path], name: str) -> pd.DataFrame:
     table = pd.concat([read_table(folder / name) for folder in folders], ignore_index=True)
     rows = [column for column in table if column not in LABEL_COLUMNS]
     return table.groupby(rows, sort=False, as_index=False).mean() if ID in table else table
+
+
+def write_mean(run: Path, ids: Sequence[str], models: list[Path]) -> None:
+    """Write submission.csv: the mean of what these models have predicted for the test rows."""
+    probs = np.mean([read_probs(model / "test.csv") for model in models], axis=0)
+    write_submission(run / "submission.csv", list(ids), probs)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -14,48 +13,46 @@ from accelerate.utils import set_seed
 from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.batching import Examples
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS, SOURCE, class_shares
+from prefcls_lib.data.schema import ID, SOURCE, class_shares
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
-from prefcls_lib.pipeline.folder import FoldModel, prediction_table, write_model_tables
-from prefcls_lib.pipeline.job import TEST, TrainingData, load_baseline
+from prefcls_lib.pipeline.folder import fold_models, prediction_table, write_model_tables
+from prefcls_lib.pipeline.job import TEST, Job, load_baseline
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import write_whole
-from prefcls_lib.training.checkpoint import Session, TrainingState, stop_on_sigterm
+from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
 from prefcls_lib.training.loop import fit
 from prefcls_lib.training.validation import MIN_ROWS_TO_SELECT
 
 REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted on
 
 
-def train_models(data: TrainingData, models: list[FoldModel]) -> None:
+def train_models(job: Job, names: list[str]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
-    is_test, encoded = data.table["fold"] == TEST, data.encoded
-    tokens_to_predict = int(encoded.lengths[np.unique(encoded.sides[is_test])].sum())
-    hours, deadline = data.config.time_budget_hours, None
+    sides = job.encoded.sides[job.table["fold"] == TEST]
+    tokens_to_predict = int(job.encoded.lengths[np.unique(sides)].sum())
+    hours, deadline = job.config.time_budget_hours, None
     with stop_on_sigterm() as stop:
-        for number, model in enumerate(models):
+        for number, name in enumerate(names):
             if hours is not None:
-                left = data.started_at + 3600 * hours - time.time()
-                deadline = time.perf_counter() + left / (len(models) - number)
-            _train_model(
-                data, model, Session(data.folder / "checkpoint" / model.name, deadline, tokens_to_predict, stop)
-            )
+                left = job.started_at + 3600 * hours - time.time()
+                deadline = time.perf_counter() + left / (len(names) - number)
+            _train_model(job, name, Session(job.folder / "checkpoint" / name, deadline, tokens_to_predict, stop))
 
 
-def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examples, BaselineMean | None]:
+def split_rows(job: Job, fold: int) -> tuple[Examples, Examples, Examples, BaselineMean | None]:
     """Training, validation and test examples of a fold, and the baseline that they start from.
 
     Extra rows are trained on, but for those that share a prompt with a validation row.
     """
-    baseline, offsets = load_baseline(data.folder, fold)
-    labels, folds, sources = (data.table[name].to_numpy() for name in ("label", "fold", SOURCE))
-    on_baseline = data.config.start_from != "none"
+    baseline, offsets = load_baseline(job.folder, fold)
+    labels, folds, sources = (job.table[name].to_numpy() for name in ("label", "fold", SOURCE))
+    on_baseline = job.config.start_from != "none"
     given = (labels, offsets.astype(np.float32)) if on_baseline else (labels,)
-    examples = Examples(data.encoded.token_ids, data.encoded.sides, *given)
+    examples = Examples(job.encoded.token_ids, job.encoded.sides, *given)
     valid, test = folds == fold, folds == TEST
     is_train = np.isfinite(offsets[:, 0]) & ~valid & ~test
     train = examples.take(is_train)
@@ -66,16 +63,16 @@ def split_rows(data: TrainingData, fold: int) -> tuple[Examples, Examples, Examp
     return train, examples.take(valid), examples.take(test), baseline if on_baseline else None
 
 
-def new_model(data: TrainingData, train: Examples, accelerator: Accelerator) -> PreferenceModel:
+def new_model(job: Job, train: Examples, accelerator: Accelerator) -> PreferenceModel:
     """The pretrained encoder, on the device, with a head that predicts the class shares of the training rows.
 
     On a baseline it predicts what the baseline does. A reward model's score is added to either, with the temperature
     and the tie bias that suit the training rows best.
     """
-    model = build_model(data.backbone.path, data.config).to(accelerator.device)
+    model = build_model(job.backbone.path, job.config).to(accelerator.device)
     model.head.start_at_prior(tuple(class_shares(train.labels[train.own])))
     if model.head.skip is not None:
-        chosen = np.random.default_rng(data.config.seed).permutation(train.own)[:REWARD_ROWS]
+        chosen = np.random.default_rng(job.config.seed).permutation(train.own)[:REWARD_ROWS]
         start_at_scores(model, train.take(np.sort(chosen)), accelerator)
     return model
 
@@ -95,52 +92,50 @@ def start_at_scores(model: PreferenceModel, train: Examples, accelerator: Accele
         last.bias.copy_(torch.tensor([0.0, 0.0, fitted.tie_bias]))
 
 
-def _train_model(data: TrainingData, fold_model: FoldModel, session: Session) -> None:
+def _train_model(job: Job, name: str, session: Session) -> None:
     """Train one model of the run, predict, and save it with its tables in its folder."""
-    started, fold, name = time.perf_counter(), fold_model.fold, fold_model.name
-    config = replace(data.config, seed=(data.config.seed + fold_model.seed_index) % 2**32)
-    train, valid, test, baseline = split_rows(data, fold)
-    set_seed((config.seed + fold) % 2**32)
-    accelerator = make_accelerator(config.mixed_precision, config.report_to, data.folder / "logs")
-    begin_tracking(accelerator, config.to_dict(), f"{data.folder.path.name}-{name}")
-    model = new_model(data, train, accelerator)
-    record = {"fold": fold, "seed": config.seed, "seconds_before_training": time.time() - data.started_at}
+    started, (fold, seed) = time.perf_counter(), fold_models(job.config)[name]
+    config = replace(job.config, seed=seed)
+    train, valid, test, baseline = split_rows(job, fold)
+    set_seed((seed + fold) % 2**32)
+    accelerator = make_accelerator(config.mixed_precision, config.report_to, job.folder / "logs")
+    begin_tracking(accelerator, config.to_dict(), f"{job.folder.name}-{name}")
+    model = new_model(job, train, accelerator)
+    seconds_before = time.time() - job.started_at
     fitted = fit(model, train, valid, config, accelerator, name, session)
     test_probs, test_tokens = predict_proba(model, test, accelerator, f"{name}: test")
     if accelerator.is_main_process:
-        rows, probs = data.table[data.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
+        rows, probs = job.table[job.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
+        labels, chosen, last = rows["label"].to_numpy(), fitted.history.iloc[fitted.chosen], fitted.history.iloc[-1]
         if len(rows) >= MIN_ROWS_TO_SELECT:  # each row predicted at the validation that is best on other rows
-            given = (rows["label"].to_numpy(), rows["group"].to_numpy())
-            probs, _ = compare.choose_cross_fitted(fitted.valid_probs, *given)
-        oof, tokens = prediction_table(rows, probs), fitted.valid_tokens + test_tokens
-        seconds = max(time.perf_counter() - started, float(fitted.history["seconds"].iloc[-1]))  # of all sessions
-        record |= describe_fit(fitted, oof) | {"predicted_tokens": [tokens.real, tokens.computed], "seconds": seconds}
+            probs, _ = compare.choose_cross_fitted(fitted.valid_probs, labels, rows["group"].to_numpy())
+        tokens = fitted.valid_tokens + test_tokens
+        record = {
+            "fold": fold,
+            "seed": seed,
+            "seconds_before_training": seconds_before,
+            "valid_rows": len(rows),
+            "log_loss": scores.log_loss(labels, probs),
+            "flip_rate": float(chosen["flip_rate"]),
+            "best_epoch": float(chosen["epoch"]),
+            "encoder_log_loss": float(chosen["encoder_log_loss"]),
+            "encoder_warning": fitted.warning,
+            "steps": int(last["step"]),
+            "planned_steps": fitted.planned_steps,
+            "tokens": [fitted.tokens.real, fitted.tokens.computed],
+            "step_seconds": fitted.step_seconds,
+            "predicted_tokens": [tokens.real, tokens.computed],
+            "seconds": max(time.perf_counter() - started, float(last["seconds"])),  # the latter: of all sessions
+        }
         track(accelerator, {f"result/{key}": value for key, value in record.items()})
 
         def write(folder: Path) -> None:
-            save_model(folder, model, data.backbone, data.config, baseline)
-            history = fitted.history.assign(fold=fold, seed=config.seed)
-            test_table = prediction_table(data.table.loc[data.table["fold"] == TEST, [ID]], test_probs)
-            write_model_tables(folder, record, history, oof, test_table)
+            save_model(folder, model, job.backbone, job.config, baseline)
+            history = fitted.history.assign(fold=fold, seed=seed)
+            tables = prediction_table(rows, probs), prediction_table(job.test_rows[[ID]], test_probs)
+            write_model_tables(folder, record, history, *tables)
 
-        write_whole(data.folder / "model" / fold_model.name, write)
+        write_whole(job.folder / "model" / name, write)
         shutil.rmtree(session.folder, ignore_errors=True)
     end_tracking(accelerator)
     accelerator.wait_for_everyone()
-
-
-def describe_fit(fitted: TrainingState, oof: pd.DataFrame) -> dict:
-    """What fold.json says of a fit with these predictions."""
-    chosen = fitted.history.iloc[fitted.chosen]
-    return {
-        "valid_rows": len(oof),
-        "log_loss": scores.log_loss(oof["label"].to_numpy(), oof[list(LABEL_COLUMNS)].to_numpy()),
-        "flip_rate": float(chosen["flip_rate"]),
-        "best_epoch": float(chosen["epoch"]),
-        "encoder_log_loss": float(chosen["encoder_log_loss"]),
-        "encoder_warning": fitted.warning,
-        "steps": int(fitted.history["step"].iloc[-1]),
-        "planned_steps": fitted.planned_steps,
-        "tokens": [fitted.tokens.real, fitted.tokens.computed],
-        "step_seconds": fitted.step_seconds,
-    }

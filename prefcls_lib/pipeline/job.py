@@ -1,17 +1,17 @@
 """A job: inputs found and checked, run folder opened, and what is written into checkpoint/ before networks are trained.
 
-checkpoint/folds.npy         the fold of each training row
-checkpoint/rows/             of all rows (training, extra, test rows): tokens.npy, which all processes map, and
-                             sides.safetensors, see `tokenization.EncodedRows`; table.csv, see `Job.all_rows`
+checkpoint/table.csv         id, fold, label, prompt group and source of all rows, see `Job.table`
+checkpoint/rows/             tokens.npy, which all processes map, and sides.safetensors, see `tokenization.EncodedRows`
 checkpoint/baseline-fold0/   model/         the fold's baseline, as the model folder of a run of `prefcls ladder`
                              offsets.npy    (N, 3) its offsets of all rows: of a training row by the models that were
                                             fitted without it, of other rows by all; NaN: left out
                              baselines.csv  predictions of the fold's rows by this and simpler baselines
 """
 
+import shutil
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,47 +29,43 @@ from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.data.submission import write_submission
 from prefcls_lib.data.tokenization import EncodedRows, encode_rows
 from prefcls_lib.models.backbones import Backbone, load_backbone
-from prefcls_lib.pipeline.folder import RunFolder, prediction_table, read_table, write_model_tables, write_table
-from prefcls_lib.runtime.files import reading, sha256, write_whole
+from prefcls_lib.pipeline import folder as run_files
+from prefcls_lib.pipeline.folder import prediction_table, read_table, write_model_tables, write_table
+from prefcls_lib.runtime.files import lock_folder, reading, sha256, write_json, write_whole
 from prefcls_lib.runtime.kaggle import find_attached, run_folder
 
 EXTRA, TEST = -1, -2  # in place of a fold, of rows that no model is validated on
+hold_folder = cache(lock_folder)  # until this process ends
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run whose inputs were all found and checked."""
+    """A run whose inputs were all found and checked; `fold` says in which fold a training row is validated."""
 
-    config: RunConfig  # with the backbone's recipe filled in
-    folder: RunFolder
-    rows: pd.DataFrame  # from `loading.read_rows`, as the test rows
-    test_rows: pd.DataFrame
-    folds: np.ndarray  # (N,) the fold in which each training row is validated
+    config: RunConfig  # from `open_folder` on with the backbone's recipe filled in
+    folder: Path
+    # training rows, extra rows (fold EXTRA), then test rows (fold TEST, label -1), as from `loading.read_rows`, each
+    # with its fold and its source: k of the k-th extra file, else 0; in a worker without the texts
+    table: pd.DataFrame
     data_sha256: dict[str, str]  # of the train and the test file, and of the extra rows' where there are any
-    extra_rows: pd.DataFrame | None  # more rows to train on, never validated on
     started_at: float  # `time.time()` of this session
     backbone: Backbone | None = None  # its tokenizer checked; None for a run without a network
-    wrote_prior: bool = False  # the submission in the folder is the prior's, written by `open_folder` just now
+    encoded: EncodedRows | None = None  # token ids of all rows, from `prepare` on
 
-    @cached_property
-    def all_rows(self) -> pd.DataFrame:
-        """The training rows, the extra rows (fold EXTRA), then the test rows (fold TEST, label -1).
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The training rows."""
+        return self.table[self.table["fold"] >= 0]
 
-        `source` is 0 of training and test rows, k of those of the k-th extra file.
-        """
-        rows = self.rows.assign(fold=self.folds, **{SOURCE: 0})
-        test = self.test_rows.assign(fold=TEST, label=-1, **{SOURCE: 0})
-        return pd.concat([rows, self.extra_rows, test], ignore_index=True)
+    @property
+    def test_rows(self) -> pd.DataFrame:
+        """The test rows."""
+        return self.table[self.table["fold"] == TEST]
 
     @property
     def baseline_name(self) -> str:
         """The baseline that the network starts from; with start_from=none the one that it is compared with."""
         return ENSEMBLE if self.config.start_from in ("none", None) else self.config.start_from
-
-    @property
-    def validated(self) -> np.ndarray:
-        """(N,) bool: rows that some model of this run is validated on."""
-        return np.isin(self.folds, self.config.folds)
 
 
 def read_job(config: RunConfig) -> Job:
@@ -79,89 +75,85 @@ def read_job(config: RunConfig) -> Job:
     rows = take_rows(read_rows(paths["train"], labelled=True), config.max_train_rows, config.fold_seed)
     test_rows = read_rows(paths["test"], labelled=False)
     extra = [find_attached(name.strip()) for name in (config.extra_train or "").split(",") if name.strip()]
-    extra_rows = read_extra_rows(extra, rows) if extra else None
+    extra_rows = [read_rows(path, labelled=True).assign(fold=EXTRA, source=k) for k, path in enumerate(extra, 1)]
     hashes = {kind: sha256(path) for kind, path in paths.items()}
     if extra:
         hashes["extra_train"] = ",".join(map(sha256, extra))
-    folder = RunFolder(run_folder(config.out, config.init_from or config.backbone))
-    plan = folder / "checkpoint" / "folds.npy"
-    if plan.is_file() and (folder / "config.json").is_file():  # `open_folder` refuses that of another run
-        with reading(plan, "Delete it, and run the same command again."):
-            folds = np.load(plan, allow_pickle=False)
+        keys, seen = [key for one in extra_rows for key in row_keys(one)], set(row_keys(rows))
+        if known := sum(key in seen for key in keys):
+            print(f"extra_train: {known:,} of {len(keys):,} rows are training rows, too. `prefcls convert --against` "
+                  "leaves them out.", flush=True)  # fmt: skip
+    folder = run_folder(config.out, config.init_from or config.backbone)
+    resumed = run_files.earlier_run(folder, config.resume_from)
+    plan = resumed / "checkpoint" / "table.csv"
+    if plan.is_file() and (resumed / "config.json").is_file():  # `open_folder` refuses that of another run
+        table = read_table(plan)
+        folds = table[table["fold"] >= 0].set_index(ID)["fold"].reindex(rows[ID]).to_numpy()
     else:
         folds = assign_folds(rows, config.num_folds, config.fold_seed, paths["train"])
-    return Job(config, folder, rows, test_rows, folds, hashes, extra_rows, started_at)
+    rows, test_rows = rows.assign(fold=folds, source=0), test_rows.assign(fold=TEST, label=-1, source=0)
+    table = pd.concat([rows, *extra_rows, test_rows], ignore_index=True)[list(rows)]
+    return Job(config, folder, table, hashes, started_at)
 
 
-def read_extra_rows(paths: list[Path], train_rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all extra files, with the number of their file, 1 for the first; says how many are known already."""
-    tables = [read_rows(path, labelled=True).assign(fold=EXTRA, **{SOURCE: k}) for k, path in enumerate(paths, 1)]
-    rows, seen = pd.concat(tables, ignore_index=True), set(row_keys(train_rows))
-    if known := sum(key in seen for key in row_keys(rows)):
-        print(f"extra_train: {known:,} of {len(rows):,} rows are training rows, too. `prefcls convert --against` "
-              "leaves them out.", flush=True)  # fmt: skip
-    return rows
+def open_folder(job: Job, backbone: Backbone | None = None) -> Job:
+    """Hold the run folder until the end of this process, and write the settings; one that is complete stays as it is.
+
+    What the setting resume_from names is copied, where no run is in the folder. Where no submission is in it, the
+    training prior's is written. A UserError where another process holds the folder, the run there has other settings or
+    data, or it cannot be written.
+    """
+    job = replace(job, config=job.config.with_recipe(backbone.recipe if backbone else {}), backbone=backbone)
+    folder, config, submission = job.folder, job.config, job.folder / "submission.csv"
+    complete = (folder / "result.json").is_file()
+    if not complete:
+        hold_folder(folder.resolve())
+    earlier = run_files.earlier_run(folder, config.resume_from)
+    run_files.refuse_another(earlier, config, job.data_sha256)
+    if not complete:
+        for name in ("model", "checkpoint"):
+            if (earlier / name).is_dir() and not (folder / name).is_dir():  # files of an attached input are read-only
+                write_whole(folder / name, partial(shutil.copytree, earlier / name, copy_function=shutil.copyfile))
+        write_json(folder / "config.json", {"settings": config.to_dict(), "data_sha256": job.data_sha256})
+        write_table(folder / "checkpoint" / "table.csv", job.table[[ID, "fold", "label", "group", SOURCE]])
+    if not submission.exists():
+        shares = np.tile(class_shares(job.rows["label"]), (len(job.test_rows), 1))
+        write_submission(submission, list(job.test_rows[ID]), shares)
+    return job
 
 
-def open_folder(job: Job) -> Job:
-    """Take the run folder for this job; where it holds no submission yet, write the training prior's."""
-    config = job.config.with_recipe(job.backbone.recipe if job.backbone else {})
-    job.folder.open(config, job.data_sha256)
-    if not job.folder.complete:
-        write_whole(job.folder / "checkpoint" / "folds.npy", lambda temporary: np.save(temporary, job.folds))
-    submission = job.folder / "submission.csv"
-    if wrote_prior := not submission.exists():
-        prior = np.tile(class_shares(job.rows["label"]), (len(job.test_rows), 1))
-        write_submission(submission, list(job.test_rows[ID]), prior)
-    return replace(job, config=config, wrote_prior=wrote_prior)
+def load_job(folder: Path, started_at: float) -> Job:
+    """What a worker reads of a run that was started, in place of `read_job` to `prepare`: no texts."""
+    config, table = run_files.read_config(folder), read_table(folder / "checkpoint" / "table.csv")
+    backbone = load_backbone(config.init_from or config.backbone, config.max_length)
+    return prepare(Job(config, folder, table, {}, started_at, backbone))
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """All that training reads of a run, in whatever process; `started_at`: `time.time()` of this session."""
-
-    config: RunConfig
-    folder: RunFolder
-    backbone: Backbone
-    encoded: EncodedRows  # of all rows
-    table: pd.DataFrame  # of all rows: id, fold, label, group, source, see `Job.all_rows`
-    started_at: float
-
-
-def prepare_rows(job: Job) -> TrainingData:
-    """Write what networks read of the rows into checkpoint/, unless an earlier session has."""
+def prepare(job: Job) -> Job:
+    """The job with the token ids of all rows, mapped; they are written into checkpoint/, unless they were before."""
     place = job.folder / "checkpoint" / "rows"
 
     def write(folder: Path) -> None:
         texts = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
-        encoded = encode_rows(job.all_rows, job.backbone.tokenizer, *texts)
+        encoded = encode_rows(job.table, job.backbone.tokenizer, *texts)
         arrays = {"lengths": encoded.lengths, "sides": encoded.sides, "full_lengths": encoded.full_lengths}
         folder.mkdir()
         np.save(folder / "tokens.npy", np.concatenate(encoded.token_ids))
         save_file(arrays, folder / "sides.safetensors")
-        write_table(folder / "table.csv", job.all_rows[[ID, "fold", "label", "group", SOURCE]])
 
     if not place.is_dir():
         write_whole(place, write)
-    return load_training_data(job.folder, job.started_at, job.backbone)
-
-
-def load_training_data(folder: RunFolder, started_at: float, backbone: Backbone | None = None) -> TrainingData:
-    """Read what `prepare_rows` wrote; the token ids are mapped."""
-    config, place = folder.read_config(), folder / "checkpoint" / "rows"
-    backbone = backbone or load_backbone(config.init_from or config.backbone, config.max_length)
     with reading(place, "Delete it, and run the same command again."):
-        arrays, table = load_file(place / "sides.safetensors"), read_table(place / "table.csv")
+        arrays = load_file(place / "sides.safetensors")
         tokens = np.load(place / "tokens.npy", mmap_mode="r").view(np.ndarray)
         token_ids = np.split(tokens, np.cumsum(arrays["lengths"])[:-1])
-        encoded = EncodedRows(token_ids, arrays["sides"], arrays["full_lengths"])
-    return TrainingData(config, folder, backbone, encoded, table, started_at)
+        return replace(job, encoded=EncodedRows(token_ids, arrays["sides"], arrays["full_lengths"]))
 
 
 def fit_baselines(job: Job) -> pd.DataFrame:
     """Fit the baseline of each fold of the run, but for those that an earlier session has fitted.
 
-    Where the run folder holds only the prior's submission, the baseline's takes its place.
+    Until the networks are trained the submission is that of the baseline.
 
     Returns:
         The content of oof_baselines.csv: predictions as in oof.csv, with the baseline's name (`model`) and the seconds
@@ -169,17 +161,16 @@ def fit_baselines(job: Job) -> pd.DataFrame:
     """
     places = {fold: job.folder / "checkpoint" / f"baseline-fold{fold}" for fold in job.config.folds}
     if left := {fold: place for fold, place in places.items() if not place.is_dir()}:
-        inputs = read_inputs(job.all_rows)
+        inputs = read_inputs(job.table)
         for fold, place in left.items():
             _fit_fold(job, inputs, fold, place)
+    run_files.write_mean(job.folder, job.test_rows[ID], [place / "model" for place in places.values()])
     predictions = pd.concat([read_table(place / "baselines.csv") for place in places.values()], ignore_index=True)
     write_table(job.folder / "oof_baselines.csv", predictions)
-    if job.wrote_prior:
-        job.folder.write_mean(list(job.test_rows[ID]), [place / "model" for place in places.values()])
     return predictions
 
 
-def load_baseline(folder: RunFolder, fold: int) -> tuple[BaselineMean, np.ndarray]:
+def load_baseline(folder: Path, fold: int) -> tuple[BaselineMean, np.ndarray]:
     """A fold's baseline that `fit_baselines` left, and its offsets (N, 3) of all rows."""
     place = folder / "checkpoint" / f"baseline-fold{fold}"
     with reading(place, "Delete it, and the baseline is fitted again."):
@@ -187,12 +178,11 @@ def load_baseline(folder: RunFolder, fold: int) -> tuple[BaselineMean, np.ndarra
 
 
 def _fit_fold(job: Job, inputs: BaselineInputs, fold: int, place: Path) -> None:
-    started, name, rows = time.perf_counter(), job.baseline_name, job.all_rows
+    started, name, rows = time.perf_counter(), job.baseline_name, job.table
     folds, groups, labels = (rows[column].to_numpy() for column in ("fold", "group", "label"))
     left_out = (folds == EXTRA) & np.isin(groups, groups[folds == fold])
-    if extra := int((folds == EXTRA).sum()):
-        shared = int(left_out.sum())
-        print(f"fold{fold}: {extra - shared:,} extra rows; {shared:,} share a prompt with validation rows", flush=True)
+    if left_out.any():
+        print(f"fold{fold}: {left_out.sum():,} extra rows share a prompt with validation rows: left out", flush=True)
     train, valid = np.flatnonzero((folds != fold) & (folds != TEST) & ~left_out), np.flatnonzero(folds == fold)
     train_inputs, valid_inputs = inputs.take(train), inputs.take(valid)
     offsets = np.full((len(rows), NUM_CLASSES), np.nan)

@@ -63,7 +63,9 @@ def run_workers(num_processes: int, command: list[str]) -> None:
 
 
 def take_share(names: list[str]) -> list[str]:
-    """Of several models those that this process of torchrun trains, by itself, on a GPU of its own."""
+    """The models that this process of torchrun trains: of several its share, alone on its GPU; one with the others."""
+    if len(names) == 1:
+        return names
     rank, size = (int(os.environ.pop(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     os.environ.pop("LOCAL_RANK", None)  # it joins no group of processes
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What is said of a finished run: result.json, its model card (with the Hugging Face hub's header), a verdict."""
+"""What is said of a run. Before it: settings and time; after it: result.json, the model card, tables, a verdict."""
 
 import math
 import time
@@ -7,42 +7,78 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from huggingface_hub import ModelCardData
 
 import prefcls_lib
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import TokenCount
-from prefcls_lib.data.schema import ID, LABEL_COLUMNS
+from prefcls_lib.data.batching import Examples, TokenCount
+from prefcls_lib.data.schema import LABEL_COLUMNS
+from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import blend_cross_fitted
+from prefcls_lib.models.network import PreferenceModel
+from prefcls_lib.models.predict import embed_unique_sides
 from prefcls_lib.models.recipes import HUB_NAMES
 from prefcls_lib.pipeline.folder import LADDER, fold_models, read_table
 from prefcls_lib.pipeline.job import Job
-from prefcls_lib.runtime.devices import versions
+from prefcls_lib.pipeline.launch import count_processes
+from prefcls_lib.runtime.devices import machine_name, make_accelerator, versions
 from prefcls_lib.runtime.files import write_text
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-OF_TRAINING = ("best_epoch", "useful_token_share", "predict_useful_token_share", "tokens_per_second",
-               "seconds_before_training", "encoder_share")  # fmt: skip
+TOKENISED_ROWS = 200  # that are tokenised for the mean length of a row
+TIMED_ROWS = 4  # of these, whose forward pass is timed
+BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
+BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU seconds for 57,477 (report/log.md)
 
 
-def read_out_of_sample(job: Job) -> tuple[pd.DataFrame, np.ndarray]:
-    """The validated rows of a finished run and their out-of-sample probabilities (N, 3)."""
-    rows = job.rows[job.validated].reset_index(drop=True)
-    return rows, read_table(job.folder / "oof.csv").set_index(ID).loc[rows[ID], list(LABEL_COLUMNS)].to_numpy()
+def describe_duration(job: Job, model: PreferenceModel) -> str:
+    """One sentence on the time that a run needs: a rough estimate, from the forward pass of a few rows."""
+    config, num_folds, num_rows = job.config, len(job.config.folds), len(job.table) - len(job.test_rows)
+    texts = (config.max_length, config.text_cleaning, config.architecture)
+    encoded = encode_rows(job.rows.head(TOKENISED_ROWS), job.backbone.tokenizer, *texts)
+    examples = Examples(encoded.token_ids, encoded.sides)
+    row_tokens = examples.lengths.sum(axis=1)
+    near = np.argsort(np.abs(row_tokens - row_tokens.mean()), kind="stable")[:TIMED_ROWS]
+    accelerator = make_accelerator(config.mixed_precision)
+    model.to(accelerator.device)
+    for _ in range(2):  # the first loads kernels
+        started = time.perf_counter()
+        embeddings, tokens = embed_unique_sides(model, examples.take(near), accelerator)
+        embeddings.sum().item()  # waits for the GPU
+    seconds_per_row = (time.perf_counter() - started) / tokens.computed * row_tokens.mean()
+    valid = job.table["fold"].isin(config.folds).sum() / num_folds
+    train = (num_rows - valid) * (1 + BACKWARD) / (2 if config.architecture == "cross" else 1)  # one of its two orders
+    passes = config.num_epochs * (train + config.validations_per_epoch * valid) + len(job.test_rows)
+    models = num_folds * config.num_seeds
+    in_a_row = models / min(count_processes(config.num_processes), models)
+    seconds = BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * in_a_row
+    hours = config.time_budget_hours
+    amount = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
+    budget = f"; time_budget_hours={hours:g} cuts it" if hours is not None and seconds > 3600 * hours else ""
+    return f"this run will take about {amount} on this machine ({machine_name()}){budget}"
+
+
+def settings_table(given: RunConfig, filled: RunConfig) -> pd.DataFrame:
+    """The settings of a run: first those that were given, then those of the backbone's recipe, then the defaults."""
+    default, given, filled = (config.to_dict() for config in (RunConfig(), given, filled))
+    kinds = ["set for this run", "from the backbone's recipe", "default"]
+    kind = {name: kinds[0] if given[name] != default[name] else kinds[1 if filled[name] != given[name] else 2]
+            for name in filled}  # fmt: skip
+    table = pd.DataFrame({"value": pd.Series(filled, dtype=object).map(str), "where from": pd.Series(kind)})
+    return table.sort_values("where from", key=lambda column: column.map(kinds.index), kind="stable")
 
 
 def baseline_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """A line a baseline: log_loss, low, high (95 % interval), accuracy, seconds; of out-of-sample predictions."""
-    lines = {}
+    lines = []
     for name, table in predictions.groupby("model", sort=False):
         labels, probs = table["label"].to_numpy(), table[list(LABEL_COLUMNS)].to_numpy()
         losses = scores.row_losses(labels, probs)
         low, high = compare.bootstrap_interval(losses, table["group"].to_numpy())
         seconds = table.groupby("fold")["seconds"].first().sum()  # all baselines of a fold are fitted together
-        lines[name] = (losses.mean(), low, high, scores.accuracy(labels, probs), seconds)
-    columns = ["log_loss", "low", "high", "accuracy", "seconds"]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("model")
+        lines.append({"model": name, "log_loss": losses.mean(), "low": low, "high": high,
+                      "accuracy": scores.accuracy(labels, probs), "seconds": seconds})  # fmt: skip
+    return pd.DataFrame(lines).set_index("model")
 
 
 def describe_run(job: Job, records: list[dict]) -> dict:
@@ -53,6 +89,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
     oof, predictions = (read_table(job.folder / name) for name in ("oof.csv", "oof_baselines.csv"))
     start = predictions[predictions["model"] == job.baseline_name]  # the rows of oof, in their order
     probs, start_probs = (table[list(LABEL_COLUMNS)].to_numpy() for table in (oof, start))
+    network = job.config.backbone != LADDER
     labels, groups, folds = (oof[name].to_numpy() for name in ("label", "group", "fold"))
     calibrated = blend_cross_fitted(labels, [probs], groups)
     result = {
@@ -61,6 +98,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "calibrated_expected_calibration_error": scores.expected_calibration_error(labels, calibrated),
         "baseline": job.baseline_name,
         "baseline_log_loss": scores.log_loss(labels, start_probs),
+        "encoder_share": compare.compare(labels, probs, start_probs, groups).to_dict() if network else None,
         "baselines": baseline_table(predictions).reset_index().to_dict(orient="records"),
         "rows": len(job.rows),
         "valid_rows": len(oof),
@@ -71,20 +109,15 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "data_sha256": job.data_sha256,
         "folds": records,
     }
-    if job.config.backbone == LADDER:
-        return result | dict.fromkeys(OF_TRAINING)
-    share = compare.compare(labels, probs, start_probs, groups).to_dict()
-    return result | {"encoder_share": share} | _describe_training(job, records)
-
-
-def _describe_training(job: Job, records: list[dict]) -> dict:
+    if not network:
+        shares = ("useful_token_share", "predict_useful_token_share")
+        return result | dict.fromkeys([*shares, "tokens_per_second", "seconds_before_training", "best_epoch"])
     of = pd.DataFrame(records)
     tokens, predicted = (TokenCount(*np.sum(of[name].tolist(), axis=0)) for name in ("tokens", "predicted_tokens"))
     of_seeds = [np.average(fits["log_loss"], weights=fits["valid_rows"]) for _, fits in of.groupby("seed")]
-    warnings = zip([model.name for model in fold_models(job.config)], of["encoder_warning"], strict=True)
-    return {
+    warnings = zip(fold_models(job.config), of["encoder_warning"], strict=True)
+    return result | {
         "log_loss_seed_sd": float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None,
-        "start_from": job.config.start_from,
         "encoder_only_log_loss": float(np.average(of["encoder_log_loss"], weights=of["valid_rows"])),
         "encoder_warnings": {name: warning for name, warning in warnings if warning},
         "flip_rate": float(np.average(of["flip_rate"], weights=of["valid_rows"])),
@@ -113,21 +146,13 @@ def write_card(place: Path, config: RunConfig, result: dict) -> None:
         what = f"a network on {base} that corrects the baseline {baseline}"
         told = compare.Comparison.from_dict(share).describe()
         comparison = f"Its baseline has {result['baseline_log_loss']:.4f}: with the network it is {told}.\n"
-    header = ModelCardData(
-        language="en", license="apache-2.0", library_name="prefcls-lib", pipeline_tag="text-classification",
-        base_model=base if base.count("/") == 1 and not Path(base).exists() else None,
-        tags=["preference-prediction", "reward-model", "chatbot-arena", "siamese"], metrics=["log_loss", "accuracy"],
-    )  # fmt: skip
-    default, (low, high) = RunConfig().to_dict(), result["log_loss_interval"]
-    hidden = ("train", "test", "out", "resume_from")
+    default, hidden = RunConfig().to_dict(), ("train", "test", "out", "resume_from")
     changed = [f"- `{k}: {v}`" for k, v in config.to_dict().items() if v != default[k] and k not in hidden]
     card = (resources.files(__package__) / "card.md").read_text(encoding="utf-8").format(
-        header=header.to_yaml(), title=f"{place.resolve().name}: preference between two answers", folder=place.name,
-        version=prefcls_lib.__version__, what=what, interval=f"{low:.4f} to {high:.4f}", comparison=comparison,
+        base_model=f"base_model: {base}\n" if base.count("/") == 1 and not Path(base).exists() else "",
+        folder=place.resolve().name, version=prefcls_lib.__version__, what=what, comparison=comparison,
         exactly=", exactly" if config.head == "symmetric" else " only about: this head reads one order of them",
-        data=result["data_sha256"]["train"], settings="\n".join(changed) or "- none",
-        licence=f"The licence of {base} holds, too." if base else "",
-        **{name: result[name] for name in ("log_loss", "accuracy", "valid_rows", "rows", "seed")},
+        settings="\n".join(changed) or "- none", licence=f"The licence of {base} holds, too." if base else "", **result,
     )  # fmt: skip
     write_text(place / "README.md", card)
 

@@ -1,27 +1,27 @@
 """The main job in the order of its steps; the command line and the notebooks both call these and nothing else.
 
 job = start(config)              everything that can be wrong is found here; a prior submission is in place
-data = prepare(job)              token ids of all rows, written once
 baselines = fit_baselines(job)   plain models on the same folds: what the networks start from
-fit_folds(data)                  one model a fold (and seed), each saved when it is done; on several GPUs side by side
+job = prepare(job)               token ids of all rows, written once
+fit_folds(job)                   one model a fold (and seed), each saved when it is done; on several GPUs side by side
 result = finish(job)             submission.csv, the tables, result.json
 """
 
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.schema import ID
 from prefcls_lib.models.backbones import load_backbone, set_gradient_checkpointing
 from prefcls_lib.models.saved import build_model
+from prefcls_lib.pipeline import folder as run_files
 from prefcls_lib.pipeline import job as job_steps
-from prefcls_lib.pipeline.folder import LADDER, RunFolder, fold_models, gather_table, write_table
 from prefcls_lib.pipeline.folds import train_models
-from prefcls_lib.pipeline.job import Job, TrainingData, load_training_data, open_folder, read_job
-from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers, take_share
-from prefcls_lib.pipeline.preview import describe_duration
-from prefcls_lib.pipeline.results import describe_run, write_card
+from prefcls_lib.pipeline.job import Job, open_folder, read_job
+from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers
+from prefcls_lib.pipeline.results import describe_duration, describe_run, write_card
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
 
@@ -35,60 +35,48 @@ def start(config: RunConfig) -> Job:
     backbone = load_backbone(config.init_from or config.backbone, config.max_length)
     make_accelerator(config.mixed_precision, config.report_to, job.folder / "logs")
     if (job.folder / "config.json").exists():  # the weights were loaded when the folder was opened first
-        return open_folder(replace(job, backbone=backbone))
+        return open_folder(job, backbone)
     model = build_model(backbone.path, config)
     set_gradient_checkpointing(model.encoder, config.gradient_checkpointing)
-    job = open_folder(replace(job, backbone=backbone))
+    job = open_folder(job, backbone)
     print(describe_duration(job, model), flush=True)
     return job
 
 
-prepare = job_steps.prepare_rows
 fit_baselines = job_steps.fit_baselines
+prepare = job_steps.prepare
 
 
-def fit_folds(data: TrainingData) -> None:
+def fit_folds(job: Job) -> None:
     """Train the models of the run that are not done yet; one that was stopped resumes from its checkpoint.
 
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
     all processes together. After SIGTERM, the state of what was under way is saved, and `Stopped` is raised.
     """
-    left, num_processes = [], count_processes(data.config.num_processes)
-    for model in fold_models(data.config):
-        if (place := data.folder / "model" / model.name).is_dir():
-            print(f"{model.name}: done before, kept in {place}", flush=True)
+    left, num_processes = [], count_processes(job.config.num_processes)
+    for name in run_files.fold_models(job.config):
+        if (place := job.folder / "model" / name).is_dir():
+            print(f"{name}: done before, kept in {place}", flush=True)
         else:
-            left.append(model)
+            left.append(name)
     if not left or num_processes == 1:
-        train_models(data, left)
+        train_models(job, left)
         return
-    names = [model.name for model in left]
     processes = num_processes if len(left) == 1 else min(num_processes, len(left))
-    run_workers(processes, [*PREFCLS, "fit", "--started-at", str(data.started_at), str(data.folder.path), *names])
-
-
-def fit_models(folder: RunFolder, names: list[str], started_at: float) -> None:
-    """What a process of `run_workers` does: train its share of these models; a single one with the others together.
-
-    The run was started at `started_at` (`time.time()`).
-    """
-    if len(names) > 1:
-        names = take_share(names)
-    data = load_training_data(folder, started_at)
-    train_models(data, [model for model in fold_models(data.config) if model.name in names])
+    run_workers(processes, [*PREFCLS, "fit", "--started-at", str(job.started_at), str(job.folder), *left])
 
 
 def finish(job: Job) -> dict:
     """Write submission, tables and, last, result.json, from what the models have left; return its content."""
-    folder, models = job.folder, job.folder.model_folders()
+    folder, models = job.folder, run_files.model_folders(job.folder)
     for name in ("history.csv", "oof.csv"):
-        write_table(folder / name, gather_table(models, name))
-    folder.write_mean(list(job.test_rows[ID]), models)
+        run_files.write_table(folder / name, run_files.gather_table(models, name))
+    run_files.write_mean(folder, job.test_rows[ID], models)
     result = describe_run(job, [read_json(model / "fold.json") for model in models])
-    for place in (folder.path, *models):
+    for place in (folder, *models):
         write_card(place, job.config, result)
     accelerator = make_accelerator("no", job.config.report_to, folder / "logs")
-    begin_tracking(accelerator, job.config.to_dict(), folder.path.name)
+    begin_tracking(accelerator, job.config.to_dict(), folder.name)
     track(accelerator, result)
     end_tracking(accelerator)
     write_json(folder / "result.json", result)
@@ -96,7 +84,7 @@ def finish(job: Job) -> dict:
     return result
 
 
-def run(config: RunConfig, network: bool = True) -> RunFolder:
+def run(config: RunConfig, network: bool = True) -> Path:
     """All steps; on a folder whose run is complete, only says so.
 
     Without a network (`prefcls ladder`) the models are the folds' baselines, in the files of any other run. Of the
@@ -105,17 +93,16 @@ def run(config: RunConfig, network: bool = True) -> RunFolder:
     if network:
         job = start(config)
     else:
-        job = open_folder(read_job(replace(config, backbone=LADDER, init_from=None, num_seeds=1)))
-    if job.folder.complete:
-        print(f"{job.folder.path}: this run is complete; for a new one name another --out.", flush=True)
+        job = open_folder(read_job(replace(config, backbone=run_files.LADDER, init_from=None, num_seeds=1)))
+    if (job.folder / "result.json").is_file():
+        print(f"{job.folder}: this run is complete; for a new one name another --out.", flush=True)
         return job.folder
-    data = prepare(job) if network else None
     fit_baselines(job)
     if network:
-        fit_folds(data)
+        fit_folds(prepare(job))
     else:
-        for model in fold_models(job.config):  # the folds' baselines become the models of the run
-            fitted = job.folder / "checkpoint" / f"baseline-{model.name}" / "model"
-            write_whole(job.folder / "model" / model.name, partial(shutil.copytree, fitted))
+        for name in run_files.fold_models(job.config):  # the folds' baselines become the models of the run
+            fitted = job.folder / "checkpoint" / f"baseline-{name}" / "model"
+            write_whole(job.folder / "model" / name, partial(shutil.copytree, fitted))
     finish(job)
     return job.folder

@@ -71,7 +71,7 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     config = RunConfig.from_mapping({**settings, **places}, "--set")
     steps.run(config)
     job, network = read_job(config), load_model(folder / "run" / "model" / "fold0")
-    train = job.rows[job.folds != 0].reset_index(drop=True)
+    train = job.rows[job.rows["fold"] != 0].reset_index(drop=True)
     labels, groups = train["label"].to_numpy(), train["group"].to_numpy().astype(str)
     given, inputs = read_inputs(train), read_inputs(scored)
     fitted = fit_simple(given, labels)
