@@ -1,12 +1,11 @@
-"""`python -m prefcls_lib`: the same as the console script `prefcls`."""
+"""`prefcls` and `python -m prefcls_lib`."""
 
-import os
 import sys
 
-from prefcls_lib.cli import main
+try:
+    from prefcls_lib.cli import main
+except KeyboardInterrupt:  # Ctrl-C while Python imports
+    sys.exit(130)
 
-if "PREFCLS_WORKER" in os.environ:
-    from prefcls_lib.pipeline.launch import end_with_parent
-
-    end_with_parent()
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

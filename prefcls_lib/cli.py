@@ -3,11 +3,10 @@
 import argparse
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data import loading
@@ -23,32 +22,25 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file need not be text
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with _interrupts():
-            return arguments.command(arguments) or 0
+        return arguments.command(arguments) or 0
     except (UserError, OSError, UnicodeError) as error:  # the last two: of a name that no file can have, for example
         message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
         message, code = str(error) or "interrupted", 143 if str(error) else 130
         message += f". {RESUME}"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     print(f"prefcls: {printable(message)}", file=sys.stderr)
     return code
 
 
-@contextmanager
-def _interrupts() -> Iterator[None]:
+def _interrupt(number: int, _: FrameType | None) -> None:
     """SIGTERM interrupts as Ctrl-C does; a second Ctrl-C does not interrupt what the first has begun."""
-
-    def stop(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt("stopped by SIGTERM" if number == signal.SIGTERM else "")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt("stopped by SIGTERM" if number == signal.SIGTERM else "")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,60 +48,54 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=lambda _: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    def add(name: str, function: Callable, text: str, **options: object) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, allow_abbrev=False, **options)
+    def add(name: str, function: Callable, **options: object) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, allow_abbrev=False, **options)
         command.set_defaults(command=function)
         return command
 
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--out", help="run folder")
     settings.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
-    settings.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
+    settings.add_argument("--set", default=[], nargs="+", action="extend", metavar="KEY=VALUE", help="any settings")
     files = argparse.ArgumentParser(add_help=False, parents=[settings])
     files.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
     files.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
-    test = {"required": True, "help": 'test CSV or "sample"'}
+    test = argparse.ArgumentParser(add_help=False)
+    test.add_argument("--test", required=True, help='test CSV or "sample"')
 
-    add("run", _run, "train, validate, predict: from CSV to a checked submission", parents=[files])
-    add("ladder", partial(_run, network=False), "a run without a network: its baseline", parents=[files])
-    blend = add("blend", _blend, "weigh and calibrate runs on their out-of-sample predictions")
+    add("run", _run, help="train, validate, predict: from CSV to a checked submission", parents=[files])
+    add("ladder", partial(_run, network=False), help="a run without a network: its baseline", parents=[files])
+    blend = add("blend", _blend, help="weigh and calibrate runs on their out-of-sample predictions")
     blend.add_argument("--runs", required=True, nargs="+", action="extend", type=Path, metavar="DIR", help="finished")
     blend.add_argument("--out", required=True, type=Path, help="blend.json to write")
-    predict = add("predict", _predict, "predict new rows with a finished run or a blend")
+    predict = add("predict", _predict, help="predict new rows with a finished run or a blend", parents=[test])
     model = predict.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", dest="model", metavar="DIR", help="run folder")
     model.add_argument("--blend", dest="model", metavar="blend.json", help="what `prefcls blend` wrote")
-    predict.add_argument("--test", **test)
     predict.add_argument("--out", required=True, help="submission CSV to write")
-    check = add("check-submission", _check_submission, "check a submission against the test rows")
+    check = add("check-submission", _check_submission, help="check a submission against the test rows", parents=[test])
     check.add_argument("file", metavar="FILE")
-    check.add_argument("--test", **test)
-    convert = add("convert", _convert, "public arena files (33k, 55k, 100k, 140k, WSDM) to a CSV for extra_train",
+    convert = add("convert", _convert, help="public arena files (33k, 55k, 100k, 140k, WSDM) to a CSV for extra_train",
                   formatter_class=argparse.RawDescriptionHelpFormatter, epilog=LICENCES)  # fmt: skip
     convert.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Parquet or CSV, as published")
     convert.add_argument("--out", required=True, type=Path, help="CSV; for sets with other shares of ties, call again")
     convert.add_argument("--against", type=Path, metavar="train.csv", help="training file, whose rows are left out")
-    doctor = add("doctor", _doctor, "can this machine do the job? exit code 0: yes, 1: no", parents=[settings])
+    doctor = add("doctor", _doctor, help="can this machine do the job? exit code 0: yes, 1: no", parents=[settings])
     doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
 
-    # what `run` starts in subprocesses
-    fit = add("fit", _fit, "train some models of a run that was started: a process of `run`")
-    fit.add_argument("run", type=Path, metavar="DIR", help="run folder")  # --run would be torchrun's --run-path
-    fit.add_argument("--started-at", type=float, default=time.time(), help="seconds since 1970, for the time budget")
-    fit.add_argument("models", nargs="+", metavar="NAME", help="fold0, fold1-seed1, ...")
+    fit = add("fit", _fit)  # what `run` starts in subprocesses
+    fit.add_argument("--started-at", type=float, required=True)  # seconds since 1970, for the time budget
+    fit.add_argument("run", type=Path)  # folder; --run would be torchrun's --run-path
+    fit.add_argument("models", nargs="+")  # fold0, fold1-seed1, ...
     return parser
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
-    overrides = {}
-    for text in arguments.set:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise UserError(f"--set {shown(text)}: expected KEY=VALUE, for example --set max_length=256.")
-        overrides[key.strip()] = value
+    if wrong := [text for text in arguments.set if "=" not in text]:
+        raise UserError(f"--set {shown(wrong[0])}: expected KEY=VALUE, for example --set max_length=256.")
     given = {name: getattr(arguments, name, None) for name in ("train", "test", "out", "backbone")}
-    overrides |= {name: value for name, value in given.items() if value is not None}
-    return RunConfig.from_yaml(arguments.config, overrides)
+    given = {name: value for name, value in given.items() if value is not None}
+    return RunConfig.from_yaml(arguments.config, dict(text.split("=", 1) for text in arguments.set) | given)
 
 
 def _run(arguments: argparse.Namespace, network: bool = True) -> None:
@@ -126,6 +112,7 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
 def _fit(arguments: argparse.Namespace) -> None:
     from prefcls_lib.pipeline import folds, job, launch
 
+    launch.end_with_parent()
     names = launch.take_share(arguments.models)
     folds.train_models(job.load_job(arguments.run, arguments.started_at), names)
 

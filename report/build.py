@@ -24,11 +24,8 @@ README_MARKS = "<!-- results: written by make report -->", "<!-- end of results 
 
 def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) -> Found:
     """Write report.html and report.pdf into `out`, and the result table into `readme`, between its marks."""
-    rows, fixed = loading.read_rows(loading.sample_path("train"), labelled=True), _fixed_values()
-    fixed |= {
-        "facts": loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict(),
-        "lengths": page.embed_figure(plots.plot_rows(rows), "lengths", "The shipped rows: lengths, and who wins."),
-    }
+    rows = loading.read_rows(loading.sample_path("train"), labelled=True)
+    fixed = _fixed_values(rows)
     found = read_runs(places, rows)
     groups = tables.make_groups(found)
     networks = [run for group in groups for run in group.networks]
@@ -48,18 +45,20 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     return found
 
 
-def _fixed_values() -> dict:
-    """What studies measured and others published, and what the template calls."""
+def _fixed_values(rows: pd.DataFrame) -> dict:
+    """What studies measured and others published, the shipped rows, and what the template calls."""
     values = {path.stem: read_json(path) for path in STUDIES.glob("*.json")}
     published = read_json(SOURCES / "published.json")
     return values | {
         "published": published, "study": published["study"], "described": values["specification"]["backbones"],
         "prior_loss": -sum(share * math.log(share) for share in published["study"]["prior"]),
+        "facts": loading.describe_rows(rows)["value"].astype(str).str.replace("%", " %").to_dict(),
+        "lengths": page.embed_figure(plots.plot_rows(rows), "lengths", "The shipped rows: lengths, and who wins."),
         "gpu_check": (STUDIES / "gpu_check.md").read_text(encoding="utf-8").split("\n", 1)[1],
         "describe": tables.describe_run, "signed": page.signed,
         "fit": lambda run: calibration.fit_blend(run.oof["label"].to_numpy(), [run.probs(run.oof.index)]).calibration,
         "compared": lambda values: " | ".join(tables.comparison_cells(compare.Comparison.from_dict(values))),
-        "titled": page.embed_table, "table": page.markdown_table, "difference": tables.format_difference,
+        "titled": page.embed_table, "table": page.markdown_table,
         "escape": page.escape_text, "uniform": plots.UNIFORM, "log": math.log,
         "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip

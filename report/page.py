@@ -14,14 +14,12 @@ import matplotlib
 import mistune
 from matplotlib.figure import Figure
 
-from prefcls_lib.runtime.files import printable, write_whole
+from prefcls_lib.runtime.files import printable, reason, write_whole
 
 # text stays text: outlines of small letters are drawn unevenly spaced on a screen
 STYLE = {"svg.hashsalt": "prefcls", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"]}
 FORMULA_STYLE = STYLE | {"svg.fonttype": "path", "mathtext.fontset": "stix"}
 FORMULA_POINTS = 10
-FACES = {"STIXGeneral": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic"), "DejaVu Sans Mono": ("DejaVuSansMono",),
-         "DejaVu Sans": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique")}  # fmt: skip
 
 
 def fill_template(path: Path, values: dict) -> str:
@@ -67,12 +65,8 @@ def lay_out(document: str):
     import weasyprint
     from weasyprint.text.fonts import FontConfiguration
 
-    folder, fonts = Path(matplotlib.get_data_path(), "fonts", "ttf"), FontConfiguration()
-    faces = [f'@font-face {{font-family: "{family}"; src: url({(folder / file).as_uri()}.ttf); '
-             f"font-weight: {'bold' if 'Bol' in file else 'normal'}; "
-             f"font-style: {'italic' if file.endswith(('Italic', 'Oblique')) else 'normal'}}}"
-             for family, files in FACES.items() for file in files]  # fmt: skip
-    sheet = weasyprint.CSS(string="".join(faces), font_config=fonts)
+    fonts, faces = FontConfiguration(), Path(__file__).with_name("fonts.css").read_text(encoding="utf-8")
+    sheet = weasyprint.CSS(string=faces, font_config=fonts, base_url=f"{matplotlib.get_data_path()}/fonts/ttf/")
     return weasyprint.HTML(string=document).render(stylesheets=[sheet], font_config=fonts)
 
 
@@ -82,9 +76,8 @@ def write_pdf(document: str, path: Path) -> str | None:
     try:
         data = lay_out(document).write_pdf()
     except (ImportError, OSError) as error:  # OSError: the system has no pango
-        reason = " ".join(str(error).split())[:120]
         remedy = "Install Pango (apt install libpango-1.0-0 libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
-        return f"WeasyPrint does not start ({reason}). {remedy}"
+        return f"WeasyPrint does not start ({reason(error)}). {remedy}"
     write_whole(path, lambda temporary: temporary.write_bytes(data))
     return None
 

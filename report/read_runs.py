@@ -13,9 +13,11 @@ from prefcls_lib.ensemble.blend import Run, read_run
 from prefcls_lib.evaluation import compare
 from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, shown
 
-# what the page shows of a blend, of a network, and of either if it is there
+# what the page shows of a blend, of a run, of a network, and of each if it is there
 OF_BLENDS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated")
-OF_NETWORKS = ("best_epoch", "tokens_per_second", "useful_token_share", "predict_useful_token_share")
+OF_RUNS = (*OF_BLENDS, "calibrated_log_loss", "calibrated_expected_calibration_error", "baseline_log_loss", "seconds",
+           "rows", "valid_rows")  # fmt: skip
+OF_NETWORKS = (*OF_RUNS, "best_epoch", "tokens_per_second", "useful_token_share", "predict_useful_token_share")
 OPTIONAL = ("log_loss_fold_sd", "log_loss_seed_sd", "encoder_only_log_loss", "flip_rate")
 
 
@@ -46,9 +48,8 @@ def read_runs(places: Sequence[Path], rows: pd.DataFrame) -> Found:
                         found.blends.append((path.stem, _read_blend(path)))
                         continue
                     run = read_run(path)
-                    models = [line["model"] for line in run.result["baselines"]]
-                    texts = [*models, run.result["baseline"], run.result.get("versions", {}).get("machine", "")]
-                    _check(run.result, run.share, OF_NETWORKS if run.share else (), texts)
+                    texts = [run.group[0], run.result["baseline"], run.result.get("versions", {}).get("machine", "")]
+                    _check(run.result, run.share, OF_NETWORKS if run.share else OF_RUNS, texts)
                     if run.group[0] == shipped and not run.oof["label"].equals(labels.reindex(run.oof.index)):
                         raise ValueError("oof.csv has other ids or labels than the shipped rows")
                     found.runs.append(run)
@@ -66,10 +67,13 @@ def _read_blend(path: Path) -> dict:
 
 
 def _check(result: dict, share: compare.Comparison | None, names: Sequence[str], texts: Sequence[object]) -> None:
-    """Raise where a value that the page shows is not of its kind; `read_run` has looked at the others."""
+    """Raise where a value that the page shows is not of its kind."""
     low, high = result["log_loss_interval"]
     values = [low, high, *(result[name] for name in names), *(vars(share).values() if share else ())]
     values += [result[name] for name in OPTIONAL if result.get(name) is not None]
+    for line in result.get("baselines", ()):
+        values += [line[name] for name in ("log_loss", "low", "high", "accuracy")]
+        texts = [*texts, line["model"]]
     if result.get("flip_rate") is not None:
         values.append(min(fold["flip_rate"] for fold in result["folds"]))
     wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]

@@ -29,7 +29,8 @@ class ComparedRuns:
         self.key, self.runs, self.on_sample = key, runs, on_sample
         self.networks = [run for run in runs if run.share is not None]
         self.ladder = next((run for run in runs if run.share is None), None)
-        self.baselines = (self.ladder or runs[0]).result["baselines"]  # the ladder has all of them
+        baselines = (self.ladder or runs[0]).result["baselines"]  # the ladder has all of them
+        self.baselines = [line | {"log_loss_interval": (line["low"], line["high"])} for line in baselines]
         self.prior = next((line["log_loss"] for line in self.baselines if line["model"] == "prior"), None)
         at = {run.path.resolve(): run for run in runs}
         self.blends = [(name, content, parts) for name, content in found.blends
@@ -54,7 +55,8 @@ class ComparedRuns:
         """The prior, the first network with its baseline, and its first blend."""
         wanted, nothing = ["prior", *(run.result["baseline"] for run in self.networks[:1])], [""] * len(COMPARED)
         lines = [[*UNIFORM, "", "", *nothing]]
-        lines += [[*_baseline_cells(line), *nothing] for line in self.baselines if line["model"] in wanted]
+        for line in (line for line in self.baselines if line["model"] in wanted):
+            lines.append([escape_text(line["model"]), *_scores(line)[:3], *nothing])
         for run in self.networks[:1]:
             lines.append([describe_run(run), *_scores(run.result)[:3], *comparison_cells(*self.compared[run.path])])
         for name, content, parts in sorted(self.blends, key=lambda blend: len(blend[2]))[:1]:
@@ -64,7 +66,7 @@ class ComparedRuns:
 
     def results_table(self) -> str:
         """Log loss with its interval, accuracy, calibration error: one line a model, the baselines too."""
-        lines = [[*UNIFORM, "", "", ""], *([*_baseline_cells(line), ""] for line in self.baselines)]
+        lines = [[*UNIFORM, "", "", ""], *([escape_text(line["model"]), *_scores(line)] for line in self.baselines)]
         for run in self.networks:
             name, settings = describe_run(run).split(": ", 1)
             lines.append([f"**{name}**<br><small>{settings}</small>", *_scores(run.result)])
@@ -86,12 +88,12 @@ class ComparedRuns:
 
     def results_figure(self) -> str:
         """The same as a picture."""
-        lines = [{"name": line["model"], "kind": "baseline", **line} for line in self.baselines]
-        models = [(run.name, "network", run.result) for run in self.networks]
-        for name, kind, result in models + [(name, "blend", content) for name, content, _ in self.blends]:
-            low, high = result["log_loss_interval"]
-            lines.append({"name": name, "kind": kind, "log_loss": result["log_loss"], "low": low, "high": high})
-        figure = plots.plot_results(pd.DataFrame(lines, index=[printable(line["name"])[:60] for line in lines]))
+        shown = [(line["model"], "baseline", line) for line in self.baselines]
+        shown += [(run.name, "network", run.result) for run in self.networks]
+        shown += [(name, "blend", content) for name, content, _ in self.blends]
+        lines = [(kind, result["log_loss"], *result["log_loss_interval"]) for _, kind, result in shown]
+        names = [printable(name)[:60] for name, *_ in shown]
+        figure = plots.plot_results(pd.DataFrame(lines, names, ["kind", "log_loss", "low", "high"]))
         return embed_figure(figure, f"results-{self.key}", f"Log loss with 95 % intervals: {self.title}.")
 
     def ablation_table(self) -> str:
@@ -141,12 +143,6 @@ def backbone_of(run: Run, described: dict[str, dict]) -> str | None:
     return next((name for name, one in described.items() if parts & set(one["names"])), None)
 
 
-def format_difference(values: dict) -> str:
-    """A difference of two log losses in a sentence, with its own interval: 0.0164 lower [−0.0255, −0.0072]."""
-    side = "lower" if values["difference"] < 0 else "higher"
-    return signed(f"{abs(values['difference']):.4f} {side} [{values['low']:+.4f}, {values['high']:+.4f}]")
-
-
 def slices_of(run: Run, baseline: Run, rows: pd.DataFrame) -> pd.DataFrame:
     """`slices.slice_table` of a run against a baseline's: slices known before the vote, and not nearly all rows."""
     shared = rows[rows[ID].isin(set(run.oof.index) & set(baseline.oof.index))].reset_index(drop=True)
@@ -175,14 +171,11 @@ def comparison_cells(c: compare.Comparison, other: str = "") -> list[str]:
             c.against(other) if other else c.verdict]  # fmt: skip
 
 
-def _baseline_cells(line: dict) -> list[str]:
-    loss, low, high = (f"{line[name]:.4f}" for name in ("log_loss", "low", "high"))
-    return [escape_text(line["model"]), loss, f"{low} to {high}", f"{line['accuracy']:.3f}"]
-
-
 def _scores(r: dict) -> list[str]:
     spread = [f"{r[name]:.4f}" for name in ("log_loss_fold_sd", "log_loss_seed_sd") if r.get(name) is not None]
     loss = f"{r['log_loss']:.4f}" + (f" ({', '.join(spread)})" if spread else "")
     low, high = r["log_loss_interval"]
-    error = f"{r['expected_calibration_error']:.3f} ({r['expected_calibration_error_if_calibrated']:.3f})"
+    error = ""
+    if "expected_calibration_error" in r:  # else a baseline's
+        error = f"{r['expected_calibration_error']:.3f} ({r['expected_calibration_error_if_calibrated']:.3f})"
     return [loss, f"{low:.4f} to {high:.4f}", f"{r['accuracy']:.3f}", error]

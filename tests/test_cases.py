@@ -74,7 +74,7 @@ def test_settings_are_read_as_a_person_means_them(prefcls, tmp_path, monkeypatch
 
     monkeypatch.setattr(steps, "run", run)
     expected = RunConfig(**{name: value for name, (_, value) in MEANT.items()})
-    prefcls("run", *[part for name, (text, _) in MEANT.items() for part in ("--set", f"{name}={text}")])
+    prefcls("run", "--set", *[f"{name}={text}" for name, (text, _) in MEANT.items()])
     lines = [f"{name}: {text}" for name, (text, _) in MEANT.items()]
     prefcls("run", "--config", put(tmp_path / "all.yaml", "\n".join(lines).encode()))
     # papermill reads a file by YAML 1.1, in which 0256 is 174 and 010 is 8: only the text `no` is of concern there

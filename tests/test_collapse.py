@@ -25,20 +25,20 @@ def collapsed(monkeypatch):
 
 
 def test_judged_after_the_warm_up_and_ten_thousand_rows():
-    """Only then a validation flags the encoder; a healthy one between two starts the count anew."""
-    seen, state = [], TrainingState(512)
-    for rows, reason in ((10_999, "r"), (11_000, "r"), (12_000, ""), (13_000, "r"), (14_000, "r")):
-        state.rows_seen, lines = rows, []
-        validation.judge_encoder(state, reason, 1000.0, lines.append)
+    """Only then a validation flags the encoder; a healthy one between two, here the chosen, starts the count anew."""
+    seen, state, config = [], TrainingState(512, planned_steps=1500), make_config(batch_size=10, warmup_ratio=1 / 15)
+    for step, reason in ((1099, "r"), (1100, "r"), (1200, ""), (1300, "r"), (1400, "r")):
+        state.records, state.chosen, state.step, lines = [*state.records, {}], min(2, len(state.records)), step, []
+        validation.judge_encoder(state, reason, config, lines.append)
         seen.append((state.flagged, *lines))
     end = f"training ends early, because the encoder had collapsed at two validations in a row. {validation.ADVICE}"
     assert seen == [
-        (0, "the encoder does not contribute yet after 10,999 rows: r"),
+        (0, "the encoder does not contribute yet after 10,990 rows: r"),
         (1, "the encoder has collapsed after 11,000 rows: r"),
         (0,),
         (1, "the encoder has collapsed after 13,000 rows: r"),
         (2, "the encoder has collapsed after 14,000 rows: r", end),
-    ] and state.warnings[2].startswith("it collapsed later; training ended early. ")
+    ] and state.warning.startswith("it collapsed later; training ended early. ")
 
 
 def test_training_of_a_collapsed_encoder_ends_early(tiny, collapsed, tmp_path):
@@ -47,19 +47,18 @@ def test_training_of_a_collapsed_encoder_ends_early(tiny, collapsed, tmp_path):
     result = fit(make_model(tiny, config), config)
     assert (result.history["step"].tolist(), result.planned_steps) == ([3, 6, 9], 18)
     assert result.history["encoder_spread"].max() < 1e-6
-    assert result.warnings[-1].endswith(f"training ended early. {validation.ADVICE}")
+    assert result.warning.endswith(f"training ended early. {validation.ADVICE}")
     with pytest.raises(Stopped):
         fit(make_model(tiny, config), config, session=Session(tmp_path / "state", stop=StopAt(7)))
     resumed = fit(make_model(tiny, config), config, session=Session(tmp_path / "state"))
-    assert resumed.history["step"].tolist() == [3, 6, 9] and resumed.warnings == result.warnings
+    assert resumed.history["step"].tolist() == [3, 6, 9] and resumed.warning == result.warning
 
 
 def test_rows_that_a_time_budget_left_out_do_not_count(tiny, collapsed):
     """One step of 16 rows takes the whole time: the encoder is told of, not judged."""
     config = make_config(num_epochs=6)
     result = fit(make_model(tiny, config), config, session=Session(deadline=time.perf_counter() - 1))
-    (warning,) = result.warnings
-    assert "differ by 0.0000 from row to row" in warning and "ended early" not in warning
+    assert "differ by 0.0000 from row to row" in result.warning and "ended early" not in result.warning
 
 
 def test_healthy_encoder_does_not_count_as_collapsed(tiny, monkeypatch):
@@ -67,7 +66,7 @@ def test_healthy_encoder_does_not_count_as_collapsed(tiny, monkeypatch):
     monkeypatch.setattr(validation, "COLLAPSE_AFTER_ROWS", 20)
     config = make_config(num_epochs=4, learning_rate=2e-3, head_learning_rate=2e-3)
     result = fit(make_model(tiny, config), config)
-    assert result.warnings[-1] == "" and result.history["step"].iloc[-1] == result.planned_steps
+    assert result.warning == "" and result.history["step"].iloc[-1] == result.planned_steps
     assert (result.history["encoder_log_loss"] > 0).all()
     assert np.isfinite(result.history["gradient_norm"]).all()
 

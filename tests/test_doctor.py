@@ -203,21 +203,10 @@ def test_inputs_on_kaggle_and_elsewhere(monkeypatch, tmp_path):
     assert (checks.check_inputs().state, checks.check_inputs().finding.count(".csv")) == ("ok", 2)
 
 
-def test_other_copies_of_the_library_are_a_note(tmp_path):
-    """What runs, from where, and what is attached; a bundle's data set, with folder and wheel, is one copy."""
-    for state, place in (("ok", "prefcls-lib"), ("note", "datasets/me/prefcls-old")):
-        (folder := tmp_path / "input" / place / "prefcls_lib").mkdir(parents=True)
-        for path in (folder / "__init__.py", folder.with_suffix(".whl")):
-            path.touch()
-        check = checks.check_library()
-        said = check.state, str(folder.parent) in check.advice, str(ROOT / "prefcls_lib") in check.finding
-        assert said == (state, state == "note", True)
-
-
 def test_doctor_as_a_command_and_a_table(tiny, tmp_path, capsys):
     """One line a check, exit code 0 and 1; nothing is written. In notebooks a table, the commit in it."""
     html = checks.first_look(RunConfig(backbone=str(tiny), max_length=32)).to_html()
-    assert [name for name in ("python", "gpu", "memory", "disk", "commit not recorded") if name not in html] == []
+    assert [name for name in ("python", "gpu", "memory", "disk", f"bundle, in {ROOT}") if name not in html] == []
     assert cli.main(["doctor", "--backbone", str(tiny), "--set", "max_length=32", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "usable"

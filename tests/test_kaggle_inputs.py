@@ -166,7 +166,6 @@ def test_library_is_found(root, library, place, packed):
     done = run_first_cell(root, code)
     said = f"0123abcd {root / place}/prefcls_lib/runtime/kaggle.py\n"
     assert (done.returncode, done.stdout) == (0, said), done.stderr
-    assert len(kaggle.attached_libraries()) == 1
 
 
 def test_missing_library_lists_what_was_tried(root):

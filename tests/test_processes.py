@@ -32,7 +32,7 @@ from prefcls_lib.pipeline import folds, launch, steps
 from prefcls_lib.pipeline.folder import fold_models, read_probs, read_table
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import RESUME, UserError, read_json
-from prefcls_lib.training import loop
+from prefcls_lib.training import loop, step
 from prefcls_lib.training.checkpoint import Session
 
 OVERFLOWING_STEP = 3
@@ -170,7 +170,7 @@ def measure(folder: Path, accelerator, session: Session | None = None, rows: int
 
 def measure_cases(folder: Path, out: Path) -> None:
     """What only several processes can break, in one of the two."""
-    rank, accelerator, real, steps = int(os.environ["RANK"]), make_accelerator("no"), loop.train_step, []
+    rank, accelerator, real, steps = int(os.environ["RANK"]), make_accelerator("no"), step.accumulate_gradients, []
     found = {"fp16": measure(folder, make_fp16_accelerator())}
     found["no rows"] = measure(folder, make_fp16_accelerator(), rows=5, batch_size=1)
 
@@ -181,7 +181,7 @@ def measure_cases(folder: Path, out: Path) -> None:
             model.head.output.bias.grad.fill_(torch.inf)
         return counts
 
-    loop.train_step = overflow_in_process_1
+    step.accumulate_gradients = overflow_in_process_1
     found["one overflows"] = measure(folder, make_fp16_accelerator())
     skewed = SimpleNamespace(perf_counter=lambda: time.perf_counter() * (1 + 50 * rank) + 1000 * rank)
     loop.time = skewed  # in the second process another zero, and another pace

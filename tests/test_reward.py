@@ -17,7 +17,7 @@ from prefcls_lib.models.saved import build_model, load_model, save_model
 from prefcls_lib.pipeline import folds
 from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError, read_json, write_json
-from prefcls_lib.training.optim import parameter_groups
+from prefcls_lib.training.optim import make_optimizer
 
 
 @pytest.fixture(params=KINDS)
@@ -84,7 +84,8 @@ def test_every_pretrained_weight_learns_at_the_encoders_rate(folder, sample_rows
     """Pooler and skip come with the encoder: its top layer's rate, not the new head's."""
     model, _ = start(folder, encode(sample_rows.head(40), folder))
     config = RunConfig(learning_rate=1e-5, head_learning_rate=1e-3, layer_decay=0.5)
-    rate_of = {id(p): group["peak"] for group in parameter_groups(model, config) for p in group["params"]}
+    groups = make_optimizer(model, config, torch.device("cpu")).param_groups
+    rate_of = {id(p): group["peak"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if name.startswith(("pooler.", "head.skip.")):
             assert rate_of[id(parameter)] == 1e-5

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate.utils import set_seed
 from conftest import run_arguments
 from scipy.special import softmax
 
@@ -23,7 +24,7 @@ from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model
 from prefcls_lib.pipeline import folds, steps
 from prefcls_lib.pipeline.job import load_baseline, open_folder, read_job
-from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.training.loop import fit
 
 
@@ -83,7 +84,7 @@ def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, l
     examples = Examples(token_ids, np.arange(len(token_ids)).reshape(-1, 2), labels, offset)
     settings = {"learning_rate": 1e-3, "num_epochs": 2, "batch_size": 16, "mixed_precision": "no", "seed": seed}
     config = RunConfig(**settings, start_from="structure_logistic").with_recipe(RECIPES["bert"])
-    seed_everything(seed)
+    set_seed(seed)
     model = build_model(tiny, config)
     model.head.start_at_prior((0.35, 0.35, 0.3))
     fitted = fit(model, examples.take(train), examples.take(valid), config, make_accelerator("no"))

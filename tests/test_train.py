@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import set_seed
 from conftest import KINDS, MORE_KINDS
 from sklearn.metrics import log_loss as sklearn_log_loss
 from test_model import encode
@@ -15,11 +16,12 @@ from torch import nn
 
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.batching import Examples, TokenCount
+from prefcls_lib.evaluation.slices import flip_rate
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import RECIPES
 from prefcls_lib.models.saved import build_model
-from prefcls_lib.runtime.devices import make_accelerator, seed_everything
+from prefcls_lib.runtime.devices import make_accelerator
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.training import loop, optim, validation
 from prefcls_lib.training.checkpoint import Session, TrainingState
@@ -36,7 +38,7 @@ def make_config(**settings) -> RunConfig:
 
 
 def make_model(folder, config: RunConfig, prior: tuple[float, float, float] = PRIOR) -> PreferenceModel:
-    seed_everything(config.seed)
+    set_seed(config.seed)
     model = build_model(folder, config)
     model.head.start_at_prior(prior)
     return model
@@ -61,7 +63,7 @@ def fit(
     train: Examples | None = None, valid: Examples | None = None, accelerator=None,
 ) -> TrainingState:  # fmt: skip
     """Train on `rows` rows, validate on 12, where no examples are given."""
-    seed_everything(config.seed)
+    set_seed(config.seed)
     accelerator = accelerator or make_accelerator(config.mixed_precision)
     train, valid = train or make_examples(rows, 1), valid or make_examples(12, 2)
     return loop.fit(model, train, valid, config, accelerator, "fold", session)
@@ -164,8 +166,6 @@ def test_rate_and_decay_of_every_parameter(kind, backbone_folders):
             rate = 0.008 if ".1." in name or "final_norm" in name else 0.004 if ".0." in name else 0.002
         decay = 0.0 if name.endswith("bias") or "norm" in name.lower() else 0.01
         assert (name, group["peak"], group["weight_decay"]) == (name, pytest.approx(rate), decay)
-    optim.set_learning_rate(optimizer, 0.5)
-    assert all(group["lr"] == group["peak"] / 2 for group in optimizer.param_groups)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
@@ -200,13 +200,13 @@ def test_no_smoothed_loss_is_reported(tiny):
 def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch, min_rows):
     """By the plain log loss, which is scikit-learn's; the model and its predictions of swapped rows are that step's."""
     monkeypatch.setattr(validation, "MIN_ROWS_TO_SELECT", min_rows)
-    states, predict = [], validation.predict_valid
+    states, embed = [], validation.embed_unique_sides
 
-    def predict_valid(model, *given):
+    def embed_unique_sides(model, *given):
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return predict(model, *given)
+        return embed(model, *given)
 
-    monkeypatch.setattr(validation, "predict_valid", predict_valid)
+    monkeypatch.setattr(validation, "embed_unique_sides", embed_unique_sides)
     rates = {"learning_rate": 0.02, "head_learning_rate": 0.02}
     config = make_config(num_epochs=4, validations_per_epoch=2, label_smoothing=0.3, head="concat", **rates)
     model, valid = make_model(tiny, config), make_examples(30, 2)
@@ -221,8 +221,7 @@ def test_best_weights_with_many_validation_rows_else_the_last(tiny, monkeypatch,
     assert result.chosen == (best if min_rows == 30 else 7)
     assert all(torch.equal(tensor, states[result.chosen][name]) for name, tensor in model.state_dict().items())
     expected, _ = predict_proba(model, valid.swapped(), make_accelerator("no"))
-    assert (result.swapped_probs[result.chosen] == expected).all()
-    assert (expected[:, [1, 0, 2]] != result.valid_probs[result.chosen]).any()
+    assert result.history["flip_rate"][result.chosen] == flip_rate(result.valid_probs[result.chosen], expected) > 0
 
 
 def test_loss_that_is_not_finite_stops_with_advice(tiny):

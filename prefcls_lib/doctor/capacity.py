@@ -54,11 +54,6 @@ def fixed_bytes(config: PretrainedConfig, half: bool) -> int:
     return 16 * count_parameters(config) + (2 * config.num_hidden_layers * layer_weights(config) if half else 0)
 
 
-def peak_bytes(config: PretrainedConfig, tokens: int, half: bool, length: int = 512) -> int:
-    """Most bytes that tensors take in training with `tokens` in a micro-batch."""
-    return fixed_bytes(config, half) + tokens * bytes_per_token(config, half, length)
-
-
 def largest_micro_batch(
     config: PretrainedConfig, free: int, half: bool, length: int = 512, checkpointing: bool = False
 ) -> int:

@@ -1,7 +1,8 @@
 """`prefcls doctor`, and the notebooks' first look: can this machine do the job, before anything is spent on it."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,7 @@ SUPPORTED = {
     "pandas": ("2.2.2", "3.1.1"), "scikit-learn": ("1.5", "1.9.1"),
 }  # fmt: skip
 MANY_UNKNOWN = 0.2  # share of unknown tokens from which a backbone cannot read a script
-MOST_CPU_ROWS, BYTES_OF_A_ROW = 2_000, 3_200  # rows that a CPU trains on; the competition's train.csv has 184 MB
+MOST_CPU_ROWS, BYTES_OF_A_ROW = 2_000, 3_200  # a CPU trains on more for hours; the competition's file has 184 MB
 CHOOSE_GPU = (
     "choose Settings, Accelerator, GPU T4 x2. A kernel that was sent for one has none while the account's phone is not "
     "verified: kaggle.com/settings."
@@ -51,8 +52,9 @@ class Check:
 
 def examine(config: RunConfig | None = None) -> list[Check]:
     """All checks, none of which writes anything; `config`: of the run to come, None leaves out what depends on it."""
-    gpu = check_gpu(config)
-    checks = [check_packages(devices.versions()), check_library(), check_inputs(), gpu]
+    gpu, versions = check_gpu(config), devices.versions()
+    library = f"{versions['prefcls-lib']}, commit {versions['commit']}, in {Path(kaggle.__file__).parents[1]}"
+    checks = [check_packages(versions), Check("library", "ok", library), check_inputs(), gpu]
     if config is None:
         return checks
     try:
@@ -85,7 +87,7 @@ def first_look(config: RunConfig | None = None):
     bad = [check for check in checks if check.state == "bad"]
     if bad and not kaggle.is_competition_rerun():
         raise UserError("this machine cannot do the job as it is:\n" + format_checks(bad))
-    table = pd.DataFrame([asdict(check) for check in checks]).set_index("name")
+    table = pd.DataFrame(checks).set_index("name")
     return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 
@@ -105,20 +107,15 @@ def check_packages(installed: dict[str, str]) -> Check:
     return Check("packages", "note" if new else "ok", finding, advice)
 
 
-def check_library() -> Check:
-    """Which copy of the library runs, of which commit, and whether it is attached more than once."""
-    place, versions, attached = Path(kaggle.__file__).parents[1], devices.versions(), kaggle.attached_libraries()
-    finding = f"prefcls-lib {versions['prefcls-lib']}, commit {versions['commit']}, in {place}"
-    several = f"Several are attached: {', '.join(map(str, attached))}. Detach all but one." if len(attached) > 1 else ""
-    return Check("library", "note" if several else "ok", finding, several)
-
-
 def check_gpu(config: RunConfig | None = None) -> Check:
     """Whether there is a GPU on which this torch computes: without code for it (P100), the first operation fails."""
     if not torch.cuda.is_available():
-        advice = f"Training the three backbones needs a GPU: on Kaggle {CHOOSE_GPU}"
-        hopeless = kaggle.on_kaggle() and config is not None and _has_many_rows(config)
-        return Check("gpu", "bad" if hopeless else "note", devices.machine_name(), advice)
+        advice, rows = f"Training the three backbones needs a GPU: on Kaggle {CHOOSE_GPU}", 0.0
+        if config is not None and kaggle.on_kaggle():
+            with suppress(OSError, UserError):  # another check tells
+                rows = locate_csv(config.train, "train").stat().st_size / BYTES_OF_A_ROW
+            rows = min(rows, config.max_train_rows or rows)
+        return Check("gpu", "bad" if rows > MOST_CPU_ROWS else "note", devices.machine_name(), advice)
     try:
         torch.ones(8, device="cuda").sum().item()
     except RuntimeError as error:
@@ -130,15 +127,6 @@ def check_gpu(config: RunConfig | None = None) -> Check:
     if kaggle.on_kaggle() and torch.cuda.device_count() == 1:
         return Check("gpu", "note", finding, "One GPU; GPU T4 x2 has two.")
     return Check("gpu", "ok", finding)
-
-
-def _has_many_rows(config: RunConfig) -> bool:
-    """Whether a network on a CPU would train for hours; judged by the size of the file, which is not read."""
-    try:
-        rows = locate_csv(config.train, "train").stat().st_size / BYTES_OF_A_ROW
-    except (OSError, UserError):
-        return False  # another check tells
-    return min(rows, config.max_train_rows or rows) > MOST_CPU_ROWS
 
 
 def check_inputs() -> Check:

@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from prefcls_lib.baselines.columns import tie_shares_shift, tie_shifts
 from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.schema import ID, SOURCE, class_shares
-from prefcls_lib.evaluation import compare, scores, slices
+from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import fit_calibration_on
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import fold_models, prediction_table, write_model_tables
 from prefcls_lib.pipeline.job import TEST, Job, load_baseline
-from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, seed_everything, track
+from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import write_whole
 from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
 from prefcls_lib.training.loop import fit
@@ -96,7 +97,7 @@ def _train_model(job: Job, name: str, session: Session) -> None:
     started, (fold, seed) = time.perf_counter(), fold_models(job.config)[name]
     config = replace(job.config, seed=seed)
     train, valid, test, baseline = split_rows(job, fold)
-    seed_everything(seed + fold)
+    set_seed((seed + fold) % 2**32)
     accelerator = make_accelerator(config.mixed_precision, config.report_to, job.folder / "logs")
     begin_tracking(accelerator, config.to_dict(), f"{job.folder.name}-{name}")
     model = new_model(job, train, accelerator)
@@ -115,10 +116,10 @@ def _train_model(job: Job, name: str, session: Session) -> None:
             "seconds_before_training": seconds_before,
             "valid_rows": len(rows),
             "log_loss": scores.log_loss(labels, probs),
-            "flip_rate": slices.flip_rate(fitted.valid_probs[fitted.chosen], fitted.swapped_probs[fitted.chosen]),
+            "flip_rate": float(chosen["flip_rate"]),
             "best_epoch": float(chosen["epoch"]),
             "encoder_log_loss": float(chosen["encoder_log_loss"]),
-            "encoder_warning": fitted.warnings[fitted.chosen],
+            "encoder_warning": fitted.warning,
             "steps": int(last["step"]),
             "planned_steps": fitted.planned_steps,
             "tokens": [fitted.tokens.real, fitted.tokens.computed],

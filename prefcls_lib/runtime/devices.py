@@ -1,4 +1,4 @@
-"""The device and its precision, the processes that share it, experiment trackers, seeds, and the versions in use."""
+"""The device and its precision, the processes that share it, experiment trackers, and the versions in use."""
 
 import numbers
 import os
@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
 
 import prefcls_lib
 from prefcls_lib.runtime.files import UserError
@@ -37,19 +36,14 @@ def choose_precision(setting: str, device: torch.device) -> str:
     return "bf16" if native else "no"
 
 
-def process_state() -> PartialState:
-    """Which of the processes that torchrun or accelerate launch started this is; the only one otherwise."""
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # accelerate does not find out by itself that they share the CPU
-    return PartialState(cpu=several and not torch.cuda.is_available())
-
-
 def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path | None = None) -> Accelerator:
     """The engine for device, autocast and gradient scaling, and for several processes where torchrun started them.
 
     A new one may choose another precision, but not while another thread computes. `report_to` names trackers; `logs` is
     the folder of those that write files.
     """
-    precision = choose_precision(mixed_precision, process_state().device)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # accelerate does not find out by itself that they share the CPU
+    precision = choose_precision(mixed_precision, PartialState(cpu=several and not torch.cuda.is_available()).device)
     trackers = [name for name in report_to.lower().replace(" ", "").split(",") if name not in ("", "none")]
     usable = ["all", *sorted(map(str, get_available_trackers()))]  # accelerate leaves out others without a word
     if missing := [name for name in trackers if name not in usable]:
@@ -78,11 +72,6 @@ def end_tracking(accelerator: Accelerator) -> None:
     """End the run in each tracker. `Accelerator.end_training` would also end the group of processes."""
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch on all devices."""
-    set_seed(seed % 2**32)
 
 
 def versions() -> dict[str, str]:

@@ -56,6 +56,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
     then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
     path = Path(path)
     temporary = path.parent / f".tmp-{path.name}"  # with_name would raise for / and .
+    older = path.parent / f".{path.name}.old"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, which root can replace
@@ -63,10 +64,10 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         _remove(temporary)
         write(temporary)
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(backup_of(path), ignore_errors=True)
-            path.replace(backup_of(path))  # killed after this line, the older folder is still there under that name
+            shutil.rmtree(older, ignore_errors=True)
+            path.replace(older)  # killed after this line, the older folder is still there under that name
         temporary.replace(path)
-        shutil.rmtree(backup_of(path), ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
     except UserError:
         raise
     except Exception as error:  # on a full disk each library raises its own
@@ -74,11 +75,6 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         raise UserError(f"{path}: cannot be written ({reason(error)}). {remedy}") from error
     finally:
         _remove(temporary)
-
-
-def backup_of(path: Path) -> Path:
-    """Where `write_whole` keeps an older folder for the moment between two renames."""
-    return path.parent / f".{path.name}.old"
 
 
 def _remove(path: Path) -> None:

@@ -79,13 +79,6 @@ def attached_runs() -> list[Path]:
     return list(runs.values())
 
 
-def attached_libraries() -> list[Path]:
-    """The attached data sets that hold the library, as a folder, a wheel or both, where the first cell looks for it."""
-    names = [f"{more}{name}" for name in ("prefcls_lib/__init__.py", "*.whl") for more in WRAPPED]
-    folders = glob_inputs(f"{mount}prefcls*" for mount in ("datasets/*/", ""))
-    return [folder for folder in folders if any(any(folder.glob(name)) for name in names)]
-
-
 def library_commit() -> str:
     """The commit that this copy of the library was built from; a checkout does not say."""
     file = resources.files("prefcls_lib") / "commit.txt"
@@ -93,12 +86,8 @@ def library_commit() -> str:
 
 
 def glob_inputs(patterns: Iterable[str]) -> list[Path]:
-    """Attached files that match, in order of the patterns; a file seen through two mounts counts once."""
-    found: dict[tuple, Path] = {}
-    for pattern in patterns:
-        for path in sorted(input_root().glob(pattern)):
-            found.setdefault((path.stat().st_dev, path.stat().st_ino), path)
-    return list(found.values())
+    """Attached files that match, in order of the patterns; each once."""
+    return list(dict.fromkeys(path for pattern in patterns for path in sorted(input_root().glob(pattern))))
 
 
 def _find_first(levels: list[list[str]], what: str) -> Path | None:

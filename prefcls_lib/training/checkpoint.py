@@ -1,10 +1,7 @@
 """Where a training run is, and what an interrupted one needs to resume as if it had not been interrupted.
 
-    checkpoint/fold0/  model.safetensors, best.safetensors   weights now, and of the best validation where they are kept
-                       state.pt                              the rest: read with weights_only=True
-                       position.json                         how many steps are done, for whoever looks
-
-The folder is replaced by renames: whenever the run is killed, the last checkpoint or the one before it exists.
+checkpoint/fold0/  state.pt       all of it, read with weights_only=True; replaced when the next one is written
+                   position.json  how many steps are done, for whoever looks
 """
 
 import signal
@@ -18,15 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
+from torch.serialization import safe_globals
 
 from prefcls_lib.data.batching import TokenCount
-from prefcls_lib.runtime.files import backup_of, reading, write_json, write_whole
+from prefcls_lib.runtime.files import reading, write_json, write_whole
 
 Log = Callable[[str], None]  # prints a line of a fit
-ARRAYS, COUNTS = ("valid_probs", "swapped_probs"), ("tokens", "valid_tokens")  # of a TrainingState
 
 
 class Stopped(KeyboardInterrupt):
@@ -48,15 +44,14 @@ class TrainingState:
     """Where a training run is, all of which is in a checkpoint; at its end, what `fit` measured.
 
     A line of `history` is a validation: step, epoch, train_log_loss and valid_log_loss (both unsmoothed),
-    valid_accuracy, encoder_log_loss and encoder_spread (see `validate`), learning_rate, gradient_norm,
-    tokens_per_second, skipped_steps, seconds.
+    valid_accuracy, flip_rate, encoder_log_loss and encoder_spread (see `validate`), learning_rate, gradient_norm,
+    tokens_per_second, skipped_steps, seconds (since the start, until this validation).
     """
 
     max_tokens: int  # held for one backward pass; halved when memory runs out
     planned_steps: int = 0  # a time budget or a collapse may end training before
     step: int = 0  # optimizer steps done
     position: float = 0  # `step`, or what a time budget makes of it: training ends at `planned_steps`
-    rows_seen: int = 0  # training rows of all steps so far
     loss_sum: torch.Tensor | float = 0.0  # unsmoothed, since the last validation; a tensor, so that no step waits
     loss_rows: int = 0
     tokens: TokenCount = field(default_factory=TokenCount)  # of all training steps so far
@@ -64,12 +59,11 @@ class TrainingState:
     elapsed: float = 0.0  # seconds since the start, over all sessions
     skipped_steps: int = 0  # left out because a gradient was not finite
     skipped_in_a_row: int = 0  # just now
-    records: list[dict] = field(default_factory=list)  # one for each validation so far, as the next three
+    records: list[dict] = field(default_factory=list)  # one for each validation so far, as the predictions:
     valid_probs: list[np.ndarray] = field(default_factory=list)  # (N, 3) each
-    swapped_probs: list[np.ndarray] = field(default_factory=list)  # with A and B swapped
-    warnings: list[str] = field(default_factory=list)  # why the encoder contributes nothing, "" where it may contribute
     valid_tokens: TokenCount = field(default_factory=TokenCount)  # of one validation
     chosen: int = 0  # the best validation, whose weights are `best_weights`; where none are kept, the last
+    warning: str = ""  # why the encoder contributes nothing there; "": it may contribute
     best_weights: dict[str, torch.Tensor] | None = None
     flagged: int = 0  # validations in a row in which the encoder counted as collapsed
 
@@ -90,61 +84,46 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainingState, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
+    folder: Path | None, state: TrainingState, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
 ) -> None:
-    """Write a checkpoint, in place of the last one."""
+    """Write a checkpoint, in place of the last one. The first process does, where there is a folder for it."""
+    if folder is None or not accelerator.is_main_process:
+        return
     device, scaler = accelerator.device, accelerator.scaler
     saved = {
-        "state": vars(state) | {name: vars(getattr(state, name)) for name in COUNTS} | {"best_weights": None},
+        "state": vars(state) | {"valid_probs": torch.as_tensor(np.array(state.valid_probs))},
+        "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else {},
         "random": torch.get_rng_state(),
         "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
-    saved["state"] |= {name: torch.as_tensor(np.array(getattr(state, name))) for name in ARRAYS}
-
-    def write(temporary: Path) -> None:
-        temporary.mkdir()
-        torch.save(saved, temporary / "state.pt")
-        for name, weights in (("model", model.state_dict()), ("best", state.best_weights)):
-            if weights is not None:
-                weights = {key: tensor.cpu().contiguous() for key, tensor in weights.items()}
-                save_file(weights, temporary / f"{name}.safetensors")
-        write_json(temporary / "position.json", {"step": state.step})
-
-    write_whole(folder, write)
+    write_whole(folder / "state.pt", lambda temporary: torch.save(saved, temporary))
+    write_json(folder / "position.json", {"step": state.step})
 
 
 def load_checkpoint(
     folder: Path | None, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
 ) -> TrainingState | None:
     """Put a checkpoint into model, optimizer, scaler and random states; None where there is none."""
-    if folder is not None and not folder.is_dir():
-        folder = backup_of(folder)
-    if folder is None or not folder.is_dir():
+    if folder is None or not (folder / "state.pt").exists():
         return None
-    with reading(folder, "Delete it to train this fold from its start."):
+    with reading(folder, "Delete it to train this fold from its start."), safe_globals([TokenCount]):
         saved = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler is not None and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
         torch.set_rng_state(saved["random"])
         if saved["cuda_random"] is not None and accelerator.device.type == "cuda":  # the main process's
             torch.cuda.set_rng_state(saved["cuda_random"], accelerator.device)
-        state = saved["state"] | {name: TokenCount(**saved["state"][name]) for name in COUNTS}
-        if (best := folder / "best.safetensors").is_file():
-            state["best_weights"] = load_file(best)
-        return TrainingState(**state | {name: list(state[name].numpy()) for name in ARRAYS})
+        return TrainingState(**saved["state"] | {"valid_probs": list(saved["state"]["valid_probs"].numpy())})
 
 
 @contextmanager
 def stop_on_sigterm():
-    """`with stop_on_sigterm() as stop:` - `stop` is an Event that SIGTERM sets; only in the main thread."""
+    """`with stop_on_sigterm() as stop:` - `stop` is an Event that SIGTERM sets."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         yield stop

@@ -10,18 +10,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import Examples, TokenCount, plan_epoch
+from prefcls_lib.data.batching import Examples, plan_epoch
 from prefcls_lib.models.backbones import set_gradient_checkpointing
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.runtime.progress import progress_bar
 from prefcls_lib.training.checkpoint import Session, Stopped, TrainingState, load_checkpoint, save_checkpoint
-from prefcls_lib.training.optim import make_optimizer, rate_factor, set_learning_rate
-from prefcls_lib.training.step import sum_counts, train_step, update_weights
+from prefcls_lib.training.optim import make_optimizer, rate_factor
+from prefcls_lib.training.step import sum_counts, train_step
 from prefcls_lib.training.validation import judge_encoder, validate, why_collapsed
 
 SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
 FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, kept for saving the model: the smaller of the two
-FORWARD_SHARE = 0.5  # of a step's time, for its tokens without a backward pass: an upper limit until a validation
+FORWARD_SHARE = 0.4  # of a step's time, kept for each token that is predicted after the steps: an upper limit
 
 
 def fit(
@@ -43,7 +43,7 @@ def fit(
     """
     session, plan = session or Session(), StepPlan(train, config)
     optimizer, state = start_or_resume(model, config, accelerator, session.folder, plan.steps)
-    clock = Clock(session, state, plan.steps, int(valid.lengths.sum()))
+    clock, saved_at = Clock(session, int(valid.lengths.sum())), time.perf_counter()
     with progress_bar(plan.steps, label, "step", accelerator.is_main_process, state.step) as bar:
 
         def log(line: str) -> None:
@@ -55,30 +55,29 @@ def fit(
         while state.position < plan.steps and state.flagged < 2:
             started, before = time.perf_counter(), state.position
             rate = rate_factor(before, plan.steps, state.records, config)
-            set_learning_rate(optimizer, rate)
-            examples, batch = plan.batch(state.step)
-            loss_sum, tokens = train_step(model, examples, batch, state, config, accelerator, log)
-            norm = update_weights(model, optimizer, accelerator, state, log)
-            stopping = clock.count_step(state, started, batch, loss_sum, tokens, norm, accelerator)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+            norm = train_step(model, optimizer, *plan.batch(state.step), state, config, accelerator, log)
+            stopping = clock.count_step(state, started, accelerator)
             if state.step % 10 == 0:
                 words = f"loss {state.train_log_loss or math.nan:.4f}, {state.tokens_per_second:,.0f} tokens/s"
                 bar.set_postfix_str(words, refresh=False)
             bar.update()
             if validation_due := plan.validation_due(before, state.position):
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
-                         "learning_rate": rate * config.learning_rate, "gradient_norm": norm}  # fmt: skip
+                         "learning_rate": rate * config.learning_rate, "gradient_norm": norm,
+                         "seconds": state.elapsed + time.perf_counter() - started}  # fmt: skip
                 validate(model, valid, state, place, accelerator, log)
-                clock.count_validation(state)
-                judge_encoder(state, why_collapsed(state.records[-1], train, valid), plan.warmup_rows, log)
-            if clock.save_due(validation_due or stopping, accelerator):
+                judge_encoder(state, why_collapsed(state.records[-1], train, valid), config, log)
+            state.elapsed += time.perf_counter() - started
+            if stopping or validation_due or time.perf_counter() - saved_at >= SAVE_EVERY_SECONDS:
                 save_checkpoint(session.folder, state, model, optimizer, accelerator)
+                saved_at = time.perf_counter()
             if stopping:
                 raise Stopped(f"{label}: stopped at step {state.step}")
     if state.best_weights is not None:
         model.load_state_dict(state.best_weights)
         state.best_weights = None
-    if config.gradient_checkpointing:
-        set_gradient_checkpointing(model.encoder, False)
     return state
 
 
@@ -87,8 +86,7 @@ def start_or_resume(
 ) -> tuple[torch.optim.AdamW, TrainingState]:
     """Model and optimizer on the device, and the state: those of the checkpoint in `folder`, if there is one."""
     model.to(accelerator.device)
-    if config.gradient_checkpointing:
-        set_gradient_checkpointing(model.encoder, True)
+    set_gradient_checkpointing(model.encoder, config.gradient_checkpointing)
     optimizer = make_optimizer(model, config, accelerator.device)
     if accelerator.scaler is not None:  # has a scale once it was used, which a process without rows would not do
         accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
@@ -107,7 +105,6 @@ class StepPlan:
         self.train, self.config, self.epoch = train, config, None
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         self.steps = self.steps_per_epoch * config.num_epochs
-        self.warmup_rows = config.warmup_ratio * len(train) * config.num_epochs
         parts = min(config.validations_per_epoch, self.steps_per_epoch)
         ends = [round(self.steps_per_epoch * part / parts) for part in range(1, parts + 1)]
         self.validations = [epoch * self.steps_per_epoch + end for epoch in range(config.num_epochs) for end in ends]
@@ -128,57 +125,28 @@ class StepPlan:
 
 
 class Clock:
-    """Counts steps and time. Without a time budget the position of a training run is its number of steps.
+    """Counts steps and their time. Without a time budget the position of a training run is its number of steps.
 
-    With one it is the larger of that and of the same share of the time, so that the learning rate ends at zero and the
-    run within the budget, whatever its pace. The last validation, the test rows and saving have their time reserved.
+    With one, a step of a tenth of the time that is left for steps goes at least a tenth of the way that is left. So the
+    learning rate ends at zero and the run within the budget, whatever its pace. The last validation, the test rows and
+    saving have their time reserved.
     """
 
-    def __init__(self, session: Session, state: TrainingState, steps: int, valid_tokens: int):
-        self.session, self.steps, self.opened_at, self.opened = session, steps, state.position, time.perf_counter()
-        self.saved, self.began = self.opened, self.opened - state.elapsed  # as if all sessions were one
-        self.tokens_ahead = valid_tokens + session.tokens_to_predict
-        self.seconds_per_token: float | None = None  # of a validation
+    def __init__(self, session: Session, valid_tokens: int):
+        self.session, self.tokens_ahead, self.end = session, valid_tokens + session.tokens_to_predict, math.inf
+        if session.deadline is not None:
+            budget = session.deadline - time.perf_counter()
+            self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * budget)
 
-    def count_step(
-        self, state: TrainingState, started: float, batch: np.ndarray, loss_sum: torch.Tensor, tokens: TokenCount,
-        norm: float | None, accelerator: Accelerator,
-    ) -> bool:  # fmt: skip
-        """Put a step, begun at `started`, into the state, its counts summed over the processes; whether to stop."""
-        asked = self.session.stop.is_set()
+    def count_step(self, state: TrainingState, started: float, accelerator: Accelerator) -> bool:
+        """Count a step that began at `started`, and move the position on; whether some process was asked to stop."""
+        seconds = time.perf_counter() - started
         state.step += 1
-        own = [time.perf_counter() - started, self._position(state)]
-        own = own if accelerator.is_main_process else [0, 0]  # one clock counts: all processes make the same plan
-        loss_sum, counts = sum_counts(loss_sum, [tokens.real, tokens.computed, asked, *own], accelerator)
-        real, computed, asked, seconds, position = counts
-        state.position, state.rows_seen = max(state.position, position), state.rows_seen + len(batch)
-        state.tokens += TokenCount(int(real), int(computed))
+        seconds_per_token = (state.step_seconds + seconds) / max(1, state.tokens.real)
+        left = self.end - started - FORWARD_SHARE * seconds_per_token * self.tokens_ahead
+        share = seconds / left if seconds < left else 1.0
+        position = max(state.step, state.position + share * (state.planned_steps - state.position))
+        own = [seconds, position] if accelerator.is_main_process else [0, 0]  # one clock counts: all make the same plan
+        asked, seconds, state.position = sum_counts([self.session.stop.is_set(), *own], accelerator)
         state.step_seconds += seconds
-        state.elapsed = time.perf_counter() - self.began
-        if norm is not None:
-            state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(batch)
         return bool(asked)
-
-    def count_validation(self, state: TrainingState) -> None:
-        """Measure the seconds a token of the last validation, and put the seconds since the start into its record."""
-        elapsed = time.perf_counter() - self.began
-        self.seconds_per_token = (elapsed - state.elapsed) / max(1, state.valid_tokens.real)
-        state.elapsed = state.records[-1]["seconds"] = elapsed
-
-    def save_due(self, asked: bool, accelerator: Accelerator) -> bool:
-        """Whether this process writes a checkpoint: where it is asked for, and after SAVE_EVERY_SECONDS."""
-        now, keeps = time.perf_counter(), self.session.folder is not None and accelerator.is_main_process
-        due = keeps and (asked or now - self.saved >= SAVE_EVERY_SECONDS)
-        self.saved = now if due else self.saved
-        return due
-
-    def _position(self, state: TrainingState) -> float:
-        if self.session.deadline is None:
-            return state.step
-        forward = self.seconds_per_token or FORWARD_SHARE * state.step_seconds / max(1, state.tokens.real)
-        budget = self.session.deadline - self.opened
-        left_for_steps = budget - min(FINISH_SECONDS, FINISH_SHARE * budget) - forward * self.tokens_ahead
-        used = time.perf_counter() - self.opened
-        if used >= left_for_steps:
-            return self.steps
-        return max(state.step, self.opened_at + (self.steps - self.opened_at) * used / left_for_steps)

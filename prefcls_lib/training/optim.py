@@ -14,8 +14,8 @@ CORRECTION_RATE_SHARE = 0.4
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")  # ModernBERT calls them layers
 
 
-def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
-    """AdamW's groups: each encoder layer, the head and the correction have their own rates.
+def make_optimizer(model: PreferenceModel, config: RunConfig, device: torch.device) -> torch.optim.AdamW:
+    """Fused AdamW, in whose groups each encoder layer, the head and the correction have their own rates.
 
     The encoder's top layer has `learning_rate`, each layer below it `layer_decay` times that of the layer above, and
     what is before or beside the layers (embeddings, ELECTRA's projection, DeBERTa's `rel_embeddings`) one step less
@@ -39,18 +39,7 @@ def parameter_groups(model: PreferenceModel, config: RunConfig) -> list[dict]:
             peak *= CORRECTION_RATE_SHARE if name.startswith("head.correction.") else 1
         new = {"params": [], "lr": peak, "peak": peak, "weight_decay": config.weight_decay if decays else 0.0}
         groups.setdefault((peak, decays), new)["params"].append(parameter)
-    return list(groups.values())
-
-
-def make_optimizer(model: PreferenceModel, config: RunConfig, device: torch.device) -> torch.optim.AdamW:
-    """Fused AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, config), fused=device.type in ("cuda", "cpu"))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's peak rate by `factor`."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+    return torch.optim.AdamW(list(groups.values()), fused=device.type in ("cuda", "cpu"))
 
 
 def rate_factor(position: float, steps: int, records: list[dict], config: RunConfig) -> float:

@@ -29,20 +29,34 @@ OUT_OF_MEMORY = ("ALLOC_FAILED", "out of memory", "Failed to CUDA", "allocate me
 
 
 def train_step(
-    model: PreferenceModel, train: Examples, batch: np.ndarray, state: TrainingState, config: RunConfig,
-    accelerator: Accelerator, log: Log,
-) -> tuple[torch.Tensor, TokenCount]:  # fmt: skip
-    """Gradients of this process's share of one optimizer step, with smaller micro-batches where memory runs out.
+    model: PreferenceModel, optimizer: Optimizer, train: Examples, batch: np.ndarray, state: TrainingState,
+    config: RunConfig, accelerator: Accelerator, log: Log,
+) -> float | None:  # fmt: skip
+    """One optimizer step on the pairs with these row numbers (B,), of which each process takes its share.
 
-    `batch` has the row numbers (B,) of all processes' pairs; `state.max_tokens` are held for one backward pass at most.
+    Its tokens and unsmoothed losses are added to the state. `state.max_tokens` are held for one backward pass at most,
+    fewer where memory runs out.
 
     Returns:
-        Sum of the unsmoothed losses of its rows (a tensor on the device), and their tokens.
+        Norm of the gradients before they were clipped; None where it was not finite and the step was left out.
     """
     given = (model, train, batch[accelerator.process_index :: accelerator.num_processes], len(batch))
-    return within_memory(
+    loss_sum, tokens = within_memory(
         lambda: accumulate_gradients(*given, state.max_tokens, config.label_smoothing, accelerator), state, log
     )
+    norm = within_memory(lambda: update_weights(model, optimizer, accelerator), state, log, repeat=False)
+    loss_sum, real, computed = sum_counts([loss_sum, tokens.real, tokens.computed], accelerator)
+    state.tokens += TokenCount(int(real), int(computed))
+    if math.isfinite(norm):
+        state.loss_sum, state.loss_rows = state.loss_sum + loss_sum, state.loss_rows + len(batch)
+        state.skipped_in_a_row = 0
+        return norm
+    state.skipped_steps += 1
+    state.skipped_in_a_row += 1
+    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        what = f"the gradients of {state.skipped_in_a_row} steps in a row were not finite (now step {state.step + 1})"
+        raise UserError(f"training: {what}. Set learning_rate lower, or mixed_precision=no.")
+    return None
 
 
 def accumulate_gradients(
@@ -73,55 +87,39 @@ def accumulate_gradients(
     return loss_sum, tokens
 
 
-def sum_gradients(model: PreferenceModel, accelerator: Accelerator) -> None:
-    """Sum the gradients of all processes; a parameter that one of them has not used counts as zero there."""
-    if accelerator.num_processes == 1:
-        return
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        torch.distributed.all_reduce(parameter.grad)
-
-
-def sum_counts(loss_sum: torch.Tensor, counts: list[float], accelerator: Accelerator) -> tuple[torch.Tensor, list]:
-    """The loss of a step, and other counts of it, summed over the processes."""
-    if accelerator.num_processes == 1:
-        return loss_sum, counts
-    summed = torch.tensor([0.0, *counts], dtype=torch.float64, device=accelerator.device)
-    summed[0] = loss_sum
-    torch.distributed.all_reduce(summed)
-    return summed[0], summed[1:].tolist()
-
-
-def update_weights(
-    model: PreferenceModel, optimizer: Optimizer, accelerator: Accelerator, state: TrainingState, log: Log
-) -> float | None:
-    """Sum the processes' gradients, clip them, and take the step where they are finite.
-
-    Returns their norm before they were clipped; None where it was not finite and the step was left out.
-    """
-    within_memory(lambda: sum_gradients(model, accelerator), state, log, repeat=accelerator.num_processes == 1)
-    scaler, parameters = accelerator.scaler, list(model.parameters())
+def update_weights(model: PreferenceModel, optimizer: Optimizer, accelerator: Accelerator) -> float:
+    """Sum the processes' gradients, clip them, and take the step where they are finite; their norm before clipping."""
+    scaler, parameters = accelerator.scaler, [p for p in model.parameters() if p.requires_grad]
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            if parameter.grad is None:  # this process has not used it
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
     if scaler is not None:
-        within_memory(lambda: scaler.unscale_(optimizer), state, log)
-    norm = float(within_memory(lambda: torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM), state, log))
-    if is_finite := math.isfinite(norm):
-        within_memory(optimizer.step, state, log)
+        scaler.unscale_(optimizer)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
+    if math.isfinite(norm):
+        optimizer.step()
     if scaler is not None:
         scaler.update()
     optimizer.zero_grad()
-    state.skipped_steps += not is_finite
-    state.skipped_in_a_row = 0 if is_finite else state.skipped_in_a_row + 1
-    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-        what = f"the gradients of {state.skipped_in_a_row} steps in a row were not finite (now step {state.step + 1})"
-        raise UserError(f"training: {what}. Set learning_rate lower, or mixed_precision=no.")
-    return norm if is_finite else None
+    return norm
+
+
+def sum_counts(counts: list, accelerator: Accelerator) -> list:
+    """Numbers that each process has counted in a step, summed over the processes."""
+    if accelerator.num_processes == 1:
+        return counts
+    summed = torch.tensor([float(count) for count in counts], dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(summed)
+    return summed.tolist()
 
 
 def within_memory(work: Callable, state: TrainingState, log: Log, repeat: bool = True):
     """`work()`; when memory runs out, half the tokens per micro-batch, the allocator's cache emptied, and again.
 
-    A UserError where the micro-batches are the smallest, and where nothing can be repeated: in a collective.
+    A UserError where the micro-batches are the smallest, and where nothing can be repeated: in an update, part of which
+    may be done, or in a collective, where others wait.
     """
     while True:
         try:

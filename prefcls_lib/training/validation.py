@@ -6,9 +6,11 @@ import numpy as np
 from accelerate import Accelerator
 from scipy.special import softmax
 
-from prefcls_lib.data.batching import Examples, TokenCount
+from prefcls_lib.config import RunConfig
+from prefcls_lib.data.batching import Examples
 from prefcls_lib.data.schema import class_shares
 from prefcls_lib.evaluation import scores
+from prefcls_lib.evaluation.slices import flip_rate
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import embed_unique_sides, predict_from_embeddings
 from prefcls_lib.runtime.devices import track
@@ -32,9 +34,10 @@ def validate(
     output, which knows no baseline: `encoder_log_loss` is that prediction's, `encoder_spread` its standard deviation
     over the rows, averaged over the classes. `place`, where training is, has the first values of the record.
     """
-    probs, encoder_probs, swapped_probs, state.valid_tokens = within_memory(
-        lambda: predict_valid(model, valid, accelerator), state, log
-    )
+    embeddings, state.valid_tokens = within_memory(lambda: embed_unique_sides(model, valid, accelerator), state, log)
+    asked, device = ((valid, False), (valid, True), (valid.swapped(), False)), accelerator.device
+    predictions = [predict_from_embeddings(model, embeddings, rows, device, auxiliary) for rows, auxiliary in asked]
+    probs, encoder_probs, swapped_probs = predictions
     if not np.isfinite(probs).all():
         what = f"at step {state.step} the predictions are not finite ({state.skipped_steps} steps were left out)"
         raise UserError(f"training: {what}. Set learning_rate lower, or mixed_precision=no.")
@@ -42,6 +45,7 @@ def validate(
         "train_log_loss": state.train_log_loss,
         "valid_log_loss": scores.log_loss(valid.labels, probs),
         "valid_accuracy": scores.accuracy(valid.labels, probs),
+        "flip_rate": flip_rate(probs, swapped_probs),
         "encoder_log_loss": scores.log_loss(valid.labels, encoder_probs),
         "encoder_spread": float(encoder_probs.std(axis=0).mean()),
         "tokens_per_second": state.tokens_per_second,
@@ -50,7 +54,6 @@ def validate(
     state.loss_sum, state.loss_rows = 0.0, 0
     state.records.append(record)
     state.valid_probs.append(probs)
-    state.swapped_probs.append(swapped_probs)
     selects = len(valid) >= MIN_ROWS_TO_SELECT
     if not selects or record["valid_log_loss"] <= min(r["valid_log_loss"] for r in state.records):
         state.chosen = len(state.records) - 1
@@ -83,24 +86,17 @@ def why_collapsed(record: dict, train: Examples, valid: Examples) -> str:
     )
 
 
-def judge_encoder(state: TrainingState, reason: str, warmup_rows: float, log: Log) -> None:
+def judge_encoder(state: TrainingState, reason: str, config: RunConfig, log: Log) -> None:
     """Log and keep why an encoder contributes nothing, if there is a reason; count the validations in a row in which
     it counts as collapsed."""
-    judged = state.rows_seen >= warmup_rows + COLLAPSE_AFTER_ROWS
+    rows = state.step * config.batch_size
+    judged = rows >= config.warmup_ratio * state.planned_steps * config.batch_size + COLLAPSE_AFTER_ROWS
     state.flagged = state.flagged + 1 if reason and judged else 0
-    state.warnings.append(reason)
+    if state.chosen == len(state.records) - 1:
+        state.warning = reason
     if reason:
         verdict = "has collapsed" if judged else "does not contribute yet"
-        log(f"the encoder {verdict} after {state.rows_seen:,} rows: {reason}")
+        log(f"the encoder {verdict} after {rows:,} rows: {reason}")
     if state.flagged == 2:
         log(f"training ends early, because the encoder had collapsed at two validations in a row. {ADVICE}")
-        state.warnings = [f"{why or 'it collapsed later'}; training ended early. {ADVICE}" for why in state.warnings]
-
-
-def predict_valid(
-    model: PreferenceModel, valid: Examples, accelerator: Accelerator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenCount]:
-    """Probabilities (N, 3) of the validation rows; by the encoder alone; with A and B swapped; and the tokens."""
-    embeddings, tokens = embed_unique_sides(model, valid, accelerator)
-    asked = ((valid, False), (valid, True), (valid.swapped(), False))
-    return *(predict_from_embeddings(model, embeddings, rows, accelerator.device, aux) for rows, aux in asked), tokens
+        state.warning = f"{state.warning or 'it collapsed later'}; training ended early. {ADVICE}"

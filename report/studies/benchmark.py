@@ -33,7 +33,7 @@ from prefcls_lib.models.backbones import load_backbone, load_encoder
 from prefcls_lib.models.network import PreferenceModel
 from prefcls_lib.models.predict import predict_proba
 from prefcls_lib.models.recipes import choose_recipe
-from prefcls_lib.runtime.devices import choose_precision, make_accelerator, process_state, versions
+from prefcls_lib.runtime.devices import make_accelerator, versions
 from prefcls_lib.runtime.files import write_json
 from prefcls_lib.training.loop import fit
 from report.page import draw_svg
@@ -48,8 +48,8 @@ class Bench:
     """MiniLM and the rows: what every variant needs, made once."""
 
     def __init__(self):
-        self.device = process_state().device
-        self.precision = choose_precision("auto", self.device)
+        accelerator = make_accelerator("auto")
+        self.device, self.precision = accelerator.device, accelerator.mixed_precision
         self.backbone = load_backbone("minilm", LENGTH)
         rows = loading.read_rows(loading.sample_path("train"), labelled=True)
         encoded = encode_rows(rows, self.backbone.tokenizer, LENGTH, "none")

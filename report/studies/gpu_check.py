@@ -63,7 +63,7 @@ class Job:
 
     def make_model(self) -> PreferenceModel:
         """A network with random weights, the same each time."""
-        devices.seed_everything(0)
+        torch.manual_seed(0)
         has_pooler = self.config.model_type in ("bert", "roberta", "xlm-roberta", "mpnet")
         encoder = AutoModel.from_config(self.config, **{"add_pooling_layer": False} if has_pooler else {}).train()
         return PreferenceModel(RunConfig(), encoder)
@@ -118,7 +118,8 @@ def measure(job: Job, peak: float) -> dict:
     few, many = (count_waits(job, steps) for steps in (1, 3))  # what a training has once is in both
     waits, passes = (many - few) / 2
     flop, tokens = flop_per_token(job.config, job.length), job.settings.max_tokens_per_micro_step
-    planned = capacity.peak_bytes(job.config, tokens, job.accelerator.mixed_precision != "no", job.length)
+    given = job.config, job.accelerator.mixed_precision != "no"
+    planned = capacity.fixed_bytes(*given) + tokens * capacity.bytes_per_token(*given, job.length)
     return {
         "finite": all(map(math.isfinite, last[["train_log_loss", "gradient_norm"]].astype(float))),
         "skipped_steps": int(last["skipped_steps"]), "precision_error": error,
