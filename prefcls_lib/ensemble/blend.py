@@ -3,7 +3,6 @@
 blend.json   runs (folders, relative to the file where they can be), weights, temperature, tie_bias, and the scores
 """
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,10 @@ from prefcls_lib.data.schema import ID, LABEL_COLUMNS, check_probs
 from prefcls_lib.evaluation import compare, scores
 from prefcls_lib.evaluation.calibration import Blend, Calibration, blend_cross_fitted, fit_blend
 from prefcls_lib.pipeline.folder import read_config, read_table
-from prefcls_lib.runtime.files import UserError, read_json, reading, shown, write_json
+from prefcls_lib.runtime.files import UserError, read_json, reading, write_json
 
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 COLUMNS = list(LABEL_COLUMNS)
-NUMBERS = ("log_loss", "accuracy", "expected_calibration_error", "expected_calibration_error_if_calibrated",
-           "calibrated_log_loss", "calibrated_expected_calibration_error", "baseline_log_loss", "seconds", "rows",
-           "valid_rows")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,6 @@ def read_run(path: Path) -> Run:
     with reading(path, "Copy the run folder again."):
         settings, result = read_config(path), read_json(path / "result.json")
         share = None if result["encoder_share"] is None else compare.Comparison.from_dict(result["encoder_share"])
-        lines = [line[name] for line in result["baselines"] for name in ("log_loss", "low", "high", "accuracy")]
-        values = [*lines, *result["log_loss_interval"], *(result[name] for name in NUMBERS)]
-        wrong = [value for value in values if not isinstance(value, (int, float)) or not math.isfinite(value)]
-        if wrong or not isinstance(result["data_sha256"]["train"], str):
-            raise ValueError(f"result.json: {shown(wrong)} should be numbers")
         oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
         if len(oof[["fold", "group"]]) != result["valid_rows"] or not set(oof["label"].astype(str)) <= set("012"):
             what = f"oof.csv holds {len(oof)} rows, result.json says {result['valid_rows']}"
