@@ -149,17 +149,41 @@ def format_row(row: pd.Series, max_chars: int = 3000) -> str:
     return "\n".join(lines)
 
 
+# first bytes of files that are no CSV, what they are, and what to do
+_FOREIGN = {
+    (b"PAR1",): "a Parquet file. `prefcls convert` reads those of the public arena sets",
+    (b"\xfd7zXZ", b"BZh", b"(\xb5/\xfd", b"7z\xbc\xaf"): "an archive that is neither gzip nor zip. Unpack it",
+    (b"\xd0\xcf\x11\xe0",): "an Excel file. Save it as CSV UTF-8",
+    (b"version https://git-lfs",): "a pointer to a file of Git LFS. Run: git lfs pull",
+    (b"<",): "a web page. Download the file again, signed in",
+    (b"{", b"["): 'JSON. Write CSV: one column a field, each text a JSON list like ["first turn", "second turn"]',
+}
+
+
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    """A UserError where the first bytes of a file say that it is no CSV."""
+    line = head.partition(b"\n")[0]
+    for starts, what in _FOREIGN.items():
+        if head.startswith(starts):
+            raise UserError(f"{path}: is {what}.")
+    for mark, name in {b";": "semicolons", b"\t": "tabs", b"|": "bars"}.items():
+        if mark in line and b"," not in line:
+            raise UserError(f"{path}: has {name} between its columns. Save it with commas.")
+    if line.startswith(b"i\0d\0"):
+        raise UserError(f"{path}: is a CSV in UTF-16. Save it as CSV UTF-8.")
+
+
 def read_csv(path: Path) -> dict[str, list[str]]:
     """The cells of a CSV file by column, as texts; it may be in gzip, or alone in a zip archive."""
-    remedy = (
-        "Is it a CSV file, whole and in UTF-8? Download it again, unpack it, or save it as CSV UTF-8. "
-        "`prefcls convert` reads Parquet files of the public arena sets."
-    )
+    remedy = "Is it a CSV file, whole and in UTF-8? Download it again, or save it as CSV UTF-8."
     # the header is read as a row: else pandas renames doubled columns and makes an index of surplus cells
     exact = {"header": None, "dtype": object, "na_filter": False, "encoding": "utf-8-sig"}
     with reading(path, remedy, "Check the path, or name the shipped rows: sample."), path.open("rb") as file:
-        packed = {b"\x1f\x8b": "gzip", b"PK": "zip"}.get(file.read(2))  # whatever its name: Kaggle unpacks some files
+        head = file.read(1000)
         file.seek(0)
+        packed = {b"\x1f\x8b": "gzip", b"PK": "zip"}.get(head[:2])  # whatever its name: Kaggle unpacks some files
+        if packed is None:
+            _refuse_foreign(path, head.removeprefix(b"\xef\xbb\xbf").lstrip())
         table = pd.concat(pd.read_csv(file, compression=packed, chunksize=4096, **exact))  # in one piece: 150 MB more
     header = table.iloc[0].tolist()
     if len(table) < 2:

@@ -12,6 +12,7 @@ result.json         the numbers; written last: a run that has it is complete
 checkpoint/         what an interrupted run resumes from; deleted when the run is complete
 """
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,13 @@ def earlier_run(run: Path, resume_from: str | None) -> Path:
     if not (earlier / "config.json").is_file():
         raise UserError(f"setting resume_from={resume_from!r}: holds no run (config.json). Name a run folder.")
     return earlier
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder without permissions: an attached input is read-only."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for folder in (target, *target.rglob("*/")):
+        folder.chmod(0o755)
 
 
 def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) -> None:

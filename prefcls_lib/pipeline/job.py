@@ -8,7 +8,6 @@ checkpoint/baseline-fold0/   model/         the fold's baseline, as the model fo
                              baselines.csv  predictions of the fold's rows by this and simpler baselines
 """
 
-import shutil
 import time
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -113,8 +112,8 @@ def open_folder(job: Job, backbone: Backbone | None = None) -> Job:
     run_files.refuse_another(earlier, config, job.data_sha256)
     if not complete:
         for name in ("model", "checkpoint"):
-            if (earlier / name).is_dir() and not (folder / name).is_dir():  # files of an attached input are read-only
-                write_whole(folder / name, partial(shutil.copytree, earlier / name, copy_function=shutil.copyfile))
+            if (earlier / name).is_dir() and not (folder / name).is_dir():
+                write_whole(folder / name, partial(run_files.copy_folder, earlier / name))
         write_json(folder / "config.json", {"settings": config.to_dict(), "data_sha256": job.data_sha256})
         write_table(folder / "checkpoint" / "table.csv", job.table[[ID, "fold", "label", "group", SOURCE]])
     if not submission.exists():

@@ -1,7 +1,8 @@
 """Where a training run is, and what an interrupted one needs to resume as if it had not been interrupted.
 
-checkpoint/fold0/  state.pt       all of it, read with weights_only=True; replaced when the next one is written
-                   position.json  how many steps are done, for whoever looks
+checkpoint/fold0/  weights-120.safetensors  after step 120: the model's, and the best where they are kept
+                   state.pt                 the rest, read with weights_only=True; written when the weights are there
+                   position.json            how many steps are done, for whoever looks
 """
 
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 from torch.serialization import safe_globals
@@ -91,14 +93,19 @@ def save_checkpoint(
         return
     device, scaler = accelerator.device, accelerator.scaler
     saved = {
-        "state": vars(state) | {"valid_probs": torch.as_tensor(np.array(state.valid_probs))},
-        "model": model.state_dict(),
+        "state": vars(state) | {"valid_probs": torch.as_tensor(np.array(state.valid_probs)), "best_weights": None},
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else {},
         "random": torch.get_rng_state(),
         "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
+    weights = {f"model/{name}": tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights |= {f"best/{name}": tensor for name, tensor in (state.best_weights or {}).items()}
+    place = folder / f"weights-{state.step}.safetensors"
+    write_whole(place, lambda temporary: save_file(weights, temporary))
     write_whole(folder / "state.pt", lambda temporary: torch.save(saved, temporary))
+    for older in set(folder.glob("weights-*.safetensors")) - {place}:
+        older.unlink()
     write_json(folder / "position.json", {"step": state.step})
 
 
@@ -110,14 +117,19 @@ def load_checkpoint(
         return None
     with reading(folder, "Delete it to train this fold from its start."), safe_globals([TokenCount]):
         saved = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        model.load_state_dict(saved["model"])
+        state, weights = saved["state"], {"model": {}, "best": {}}
+        for name, tensor in load_file(folder / f"weights-{state['step']}.safetensors").items():
+            kind, _, name = name.partition("/")
+            weights[kind][name] = tensor
+        model.load_state_dict(weights["model"])
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler is not None and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
         torch.set_rng_state(saved["random"])
         if saved["cuda_random"] is not None and accelerator.device.type == "cuda":  # the main process's
             torch.cuda.set_rng_state(saved["cuda_random"], accelerator.device)
-        return TrainingState(**saved["state"] | {"valid_probs": list(saved["state"]["valid_probs"].numpy())})
+        state |= {"valid_probs": list(state["valid_probs"].numpy()), "best_weights": weights["best"] or None}
+        return TrainingState(**state)
 
 
 @contextmanager
