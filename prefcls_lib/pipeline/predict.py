@@ -74,10 +74,11 @@ def predict_blocks(
 
     def predict(block: np.ndarray) -> np.ndarray | None:
         gpu, model = idle.get()
-        with torch.cuda.device(gpu if torch.cuda.is_available() else -1):  # of this thread; -1: as it is
-            values = None if time.time() > deadline else model.predict_proba(inputs.take(block))
-        idle.put((gpu, model))
-        return values
+        try:
+            with torch.cuda.device(gpu if torch.cuda.is_available() else -1):  # of this thread; -1: as it is
+                return None if time.time() > deadline else model.predict_proba(inputs.take(block))
+        finally:  # else a thread would wait for the model forever
+            idle.put((gpu, model))
 
     with ThreadPoolExecutor(len(models)) as threads:
         yield from threads.map(predict, blocks)
