@@ -2,7 +2,6 @@
 
 checkpoint/fold0/  weights-120.safetensors  after step 120: the model's, and the best where they are kept
                    state.pt                 the rest, read with weights_only=True; written when the weights are there
-                   position.json            how many steps are done, for whoever looks
 """
 
 import signal
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 from torch.serialization import safe_globals
 
 from prefcls_lib.data.batching import TokenCount
-from prefcls_lib.runtime.files import reading, write_json, write_whole
+from prefcls_lib.runtime.files import reading, write_whole
 
 Log = Callable[[str], None]  # prints a line of a fit
 
@@ -99,14 +98,13 @@ def save_checkpoint(
         "random": torch.get_rng_state(),
         "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
-    weights = {f"model/{name}": tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    weights |= {f"best/{name}": tensor for name, tensor in (state.best_weights or {}).items()}
+    both = {"model": model.state_dict(), "best": state.best_weights or {}}
+    weights = {f"{kind}/{k}": v.cpu().contiguous() for kind, tensors in both.items() for k, v in tensors.items()}
     place = folder / f"weights-{state.step}.safetensors"
     write_whole(place, lambda temporary: save_file(weights, temporary))
     write_whole(folder / "state.pt", lambda temporary: torch.save(saved, temporary))
-    for older in set(folder.glob("weights-*.safetensors")) - {place}:
+    for older in set(folder.glob("*.safetensors")) - {place}:  # a killed process's temporary file, too
         older.unlink()
-    write_json(folder / "position.json", {"step": state.step})
 
 
 def load_checkpoint(
