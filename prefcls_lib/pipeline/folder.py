@@ -69,9 +69,10 @@ def earlier_run(run: Path, resume_from: str | None) -> Path:
 
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder without permissions: an attached input is read-only."""
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
-    for folder in (target, *target.rglob("*/")):
-        folder.chmod(0o755)
+    target.mkdir()
+    for path in source.iterdir():
+        copy = copy_folder if path.is_dir() else shutil.copyfile
+        copy(path, target / path.name)
 
 
 def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) -> None:

@@ -165,7 +165,8 @@ def fit_baselines(job: Job) -> pd.DataFrame:
         inputs = read_inputs(job.table)
         for fold, place in left.items():
             _fit_fold(job, inputs, fold, place)
-    run_files.write_mean(job.folder, job.test_rows[ID], [place / "model" for place in places.values()])
+    if not (job.folder / "result.json").is_file():  # a notebook on a run that is complete
+        run_files.write_mean(job.folder, job.test_rows[ID], [place / "model" for place in places.values()])
     predictions = pd.concat([read_table(place / "baselines.csv") for place in places.values()], ignore_index=True)
     write_table(job.folder / "oof_baselines.csv", predictions)
     return predictions
