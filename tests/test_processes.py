@@ -299,7 +299,7 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     folds.train_models(job, list(fold_models(job.config)))
     assert list(sessions) == ["fold2", "fold0"]
     assert [session.deadline - now for session in sessions.values()] == pytest.approx([1200, 2400], abs=30)
-    tokens = sum(len(job.encoded.token_ids[side]) for side in np.unique(job.encoded.sides[-12:]))
+    tokens = sum(len(job.examples.token_ids[side]) for side in np.unique(job.examples.sides[-12:]))
     assert {session.tokens_to_predict for session in sessions.values()} == {tokens}
     models = fold_models(replace(job.config, num_seeds=2))
     assert models == {"fold2": (2, 42), "fold2-seed1": (2, 43), "fold0": (0, 42), "fold0-seed1": (0, 43)}

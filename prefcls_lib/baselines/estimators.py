@@ -154,7 +154,6 @@ class StructureBoosting(Baseline):
 MODELS = {one.name: one for one in (Prior, LengthBins, StructureLogistic, StructureTfidf, StructureBoosting)}
 ENSEMBLE = "structure_ensemble"
 MEMBERS = (StructureTfidf.name, StructureBoosting.name)  # of the ensemble
-BASELINES = (*MODELS, ENSEMBLE)
 
 
 def fit_prior(labels: np.ndarray, sources: np.ndarray) -> dict[str, np.ndarray]:
