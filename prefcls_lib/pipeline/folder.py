@@ -71,8 +71,7 @@ def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder without permissions: an attached input is read-only."""
     target.mkdir()
     for path in source.iterdir():
-        copy = copy_folder if path.is_dir() else shutil.copyfile
-        copy(path, target / path.name)
+        (copy_folder if path.is_dir() else shutil.copyfile)(path, target / path.name)
 
 
 def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) -> None:
