@@ -1,7 +1,7 @@
 """Where a training run is, and what an interrupted one needs to resume as if it had not been interrupted.
 
 checkpoint/fold0/  weights-120.safetensors  after step 120: the model's, and the best where they are kept
-                   state.pt                 the rest, read with weights_only=True; written when the weights are there
+                   state.pt                 the rest, read with weights_only=True; written after the weights
 """
 
 import signal
@@ -60,11 +60,11 @@ class TrainingState:
     elapsed: float = 0.0  # seconds since the start, over all sessions
     skipped_steps: int = 0  # left out because a gradient was not finite
     skipped_in_a_row: int = 0  # just now
-    records: list[dict] = field(default_factory=list)  # one for each validation so far, as the predictions:
-    valid_probs: list[np.ndarray] = field(default_factory=list)  # (N, 3) each
+    records: list[dict] = field(default_factory=list)  # one for each validation so far
+    valid_probs: list[np.ndarray] = field(default_factory=list)  # (N, 3) of each of them
     valid_tokens: TokenCount = field(default_factory=TokenCount)  # of one validation
     chosen: int = 0  # the best validation, whose weights are `best_weights`; where none are kept, the last
-    warning: str = ""  # why the encoder contributes nothing there; "": it may contribute
+    warning: str = ""  # why the encoder contributes nothing at the chosen one; "": it may contribute
     best_weights: dict[str, torch.Tensor] | None = None
     flagged: int = 0  # validations in a row in which the encoder counted as collapsed
 

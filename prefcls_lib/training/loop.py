@@ -21,7 +21,7 @@ from prefcls_lib.training.validation import judge_encoder, validate, why_collaps
 
 SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
 FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, kept for saving the model: the smaller of the two
-FORWARD_SHARE = 0.4  # of a step's time, kept for each token that is predicted after the steps: an upper limit
+FORWARD_SHARE = 0.4  # of the time of a token in training, kept for each that is predicted after it: an upper limit
 
 
 def fit(
