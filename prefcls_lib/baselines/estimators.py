@@ -47,7 +47,7 @@ class Baseline:
     name: ClassVar[str]
     reads_text: ClassVar[bool] = False
     choices: ClassVar[tuple[float, ...]] = (0.0,)  # strengths
-    rows_each: ClassVar[int] = 0  # training rows that a strength needs, times the strength
+    rows_each: ClassVar[int] = 0  # training rows that are needed for each unit of strength
 
     @classmethod
     def strengths(cls, rows: int) -> tuple[float, ...]:

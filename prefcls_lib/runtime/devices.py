@@ -42,7 +42,7 @@ def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path |
     A new one may choose another precision, but not while another thread computes. `report_to` names trackers; `logs` is
     the folder of those that write files.
     """
-    cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()  # accelerate must be told
+    cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()  # accelerate has to be told
     trackers = [name for name in report_to.lower().replace(" ", "").split(",") if name not in ("", "none")]
     usable = ["all", *sorted(map(str, get_available_trackers()))]  # accelerate leaves out others without a word
     if missing := [name for name in trackers if name not in usable]:
