@@ -132,10 +132,10 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table that `write_table` wrote, ids as text."""
-    # Python's float reads back every bit in every version of pandas; an id such as "NA" is text
+    # Python's float reads back every bit in every version of pandas; an id such as "NA" is text, only nothing is NaN
     exact = {ID: str, "group": str, **dict.fromkeys(LABEL_COLUMNS, float)}
     with reading(path, "Copy the run folder again."):
-        return pd.read_csv(path, converters=exact)
+        return pd.read_csv(path, converters=exact, keep_default_na=False, na_values=[""])
 
 
 def read_probs(path: Path) -> np.ndarray:
