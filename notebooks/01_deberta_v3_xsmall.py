@@ -192,15 +192,15 @@ print(inspect.getsource(tokenization.SideTokenizer.lay_out))
 
 # %%
 job = steps.prepare(job)
-encoded = job.encoded
+examples = job.examples
 for side in (0, 1):
-    ids = encoded.token_ids[encoded.sides[0, side]]
+    ids = examples.token_ids[examples.sides[0, side]]
     print(f"side {side}: {len(ids)} tokens\n  ids   {ids[:12].tolist()} ...")
     print(f"  text  {job.backbone.tokenizer.decode(ids)[:700]}\n")
-print("tokens of a side:", pd.Series(encoded.lengths.ravel()).quantile([0.5, 0.95]).round().to_dict())
-print(f"rows that are cut: {encoded.cut.any(axis=1).mean():.1%}")
-print(f"tokens of a side that are seen: {(encoded.lengths / encoded.full_lengths).mean():.1%}")
-plots.plot_token_lengths(encoded.lengths, job.config.max_length)
+print("tokens of a side:", pd.Series(examples.lengths.ravel()).quantile([0.5, 0.95]).round().to_dict())
+print(f"rows that are cut: {examples.cut.any(axis=1).mean():.1%}")
+print(f"tokens of a side that are seen: {(examples.lengths / examples.full_lengths).mean():.1%}")
+plots.plot_token_lengths(examples.lengths, job.config.max_length)
 
 # %% [markdown]
 # ## 8. Batches
@@ -215,10 +215,10 @@ from prefcls_lib.pipeline.folds import new_model, split_rows
 from prefcls_lib.training.loop import StepPlan
 
 training, valid, *_ = split_rows(job, job.config.folds[0])
-examples, step = StepPlan(training, job.config).batch(0)
+epoch, step = StepPlan(training, job.config).batch(0)
 lines = []
-for number, pairs in enumerate(batching.split_batch(step, examples.lengths, job.config.max_tokens_per_micro_step)):
-    token_ids = [examples.token_ids[side] for side in np.unique(examples.sides[pairs])]
+for number, pairs in enumerate(batching.split_batch(step, epoch.lengths, job.config.max_tokens_per_micro_step)):
+    token_ids = [epoch.token_ids[side] for side in np.unique(epoch.sides[pairs])]
     for taken, length in batching.plan_padded_batches(token_ids):
         useful = sum(len(token_ids[side]) for side in taken) / (len(taken) * length)
         lines.append([number, len(taken), length, useful])
@@ -339,7 +339,7 @@ plots.plot_reliability(scores.reliability_table(labels, probs), ece)
 
 # %%
 display(slices.confusion_matrix(labels, probs))
-cut = encoded.cut[rows.index].any(axis=1)
+cut = examples.cut[rows.index].any(axis=1)
 slices.slice_table(rows, labels, probs, cut=cut).round(3)
 
 # %% [markdown]

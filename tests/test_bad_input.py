@@ -19,6 +19,7 @@ from prefcls_lib import cli
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.submission import check_submission, write_submission
+from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime import files
 from prefcls_lib.runtime.files import UserError
 
@@ -198,11 +199,12 @@ def test_probabilities_that_are_none_never_become_a_submission(tmp_path, bad):
 
 @pytest.mark.parametrize("row_id", ["NA", "nan", "null", "007", "1e5", "1.0", "9" * 23, " 5", "é", '5,"6"'])
 def test_odd_ids_come_through_unchanged(tmp_path, row_id):
-    """An id is text in the test file, in the submission and when it is read back; certain rows stay in (0, 1)."""
+    """An id is text in the test file, the submission and a table that is read back; certain rows stay in (0, 1)."""
     ids = loading.read_rows(put(tmp_path / "test.csv", as_csv([make_row(0, id=row_id), make_row(2)])), False)["id"]
     path = tmp_path / "submission.csv"
     write_submission(path, list(ids), np.array([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]]))
     assert list(ids) == list(check_submission(path, [row_id, "1002"])["id"]) == [row_id, "1002"]
+    assert list(read_table(path)["id"]) == [row_id, "1002"]
 
 
 # --- settings

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from prefcls_lib.baselines import columns, logistic, out_of_fold, trees
 from prefcls_lib.baselines.columns import BaselineInputs, read_inputs
-from prefcls_lib.baselines.estimators import BASELINES, ENSEMBLE, LENGTH_EDGES, MEMBERS, MODELS, LengthBins, Prior
+from prefcls_lib.baselines.estimators import ENSEMBLE, LENGTH_EDGES, MEMBERS, MODELS, LengthBins, Prior
 from prefcls_lib.baselines.out_of_fold import INNER_FOLDS, BaselineMean, fit_out_of_fold, fit_simple, log_odds
 from prefcls_lib.data import features, loading, splits
 from prefcls_lib.data.features import FEATURE_NAMES, SIGNS, Text
@@ -21,6 +21,7 @@ from prefcls_lib.data.schema import RESPONSES, SWAP, check_probs
 from prefcls_lib.evaluation import scores
 from prefcls_lib.runtime.files import UserError
 
+BASELINES = (*MODELS, ENSEMBLE)
 NAME = "structure_logistic"
 SWAPPED = list(SWAP)
 

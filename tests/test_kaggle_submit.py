@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import kernel_folders
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate.state import AcceleratorState, PartialState
 
 from prefcls_lib.data import loading
 from prefcls_lib.data.schema import LABEL_COLUMNS
@@ -17,7 +19,7 @@ from prefcls_lib.data.submission import check_submission
 from prefcls_lib.ensemble import blend, submit
 from prefcls_lib.ensemble.predictor import load
 from prefcls_lib.evaluation.calibration import Blend, Calibration
-from prefcls_lib.models.saved import load_model
+from prefcls_lib.models.saved import SavedNetwork
 from prefcls_lib.pipeline import predict
 from prefcls_lib.pipeline.folder import model_folders
 from prefcls_lib.runtime.files import UserError
@@ -65,7 +67,11 @@ def predict_two(two, rows, hours: float = HOURS) -> tuple[dict, np.ndarray | Non
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_all_in_time_is_the_same_as_predict_blend(two, rows, monkeypatch, devices):
-    """Fold by fold and block by block gives what `prefcls predict --blend` gives; so do two devices side by side."""
+    """Fold by fold and block by block gives what `prefcls predict --blend` gives; so do two devices side by side, whose
+    threads are the first of the process to ask accelerate for its state."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    real = PartialState.set_device
+    monkeypatch.setattr(PartialState, "set_device", lambda state: time.sleep(0.2) or real(state))
     monkeypatch.setattr(predict, "count_processes", lambda wanted: devices)
     monkeypatch.setattr(predict, "BLOCK_ROWS", 2)
     record, probs = predict_two(two, rows)
@@ -137,12 +143,11 @@ def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladde
 def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, monkeypatch, capsys):
     """Nobody could correct it in the rerun, and the rest is a valid submission."""
 
-    def fail(path):
-        if "network" in str(path):
-            raise RuntimeError("CUDA out of memory")
-        return load_model(path)
+    def fail(*_):
+        raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(predict, "load_model", fail)
+    monkeypatch.setattr(predict, "BLOCK_ROWS", 2)  # no other block waits for the one that fails
+    monkeypatch.setattr(SavedNetwork, "predict_proba", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         predict_two(two, rows)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")

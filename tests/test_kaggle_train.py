@@ -62,7 +62,7 @@ def cut_run(tmp_path_factory, finished_run) -> Path:
     config["settings"] |= {"backbone": "backbone", "num_seeds": 2, "folds": [0]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "checkpoint" / "fold0-seed1").mkdir(parents=True)
-    (folder / "checkpoint" / "fold0-seed1" / "position.json").write_text('{"step": 400}')
+    (folder / "checkpoint" / "fold0-seed1" / "state.pt").touch()
     return folder
 
 

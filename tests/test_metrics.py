@@ -159,9 +159,7 @@ def test_cross_fitted_choice_takes_each_half_from_the_step_that_the_other_half_c
     half, labels = compare.split_groups(groups, 2, "step") == 1, np.zeros(41, dtype=int)
     good, bad = [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]
     steps = np.stack([np.where(half[:, None], good, bad), np.where(half[:, None], bad, good)])
-    probs, best = compare.choose_cross_fitted(steps, labels, groups)
-    assert (probs == bad).all()
-    assert best == (0 if half.sum() > 20 else 1)
+    assert (compare.choose_cross_fitted(steps, labels, groups) == bad).all()
 
 
 def test_flip_rate_undoes_the_swap_first():

@@ -1,7 +1,6 @@
 """Processes of a user's own: several give the numbers of one, and killed or stopped ones lose nothing. gloo, here."""
 
 import contextlib
-import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -300,7 +299,7 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     folds.train_models(job, list(fold_models(job.config)))
     assert list(sessions) == ["fold2", "fold0"]
     assert [session.deadline - now for session in sessions.values()] == pytest.approx([1200, 2400], abs=30)
-    tokens = sum(len(job.encoded.token_ids[side]) for side in np.unique(job.encoded.sides[-12:]))
+    tokens = sum(len(job.examples.token_ids[side]) for side in np.unique(job.examples.sides[-12:]))
     assert {session.tokens_to_predict for session in sessions.values()} == {tokens}
     models = fold_models(replace(job.config, num_seeds=2))
     assert models == {"fold2": (2, 42), "fold2-seed1": (2, 43), "fold0": (0, 42), "fold0-seed1": (0, 43)}
@@ -318,12 +317,9 @@ def run_and_save_every_step(arguments: list[str], log: Path) -> None:
 
 def wait_for_checkpoint(process: multiprocessing.Process, out: Path, steps: int) -> None:
     """Until the run has done so many steps of its own, or ended."""
-    position, first = out / "checkpoint" / "fold0" / "position.json", None
+    folder, first = out / "checkpoint" / "fold0", None
     while process.is_alive():
-        try:
-            step = json.loads(position.read_text())["step"]
-        except (OSError, ValueError):
-            step = 0
+        step = max((int(path.stem.split("-")[1]) for path in folder.glob("weights-*.safetensors")), default=0)
         first = step if first is None else first
         if step >= first + steps:
             return
@@ -344,7 +340,7 @@ def test_killed_and_stopped_and_resumed_ends_as_a_run_left_alone(fork, home, tmp
     said = (tmp_path / "log").read_text()
     assert all(words in said for words in ("fold0: resumed at step", "stopped at step", "the same command to resume"))
     before = read_tree(earlier)
-    assert {"checkpoint/fold0/position.json", "submission.csv"} <= set(before)
+    assert {"checkpoint/fold0/state.pt", "submission.csv"} <= set(before)
     for name in before:
         (earlier / name).chmod(0o444)
     run_small(home, out, *LONG, f"resume_from={earlier}")

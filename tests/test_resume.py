@@ -93,16 +93,20 @@ def test_resumed_after_its_last_step(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_checkpoint_holds_the_random_state_of_its_own_gpu(tiny, tmp_path, monkeypatch, index):
-    """Of two GPUs the one of the process that saves."""
+    """Of two GPUs the one of the process that saves; beside it the weights, however they lie in memory."""
     restored = []
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([10 + device.index]))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append((int(state), device.index)))
     model = make_model(tiny, make_config())
     optimizer = optim.make_optimizer(model, make_config(), torch.device("cpu"))
     given = (model, optimizer, SimpleNamespace(device=torch.device("cuda", index), scaler=None, is_main_process=True))
-    save_checkpoint(tmp_path / "state", TrainingState(8192), *given)
-    load_checkpoint(tmp_path / "state", *given)
+    state = TrainingState(8192, best_weights={"weight": torch.ones(2, 3).T})
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".tmp-weights-5.safetensors").touch()  # of a process that was killed
+    save_checkpoint(tmp_path / "state", state, *given)
+    assert load_checkpoint(tmp_path / "state", *given).best_weights["weight"].tolist() == [[1, 1]] * 3
     assert restored == [(10 + index, index)]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["state.pt", "weights-0.safetensors"]
 
 
 @pytest.mark.parametrize(("min_rows", "bytes_each"), [(1, 16), (2000, 12)])

@@ -17,7 +17,7 @@ from prefcls_lib.data import loading, splits
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline import job, results
-from prefcls_lib.pipeline.folder import read_probs, read_table
+from prefcls_lib.pipeline.folder import read_config, read_probs, read_table
 from prefcls_lib.runtime.files import UserError, read_json, sha256
 
 PROMISED = (
@@ -138,14 +138,18 @@ def test_swapping_the_columns_of_the_test_file_permutes_the_submission(kind, hom
 
 
 @pytest.mark.parametrize(("kind", "command"), [("finished_run", "run"), ("ladder_run", "ladder")])
-def test_complete_run_says_so_and_changes_nothing(kind, command, home, request, prefcls):
-    """The same command again: exit code 0, every file with the same bytes and time."""
+def test_complete_run_says_so_and_changes_nothing(kind, command, home, request, tmp_path, prefcls):
+    """The same command again: exit code 0, every file with the same bytes and time. A notebook's baselines, fitted once
+    more, do not take the submission's place."""
     run = request.getfixturevalue(kind)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     tree = read_tree(run)
     code, said, _ = prefcls(command, *run_arguments(home, run, *TWO_FOLDS)[1:])
     assert (code, "this run is complete" in said) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before and read_tree(run) == tree
+    copy = shutil.copytree(run, tmp_path / "copy")
+    job.fit_baselines(job.open_folder(job.read_job(replace(read_config(copy), out=str(copy)))))
+    assert (copy / "submission.csv").read_bytes() == tree["submission.csv"]
 
 
 def test_moved_run_predicts_the_same_bytes_and_needs_nothing_else(finished_run, home, tmp_path):

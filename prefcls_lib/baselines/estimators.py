@@ -47,7 +47,7 @@ class Baseline:
     name: ClassVar[str]
     reads_text: ClassVar[bool] = False
     choices: ClassVar[tuple[float, ...]] = (0.0,)  # strengths
-    rows_each: ClassVar[int] = 0  # training rows that a strength needs, times the strength
+    rows_each: ClassVar[int] = 0  # training rows that are needed for each unit of strength
 
     @classmethod
     def strengths(cls, rows: int) -> tuple[float, ...]:
@@ -154,7 +154,6 @@ class StructureBoosting(Baseline):
 MODELS = {one.name: one for one in (Prior, LengthBins, StructureLogistic, StructureTfidf, StructureBoosting)}
 ENSEMBLE = "structure_ensemble"
 MEMBERS = (StructureTfidf.name, StructureBoosting.name)  # of the ensemble
-BASELINES = (*MODELS, ENSEMBLE)
 
 
 def fit_prior(labels: np.ndarray, sources: np.ndarray) -> dict[str, np.ndarray]:

@@ -33,7 +33,7 @@ class Examples:
         offsets: (N, 3) float32 log-odds of the baseline that the network starts from, or None.
         tie_shifts: (N,) float32, added to the logit of a tie in the training loss: 0 for rows of the training file, see
             `baselines.columns.tie_shifts`; or None.
-        full_lengths: (N, 2) tokens of both sides if nothing had been cut, where `encode_rows` has just made the rows.
+        full_lengths: (N, 2) tokens of both sides if nothing had been cut, as `encode_rows` counts them, or None.
     """
 
     token_ids: Sequence[np.ndarray]

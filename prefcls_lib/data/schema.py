@@ -13,7 +13,7 @@ LABEL_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1
 SOURCE = "source"  # of a training row: 0 of the training file, k of the k-th extra file
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
-SUM_ERROR = 2e-6  # of three probabilities, at most; clipping for a submission adds half of it
+SUM_ERROR = 2e-6  # most by which the sum of three probabilities may miss 1; clipping for a submission adds half of it
 
 
 def class_shares(labels: np.ndarray) -> np.ndarray:

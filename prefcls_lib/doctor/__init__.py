@@ -1,4 +1,4 @@
-"""Can this machine do the job? `checks` asks, `capacity` computes memory and time from a configuration.
+"""Can this machine do the job? `checks` asks, `capacity` computes memory and disk space from a configuration.
 
 Open `checks` first.
 """

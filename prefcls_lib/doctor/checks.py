@@ -112,7 +112,7 @@ def check_gpu(config: RunConfig | None = None) -> Check:
     if not torch.cuda.is_available():
         advice, rows = f"Training the three backbones needs a GPU: on Kaggle {CHOOSE_GPU}", 0.0
         if config is not None and kaggle.on_kaggle():
-            with suppress(OSError, UserError):  # another check tells
+            with suppress(OSError, UserError):  # another check reports it
                 rows = locate_csv(config.train, "train").stat().st_size / BYTES_OF_A_ROW
             rows = min(rows, config.max_train_rows or rows)
         return Check("gpu", "bad" if rows > MOST_CPU_ROWS else "note", devices.machine_name(), advice)

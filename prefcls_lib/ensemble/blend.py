@@ -1,4 +1,4 @@
-"""Finished runs, read and checked; their blend, fitted on out-of-sample predictions, scored on folds it never saw.
+"""Finished runs, read and checked; their blend, fitted on out-of-sample predictions, scored on prompts it never saw.
 
 blend.json   runs (folders, relative to the file where they can be), weights, temperature, tie_bias, and the scores
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefcls_lib.baselines.out_of_fold import BaselineMean
+from prefcls_lib.baselines.out_of_fold import BASELINE_FILE, BaselineMean
 from prefcls_lib.data.loading import parse_rows
 from prefcls_lib.data.schema import ID, TEXT_COLUMNS
 from prefcls_lib.ensemble.blend import mix, read_blend
@@ -72,7 +72,7 @@ def load(path: str | Path) -> Predictor:
 
 
 def _load_run(path: Path) -> tuple[SavedNetwork | BaselineMean, ...]:
-    if any((path / name).is_file() for name in ("preference.json", "baseline.safetensors")):
+    if any((path / name).is_file() for name in ("preference.json", BASELINE_FILE)):
         return (load_model(path),)
     read_json(path / "result.json")  # a run that has it is complete
     return tuple(map(load_model, model_folders(path)))

@@ -114,22 +114,20 @@ def split_groups(groups: np.ndarray, parts: int, salt: str) -> np.ndarray:
     return (rank % parts)[index]
 
 
-def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
-    """Cross-fitted predictions of the best validation step, without the bias of choosing it on the rows that score it.
+def choose_cross_fitted(valid_probs: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Predictions (N, 3) of the best validation, cross-fitted: without the bias of choosing it on the rows it predicts.
 
-    The step with the lowest log loss on one half of the prompt groups gives the predictions of the other half, and
-    vice versa. With a single prompt group, which has no halves, the best step on all rows gives all predictions.
-    `valid_probs`: (V, N, 3) of the validation rows at each of V validations. Returned are (N, 3) to be reported, and
-    the index of the best step on all rows, to be kept.
+    The validation with the lowest log loss on one half of the prompt groups gives the predictions of the other half,
+    and vice versa. With a single prompt group, which has no halves, the best one on all rows gives all predictions.
+    `valid_probs`: (V, N, 3) of the validation rows at each of V validations.
     """
     losses = np.stack([scores.row_losses(labels, probs) for probs in valid_probs])  # (V, N)
-    best = int(losses.mean(axis=1).argmin())
-    probs = valid_probs[best].copy()
+    probs = valid_probs[losses.mean(axis=1).argmin()].copy()
     half = split_groups(groups, 2, "step") == 1
     if half.any():
         for chosen_on in (half, ~half):
             probs[~chosen_on] = valid_probs[losses[:, chosen_on].mean(axis=1).argmin()][~chosen_on]
-    return probs, best
+    return probs
 
 
 def _interval_and_p(means: np.ndarray) -> tuple[tuple[float, float], float]:

@@ -69,9 +69,9 @@ def earlier_run(run: Path, resume_from: str | None) -> Path:
 
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder without permissions: an attached input is read-only."""
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
-    for folder in (target, *target.rglob("*/")):
-        folder.chmod(0o755)
+    target.mkdir()
+    for path in source.iterdir():
+        (copy_folder if path.is_dir() else shutil.copyfile)(path, target / path.name)
 
 
 def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) -> None:
@@ -132,10 +132,10 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table that `write_table` wrote, ids as text."""
-    # Python's float reads back every bit in every version of pandas; an id such as "NA" is text
+    # Python's float reads back every bit in every version of pandas; an id such as "NA" is text, only nothing is NaN
     exact = {ID: str, "group": str, **dict.fromkeys(LABEL_COLUMNS, float)}
     with reading(path, "Copy the run folder again."):
-        return pd.read_csv(path, converters=exact)
+        return pd.read_csv(path, converters=exact, keep_default_na=False, na_values=[""])
 
 
 def read_probs(path: Path) -> np.ndarray:

@@ -32,8 +32,8 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 
 def train_models(job: Job, names: list[str]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
-    sides = np.unique(job.encoded.sides[job.table["fold"] == TEST])
-    tokens_to_predict = sum(len(job.encoded.token_ids[side]) for side in sides)
+    sides = np.unique(job.examples.sides[job.table["fold"] == TEST])
+    tokens_to_predict = sum(len(job.examples.token_ids[side]) for side in sides)
     hours, deadline = job.config.time_budget_hours, None
     with stop_on_sigterm() as stop:
         for number, name in enumerate(names):
@@ -52,7 +52,7 @@ def split_rows(job: Job, fold: int) -> tuple[Examples, Examples, Examples, Basel
     labels, folds, sources = (job.table[name].to_numpy() for name in ("label", "fold", SOURCE))
     on_baseline = job.config.start_from != "none"
     given = (labels, offsets.astype(np.float32)) if on_baseline else (labels,)
-    examples = Examples(job.encoded.token_ids, job.encoded.sides, *given)
+    examples = Examples(job.examples.token_ids, job.examples.sides, *given)
     valid, test = folds == fold, folds == TEST
     is_train = np.isfinite(offsets[:, 0]) & ~valid & ~test
     train = examples.take(is_train)
@@ -108,7 +108,7 @@ def _train_model(job: Job, name: str, session: Session) -> None:
         rows, probs = job.table[job.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
         labels, chosen, last = rows["label"].to_numpy(), fitted.history.iloc[fitted.chosen], fitted.history.iloc[-1]
         if len(rows) >= MIN_ROWS_TO_SELECT:  # each row predicted at the validation that is best on other rows
-            probs, _ = compare.choose_cross_fitted(fitted.valid_probs, labels, rows["group"].to_numpy())
+            probs = compare.choose_cross_fitted(fitted.valid_probs, labels, rows["group"].to_numpy())
         tokens = fitted.valid_tokens + test_tokens
         record = {
             "fold": fold,

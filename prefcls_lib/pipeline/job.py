@@ -50,7 +50,7 @@ class Job:
     data_sha256: dict[str, str]  # of the train and the test file, and of the extra rows' where there are any
     started_at: float  # `time.time()` of this session
     backbone: Backbone | None = None  # its tokenizer checked; None for a run without a network
-    encoded: Examples | None = None  # token ids of all rows, from `prepare` on
+    examples: Examples | None = None  # token ids of all rows, from `prepare` on
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -135,11 +135,11 @@ def prepare(job: Job) -> Job:
 
     def write(folder: Path) -> None:
         texts = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
-        encoded = encode_rows(job.table, job.backbone.tokenizer, *texts)
-        lengths = np.array([len(ids) for ids in encoded.token_ids])
-        arrays = {"lengths": lengths, "sides": encoded.sides, "full_lengths": encoded.full_lengths}
+        examples = encode_rows(job.table, job.backbone.tokenizer, *texts)
+        lengths = np.array([len(ids) for ids in examples.token_ids])
+        arrays = {"lengths": lengths, "sides": examples.sides, "full_lengths": examples.full_lengths}
         folder.mkdir()
-        np.save(folder / "tokens.npy", np.concatenate(encoded.token_ids))
+        np.save(folder / "tokens.npy", np.concatenate(examples.token_ids))
         save_file(arrays, folder / "sides.safetensors")
 
     if not place.is_dir():
@@ -148,7 +148,7 @@ def prepare(job: Job) -> Job:
         arrays = load_file(place / "sides.safetensors")
         tokens = np.load(place / "tokens.npy", mmap_mode="r").view(np.ndarray)
         token_ids = np.split(tokens, np.cumsum(arrays["lengths"])[:-1])
-        return replace(job, encoded=Examples(token_ids, arrays["sides"], full_lengths=arrays["full_lengths"]))
+        return replace(job, examples=Examples(token_ids, arrays["sides"], full_lengths=arrays["full_lengths"]))
 
 
 def fit_baselines(job: Job) -> pd.DataFrame:
@@ -165,7 +165,8 @@ def fit_baselines(job: Job) -> pd.DataFrame:
         inputs = read_inputs(job.table)
         for fold, place in left.items():
             _fit_fold(job, inputs, fold, place)
-    run_files.write_mean(job.folder, job.test_rows[ID], [place / "model" for place in places.values()])
+    if not (job.folder / "result.json").is_file():  # a notebook on a run that is complete
+        run_files.write_mean(job.folder, job.test_rows[ID], [place / "model" for place in places.values()])
     predictions = pd.concat([read_table(place / "baselines.csv") for place in places.values()], ignore_index=True)
     write_table(job.folder / "oof_baselines.csv", predictions)
     return predictions

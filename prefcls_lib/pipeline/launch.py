@@ -16,7 +16,6 @@ from prefcls_lib.runtime.files import RESUME, UserError
 from prefcls_lib.training.checkpoint import Stopped, stop_on_sigterm
 
 WORKER = "PREFCLS_WORKER"  # set in a process that was started here, which starts no further ones
-PREFCLS = ["-m", "prefcls_lib"]
 SECONDS_TO_STOP = 120  # to save a checkpoint after SIGTERM: 5 GB for ELECTRA-large
 
 
@@ -63,7 +62,7 @@ def run_workers(num_processes: int, command: list[str]) -> None:
 
 
 def take_share(names: list[str]) -> list[str]:
-    """The models that this process of torchrun trains: of several its share, alone on its GPU; one with the others."""
+    """The models that this process of torchrun trains: a single one with all others; of several a share, on its GPU."""
     if len(names) == 1:
         return names
     rank, size = (int(os.environ.pop(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))

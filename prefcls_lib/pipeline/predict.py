@@ -2,10 +2,10 @@
 
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import pandas as pd
@@ -68,16 +68,15 @@ def predict_blocks(
 
     A block goes to the GPU that is idle first. None in place of one that was not begun before the deadline.
     """
-    idle = SimpleQueue()
-    for gpu_and_model in enumerate(models):
-        idle.put(gpu_and_model)
+    idle = deque(enumerate(models))  # as many threads as models: one is always idle where a thread begins a block
 
     def predict(block: np.ndarray) -> np.ndarray | None:
-        gpu, model = idle.get()
-        with torch.cuda.device(gpu if torch.cuda.is_available() else -1):  # of this thread; -1: as it is
-            values = None if time.time() > deadline else model.predict_proba(inputs.take(block))
-        idle.put((gpu, model))
-        return values
+        gpu, model = idle.popleft()
+        try:
+            with torch.cuda.device(gpu if torch.cuda.is_available() else -1):  # of this thread; -1: as it is
+                return None if time.time() > deadline else model.predict_proba(inputs.take(block))
+        finally:
+            idle.append((gpu, model))
 
     with ThreadPoolExecutor(len(models)) as threads:
         yield from threads.map(predict, blocks)

@@ -1,4 +1,4 @@
-"""The main job in the order of its steps; the command line and the notebooks both call these and nothing else.
+"""The main job in the order of its steps, which the command line and the notebooks both call.
 
 job = start(config)              everything that can be wrong is found here; a prior submission is in place
 baselines = fit_baselines(job)   plain models on the same folds: what the networks start from
@@ -20,7 +20,7 @@ from prefcls_lib.pipeline import folder as run_files
 from prefcls_lib.pipeline import job as job_steps
 from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
-from prefcls_lib.pipeline.launch import PREFCLS, count_processes, run_workers
+from prefcls_lib.pipeline.launch import count_processes, run_workers
 from prefcls_lib.pipeline.results import describe_duration, describe_run, write_card
 from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
@@ -63,7 +63,8 @@ def fit_folds(job: Job) -> None:
         train_models(job, left)
         return
     processes = num_processes if len(left) == 1 else min(num_processes, len(left))
-    run_workers(processes, [*PREFCLS, "fit", "--started-at", str(job.started_at), str(job.folder), *left])
+    given = ["--started-at", str(job.started_at), str(job.folder), *left]
+    run_workers(processes, ["-m", "prefcls_lib", "fit", *given])
 
 
 def finish(job: Job) -> dict:

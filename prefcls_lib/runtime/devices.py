@@ -42,14 +42,14 @@ def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path |
     A new one may choose another precision, but not while another thread computes. `report_to` names trackers; `logs` is
     the folder of those that write files.
     """
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # accelerate does not find out by itself that they share the CPU
-    precision = choose_precision(mixed_precision, PartialState(cpu=several and not torch.cuda.is_available()).device)
+    cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()  # accelerate has to be told
     trackers = [name for name in report_to.lower().replace(" ", "").split(",") if name not in ("", "none")]
     usable = ["all", *sorted(map(str, get_available_trackers()))]  # accelerate leaves out others without a word
     if missing := [name for name in trackers if name not in usable]:
         known = f"Choose among none, {', '.join(usable)}, or install its package."
         raise UserError(f"setting report_to={report_to!r}: no tracker {missing[0]!r} is installed. {known}")
-    with _making:
+    with _making:  # accelerate's states are filled step by step, and seen by all threads
+        precision = choose_precision(mixed_precision, PartialState(cpu=cpu).device)
         if AcceleratorState._shared_state.get("_mixed_precision") != precision:
             AcceleratorState._reset_state(reset_partial_state=False)
         return Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=logs)

@@ -1,4 +1,4 @@
-"""Kaggle's folders and limits, which no other module knows: attached inputs and the run folder."""
+"""Kaggle's folders, which no other module knows: attached inputs and the run folder."""
 
 import os
 from collections.abc import Iterable

@@ -1,8 +1,7 @@
 """Where a training run is, and what an interrupted one needs to resume as if it had not been interrupted.
 
 checkpoint/fold0/  weights-120.safetensors  after step 120: the model's, and the best where they are kept
-                   state.pt                 the rest, read with weights_only=True; written when the weights are there
-                   position.json            how many steps are done, for whoever looks
+                   state.pt                 the rest, read with weights_only=True; written after the weights
 """
 
 import signal
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 from torch.serialization import safe_globals
 
 from prefcls_lib.data.batching import TokenCount
-from prefcls_lib.runtime.files import reading, write_json, write_whole
+from prefcls_lib.runtime.files import reading, write_whole
 
 Log = Callable[[str], None]  # prints a line of a fit
 
@@ -61,11 +60,11 @@ class TrainingState:
     elapsed: float = 0.0  # seconds since the start, over all sessions
     skipped_steps: int = 0  # left out because a gradient was not finite
     skipped_in_a_row: int = 0  # just now
-    records: list[dict] = field(default_factory=list)  # one for each validation so far, as the predictions:
-    valid_probs: list[np.ndarray] = field(default_factory=list)  # (N, 3) each
+    records: list[dict] = field(default_factory=list)  # one for each validation so far
+    valid_probs: list[np.ndarray] = field(default_factory=list)  # (N, 3) of each of them
     valid_tokens: TokenCount = field(default_factory=TokenCount)  # of one validation
     chosen: int = 0  # the best validation, whose weights are `best_weights`; where none are kept, the last
-    warning: str = ""  # why the encoder contributes nothing there; "": it may contribute
+    warning: str = ""  # why the encoder contributes nothing at the chosen one; "": it may contribute
     best_weights: dict[str, torch.Tensor] | None = None
     flagged: int = 0  # validations in a row in which the encoder counted as collapsed
 
@@ -99,14 +98,13 @@ def save_checkpoint(
         "random": torch.get_rng_state(),
         "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
-    weights = {f"model/{name}": tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    weights |= {f"best/{name}": tensor for name, tensor in (state.best_weights or {}).items()}
+    both = {"model": model.state_dict(), "best": state.best_weights or {}}
+    weights = {f"{kind}/{k}": v.cpu().contiguous() for kind, tensors in both.items() for k, v in tensors.items()}
     place = folder / f"weights-{state.step}.safetensors"
     write_whole(place, lambda temporary: save_file(weights, temporary))
     write_whole(folder / "state.pt", lambda temporary: torch.save(saved, temporary))
-    for older in set(folder.glob("weights-*.safetensors")) - {place}:
+    for older in set(folder.glob("*.safetensors")) - {place}:  # a killed process's temporary file, too
         older.unlink()
-    write_json(folder / "position.json", {"step": state.step})
 
 
 def load_checkpoint(

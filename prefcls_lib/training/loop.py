@@ -21,7 +21,7 @@ from prefcls_lib.training.validation import judge_encoder, validate, why_collaps
 
 SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
 FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, kept for saving the model: the smaller of the two
-FORWARD_SHARE = 0.4  # of a step's time, kept for each token that is predicted after the steps: an upper limit
+FORWARD_SHARE = 0.4  # of a token's time in training, reserved for each token predicted afterwards: an upper limit
 
 
 def fit(
@@ -127,9 +127,9 @@ class StepPlan:
 class Clock:
     """Counts steps and their time. Without a time budget the position of a training run is its number of steps.
 
-    With one, a step of a tenth of the time that is left for steps goes at least a tenth of the way that is left. So the
-    learning rate ends at zero and the run within the budget, whatever its pace. The last validation, the test rows and
-    saving have their time reserved.
+    With one, a step that takes a tenth of the time that is left for steps moves it on by at least a tenth of what is
+    left. So the learning rate ends at zero and the run within the budget, whatever its pace. Time for the last
+    validation, the test rows and saving is reserved.
     """
 
     def __init__(self, session: Session, valid_tokens: int):
