@@ -85,17 +85,6 @@ def test_calibration_and_blend_swap_with_the_answers_exactly():
     assert (swapped[:, list(SWAP)] == blend.apply(predictions)).all()
 
 
-def test_each_part_of_the_prompts_is_calibrated_by_the_others():
-    """No row is left out, and none has the calibration of all rows."""
-    probs, groups = _random_probs(80, 6), np.arange(80).astype(str)
-    labels = _draw_labels(probs, 7)
-    calibrated = blend_cross_fitted(labels, [probs], groups)
-    assert calibrated.sum(axis=1) == pytest.approx(np.ones(80))
-    assert (calibrated != fit_blend(labels, [probs]).apply([probs])).all()
-    with pytest.raises(UserError, match="too few prompts"):
-        blend_cross_fitted(labels, [probs], np.full(80, "one prompt"))
-
-
 def test_blend_gives_noise_no_weight_and_equal_informants_equal_weight():
     """Of 6,000 rows the penalties change little; the blend beats the better of two halves of the truth."""
     generator = np.random.default_rng(8)
@@ -116,10 +105,13 @@ def test_a_nested_blend_never_sees_the_prompts_that_it_predicts():
     leaked = _random_probs(300, 15)
     leaked[here] = np.where(np.eye(3)[labels[here]] == 1, 0.98, 0.01)
     nested = blend_cross_fitted(labels, [probs, leaked], groups)
+    assert nested.sum(axis=1) == pytest.approx(np.ones(300))
     fitted = fit_blend(labels, [probs, leaked]).apply([probs, leaked])
     taught = fit_blend(labels[~here], [probs[~here], leaked[~here]])
     assert (nested[here] == taught.apply([probs[here], leaked[here]])).all()
     assert log_loss(labels[here], fitted[here]) < log_loss(labels[here], nested[here]) - 0.02
+    with pytest.raises(UserError, match="too few prompts"):
+        blend_cross_fitted(labels, [probs], np.full(300, "one prompt"))
 
 
 @pytest.mark.parametrize(

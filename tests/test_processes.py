@@ -255,11 +255,9 @@ def test_worker_ends_when_its_parent_is_killed(fork, tmp_path):
 
 def test_count_of_processes(monkeypatch):
     """One a GPU; a wish; never inside a worker; not more than there are GPUs."""
-    assert launch.count_processes(None) == 1
-    assert launch.count_processes(3) == 3
+    assert (launch.count_processes(None), launch.count_processes(3)) == (1, 3)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
-    assert launch.count_processes(None) == 2
-    assert launch.count_processes(1) == 1
+    assert (launch.count_processes(None), launch.count_processes(1)) == (2, 1)
     with pytest.raises(UserError, match="num_processes=3: this machine has 2 GPUs"):
         launch.count_processes(3)
     monkeypatch.setenv(launch.WORKER, "2")
