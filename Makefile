@@ -51,6 +51,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@echo "installed into $(VENV); next: make demo"
 
 demo: install ## run one notebook on the shipped rows with a small pretrained encoder (BACKBONE= NOTEBOOK=)
+	@test -f notebooks/$(DEMO_NAME).ipynb || { echo "NOTEBOOK=$(NOTEBOOK): choose one of" notebooks/*.ipynb; exit 2; }
 	@mkdir -p $(DEMO)
 	@echo "two to three minutes on two idle cores, more beside other work; the bar counts cells of the notebook and stands still while the network trains"
 	$(BIN)/papermill notebooks/$(DEMO_NAME).ipynb $(DEMO)/$(DEMO_NAME).ipynb --kernel python3 --progress-bar \

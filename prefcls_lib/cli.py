@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 when the user must put something right; `doctor`: 1, not usable."""
     arguments = _parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file need not be text
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # a name of a file need not be text
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return arguments.command(arguments) or 0

@@ -146,7 +146,7 @@ def test_path_that_is_no_file_is_named(refuse, tmp_path):
     """Missing, a folder, below a file, a name that no file can have; `competition` outside Kaggle."""
     put(tmp_path / "file", b"")
     for path, words in {
-        tmp_path / "none.csv": "no such file. Check the path, or name the shipped rows: sample.",
+        tmp_path / "none.csv": "no such file. Check the path.",
         tmp_path: "cannot be read (Is a directory). Is it a CSV file",
         tmp_path / "file" / "train.csv": "cannot be read (Not a directory)",
         tmp_path / ("x" * 300): "cannot be read (File name too long)",
@@ -295,7 +295,7 @@ BROKEN_RUNS = {
     "no config": (lambda run: (run / "config.json").unlink(), "config.json"),
     "no settings": (lambda run: (run / "config.json").write_text("{}"), "config.json: cannot be read (KeyError"),
     "no model": (lambda run: shutil.rmtree(run / "model" / "fold1"), "not finished, fold1 is missing in model/. Run"),
-    "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "is damaged or was changed"),
+    "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "missing, damaged or changed"),
     "no baseline": (lambda run: shutil.rmtree(run / "model" / "fold0" / "baseline"), "/model/fold0"),
 }
 for one in ("preference.json", *(f"{name}.safetensors" for name in ("head", "model", "baseline/baseline"))):

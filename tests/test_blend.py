@@ -92,8 +92,8 @@ def test_blend_is_applied_to_new_rows(runs, home, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(lambda table: table.assign(fold=1 - table["fold"]), "another fold"),
-     (lambda table: table.assign(label=(table["label"] + 1) % 3), "another label"),
+    [(lambda table: table.assign(fold=1 - table["fold"]), "has other rows, folds or labels"),
+     (lambda table: table.assign(label=(table["label"] + 1) % 3), "has other rows, folds or labels"),
      (lambda table: table.assign(winner_tie=table["winner_tie"] + 0.1), "sum"),
      (lambda table: table.iloc[:-1], "rows are missing"),
      (lambda table: table.drop(columns="winner_tie"), "winner_tie"),

@@ -42,7 +42,7 @@ def test_exchanged_answers_exchange_the_probabilities(finished_run):
     [(("What is 2 + 3?", ["5"], ["6"]), r"prompt: expected a list of texts.*not 'What is"),
      (([], [], []), r"prompt: expected a list of texts.*not \[\]"),
      ((["one", "two"], ["5"], ["6"]), r"response_a: expected a list of texts, as many as of the others"),
-     ((["one"], ["5"], [["6", 7]]), r"row 1, column 'response_b': not a JSON list of texts")],
+     ((["one"], ["5"], [["6", 7]]), r"response_b: expected texts, or a list of texts for a conv")],
 )  # fmt: skip
 def test_texts_that_are_none_are_refused(finished_run, texts, message):
     """What, where, and what to give instead."""

@@ -178,7 +178,7 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     remedy = "Is it a CSV file, whole and in UTF-8? Download it again, or save it as CSV UTF-8."
     # the header is read as a row: else pandas renames doubled columns and makes an index of surplus cells
     exact = {"header": None, "dtype": object, "na_filter": False, "encoding": "utf-8-sig"}
-    with reading(path, remedy, "Check the path, or name the shipped rows: sample."), path.open("rb") as file:
+    with reading(path, remedy, "Check the path."), path.open("rb") as file:
         head = file.read(1000)
         file.seek(0)
         packed = {b"\x1f\x8b": "gzip", b"PK": "zip"}.get(head[:2])  # whatever its name: Kaggle unpacks some files

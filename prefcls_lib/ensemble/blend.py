@@ -20,6 +20,7 @@ from prefcls_lib.runtime.files import UserError, read_json, reading, write_json
 
 MIN_SHARED_ROWS = 10  # fewer are an accident, not a validation set
 COLUMNS = list(LABEL_COLUMNS)
+SHARED = ["label", "fold", "group"]  # what all runs of a blend have in common
 
 
 @dataclass(frozen=True)
@@ -136,18 +137,15 @@ def shared_ids(runs: Sequence[Run]) -> list[str]:
 
 
 def _check_shared_rows(runs: list[Run], ids: list[str]) -> None:
-    """Stop where the runs share too few rows, or disagree with the first on labels, folds or prompt groups."""
+    """Stop where the runs share too few rows, or have other rows, folds, labels or prompt groups than the first."""
     if len(ids) < MIN_SHARED_ROWS:
         raise UserError(
             f"{', '.join(str(run.path) for run in runs)}: only {len(ids)} rows were predicted out of sample by all of "
             "these runs. A blend needs runs on the same train file, validated on the same folds."
         )
     for run in runs[1:]:
-        for column in ("label", "fold", "group"):
-            differs = run.oof.loc[ids, column].to_numpy() != runs[0].oof.loc[ids, column].to_numpy()
-            if differs.any():
-                raise UserError(
-                    f"{run.path / 'oof.csv'}: id {ids[int(np.argmax(differs))]} has another {column} than in "
-                    f"{runs[0].path}. A blend needs runs on the same data with the same num_folds, fold_seed and "
-                    "max_train_rows."
-                )
+        if run.group != runs[0].group or not run.oof.loc[ids, SHARED].equals(runs[0].oof.loc[ids, SHARED]):
+            raise UserError(
+                f"{run.path}: has other rows, folds or labels than {runs[0].path}. A blend needs runs on the same "
+                "train file, with the same num_folds, fold_seed and max_train_rows."
+            )

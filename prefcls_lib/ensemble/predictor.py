@@ -85,5 +85,7 @@ def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:
         if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts) == len(columns[0]) > 0:
             raise UserError(f"{name}: expected a list of texts, as many as of the others, not {shown(texts)}.")
         cells[name] = [list(text) if isinstance(text, (list, tuple)) else [text] for text in texts]
+        if wrong := [turn for turns in cells[name] for turn in turns if not isinstance(turn, (str, type(None)))]:
+            raise UserError(f"{name}: expected texts, or a list of texts for a conversation, not {shown(wrong[0])}.")
     ids = {ID: [str(number) for number in range(len(columns[0]))]}
     return parse_rows("predict_proba", ids | cells, labelled=False)

@@ -77,8 +77,8 @@ def load_model(folder: Path) -> SavedNetwork | BaselineMean:
     known = read_json(folder / "fold.json").get("sha256", {}) if (folder / "fold.json").is_file() else {}
     with reading(folder, "Copy the run folder again."):
         for name, wanted in known.items():
-            if sha256(folder / name) != wanted:
-                raise UserError(f"{folder / name}: is damaged or was changed. Copy the run folder again.")
+            if not (folder / name).is_file() or sha256(folder / name) != wanted:
+                raise UserError(f"{folder / name}: is missing, damaged or changed. Copy the run folder again.")
         if not (folder / "preference.json").exists():
             return BaselineMean.load(folder)
         config = RunConfig(**read_json(folder / "preference.json")["settings"])

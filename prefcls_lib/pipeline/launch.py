@@ -86,7 +86,7 @@ def end_with_parent() -> None:
 
 def _environment(num_processes: int) -> dict[str, str]:
     environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}  # lengths vary: fragments less
-    environment |= {WORKER: "1", "PYTHONUNBUFFERED": "1"}
+    environment |= {WORKER: "1"}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SECONDS_TO_STOP)  # torchrun kills its processes after 30
     environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // num_processes))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the library may only be on a notebook's path
