@@ -20,16 +20,16 @@ from prefcls_lib.runtime.files import RESUME, UserError, printable, read_json, r
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 when the user must put something right; `doctor`: 1, not usable."""
     arguments = _parser().parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # a name of a file need not be text
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name of a file need not be text; workers write whole lines, in one call
+            stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return arguments.command(arguments) or 0
     except (UserError, OSError, UnicodeError) as error:  # the last two: of a name that no file can have, for example
         message, code = str(error), 2
     except KeyboardInterrupt as error:  # Ctrl-C, or SIGTERM with a message of where training stopped
-        message, code = str(error) or "interrupted", 143 if str(error) else 130
-        message += f". {RESUME}"
+        message, code = f"{str(error) or 'interrupted'}. {RESUME}", 143 if str(error) else 130
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
