@@ -36,7 +36,7 @@ MOST_LINES = {
     "baselines": (677, 755), "models": (695, 800), "training": (619, 650), "pipeline": (979, 930),
     "ensemble": (383, 290), "doctor": (269, 290),
     "cli": (164, 170), "the core": (2036, 2500), "the library": (5998, 6200),
-    "report": (527, 530), "report/studies": (1450, 1450), "kaggle": (1597, 1600), "tests": (7912, 8000),
+    "report": (527, 530), "report/studies": (1450, 1450), "kaggle": (1597, 1600), "tests": (7910, 8000),
 }  # fmt: skip
 CORE = ("data.loading", "data.splits", "data.features", "data.tokenization", "data.batching", "baselines.estimators",
         "baselines.out_of_fold", "models.recipes", "models.network", "models.predict", "training.optim",
