@@ -188,7 +188,7 @@ def test_command_checks_a_submission(prefcls, tmp_path):
     assert code == 2 and f"{tmp_path / 'none.csv'}: " in error
 
 
-@pytest.mark.parametrize("bad", [[np.nan, 0.5, 0.5], [np.inf, 0.1, 0.1], [-0.5, 0.75, 0.75], [0.4, 0.4, 0.4]])
+@pytest.mark.parametrize("bad", [[np.nan, 0.5, 0.5], [np.inf, 0.1, 0.1], [-0.5, 0.75, 0.75], [0.4] * 3, [1.1, -0.1, 0]])
 def test_probabilities_that_are_none_never_become_a_submission(tmp_path, bad):
     """The older file stays, and no temporary one is left."""
     path = put(tmp_path / "submission.csv", b"older")

@@ -13,7 +13,6 @@ LABEL_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # label 0, 1
 SOURCE = "source"  # of a training row: 0 of the training file, k of the k-th extra file
 NUM_CLASSES = len(LABEL_COLUMNS)
 SWAP = (1, 0, 2)  # the class order after A and B change places
-SUM_ERROR = 2e-6  # most by which the sum of three probabilities may miss 1; clipping for a submission adds half of it
 
 
 def class_shares(labels: np.ndarray) -> np.ndarray:
@@ -21,9 +20,10 @@ def class_shares(labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels, minlength=NUM_CLASSES) / len(labels)
 
 
-def check_probs(probs: np.ndarray, what: str) -> None:
-    """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: where they come from."""
-    good = ((probs > 0) & (probs < 1)).all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= SUM_ERROR)  # false for NaN
+def check_probs(probs: np.ndarray, what: str, ends: bool = False) -> None:
+    """Stop where `probs` (N, 3) are not probabilities of three classes; `what`: whose; `ends`: they may be 0 or 1."""
+    inside = (probs >= 0) & (probs <= 1) if ends else (probs > 0) & (probs < 1)  # false for NaN
+    good = inside.all(axis=1) & (np.abs(probs.sum(axis=1) - 1) <= 1e-6)
     if not good.all():
         row = int(np.argmin(good))
         raise UserError(

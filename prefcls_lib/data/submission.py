@@ -17,8 +17,8 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
 
     `ids`: N ids, as in test.csv and in its order; `probs`: (N, 3) in LABEL_COLUMNS order.
     """
+    check_probs(probs, f"{path}: not written", ends=True)  # clipping would hide it
     probs = np.clip(probs, SMALLEST, 1 - SMALLEST)
-    check_probs(probs, f"{path}: not written")
     probs = probs / probs.sum(axis=1, keepdims=True)
     table = pd.DataFrame({ID: ids, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
 
