@@ -54,7 +54,6 @@ class RunConfig:
     validations_per_epoch: Annotated[int | None, 1, 1000] = None
     schedule: Literal["linear", "plateau"] | None = None  # to zero, or a tenth after an epoch without progress
     warmup_ratio: Annotated[float | None, 0, 1] = None
-    weight_decay: Annotated[float, 0, 1] = 0.01
     label_smoothing: Annotated[float | None, 0, 0.5] = None  # of the training loss, never of a reported number
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     num_processes: Annotated[int | None, 1, 1024] = None  # None: one a GPU, for folds and seeds or for one model
