@@ -104,7 +104,7 @@ def collect_runs(items: Sequence[str]) -> tuple[dict[str, Path], dict | None]:
         if item.suffix != ".json":
             folders.append(item.resolve())
         elif blend is None:
-            fitted, blended = read_blend(item)
+            blended, fitted = read_blend(item)
             blend = {"runs": [folder.resolve().name for folder in blended], **fitted.to_dict()}
             folders += [folder.resolve() for folder in blended]
         else:

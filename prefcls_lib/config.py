@@ -71,7 +71,7 @@ class RunConfig:
             wanted = f"different whole numbers from 0 to {self.num_folds - 1} (num_folds={self.num_folds})"
             raise UserError(f"setting folds={shown(list(self.folds))}: give {wanted}.")
         if self.architecture == "cross" and self.head == "concat":
-            raise UserError("setting head='concat': a cross-encoder has no two answers to join. Leave head=symmetric.")
+            raise UserError("setting head='concat': impossible with a cross-encoder. Set head=symmetric.")
         if self.architecture == "cross" and self.init_from is not None:
             raise UserError("setting init_from: a reward model reads one answer at a time. Set architecture=siamese.")
 

@@ -39,9 +39,9 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
     for number, (found, wanted) in enumerate(zip(table[ID], ids, strict=True), 1):
         if found != wanted:
             raise UserError(
-                f"{path}: row {number} has id {shown(found)}; the test file has {shown(wanted)} there. Keep its order."
+                f"{path}: row {number} has id {shown(found)}; the test file has {shown(wanted)} there. Keep the order."
             )
-    with reading(path, "Every probability must be a number."):
+    with reading(path, "Each probability must be a number."):
         # Python's float reads back every bit in every version of pandas; an empty cell is NaN, refused below
         for name in LABEL_COLUMNS:
             table[name] = [float(cell or "nan") for cell in table[name]]

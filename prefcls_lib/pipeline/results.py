@@ -175,7 +175,7 @@ def verdict(result: dict) -> str:
         "80 % of such samples"
     )
     warnings = [f"{name}: the encoder does not contribute: {why}" for name, why in result["encoder_warnings"].items()]
-    ideas = [(warnings or result["rows"] < 5_000, f"train on more rows than {result['rows']:,} (`extra_train`)"),
+    ideas = [(warnings or result["rows"] < 5_000, "train on more rows (`extra_train`; `max_train_rows` if set)"),
              (c.verdict == "INCONCLUSIVE", "validate on more rows (`folds`)"),
              (c.verdict == "LOSES", "stop earlier (`num_epochs`) or lower the `learning_rate`"),
              (c.verdict == "BEATS", "train a second seed (`num_seeds`), and blend with `prefcls ladder`"),
