@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or out of time, and what becomes of them."""
 
 import itertools
+import math
 import shutil
 import threading
 from dataclasses import replace
@@ -172,7 +173,7 @@ def test_position_under_a_time_budget_by_hand(monkeypatch):
     assert (state.step, state.step_seconds) == (4, 40)
     state = TrainingState(512, 100, step=40, position=40)  # resumed with 500 s left: 60 more steps need 600
     assert take_step(loop.Clock(Session(deadline=now[0] + 500), 0), state) == pytest.approx(40 + 60 * 10 / (500 - 50))
-    for deadline in (None, now[0] + 5000):
+    for deadline in (math.inf, now[0] + 5000):
         clock, state = loop.Clock(Session(deadline=deadline), 200), TrainingState(512, 100)
         assert [take_step(clock, state) for _ in range(3)] == [1, 2, 3]
 

@@ -101,11 +101,9 @@ def prediction_table(rows: pd.DataFrame, probs: np.ndarray) -> pd.DataFrame:
     return rows[columns].reset_index(drop=True).assign(**dict(zip(LABEL_COLUMNS, probs.T, strict=True)))
 
 
-def write_model_tables(
-    folder: Path, record: dict, history: pd.DataFrame, oof: pd.DataFrame, test: pd.DataFrame
-) -> None:
-    """Write history.csv, oof.csv and test.csv beside a model's files, then fold.json with the SHA-256 of all."""
-    for name, table in (("history", history), ("oof", oof), ("test", test)):
+def write_model_tables(folder: Path, record: dict, **tables: pd.DataFrame) -> None:
+    """Write tables (history, oof, test) as CSV beside a model's files, then fold.json with the SHA-256 of all."""
+    for name, table in tables.items():
         write_table(folder / f"{name}.csv", table)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}

@@ -205,6 +205,7 @@ def _fit_fold(job: Job, inputs: BaselineInputs, fold: int, place: Path) -> None:
         all_tables = [table.assign(model=one, seconds=seconds) for one, table in tables.items()]
         write_table(temporary / "baselines.csv", pd.concat(all_tables))
         record = {"fold": fold, "valid_rows": len(valid), "seconds": seconds}
-        write_model_tables(temporary / "model", record, pd.DataFrame(columns=["fold"]), tables[name], test)
+        no_history = pd.DataFrame(columns=["fold"])
+        write_model_tables(temporary / "model", record, history=no_history, oof=tables[name], test=test)
 
     write_whole(place, write)

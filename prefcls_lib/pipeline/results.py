@@ -10,7 +10,6 @@ import pandas as pd
 
 import prefcls_lib
 from prefcls_lib.config import RunConfig
-from prefcls_lib.data.batching import TokenCount
 from prefcls_lib.data.schema import LABEL_COLUMNS
 from prefcls_lib.data.tokenization import encode_rows
 from prefcls_lib.evaluation import compare, scores
@@ -28,6 +27,9 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 TOKENISED_ROWS = 200  # that are tokenised for the mean length of a row
 TIMED_ROWS = 4  # of these, whose forward pass is timed
 BACKWARD = 2.0  # a backward pass costs as much as so many forward passes
+# what a network's result has from fold.json of its models, averaged by their validation rows
+AVERAGED = ("best_epoch", "flip_rate", "encoder_only_log_loss", "tokens_per_second", "useful_token_share",
+            "predict_useful_token_share")  # fmt: skip
 BASELINE_SECONDS = 0.004  # of reading and fitting a row, for each fold: 210 CPU seconds for 57,477 (report/log.md)
 
 
@@ -48,9 +50,8 @@ def describe_duration(job: Job, model: PreferenceModel) -> str:
     valid = job.table["fold"].isin(config.folds).sum() / num_folds
     train = (num_rows - valid) * (1 + BACKWARD) / (2 if config.architecture == "cross" else 1)  # one of its two orders
     passes = config.num_epochs * (train + config.validations_per_epoch * valid) + len(job.test_rows)
-    models = num_folds * config.num_seeds
-    in_a_row = models / min(count_processes(config.num_processes), models)
-    seconds = BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * in_a_row
+    models = num_folds * config.num_seeds / count_processes(config.num_processes)  # that each process trains
+    seconds = BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * models
     hours = config.time_budget_hours
     amount = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
     budget = f"; time_budget_hours={hours:g} cuts it" if hours is not None and seconds > 3600 * hours else ""
@@ -109,22 +110,15 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "folds": records,
     }
     if not network:
-        shares = ("useful_token_share", "predict_useful_token_share")
-        return result | dict.fromkeys([*shares, "tokens_per_second", "seconds_before_training", "best_epoch"])
+        return result
     of = pd.DataFrame(records)
-    tokens, predicted = (TokenCount(*np.sum(of[name].tolist(), axis=0)) for name in ("tokens", "predicted_tokens"))
     of_seeds = [np.average(fits["log_loss"], weights=fits["valid_rows"]) for _, fits in of.groupby("seed")]
     warnings = zip(fold_models(job.config), of["encoder_warning"], strict=True)
     return result | {
+        **{name: float(np.average(of[name], weights=of["valid_rows"])) for name in AVERAGED},
         "log_loss_seed_sd": float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None,
-        "encoder_only_log_loss": float(np.average(of["encoder_log_loss"], weights=of["valid_rows"])),
         "encoder_warnings": {name: warning for name, warning in warnings if warning},
-        "flip_rate": float(np.average(of["flip_rate"], weights=of["valid_rows"])),
-        "useful_token_share": tokens.useful_share,
-        "predict_useful_token_share": predicted.useful_share,
-        "tokens_per_second": tokens.real / sum(of["step_seconds"]),
         "seconds_before_training": min(of["seconds_before_training"]),
-        "best_epoch": float(np.mean(of["best_epoch"])),
     }
 
 

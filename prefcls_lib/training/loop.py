@@ -50,8 +50,7 @@ def fit(
             if accelerator.is_main_process:
                 bar.write(f"{label}: {line}")
 
-        if state.step:
-            log(f"resumed at step {state.step}")
+        log(f"resumed at step {state.step}" if state.step else "no checkpoint: starts at step 0")
         while state.position < plan.steps and state.flagged < 2:
             started, before = time.perf_counter(), state.position
             rate = rate_factor(before, plan.steps, state.records, config)
@@ -133,10 +132,8 @@ class Clock:
     """
 
     def __init__(self, session: Session, valid_tokens: int):
-        self.session, self.tokens_ahead, self.end = session, valid_tokens + session.tokens_to_predict, math.inf
-        if session.deadline is not None:
-            budget = session.deadline - time.perf_counter()
-            self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * budget)
+        self.session, self.tokens_ahead = session, valid_tokens + session.tokens_to_predict
+        self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * (session.deadline - time.perf_counter()))
 
     def count_step(self, state: TrainingState, started: float, accelerator: Accelerator) -> bool:
         """Count a step that began at `started`, and move the position on; whether some process was asked to stop."""
