@@ -33,11 +33,11 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 
 def train_models(job: Job, names: list[str]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
-    ends_at = job.started_at + 3600 * (job.config.time_budget_hours or math.inf)
     tokens_to_predict = int(job.examples.lengths[job.table["fold"] == TEST].sum())
+    end = job.started_at + 3600 * (job.config.time_budget_hours or math.inf)
     with stop_on_sigterm() as stop:
         for number, name in enumerate(names):
-            deadline = time.perf_counter() + (ends_at - time.time()) / (len(names) - number)
+            deadline = time.perf_counter() + (end - time.time()) / (len(names) - number)
             _train_model(job, name, Session(job.folder / "checkpoint" / name, deadline, tokens_to_predict, stop))
 
 

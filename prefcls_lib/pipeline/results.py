@@ -110,7 +110,7 @@ def describe_run(job: Job, records: list[dict]) -> dict:
         "folds": records,
     }
     if not network:
-        return result
+        return result | dict.fromkeys([*AVERAGED, "seconds_before_training"])
     of = pd.DataFrame(records)
     of_seeds = [np.average(fits["log_loss"], weights=fits["valid_rows"]) for _, fits in of.groupby("seed")]
     warnings = zip(fold_models(job.config), of["encoder_warning"], strict=True)

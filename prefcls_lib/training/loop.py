@@ -132,8 +132,10 @@ class Clock:
     """
 
     def __init__(self, session: Session, valid_tokens: int):
-        self.session, self.tokens_ahead = session, valid_tokens + session.tokens_to_predict
-        self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * (session.deadline - time.perf_counter()))
+        self.session, self.tokens_ahead, self.end = session, valid_tokens + session.tokens_to_predict, math.inf
+        if session.deadline is not None:
+            budget = session.deadline - time.perf_counter()
+            self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * budget)
 
     def count_step(self, state: TrainingState, started: float, accelerator: Accelerator) -> bool:
         """Count a step that began at `started`, and move the position on; whether some process was asked to stop."""
