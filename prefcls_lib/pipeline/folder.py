@@ -125,7 +125,8 @@ def write_mean(run: Path, ids: Sequence[str], models: list[Path]) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, whole or not at all; floats keep every bit."""
-    write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
+    with write_whole(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -4,7 +4,6 @@ import math
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import fold_models, prediction_table, write_model_tables
 from prefcls_lib.pipeline.job import TEST, Job, load_baseline
-from prefcls_lib.runtime.devices import begin_tracking, make_accelerator, track
+from prefcls_lib.runtime.devices import begin_tracking, make_accelerator
 from prefcls_lib.runtime.files import write_whole
 from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
 from prefcls_lib.training.loop import fit
@@ -124,15 +123,11 @@ def _train_model(job: Job, name: str, session: Session) -> None:
             "predict_useful_token_share": (fitted.valid_tokens + test_tokens).useful_share,
             "seconds": max(time.perf_counter() - started, float(last["seconds"])),  # the latter: of all sessions
         }
-        track(accelerator, {f"result/{key}": value for key, value in record.items()})
-
-        def write(folder: Path) -> None:
+        with write_whole(job.folder / "model" / name) as folder:
             save_model(folder, model, job.backbone, job.config, baseline)
             history = fitted.history.assign(fold=fold, seed=seed)
             oof, test = prediction_table(rows, probs), prediction_table(job.test_rows[[ID]], test_probs)
             write_model_tables(folder, record, history=history, oof=oof, test=test)
-
-        write_whole(job.folder / "model" / name, write)
         shutil.rmtree(session.folder, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -9,7 +9,6 @@ result = finish(job)             submission.csv, the tables, result.json
 
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from prefcls_lib.config import RunConfig
@@ -103,7 +102,7 @@ def run(config: RunConfig, network: bool = True) -> Path:
         fit_folds(prepare(job))
     else:
         for name in run_files.fold_models(job.config):  # the folds' baselines become the models of the run
-            fitted = job.folder / "checkpoint" / f"baseline-{name}" / "model"
-            write_whole(job.folder / "model" / name, partial(shutil.copytree, fitted))
+            with write_whole(job.folder / "model" / name) as model:
+                shutil.copytree(job.folder / "checkpoint" / f"baseline-{name}" / "model", model)
     finish(job)
     return job.folder
