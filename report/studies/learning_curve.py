@@ -66,7 +66,8 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table = table[table[ID].isin(set(draw_rows(pool, count, settings["seed"])[ID]))].drop_duplicates(ID)
-    write_whole(folder / "rows.csv", lambda temporary: table.to_csv(temporary, index=False))
+    with write_whole(folder / "rows.csv") as temporary:
+        table.to_csv(temporary, index=False)
     places = {"train": str(folder / "rows.csv"), "out": str(folder / "run")}
     config = RunConfig.from_mapping({**settings, **places}, "--set")
     steps.run(config)
@@ -77,12 +78,8 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     probs = {name: model.predict_proba(inputs) for name, model in fitted.items()}
     probs["network"] = network.predict_proba(network.read_inputs(scored), label="score")
     rows = {"label": scored["label"].to_numpy(), "group": scored["group"].to_numpy().astype(str)}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **rows, **probs)
-
-    write_whole(folder / "point.npz", write)
+    with write_whole(folder / "point.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **rows, **probs)
 
 
 def read_point(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
