@@ -381,14 +381,10 @@ def test_every_error_of_a_writer_is_one_message(tmp_path):
     path = put(tmp_path / "file", b"older")
     ends = (OSError(28, "No space left on device"), Exception("os error 28"), ValueError("x"), MemoryError())
     for error in (*ends, KeyboardInterrupt()):
-
-        def fail(temporary: Path, error: BaseException = error) -> None:
+        expected, words = (UserError, "file: cannot be written ") if error in ends else (KeyboardInterrupt, None)
+        with pytest.raises(expected, match=words), files.write_whole(path) as temporary:
             temporary.write_bytes(b"half")
             raise error
-
-        expected = UserError if error in ends else KeyboardInterrupt
-        with pytest.raises(expected, match="file: cannot be written " if error in ends else None):
-            files.write_whole(path, fail)
     assert read_tree(tmp_path) == {"file": b"older"}
 
 
@@ -397,7 +393,8 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
     for name in (".tmp-a", ".tmp-b/deep/file"):
         put(tmp_path / name, b"")
     files.write_text(tmp_path / "a", "new")
-    files.write_whole(tmp_path / "b", Path.mkdir)
+    with files.write_whole(tmp_path / "b") as temporary:
+        temporary.mkdir()
     assert set(read_tree(tmp_path)) == {"a"} and not list((tmp_path / "b").iterdir())
 
 

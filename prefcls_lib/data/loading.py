@@ -96,7 +96,8 @@ def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
     table |= {name: [json.dumps(turns) for turns in rows[name]] for name in TEXT_COLUMNS}
     if "label" in rows:
         table |= {name: (rows["label"] == label).astype(int) for label, name in enumerate(LABEL_COLUMNS)}
-    write_whole(path, lambda temporary: pd.DataFrame(table).to_csv(temporary, index=False))
+    with write_whole(path) as temporary:
+        pd.DataFrame(table).to_csv(temporary, index=False)
 
 
 def prompt_group(first_turn: str) -> str:

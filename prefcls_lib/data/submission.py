@@ -21,12 +21,9 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
     probs = np.clip(probs, SMALLEST, 1 - SMALLEST)
     probs = probs / probs.sum(axis=1, keepdims=True)
     table = pd.DataFrame({ID: ids, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
-
-    def write(temporary: Path) -> None:
+    with write_whole(path) as temporary:
         table.to_csv(temporary, index=False)
         check_submission(temporary, ids)
-
-    write_whole(path, write)
 
 
 def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
