@@ -130,7 +130,7 @@ def _blend(arguments: argparse.Namespace) -> None:
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
     c = Comparison.from_dict(result["comparison"])
     print(f"blend {c.against(result['runs'][result['best_run']])}: log loss {c.describe()} on {c.rows} rows")
-    print(f"blend: {arguments.out}")
+    print(f"temperature {result['temperature']:.3f}, tie bias {result['tie_bias']:+.3f}: {arguments.out}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -157,7 +157,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from prefcls_lib.doctor import checks as doctor
 
-    for_a_run = arguments.backbone or arguments.config or arguments.set
+    for_a_run = any(given for name, given in vars(arguments).items() if name not in ("command", "prog"))
     checks = doctor.examine(_config(arguments) if for_a_run else None)
     usable = all(check.state != "bad" for check in checks)
     print(doctor.format_checks(checks), "usable" if usable else "not usable as it is", sep="\n")
