@@ -1,5 +1,6 @@
 """The models of a run: each trained, its predictions made, and saved in a folder of its own."""
 
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -34,12 +35,10 @@ def train_models(job: Job, names: list[str]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
     sides = np.unique(job.examples.sides[job.table["fold"] == TEST])
     tokens_to_predict = sum(len(job.examples.token_ids[side]) for side in sides)
-    hours, deadline = job.config.time_budget_hours, None
+    end = job.started_at + 3600 * (job.config.time_budget_hours or math.inf)
     with stop_on_sigterm() as stop:
         for number, name in enumerate(names):
-            if hours is not None:
-                left = job.started_at + 3600 * hours - time.time()
-                deadline = time.perf_counter() + left / (len(names) - number)
+            deadline = time.perf_counter() + (end - time.time()) / (len(names) - number)
             _train_model(job, name, Session(job.folder / "checkpoint" / name, deadline, tokens_to_predict, stop))
 
 
