@@ -178,8 +178,7 @@ def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut
     server.script["GetKernelSessionStatus"] = [CANCELLED]
     server.take_output(cut_run)
     for settings, now in ((["num_epochs=1"], 512), (["max_length=256"], 256)):
-        words = (f"max_length=384, this command has max_length={now}", "resume_from=none")
-        check(run("--set", *settings), 2, *words)
+        check(run("--set", *settings), 2, f"max_length=384, this command has max_length={now}", "resume_from=none")
     assert not server.sent("SaveKernel")
     run("--set", "max_length=256", "resume_from=none")
     assert injected(server)["resume_from"] is None

@@ -4,7 +4,6 @@ import itertools
 import shutil
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,9 +151,9 @@ def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypat
 
 
 def test_position_under_a_time_budget_by_hand(monkeypatch):
-    """100 steps in 1,000 s, 60 of them for saving. Two slow steps of the first tenth say nothing of the pace. Then a
-    token takes 0.1 s, 0.04 s without the backward pass: 40 s of 840 are reserved for 1,000 tokens. There is time for
-    another 500 of validation rows until less than twice their 20 s are left, and at the end."""
+    """100 steps in 1,000 s, 60 of them for saving. Two slow steps at first do not tell the pace. Then 0.1 s a token,
+    0.04 s without the backward pass, reserve 40 s for 1,000 tokens; 20 s of these are a validation, for which there is
+    time while 40 s are left, and at the end."""
     now = [50.0]
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -165,8 +164,8 @@ def test_position_under_a_time_budget_by_hand(monkeypatch):
         return pytest.approx(state.position), has_time and not stopping
 
     clock, state = loop.Clock(Session(deadline=1050.0, tokens_to_predict=500), 500), TrainingState(512, 100)
-    assert [take_step(clock, state, 50) for _ in range(2)] == [(100 * 50 / 940, True), (100 * 100 / 940, True)]
-    assert take_step(clock, state) == (100 - 100 * 840 / 940 * 790 / 800, True)
+    found = [take_step(clock, state, seconds) for seconds in (50, 50, 10)]
+    assert found == [(100 * share, True) for share in (50 / 940, 100 / 940, 1 - 840 / 940 * 790 / 800)]
     for moment, has_time in ((859, True), (861, False), (939, True)):
         now[0] = 50 + moment - 10
         assert take_step(clock, state)[1] == has_time
@@ -183,17 +182,16 @@ def test_time_budget_cuts_the_steps_and_not_the_course_of_the_rate(tiny, monkeyp
     nearly all steps are done. About half of it without test rows: the rate ends near zero, in time."""
     now, config = [0], make_config(num_epochs=5, batch_size=4, validations_per_epoch=2, **LEARNS)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: sum(now)))
-    for name, work, seconds in (("train_step", step.train_step, 1), ("validate", validation.validate, 4)):
-        spend = partial(lambda work, seconds, *given: now.append(seconds if now[1:] else 10) or work(*given), work)
-        monkeypatch.setattr(loop, name, partial(spend, seconds))
-    train = make_examples(48, 1)
+    train, paces = make_examples(48, 1), itertools.chain([10], itertools.repeat(1))
+    monkeypatch.setattr(loop, "train_step", lambda *given: now.append(next(paces)) or step.train_step(*given))
+    monkeypatch.setattr(loop, "validate", lambda *given: now.append(4) or validation.validate(*given))
     session = Session(deadline=1.5 * 149, tokens_to_predict=10 * int(train.lengths.sum()))
     result = fit(make_model(tiny, config), config, session=session, valid=train)
     assert result.history["step"].iloc[-1] >= 0.95 * result.planned_steps == 0.95 * 60
     for budget in (50, 60, 70):
-        deadline = sum(now) + budget
-        result = fit(make_model(tiny, config), config, session=Session(deadline=deadline), valid=train)
-        assert sum(now) <= deadline
+        session = Session(deadline=sum(now) + budget)
+        result = fit(make_model(tiny, config), config, session=session, valid=train)
+        assert sum(now) <= session.deadline
         assert 0.2 * 60 < result.history["step"].iloc[-1] < 0.6 * 60
         assert result.history["learning_rate"].iloc[-1] < 0.05 * config.learning_rate
         assert result.history["valid_log_loss"].iloc[-1] < result.history["valid_log_loss"].iloc[0]

@@ -42,8 +42,8 @@ def predict_models(
             try:
                 models = [load_model(folder) for _ in range(count_processes(None))]
                 if folder.parent != run:  # a run's models share its inputs; another's are freed first
-                    run, inputs = folder.parent, None
-                    inputs = models[0].read_inputs(rows)
+                    run = inputs = None
+                    inputs, run = models[0].read_inputs(rows), folder.parent
                 probs = np.empty((len(rows), NUM_CLASSES))
                 for block, values in zip(blocks, predict_blocks(models, inputs, blocks, deadline), strict=True):
                     if values is None:
