@@ -192,16 +192,10 @@ class Canvas:
         """Write STEM.svg and STEM.png; the same figure gives the same bytes."""
         with matplotlib.rc_context(STYLE):
             words = {"Title": self.title, "Date": None, "Creator": None}
-            write_whole(
-                stem.with_suffix(".svg"),
-                lambda path: self.figure.savefig(path, format="svg", metadata=words, transparent=True),
-            )
-            write_whole(
-                stem.with_suffix(".png"),
-                lambda path: self.figure.savefig(
-                    path, format="png", dpi=220, metadata={"Software": None}, transparent=True
-                ),
-            )
+            with write_whole(stem.with_suffix(".svg")) as path:
+                self.figure.savefig(path, format="svg", metadata=words, transparent=True)
+            with write_whole(stem.with_suffix(".png")) as path:
+                self.figure.savefig(path, format="png", dpi=220, metadata={"Software": None}, transparent=True)
 
     def _rectangle(self, x, y, width, height, fill, edge, line, corner=CORNER, zorder=2) -> None:
         self.axes.add_patch(

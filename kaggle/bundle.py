@@ -47,8 +47,7 @@ def build_bundle(
     run_folders, blend = collect_runs(runs)
     weights = f"prefcls-{layout.backbone_slug(backbone)}" if notebook else ""
     found = backbones.find_source(backbone) if notebook else None
-
-    def write(folder: Path) -> None:
+    with write_whole(layout.DIST) as folder:
         data_sets, kernels = folder / "datasets", folder / "kernels"
         library = data_sets / layout.LIBRARY
         write_library(library, commit)
@@ -71,8 +70,6 @@ def build_bundle(
         given = [library, *([data_sets / layout.RUNS] if run_folders else [])]
         hours = {"time_budget_hours": kernel_folders.SUBMIT_HOURS}
         kernel_folders.write_kernel(kernels / layout.SUBMIT, owner, hours, given, outputs)
-
-    write_whole(layout.DIST, write)
 
 
 def write_library(folder: Path, commit: str) -> None:
@@ -104,7 +101,7 @@ def collect_runs(items: Sequence[str]) -> tuple[dict[str, Path], dict | None]:
         if item.suffix != ".json":
             folders.append(item.resolve())
         elif blend is None:
-            fitted, blended = read_blend(item)
+            blended, fitted = read_blend(item)
             blend = {"runs": [folder.resolve().name for folder in blended], **fitted.to_dict()}
             folders += [folder.resolve() for folder in blended]
         else:

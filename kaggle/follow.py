@@ -87,8 +87,7 @@ def fetch_output(kaggle: Kaggle, files: Mapping[str, str], runs: Path, name: str
     target = next(path for path in (taken, *(runs / f"{name}-{n}" for n in range(2, 1000))) if not path.exists())
     if target != taken:
         print(f"{taken} holds an earlier run and is kept; this one goes to {target}", flush=True)
-
-    def write(folder: Path) -> None:
+    with write_whole(target) as folder:
         for file, address in files.items():
             path = folder / file
             if "\0" in file or not path.resolve().is_relative_to(folder.resolve()):
@@ -96,8 +95,6 @@ def fetch_output(kaggle: Kaggle, files: Mapping[str, str], runs: Path, name: str
             path.parent.mkdir(parents=True, exist_ok=True)
             print(f"downloading {file}", flush=True)
             kaggle.call(f"download of {file}", _download, address, path)
-
-    write_whole(target, write)
     return target
 
 

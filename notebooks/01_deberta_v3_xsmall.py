@@ -216,13 +216,12 @@ from prefcls_lib.training.loop import StepPlan
 
 training, valid, *_ = split_rows(job, job.config.folds[0])
 epoch, step = StepPlan(training, job.config).batch(0)
-lines = []
-for number, pairs in enumerate(batching.split_batch(step, epoch.lengths, job.config.max_tokens_per_micro_step)):
-    token_ids = [epoch.token_ids[side] for side in np.unique(epoch.sides[pairs])]
-    for taken, length in batching.plan_padded_batches(token_ids):
-        useful = sum(len(token_ids[side]) for side in taken) / (len(taken) * length)
-        lines.append([number, len(taken), length, useful])
-pd.DataFrame(lines, columns=["micro-batch", "sides", "length", "useful tokens"]).round(3)
+micro_batch, *others = batching.split_batch(step, epoch.lengths, job.config.max_tokens_per_micro_step)
+token_ids = [epoch.token_ids[side] for side in np.unique(epoch.sides[micro_batch])]
+print(f"{len(step)} pairs in {1 + len(others)} micro-batches; the padded batches of the first one:")
+for taken, length in batching.plan_padded_batches(token_ids):
+    real = sum(len(token_ids[side]) for side in taken) / (len(taken) * length)
+    print(f"{len(taken):3} sides, padded to {length:3} tokens: {real:.0%} of them real")
 
 # %% [markdown]
 # ## 9. The network

@@ -19,12 +19,13 @@ from prefcls_lib.runtime.files import RESUME, UserError, printable, read_json, r
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 when the user must put something right; `doctor`: 1, not usable."""
-    arguments = _parser().parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name of a file need not be text; workers write whole lines, in one call
             stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        _refuse(arguments, unknown + [text for text in getattr(arguments, "set", []) if "=" not in text])
         return arguments.command(arguments) or 0
     except (UserError, OSError, UnicodeError) as error:  # the last two: of a name that no file can have, for example
         message, code = str(error), 2
@@ -45,28 +46,27 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prefcls", description="Predict which of two LLM answers people prefer.")
-    parser.set_defaults(command=lambda _: parser.print_help())
+    parser.set_defaults(command=lambda _: parser.print_help(), prog=parser.prog)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, function: Callable, **options: object) -> argparse.ArgumentParser:
         command = commands.add_parser(name, allow_abbrev=False, **options)
-        command.set_defaults(command=function)
+        command.set_defaults(command=function, prog=command.prog)
         return command
 
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--out", help="run folder")
-    settings.add_argument("--config", metavar="FILE.yaml", help="settings, one a line")
+    settings.add_argument("--config", metavar="FILE.yaml", help="file of settings, one `name: value` a line")
     settings.add_argument("--set", default=[], nargs="+", action="extend", metavar="KEY=VALUE", help="any settings")
-    files = argparse.ArgumentParser(add_help=False, parents=[settings])
-    files.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
-    files.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
+    settings.add_argument("--train", help='training CSV, "sample", or "competition" (default)')
+    settings.add_argument("--test", help='test CSV, "sample", or "competition" (default)')
     test = argparse.ArgumentParser(add_help=False)
     test.add_argument("--test", required=True, help='test CSV or "sample"')
 
-    add("run", _run, help="train, validate, predict: from CSV to a checked submission", parents=[files])
-    add("ladder", partial(_run, network=False), help="a run without a network: its baseline", parents=[files])
-    blend = add("blend", _blend, help="weigh and calibrate runs on their out-of-sample predictions")
-    blend.add_argument("--runs", required=True, nargs="+", action="extend", type=Path, metavar="DIR", help="finished")
+    add("run", _run, help="train, validate, predict: from CSV to a checked submission", parents=[settings])
+    add("ladder", partial(_run, network=False), help="the same with a baseline, without a network", parents=[settings])
+    blend = add("blend", _blend, help="fit weights and a calibration of runs on their out-of-sample predictions")
+    blend.add_argument("--runs", required=True, nargs="+", action="extend", type=Path, metavar="DIR", help="run folder")
     blend.add_argument("--out", required=True, type=Path, help="blend.json to write")
     predict = add("predict", _predict, help="predict new rows with a finished run or a blend", parents=[test])
     model = predict.add_mutually_exclusive_group(required=True)
@@ -78,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     convert = add("convert", _convert, help="public arena files (33k, 55k, 100k, 140k, WSDM) to a CSV for extra_train",
                   formatter_class=argparse.RawDescriptionHelpFormatter, epilog=LICENCES)  # fmt: skip
     convert.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Parquet or CSV, as published")
-    convert.add_argument("--out", required=True, type=Path, help="CSV; for sets with other shares of ties, call again")
-    convert.add_argument("--against", type=Path, metavar="train.csv", help="training file, whose rows are left out")
-    doctor = add("doctor", _doctor, help="can this machine do the job? exit code 0: yes, 1: no", parents=[settings])
-    doctor.add_argument("--backbone", metavar="NAME", help="also check this backbone, and memory and disk for it")
+    convert.add_argument("--out", required=True, type=Path, help="CSV to write")
+    convert.add_argument("--against", type=Path, metavar="train.csv", help="leave out the rows of this training file")
+    doctor = add("doctor", _doctor, help="check this machine; exit code 0: usable, 1: not usable", parents=[settings])
+    doctor.add_argument("--backbone", metavar="NAME", help="check this backbone, too, and memory and disk for it")
 
     fit = add("fit", _fit)  # what `run` starts in subprocesses
     fit.add_argument("--started-at", type=float, required=True)  # seconds since 1970, for the time budget
@@ -90,11 +90,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse(arguments: argparse.Namespace, unknown: list[str]) -> None:
+    """A UserError where there are arguments that the command does not have: often settings, which need --set."""
+    if unknown:
+        name, value, *_ = "=".join([*unknown, "VALUE"]).lstrip("-").split("=")
+        setting = f"If it is a setting, write --set {name.replace('-', '_')}={value}. " if "set" in arguments else ""
+        raise UserError(f"{shown(unknown[0])}: unknown argument. {setting}See `{arguments.prog} --help`.")
+
+
 def _config(arguments: argparse.Namespace) -> RunConfig:
-    if wrong := [text for text in arguments.set if "=" not in text]:
-        raise UserError(f"--set {shown(wrong[0])}: expected KEY=VALUE, for example --set max_length=256.")
-    given = {name: getattr(arguments, name, None) for name in ("train", "test", "out", "backbone")}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(arguments).items() if hasattr(RunConfig, name) and value is not None}
     return RunConfig.from_yaml(arguments.config, dict(text.split("=", 1) for text in arguments.set) | given)
 
 
@@ -124,10 +129,7 @@ def _blend(arguments: argparse.Namespace) -> None:
     result = blend.fit_runs(arguments.runs, arguments.out)
     print(blend.blend_table(result).to_string(float_format="{:.4f}".format))
     c = Comparison.from_dict(result["comparison"])
-    print(
-        f"blend {c.against(result['runs'][result['best_run']])}: log loss {c.describe()} on {c.rows} rows; "
-        f"temperature {result['temperature']:.3f}, tie bias {result['tie_bias']:+.3f}"
-    )
+    print(f"blend {c.against(result['runs'][result['best_run']])}: log loss {c.describe()} on {c.rows} rows")
     print(f"blend: {arguments.out}")
 
 
@@ -149,8 +151,7 @@ def _check_submission(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, *arguments.files, *filter(None, [arguments.against]))
-    print("\n".join(convert_files(arguments.files, arguments.out, arguments.against)))
-    print(f"extra rows: {arguments.out}")
+    print(*convert_files(arguments.files, arguments.out, arguments.against), f"extra rows: {arguments.out}", sep="\n")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -159,6 +160,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for_a_run = arguments.backbone or arguments.config or arguments.set
     checks = doctor.examine(_config(arguments) if for_a_run else None)
     usable = all(check.state != "bad" for check in checks)
-    print(doctor.format_checks(checks))
-    print("usable" if usable else "not usable as it is")
+    print(doctor.format_checks(checks), "usable" if usable else "not usable as it is", sep="\n")
     return 0 if usable else 1

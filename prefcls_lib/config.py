@@ -54,7 +54,6 @@ class RunConfig:
     validations_per_epoch: Annotated[int | None, 1, 1000] = None
     schedule: Literal["linear", "plateau"] | None = None  # to zero, or a tenth where validations stop improving
     warmup_ratio: Annotated[float | None, 0, 1] = None
-    weight_decay: Annotated[float, 0, 1] = 0.01
     label_smoothing: Annotated[float | None, 0, 0.5] = None  # of the training loss, never of a reported number
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     num_processes: Annotated[int | None, 1, 1024] = None  # None: one a GPU, for folds and seeds or for one model
@@ -72,7 +71,7 @@ class RunConfig:
             wanted = f"different whole numbers from 0 to {self.num_folds - 1} (num_folds={self.num_folds})"
             raise UserError(f"setting folds={shown(list(self.folds))}: give {wanted}.")
         if self.architecture == "cross" and self.head == "concat":
-            raise UserError("setting head='concat': a cross-encoder has no two answers to join. Leave head=symmetric.")
+            raise UserError("setting head='concat': impossible with a cross-encoder. Set head=symmetric.")
         if self.architecture == "cross" and self.init_from is not None:
             raise UserError("setting init_from: a reward model reads one answer at a time. Set architecture=siamese.")
 

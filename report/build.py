@@ -32,7 +32,6 @@ def build_report(places: Sequence[Path], out: Path, readme: Path | None = None) 
     with reading(", ".join(map(str, places)), "Leave out one run after the other to find the one that is broken."):
         text = page.fill_template(SOURCES / "report.md", fixed | _main_values(groups, rows) | {
             "found": found, "groups": groups, "networks": networks,
-            "plain_heads": [run for run in networks if (run.result.get("flip_rate") or 0) > 0.01],
             "trained": [(name, run) for run in networks if (name := tables.backbone_of(run, fixed["described"]))],
         })  # fmt: skip
     style, script = ((SOURCES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
@@ -58,7 +57,7 @@ def _fixed_values(rows: pd.DataFrame) -> dict:
         "describe": tables.describe_run, "signed": page.signed,
         "fit": lambda run: calibration.fit_blend(run.oof["label"].to_numpy(), [run.probs(run.oof.index)]).calibration,
         "compared": lambda values: " | ".join(tables.comparison_cells(compare.Comparison.from_dict(values))),
-        "titled": page.embed_table, "table": page.markdown_table,
+        "titled": page.embed_table, "table": page.markdown_table, "calibration": calibration, "compare": compare,
         "escape": page.escape_text, "uniform": plots.UNIFORM, "log": math.log,
         "picture": lambda path, *words: page.embed_figure((SOURCES.parent / path).read_bytes(), *words),
     }  # fmt: skip
@@ -77,7 +76,7 @@ def _main_values(groups: Sequence[tables.ComparedRuns], rows: pd.DataFrame) -> d
     values |= {
         "main": run, "confusion": slices.confusion_matrix(labels, probs),
         "reliability": page.embed_figure(figure, "reliability", caption, "half"),
-        "mistakes": tables.mistakes_of(run, rows, 3),
+        "mistakes": tables.mistakes_of(run, rows, 2),
     }  # fmt: skip
     if sample.ladder is not None:
         table = tables.slices_of(run, sample.ladder, rows)

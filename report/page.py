@@ -78,7 +78,8 @@ def write_pdf(document: str, path: Path) -> str | None:
     except (ImportError, OSError) as error:  # OSError: the system has no pango
         remedy = "Install Pango (apt install libpango-1.0-0 libpangoft2-1.0-0) and pip install 'prefcls-lib[report]'."
         return f"WeasyPrint does not start ({reason(error)}). {remedy}"
-    write_whole(path, lambda temporary: temporary.write_bytes(data))
+    with write_whole(path) as temporary:
+        temporary.write_bytes(data)
     return None
 
 

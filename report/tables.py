@@ -146,8 +146,7 @@ def backbone_of(run: Run, described: dict[str, dict]) -> str | None:
 def slices_of(run: Run, baseline: Run, rows: pd.DataFrame) -> pd.DataFrame:
     """`slices.slice_table` of a run against a baseline's: slices known before the vote, and not nearly all rows."""
     shared = rows[rows[ID].isin(set(run.oof.index) & set(baseline.oof.index))].reset_index(drop=True)
-    ids = shared[ID]
-    table = slices.slice_table(shared, shared["label"].to_numpy(), run.probs(ids), baseline.probs(ids))
+    table = slices.slice_table(shared, shared["label"].to_numpy(), run.probs(shared[ID]), baseline.probs(shared[ID]))
     useful = table["difference_low"].notna() & ~table["name"].isin(["tie", "model pair"])
     return table[useful & (table["count"] < 0.9 * len(shared))].reset_index(drop=True)
 

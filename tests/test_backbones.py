@@ -101,11 +101,11 @@ def test_checkpoint_of_a_masked_language_model_loads(kind, backbone_folders, tmp
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "electra", "bert", "mpnet", "modernbert"])
 def test_too_many_tokens_are_refused_with_the_reason(kind, backbone_folders):
     """And with what to do; 64 are taken."""
-    why = "pretrained no further" if kind == "modernbert" else "absolute"
+    why = "it was pretrained on no more" if kind == "modernbert" else "it has no more positions"
     assert max_positions(load_backbone(str(backbone_folders[kind]), 64).config) == 64
-    with pytest.raises(UserError, match=rf"max_length=65: .* 64 tokens, .* of {kind} are {why}") as error:
+    with pytest.raises(UserError, match=rf"max_length=65: .* 64 tokens, because {why}") as error:
         load_backbone(str(backbone_folders[kind]), 65)
-    assert "Set max_length=64, or take a DeBERTa or ModernBERT" in str(error.value)
+    assert "Set max_length=64, or choose a DeBERTa or ModernBERT" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "mdeberta-v2"])
@@ -177,6 +177,6 @@ def test_shrunk_copies_of_the_published_configurations(name, kind, limit, backbo
 def test_unknown_name_gets_the_nearest(name, hint, monkeypatch, tmp_path):
     """A mistyped name; one that is known but not at hand gets no hint, nor does one that is like no other."""
     monkeypatch.setattr(backbones, "_fetch", lambda *_: (_ for _ in ()).throw(OSError()))
-    with pytest.raises(UserError, match=f"backbone '{name}' was not found") as error:
+    with pytest.raises(UserError, match=f"pretrained model '{name}' was not found") as error:
         backbones.find_backbone(name)
     assert hint in str(error.value) and ("Did you mean" in str(error.value)) == bool(hint)

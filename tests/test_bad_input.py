@@ -88,31 +88,31 @@ TRAIN = {
     "number.csv": (rows_with(response_a='["a", 1]'), "column 'response_a': not a JSON list of texts: '[\"a\", 1]'"),
     "control.csv": (rows_with(prompt="\x1b[2J\x07"), "not a JSON list of texts: '\\x1b[2J\\x07'"),
     "two.csv": (rows_with(winner_tie="2"), "row 3, columns winner_model_a, winner_model_b, winner_tie: ['0', '0', '2"),
-    "no_label.csv": (rows_with(winner_model_a=""), "['', '0', '1']; exactly one must be 1 and the others 0 (1 such"),
+    "no_label.csv": (rows_with(winner_model_a=""), "['', '0', '1']; exactly one must be 1 and the others 0 (rows l"),
     "no_winner.csv": (rows_with(winner_tie=0), "['0', '0', '0']; exactly one"),
     "two_winners.csv": (rows_with(winner_model_a=1), "['1', '0', '1']; exactly one"),
-    "double_id.csv": (rows_with(id="1000"), "row 3, column 'id': '1000' is in rows 1 and 3. Every row needs"),
+    "double_id.csv": (rows_with(id="1000"), "row 3, column 'id': '1000' is in rows 1 and 3. Give each row"),
     "no_id.csv": (rows_with(id=" "), "row 3, column 'id': ' ' is empty"),
-    "empty.csv": (b"", "cannot be read (EmptyDataError: No columns"),
-    "header.csv": (GOOD.partition(b"\n")[0], "the file holds no rows"),
+    "empty.csv": (b"", "the file has no rows. Is it a complete CSV file in UTF-8? Download it again"),
+    "header.csv": (GOOD.partition(b"\n")[0], "the file has no rows"),
     "cut_in_text.csv": (GOOD + b'8,"[""p""]","[""a', "EOF inside string starting at row 4"),
     "cut_between.csv": (GOOD + b'8,"[""p""]","[""a""]"', "row 4, column 'response_b': not a JSON list of texts: ''"),
-    "cut_in_labels.csv": (GOOD[:-4], "['0', '0', '']; exactly one must be 1 and the others 0 (1 such rows). Is the f"),
+    "cut_in_labels.csv": (GOOD[:-4], "['0', '0', '']; exactly one must be 1 and the others 0 (rows like this: 1). Is"),
     "surplus.csv": (GOOD.replace(b",1,0\r", b",1,0,0\r"), "Expected 7 fields in line 3, saw 8"),
     "no_tie.csv": (GOOD.replace(b"winner_tie", b"tie"), "column 'winner_tie' is missing. Columns found: id, prompt, r"),
-    "doubled.csv": (GOOD.replace(b"response_b", b"prompt"), "column 'prompt' is there more than once"),
+    "doubled.csv": (GOOD.replace(b"response_b", b"prompt"), "there are 2 columns 'prompt'. Keep one of them"),
     "latin1.csv": (GOOD.replace(b"question", b"caf\xe9"), "cannot be read (UnicodeDecodeError: "),
-    "utf16.csv": (GOOD.decode().encode("utf-16"), "cannot be read (UnicodeDecodeError: "),
-    "utf16le.csv": (GOOD.decode().encode("utf-16-le"), "is a CSV in UTF-16. Save it as CSV UTF-8"),
+    "utf16.csv": (GOOD.decode().encode("utf-16"), "is a file in UTF-16. Save it as CSV UTF-8"),
+    "utf16le.csv": (GOOD.decode().encode("utf-16-le"), "is a file in UTF-16. Save it as CSV UTF-8"),
     "cut.csv.gz": (gzip.compress(GOOD * 50)[:-30], "cannot be read (EOFError: Compressed file ended"),
     "flipped_bit.csv.gz": (gzip.compress(GOOD)[:-8] + bytes(8), "cannot be read (CRC check failed"),
     "two.zip": (zipped(train_csv="x", test_csv="y"), "Multiple files found in ZIP file. Only one file per ZIP: ['tra"),
     "cut.zip": (zipped(train_csv=GOOD.decode())[:-30], "cannot be read (BadZipFile: File is not a zip file"),
-    "rows.parquet": (b"PAR1\x15\x00\xff", "is a Parquet file. `prefcls convert` reads those of the public arena sets"),
+    "rows.parquet": (b"PAR1\x15\x00\xff", "is a Parquet file. Save it as CSV; for a public arena data set use `pref"),
     "rows.csv.bz2": (b"BZh91AY\xff", "is an archive that is neither gzip nor zip. Unpack it"),
-    "rows.jsonl": (b' {"id": "1"}\n{"id": "2"}', "is JSON. Write CSV: one column a field, each text a JSON list"),
-    "login.csv": (b"<!DOCTYPE html>\n<html>", "is a web page. Download the file again, signed in"),
-    "pointer.csv": (b"version https://git-lfs\nsize 1", "is a pointer to a file of Git LFS"),
+    "rows.jsonl": (b' {"id": "1"}\n{"id": "2"}', "is JSON. Save it as CSV, where each text is a JSON list like"),
+    "login.csv": (b"<!DOCTYPE html>\n<html>", "is a web page. Sign in at the web site, and download"),
+    "pointer.csv": (b"version https://git-lfs\nsize 1", "is a Git LFS pointer, not the file itself. Run: git lfs pull"),
     "semicolon.csv": (GOOD.replace(b",", b";"), "has semicolons between its columns. Save it with commas"),
     "tab.csv": (GOOD.replace(b",", b"\t"), "has tabs between its columns"),
 }
@@ -122,7 +122,7 @@ SUBMISSIONS = {
     "missing.csv": (submission(ONE, TWO), "2 rows, but the test file has 3. Predict each test row once."),
     "other_id.csv": (submission(ONE, TWO, "8,0.6,0.3,0.1"), "row 3 has id '8'; the test file has '7' there"),
     "spelling.csv": (submission("05,0.2,0.3,0.5", TWO, THREE), "row 1 has id '05'"),
-    "order.csv": (submission(TWO, ONE, THREE), "row 1 has id '6'; the test file has '5' there. Keep its order"),
+    "order.csv": (submission(TWO, ONE, THREE), "row 1 has id '6'; the test file has '5' there. Keep the order"),
     "no_number.csv": (submission(ONE, "6,,0.5,0.5", THREE), "row 2: [nan, 0.5, 0.5] are not"),
     "cut_off.csv": (submission(ONE, TWO, "7,0.6"), "row 3: [0.6, nan, nan] are not"),
     "certain.csv": (submission("5,0,0,1", "6,0,1,0", THREE), "row 1: [0.0, 0.0, 1.0] are not three"),
@@ -147,14 +147,14 @@ def test_path_that_is_no_file_is_named(refuse, tmp_path):
     put(tmp_path / "file", b"")
     for path, words in {
         tmp_path / "none.csv": "no such file. Check the path.",
-        tmp_path: "cannot be read (Is a directory). Is it a CSV file",
+        tmp_path: "cannot be read (Is a directory). Is it a complete",
         tmp_path / "file" / "train.csv": "cannot be read (Not a directory)",
         tmp_path / ("x" * 300): "cannot be read (File name too long)",
     }.items():
         assert f"{path}: {words}" in refused(loading.read_rows, path, True)
     message = refuse(["run", "--test", "sample", "--out", str(tmp_path / "run")])
     assert "the competition's train.csv was not found. Tried:" in message
-    assert "elsewhere name a CSV file, or sample for the shipped rows" in message
+    assert "elsewhere give --train FILE.csv, or --train sample for the shipped rows" in message
 
 
 def test_damaged_files_are_refused_whatever_they_raise(tmp_path):
@@ -192,7 +192,7 @@ def test_command_checks_a_submission(prefcls, tmp_path):
 def test_probabilities_that_are_none_never_become_a_submission(tmp_path, bad):
     """The older file stays, and no temporary one is left."""
     path = put(tmp_path / "submission.csv", b"older")
-    with pytest.raises(UserError, match=r"not written: row 2: .* not three probabilities .* \(1 such rows\)"):
+    with pytest.raises(UserError, match=r"not written: row 2: .* not three probabilities .* \(rows like this: 1\)"):
         write_submission(path, ["1", "2"], np.array([[0.2, 0.3, 0.5], bad]))
     assert read_tree(tmp_path) == {"submission.csv": b"older"}
 
@@ -211,7 +211,8 @@ def test_odd_ids_come_through_unchanged(tmp_path, row_id):
 
 # further arguments of a run, made in a folder; words that the message must have
 SETTINGS = {
-    "no value": (lambda _: ["--set", "learning_rate"], "--set 'learning_rate': expected KEY=VALUE"),
+    "no value": (lambda _: ["--set", "learning_rate"], "'learning_rate': unknown argument. If it is a setting, write"),
+    "no --set": (lambda _: ["--num-folds", "4"], "write --set num_folds=4. See `prefcls run --help`."),
     "fp16": (lambda _: ["--set", "mixed_precision=fp16"], "'fp16': needs a CUDA GPU. Use auto, bf16 or no."),
     "time": (lambda _: ["--set", "time_budget_hours=8:30"], "time_budget_hours='8:30': expected a number"),
     "deep": (lambda folder: ["--config", put(folder / "deep.yaml", b"folds: " + b"[" * 700)],
@@ -231,15 +232,16 @@ def test_bad_setting_is_named(refuse_run, tmp_path, monkeypatch, case):
 # --- folders
 
 
-@pytest.mark.parametrize("name", ["acme/no-such-model", "/no/such/folder", "roberta-base"])
-def test_unknown_backbone_lists_what_was_tried(refuse_run, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("setting", ["backbone=acme/no-such-model", "init_from=/no/such", "backbone=roberta-base"])
+def test_unknown_backbone_lists_what_was_tried(refuse_run, tmp_path, monkeypatch, setting):
     """Folder, Kaggle inputs, hub cache, hub; and what to do."""
+    name = setting.partition("=")[2]
     monkeypatch.setenv("PREFCLS_INPUT_ROOT", str(tmp_path / "input"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    message = refuse_run("--set", f"backbone={name}")
-    assert f"backbone '{name}' was not found. Tried:\n  folder {name}\n" in message
+    message = refuse_run("--set", setting)
+    assert f"pretrained model '{name}' was not found. Tried:\n  folder {name}\n" in message
     assert f"Kaggle input {tmp_path / 'input'}" in message
-    assert "Give the path of a folder with config.json, weights and tokenizer" in message
+    assert "Set backbone (or init_from, if it named this model) to a folder with config.json, weights" in message
     hub = {"acme/no-such-model": "acme/no-such-model", "roberta-base": "FacebookAI/roberta-base"}.get(name)
     assert hub is None or (f"local hub cache {hub} (" in message and f"\n  hub {hub} (" in message)
 
@@ -269,7 +271,7 @@ BROKEN_BACKBONES = {
     "unsupported": (configured(model_type="gpt2"), "type 'gpt2' is not supported. Supported: deberta-v2, roberta, el"),
     "unknown activation": (configured(hidden_act="x"), "weights cannot be loaded (KeyError"),
     "no length": (lambda f: edit_json(f / "tokenizer_config.json", model_max_length="x"), "tokenizer.json: cannot be"),
-    "small vocabulary": (configured(vocab_size=50), "but its encoder only 50"),
+    "small vocabulary": (configured(vocab_size=50), "but the encoder only 50"),
     "no padding": (configured(pad_token_id=None), "config.json: pad_token_id is 'None', expected a whole number"),
     "foreign code": (configured(**FOREIGN_CODE), "config.json: cannot be read ("),
     "foreign code, init_from": (configured(**FOREIGN_CODE), "config.json: cannot be read ("),
@@ -297,6 +299,8 @@ BROKEN_RUNS = {
     "no model": (lambda run: shutil.rmtree(run / "model" / "fold1"), "not finished, fold1 is missing in model/. Run"),
     "edited": (lambda run: edit_json(run / "model" / "fold0" / "preference.json", x=1), "missing, damaged or changed"),
     "no baseline": (lambda run: shutil.rmtree(run / "model" / "fold0" / "baseline"), "/model/fold0"),
+    "text": (lambda run: (shutil.rmtree(run), run.write_text("# text")), ": `prefcls blend` did not write this. Na"),
+    "no blend": (lambda run: (shutil.rmtree(run), run.write_text('{"a": 1}')), "did not write this. Name a blend.json"),
 }
 for one in ("preference.json", *(f"{name}.safetensors" for name in ("head", "model", "baseline/baseline"))):
     BROKEN_RUNS[f"{one} cut"] = (lambda run, one=one: cut(run / "model" / "fold1" / one), "/model/fold1")
@@ -377,14 +381,10 @@ def test_every_error_of_a_writer_is_one_message(tmp_path):
     path = put(tmp_path / "file", b"older")
     ends = (OSError(28, "No space left on device"), Exception("os error 28"), ValueError("x"), MemoryError())
     for error in (*ends, KeyboardInterrupt()):
-
-        def fail(temporary: Path, error: BaseException = error) -> None:
+        expected, words = (UserError, "file: cannot be written ") if error in ends else (KeyboardInterrupt, None)
+        with pytest.raises(expected, match=words), files.write_whole(path) as temporary:
             temporary.write_bytes(b"half")
             raise error
-
-        expected = UserError if error in ends else KeyboardInterrupt
-        with pytest.raises(expected, match="file: cannot be written " if error in ends else None):
-            files.write_whole(path, fail)
     assert read_tree(tmp_path) == {"file": b"older"}
 
 
@@ -393,7 +393,8 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
     for name in (".tmp-a", ".tmp-b/deep/file"):
         put(tmp_path / name, b"")
     files.write_text(tmp_path / "a", "new")
-    files.write_whole(tmp_path / "b", Path.mkdir)
+    with files.write_whole(tmp_path / "b") as temporary:
+        temporary.mkdir()
     assert set(read_tree(tmp_path)) == {"a"} and not list((tmp_path / "b").iterdir())
 
 
@@ -401,9 +402,8 @@ def test_folder_in_use_is_refused(tmp_path):
     """The lock goes with the process, and leaves no file."""
     code = "import sys; from pathlib import Path; from prefcls_lib.runtime.files import lock_folder; "
     code += "lock_folder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     assert refused(files.lock_folder, tmp_path / "run").startswith(f"{tmp_path / 'run'}: in use by another process. ")
     holder.communicate()

@@ -95,9 +95,9 @@ def test_blend_is_applied_to_new_rows(runs, home, tmp_path):
     [(lambda table: table.assign(fold=1 - table["fold"]), "has other rows, folds or labels"),
      (lambda table: table.assign(label=(table["label"] + 1) % 3), "has other rows, folds or labels"),
      (lambda table: table.assign(winner_tie=table["winner_tie"] + 0.1), "sum"),
-     (lambda table: table.iloc[:-1], "rows are missing"),
+     (lambda table: table.iloc[:-1], " rows, or a label is not 0, 1 or 2"),
      (lambda table: table.drop(columns="winner_tie"), "winner_tie"),
-     (lambda table: table.assign(id="x" + table["id"]), "only 0 rows were predicted out of sample by all")],
+     (lambda table: table.assign(id="x" + table["id"]), "only 0 rows were validated in all of these runs")],
 )  # fmt: skip
 def test_bad_runs_are_refused_and_nothing_is_written(runs, tmp_path, capsys, change, message):
     """One message that names the run; an older blend.json survives."""
@@ -110,7 +110,9 @@ def test_bad_runs_are_refused_and_nothing_is_written(runs, tmp_path, capsys, cha
 
 
 def test_missing_runs_are_named(runs, home, tmp_path, capsys):
-    """A folder without result.json is not a run that ended; a blend whose run is gone predicts nothing."""
+    """A folder without result.json is not a run that ended; a blend whose run is gone predicts nothing; none twice."""
+    assert blend([*runs, tmp_path / "x" / ".." / "network"], tmp_path / "blend.json") == 2
+    assert "one run is named twice" in capsys.readouterr().err
     assert blend(runs, tmp_path / "blend.json") == 0
     shutil.rmtree(runs[1])
     arguments = ["predict", "--blend", str(tmp_path / "blend.json"), "--test", str(home / "test.csv")]

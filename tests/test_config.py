@@ -91,12 +91,10 @@ def test_yaml_file_is_read_as_a_person_means_it(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
         "learning_rate: 1e-4\nfolds: [0, 1]\ngradient_checkpointing: on\nnum_epochs: 3\ndropout:\n"
-        "extra_train: [a.csv, b.csv]  # two files\n",
+        "extra_train: [a, b]  # two files\n",
         encoding="utf-8",
     )
-    expected = RunConfig(
-        learning_rate=0.0001, folds=(0, 1), gradient_checkpointing=True, num_epochs=5, extra_train="a.csv,b.csv"
-    )
+    expected = RunConfig(learning_rate=1e-4, folds=(0, 1), gradient_checkpointing=True, num_epochs=5, extra_train="a,b")
     assert RunConfig.from_yaml(path, {"num_epochs": "5"}) == expected
     path.write_text("# nothing yet\n", encoding="utf-8")
     assert RunConfig.from_yaml(path, {}) == RunConfig.from_yaml(None, {}) == RunConfig()

@@ -60,7 +60,7 @@ ARENA_FILES = {
             arena_row(3, "tie", talk("p3", "a"), talk("p3", "b")),
             arena_row(4, "tie (bothbad)", talk("p4 \ud83d", "a"), talk("p4 \ud83d", "b")),
         ]},
-        "4 rows of text, 4 written, 0 known\n",
+        "4 rows of text, 4 written, 0 duplicates\n",
         [("arena33k-q1", 0, ["p1", "p2\né"], ["a1", "a2"], ["b1", ""]), ("arena33k-q2", 1, ["p2"], ["a"], ["b"]),
          ("arena33k-q3", 2, ["p3"], ["a"], ["b"]), ("arena33k-q4", 2, ["p4 \ufffd"], ["a"], ["b"])],
     ),
@@ -74,21 +74,21 @@ ARENA_FILES = {
             arena_row(6, "tie", None, talk("p", "b")),
             arena_row(7, "tie", "[" * 100_000, talk("p", "b")),
         ]},
-        "2 rows of text, 2 written, 0 known, 5 left out (1 with other prompts on both sides; 1 without any text; "
+        "2 rows of text, 2 written, 0 duplicates, 5 left out (1 with different prompts for A and B; 1 without text; "
         "3 without a list of messages with role and content)",
         [(f"arena-q{number}", 2, [first, "q"], ["a", "c"], ["b", ""]) for number, first in enumerate("pr", 1)],
     ),
     "wsdm": (
         {"wsdm.parquet": [vote(1, id="7", response_a=None), vote(2, id="8", winner="model_b", language="English")],
          "no_id.csv": [vote(3, prompt='["not JSON"', response_b="")]},
-        "2 rows of text, 2 written, 0 known\n",
+        "2 rows of text, 2 written, 0 duplicates\n",
         [("wsdm-7", 0, ["p1"], [""], ["b"]), ("wsdm-8", 1, ["p2"], ["a"], ["b"]),
          ("no_id-1", 0, ['["not JSON"'], ["a"], [""])],
     ),
     "arena55k": (
         {"55k.parquet": [{"id": 7, "prompt": '["q"]', "response_a": ["a"], "response_b": "[null]", "model_a": None,
                           "winner_model_a": 0, "winner_model_b": 1, "winner_tie": None}]},
-        "1 rows of text, 1 written, 0 known\n",
+        "1 rows of text, 1 written, 0 duplicates\n",
         [("55k-7", 1, ["q"], ["a"], [""])],
     ),
     "arena140k": (
@@ -97,12 +97,12 @@ ARENA_FILES = {
             arena_row(2, "model_a", talk(IMAGE, "m"), talk(IMAGE, "n"), evaluation_order=1),
             arena_row(3, "model_a", talk("shorter!", "m"), talk("shorter!", "n"), evaluation_order="2.0"),
         ]},
-        "1 rows of text, 1 written, 0 known, 2 left out (1 with more than text; 1 later votes of a session)",
+        "1 rows of text, 1 written, 0 duplicates, 2 left out (1 with more than text; 1 later votes of a session)",
         [("140k-q1", 2, ["p"], ["a\nb"], ["n"])],
     ),
     "double_ids": (
         {"d1/train.parquet": [vote(0), vote(1)], "d2/train.parquet": [vote(2)]},
-        "1 rows of text, 1 written, 0 known\n",
+        "1 rows of text, 1 written, 0 duplicates\n",
         [(name, 0, [f"p{number}"], ["a"], ["b"]) for number, name in enumerate(("train-1-", "train-2", "train-1-"))],
     ),
     "roles": (
@@ -114,7 +114,7 @@ ARENA_FILES = {
             arena_row(5, "tie", *[talk("p", "a", roles=("human", "gpt"))] * 2),
             arena_row(6, "tie", [], []),
         ]},
-        "2 rows of text, 2 written, 0 known, 4 left out (4 whose messages are not of user and assistant in turn)",
+        "2 rows of text, 2 written, 0 duplicates, 4 left out (4 without user and assistant in turn)",
         [("roles-q1", 0, ["P"], ["A"], ["B"]), ("roles-q4", 2, ["p"], ["a"], ["b"])],
     ),
 }  # fmt: skip
@@ -153,21 +153,21 @@ def test_rows_that_are_known_are_left_out(prefcls, tmp_path):
     ]))  # fmt: skip
     code, out, _ = prefcls("convert", same, other, "--against", train, "--out", tmp_path / "extra.csv")
     assert code == 0
-    assert "5 rows of text, 2 written, 3 known" in out and "3 rows of text, 0 written, 3 known" in out
+    assert "5 rows of text, 2 written, 3 duplicates" in out and "3 rows of text, 0 written, 3 duplicates" in out
     assert read_rows(tmp_path / "extra.csv", labelled=True)["id"].tolist() == ["55k-1006", "55k-1007"]
     code, _, error = prefcls("convert", other, "--against", train, "--out", tmp_path / "none.csv")
-    assert (code, "every row is known already" in error) == (2, True)
+    assert (code, "no rows are left, so" in error) == (2, True)
     assert not (tmp_path / "none.csv").exists()
 
 
 ONE = arena_row(1, "tie", talk("p", "a"), talk("p", "b"))
 # bytes (None: no file), words that the message must have
 UNREADABLE = {
-    "no.csv": (as_csv([{"id": 1, "text": "x"}]), ": in none of the known forms. Columns found: id, text. Known are "),
+    "no.csv": (as_csv([{"id": 1, "text": "x"}]), ": no known data set has these columns: id, text. Columns of "),
     "verdict.csv": (as_csv([ONE, ONE | {"winner": "c" * 200}]), f": row 2, column 'winner': '{'c' * 76}... is none of"),
-    "broken.csv": (as_csv([ONE | {"conversation_b": "x"}]), "1 without a list of messages with role and content)\ne"),
+    "broken.csv": (as_csv([ONE | {"conversation_b": "x"}]), "1 without a list of messages with role and content)\nn"),
     "cut.csv": (as_csv([make_row(1, 0)])[:-3], ": row 1, columns winner_model_a, winner_model_b, winner_tie: ["),
-    "x.parquet": (b"PAR1", "Is it whole? Parquet needs pyarrow: pip install pyarrow."),
+    "x.parquet": (b"PAR1", "Is the file complete? Parquet needs pyarrow: pip install pyarrow."),
     "missing.csv": (None, ": no such file"),
 }
 

@@ -28,20 +28,17 @@ def labelled_rows(num_rows: int, rows_per_prompt: int = 1, seed: int = 0) -> pd.
 
 # raw cell, its turns
 CELLS = [
-    ('["one"]', ["one"]),
-    (' [ "one" , "two" ] ', ["one", "two"]),
+    ('["one"]', ["one"]), (' [ "one" , "two" ] ', ["one", "two"]),
     (r'["a\/b"]', ["a/b"]),
     (r'["line\nbreak\ttab \"quoted\" back\\slash"]', ['line\nbreak\ttab "quoted" back\\slash']),
     (r'["Caf\u00e9 \ud83d\ude00"]', ["Caf\u00e9 \U0001f600"]),
     (r'["half \ud83d of a pair"]', ["half \ufffd of a pair"]),
     (r'["\ude00\ud83d"]', ["\ufffd\ufffd"]),
     ('["Caf\u00e9, na\u00efve"]', ["Caf\u00e9, na\u00efve"]),
-    ("[null]", [""]),
-    ('["one", null, ""]', ["one", "", ""]),
-    ('["null", "[]"]', ["null", "[]"]),
-    ('["one",\n"two"]', ["one", "two"]),
+    ("[null]", [""]), ('["one", null, ""]', ["one", "", ""]),
+    ('["null", "[]"]', ["null", "[]"]), ('["one",\n"two"]', ["one", "two"]),
     (json.dumps(["word " * 60_000]), ["word " * 60_000]),  # a long one, as real answers are
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("cell", "turns"), CELLS, ids=range(len(CELLS)))
@@ -131,8 +128,8 @@ def test_folds_that_cannot_be_are_refused():
     rows = labelled_rows(60)
     one_prompt = rows.assign(group=rows["group"].where(rows["label"] != 2, "one"))
     for table, num_folds, words in (
-        (rows.assign(label=rows["label"] % 2), 5, "60 rows, and those with winner_tie=1 have 0 different prompts"),
-        (rows, 50, r"too few for num_folds=50: .* have \d+ different prompts; more than"),
+        (rows.assign(label=rows["label"] % 2), 5, "60 rows, those with winner_tie=1 have 0 different prompts"),
+        (rows, 50, r"too few rows for num_folds=50: .* have \d+ different prompts; more than 50"),
         (labelled_rows(60, 20), 5, "have 3 different prompts"),
         (one_prompt, 5, "those with winner_tie=1 have 1 different prompts"),
     ):

@@ -137,7 +137,7 @@ def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladde
     lines = (paths[1] / "oof.csv").read_text().splitlines()
     (paths[1] / "oof.csv").write_text("\n".join([lines[0], *(f"9{line}" for line in lines[1:])]) + "\n")
     assert submit.find_runs(tmp_path / "blend.json")[1] == Blend((0.5, 0.5), Calibration())
-    assert "counts the same, since no blend can be fitted" in capsys.readouterr().out
+    assert "all runs get the same weight, since no blend can be fitted" in capsys.readouterr().out
 
 
 def test_failing_member_stops_here_and_is_left_out_in_a_rerun(two, rows, monkeypatch, capsys):
@@ -200,7 +200,7 @@ def test_first_run_projects_the_time_of_a_rerun(two, home, tmp_path, monkeypatch
     submit.submit_file(home / "test.csv", tmp_path / "submission.csv", 8.0)
     shown = capsys.readouterr().out
     assert "60 shipped rows took 36 s on " in shown
-    assert "25,000 rows takes at most 4.2 h; it may take 7.2 h" in shown
+    assert "25,000 rows takes at most 4.2 h; the limit is 7.2 h" in shown
 
 
 def test_submit_notebook_runs(two, home, rows, tmp_path, monkeypatch, capsys):

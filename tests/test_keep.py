@@ -39,10 +39,10 @@ def test_exchanged_answers_exchange_the_probabilities(finished_run):
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [(("What is 2 + 3?", ["5"], ["6"]), r"prompt: expected a list of texts.*not 'What is"),
-     (([], [], []), r"prompt: expected a list of texts.*not \[\]"),
-     ((["one", "two"], ["5"], ["6"]), r"response_a: expected a list of texts, as many as of the others"),
-     ((["one"], ["5"], [["6", 7]]), r"response_b: expected texts, or a list of texts for a conv")],
+    [(("What is 2 + 3?", ["5"], ["6"]), r"prompt: expected a list with .*not 'What is"),
+     (([], [], []), r"prompt: expected a list with .*not \[\]"),
+     ((["one", "two"], ["5"], ["6"]), r"response_a: expected a list with as many texts as the other lists"),
+     ((["one"], ["5"], [["6", 7]]), r"response_b: expected texts .of a conversation: lists of")],
 )  # fmt: skip
 def test_texts_that_are_none_are_refused(finished_run, texts, message):
     """What, where, and what to give instead."""

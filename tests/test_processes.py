@@ -79,8 +79,9 @@ def run_in_two(fork: Callable, function: Callable, *arguments: object) -> None:
 
 
 def call(arguments: list[str], variables: dict[str, str]) -> None:
-    """`prefcls ARGUMENTS` in a worker, with the caller's environment."""
+    """`prefcls ARGUMENTS` in a worker, with the caller's environment; the standard input is no parent's pipe here."""
     os.environ |= variables
+    launch.end_with_parent = lambda: None
     sys.exit(cli.main(arguments))
 
 
@@ -254,14 +255,12 @@ def test_worker_ends_when_its_parent_is_killed(fork, tmp_path):
 
 
 def test_count_of_processes(monkeypatch):
-    """One a GPU; a wish; never inside a worker; not more than there are GPUs."""
+    """One a GPU; a wish; not more than there are GPUs."""
     assert (launch.count_processes(None), launch.count_processes(3)) == (1, 3)
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
     assert (launch.count_processes(None), launch.count_processes(1)) == (2, 1)
     with pytest.raises(UserError, match="num_processes=3: this machine has 2 GPUs"):
         launch.count_processes(3)
-    monkeypatch.setenv(launch.WORKER, "2")
-    assert launch.count_processes(None) == 1
 
 
 def test_environment_of_workers(monkeypatch):
@@ -297,8 +296,7 @@ def test_models_one_after_the_other_share_the_time_that_is_left(home, tmp_path, 
     folds.train_models(job, list(fold_models(job.config)))
     assert list(sessions) == ["fold2", "fold0"]
     assert [session.deadline - now for session in sessions.values()] == pytest.approx([1200, 2400], abs=30)
-    tokens = sum(len(job.examples.token_ids[side]) for side in np.unique(job.examples.sides[-12:]))
-    assert {session.tokens_to_predict for session in sessions.values()} == {tokens}
+    assert {session.tokens_to_predict for session in sessions.values()} == {job.examples.lengths[-12:].sum()}
     models = fold_models(replace(job.config, num_seeds=2))
     assert models == {"fold2": (2, 42), "fold2-seed1": (2, 43), "fold0": (0, 42), "fold0-seed1": (0, 43)}
 

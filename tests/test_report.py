@@ -183,7 +183,7 @@ def edit_table(path: Path, **values: object) -> None:
 
 # what is said of a run -> how it is broken: a change, or values of result.json
 BROKEN_RUNS = {
-    "37 rows, result.json says 40": lambda run: spoil_oof(run, 37, 0),
+    "oof.csv has 37 of 40 rows": lambda run: spoil_oof(run, 37, 0),
     "submission.csv": lambda run: (run / "submission.csv").unlink(),
     "row 5": lambda run: spoil_oof(run, 40, 0.5),
     "config.json": lambda run: (run / "config.json").write_text('{"settings": {', encoding="utf-8"),

@@ -232,11 +232,11 @@ def test_result_in_words():
     assert results.verdict(result) == f"{line}\n{spent}\nWhat to try next: {ideas}."
     warned = results.verdict(result | {"encoder_warnings": {"fold0": "why", "fold1": "why"}}).splitlines()
     assert warned[2:4] == [f"fold{n}: the encoder does not contribute: why" for n in (0, 1)]
-    assert warned[4] == f"What to try next: train on more rows than 5,000 (`extra_train`); {ideas}."
+    assert warned[4] == f"What to try next: train on more rows (`extra_train`; `max_train_rows` if set); {ideas}."
     for share, words in (({"p": 0.2}, "validate on more rows"), ({"difference": 0.01}, "stop earlier")):
         changed = result | {"encoder_share": better | share, "calibrated_log_loss": 1.0635, "rows": 4_999}
         last = results.verdict(changed).splitlines()[-1]
-        assert last.startswith(f"What to try next: train on more rows than 4,999 (`extra_train`); {words}")
+        assert f": train on more rows (`extra_train`; `max_train_rows` if set); {words}" in last
     ladder = {"encoder_share": None, "baseline": "prior", "log_loss": 1.1, "valid_rows": 9}
     assert results.verdict(ladder) == "prior: log loss 1.1000 on 9 validation rows"
 

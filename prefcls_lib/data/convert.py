@@ -56,10 +56,10 @@ def convert_files(paths: Sequence[Path], out: Path, against: Path | None = None)
         seen |= set(keys)
         new, reasons = len(tables[-1]), "; ".join(f"{count:,} {why}" for why, count in left_out.items())
         others = f", {left_out.total():,} left out ({reasons})" if reasons else ""
-        lines.append(f"{path}: {len(rows):,} rows of text, {new:,} written, {len(rows) - new:,} known{others}")
+        lines.append(f"{path}: {len(rows):,} rows of text, {new:,} written, {len(rows) - new:,} duplicates{others}")
     table = pd.concat(tables, ignore_index=True)
     if table.empty:
-        raise UserError("\n".join([*lines, f"every row is known already or left out; {out} was not written."]))
+        raise UserError("\n".join([*lines, f"no rows are left, so {out} was not written."]))
     repeated = table[ID].duplicated(keep=False)  # in files of the same name, as train.parquet
     ids = [f"{row_id}-{key.hex()[:8]}" for row_id, key in zip(table[ID], row_keys(table), strict=True)]
     table[ID] = table[ID].where(~repeated, ids)
@@ -73,7 +73,7 @@ def _read_arena_rows(path: Path) -> tuple[pd.DataFrame, Counter]:
     form = next((form for form, columns in FORMS.items() if set(columns) <= set(names)), None)
     if form is None:
         found, known = ", ".join(names)[:300], "; ".join(f"{name}: {', '.join(form)}" for name, form in FORMS.items())
-        raise UserError(f"{path}: in none of the known forms. Columns found: {found}. Known are {known}.")
+        raise UserError(f"{path}: no known data set has these columns: {found}. Columns of the known ones: {known}.")
     left_out, taken = Counter(), []
     with reading(path):
         for number, row in enumerate(rows, 1):
@@ -100,7 +100,7 @@ def _read_row(place: str, form: str, row: dict) -> list:
     texts = [row[name] for name in FORMS[form][:-1]]
     sides = [[text or ""] for text in texts] if form == "WSDM" else _read_conversations(*texts)
     if not any(turn.strip() for turns in sides for turn in turns):
-        raise LeftOut("without any text")
+        raise LeftOut("without text")
     return [*sides, *("1" if WINNERS[row[WINNER]] == label else "0" for label in range(3))]
 
 
@@ -108,7 +108,7 @@ def _read_conversations(*cells: object) -> list[list[str]]:
     """Prompts, answers of A and answers of B, a text each turn; a last prompt without any answer is dropped."""
     (prompts, a), (others, b) = map(_read_conversation, cells)
     if any(one != other for one, other in zip(prompts, others, strict=False)):
-        raise LeftOut("with other prompts on both sides")
+        raise LeftOut("with different prompts for A and B")
     turns = max(len(a), len(b))
     return [max(prompts, others, key=len)[:turns], a, b]
 
@@ -125,13 +125,13 @@ def _read_conversation(cell: object) -> tuple[list[str], list[str]]:
     except (ValueError, TypeError, KeyError, RecursionError):
         raise LeftOut("without a list of messages with role and content") from None
     if len(roles) < 2 or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
-        raise LeftOut("whose messages are not of user and assistant in turn")
+        raise LeftOut("without user and assistant in turn")
     return texts[::2], texts[1::2]
 
 
 def _read_table(path: Path) -> tuple[list[str], list[dict]]:
     """Columns and rows: of a CSV as texts, of a Parquet file the columns that are used, as Python has them."""
-    with reading(path, "Is it whole? Parquet needs pyarrow: pip install pyarrow."), path.open("rb") as file:
+    with reading(path, "Is the file complete? Parquet needs pyarrow: pip install pyarrow."), path.open("rb") as file:
         if file.read(4) != b"PAR1":
             table = read_csv(path)
             return list(table), [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]

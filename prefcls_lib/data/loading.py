@@ -13,7 +13,7 @@ import atexit
 import hashlib
 import json
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def read_rows(path: str | Path, labelled: bool) -> pd.DataFrame:
         first = seen.setdefault(row_id, number)
         if first != number or not row_id.strip():
             what = f"is in rows {first} and {number}" if first != number else "is empty"
-            _refuse(f"{path}: row {number}, column {ID!r}: {shown(row_id)} {what}. Every row needs an id of its own.")
+            _refuse(f"{path}: row {number}, column {ID!r}: {shown(row_id)} {what}. Give each row an id of its own.")
     return parse_rows(path, table, labelled)
 
 
@@ -96,7 +96,8 @@ def write_rows(path: str | Path, rows: pd.DataFrame) -> None:
     table |= {name: [json.dumps(turns) for turns in rows[name]] for name in TEXT_COLUMNS}
     if "label" in rows:
         table |= {name: (rows["label"] == label).astype(int) for label, name in enumerate(LABEL_COLUMNS)}
-    write_whole(path, lambda temporary: pd.DataFrame(table).to_csv(temporary, index=False))
+    with write_whole(path) as temporary:
+        pd.DataFrame(table).to_csv(temporary, index=False)
 
 
 def prompt_group(first_turn: str) -> str:
@@ -151,12 +152,13 @@ def format_row(row: pd.Series, max_chars: int = 3000) -> str:
 
 # first bytes of files that are no CSV, what they are, and what to do
 _FOREIGN = {
-    (b"PAR1",): "a Parquet file. `prefcls convert` reads those of the public arena sets",
+    (b"PAR1",): "a Parquet file. Save it as CSV; for a public arena data set use `prefcls convert`",
     (b"\xfd7zXZ", b"BZh", b"(\xb5/\xfd", b"7z\xbc\xaf"): "an archive that is neither gzip nor zip. Unpack it",
     (b"\xd0\xcf\x11\xe0",): "an Excel file. Save it as CSV UTF-8",
-    (b"version https://git-lfs",): "a pointer to a file of Git LFS. Run: git lfs pull",
-    (b"<",): "a web page. Download the file again, signed in",
-    (b"{", b"["): 'JSON. Write CSV: one column a field, each text a JSON list like ["first turn", "second turn"]',
+    (b"version https://git-lfs",): "a Git LFS pointer, not the file itself. Run: git lfs pull",
+    (b"i\0d\0", b"\xff\xfe"): "a file in UTF-16. Save it as CSV UTF-8",
+    (b"<",): "a web page. Sign in at the web site, and download the file again",
+    (b"{", b"["): 'JSON. Save it as CSV, where each text is a JSON list like ["first turn", "second turn"]',
 }
 
 
@@ -166,30 +168,29 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
     for starts, what in _FOREIGN.items():
         if head.startswith(starts):
             raise UserError(f"{path}: is {what}.")
-    for mark, name in {b";": "semicolons", b"\t": "tabs", b"|": "bars"}.items():
+    for mark, name in {b";": "semicolons", b"\t": "tabs", b"|": "vertical bars"}.items():
         if mark in line and b"," not in line:
             raise UserError(f"{path}: has {name} between its columns. Save it with commas.")
-    if line.startswith(b"i\0d\0"):
-        raise UserError(f"{path}: is a CSV in UTF-16. Save it as CSV UTF-8.")
 
 
 def read_csv(path: Path) -> dict[str, list[str]]:
     """The cells of a CSV file by column, as texts; it may be in gzip, or alone in a zip archive."""
-    remedy = "Is it a CSV file, whole and in UTF-8? Download it again, or save it as CSV UTF-8."
+    remedy = "Is it a complete CSV file in UTF-8? Download it again, or save it as CSV UTF-8."
+    table = pd.DataFrame()
     # the header is read as a row: else pandas renames doubled columns and makes an index of surplus cells
     exact = {"header": None, "dtype": object, "na_filter": False, "encoding": "utf-8-sig"}
-    with reading(path, remedy, "Check the path."), path.open("rb") as file:
+    with reading(path, remedy, "Check the path."), path.open("rb") as file, suppress(pd.errors.EmptyDataError):
         head = file.read(1000)
         file.seek(0)
         packed = {b"\x1f\x8b": "gzip", b"PK": "zip"}.get(head[:2])  # whatever its name: Kaggle unpacks some files
         if packed is None:
             _refuse_foreign(path, head.removeprefix(b"\xef\xbb\xbf").lstrip())
         table = pd.concat(pd.read_csv(file, compression=packed, chunksize=4096, **exact))  # in one piece: 150 MB more
-    header = table.iloc[0].tolist()
     if len(table) < 2:
-        raise UserError(f"{path}: the file holds no rows.")
+        raise UserError(f"{path}: the file has no rows. {remedy}")
+    header = table.iloc[0].tolist()
     if doubled := [name for name in header if header.count(name) > 1]:
-        raise UserError(f"{path}: column {shown(doubled[0])} is there more than once. Remove one of them.")
+        raise UserError(f"{path}: there are {header.count(doubled[0])} columns {shown(doubled[0])}. Keep one of them.")
     return {name: table[column].tolist()[1:] for column, name in enumerate(header)}
 
 
@@ -224,6 +225,6 @@ def _parse_labels(path: str | Path, table: dict[str, list]) -> np.ndarray:
         cells = [table[name][wrong[0]] for name in LABEL_COLUMNS]
         raise UserError(
             f"{path}: row {wrong[0] + 1}, columns {', '.join(LABEL_COLUMNS)}: {shown(cells)}; exactly one must be 1 "
-            f"and the others 0 ({len(wrong)} such rows). Is the file cut off?"
+            f"and the others 0 (rows like this: {len(wrong)}). Is the file complete? Download it again."
         )
     return winners.argmax(axis=0)

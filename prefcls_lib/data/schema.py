@@ -27,6 +27,6 @@ def check_probs(probs: np.ndarray, what: str, ends: bool = False) -> None:
     if not good.all():
         row = int(np.argmin(good))
         raise UserError(
-            f"{what}: row {row + 1}: {probs[row].tolist()} are not three probabilities inside (0, 1) that sum to 1 "
-            f"({int((~good).sum())} such rows). Make the predictions again."
+            f"{what}: row {row + 1}: {probs[row].tolist()} are not three probabilities between 0 and 1 whose sum is 1 "
+            f"(rows like this: {int((~good).sum())}). Make the predictions again."
         )

@@ -32,9 +32,9 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
     prompts = np.array([rows["group"][labels == label].nunique() for label in range(NUM_CLASSES)])
     if prompts.min() <= num_folds:  # with more prompts than folds, no fold had all of a class in 2,000 random plans
         raise UserError(
-            f"{source}: too few for num_folds={num_folds}: {len(rows)} rows, and those with "
-            f"{LABEL_COLUMNS[prompts.argmin()]}=1 have {prompts.min()} different prompts; more than num_folds are "
-            "needed. Give more rows or set num_folds lower."
+            f"{source}: too few rows for num_folds={num_folds}: among {len(rows)} rows, those with "
+            f"{LABEL_COLUMNS[prompts.argmin()]}=1 have {prompts.min()} different prompts; more than {num_folds} are "
+            "needed. Use more rows (see max_train_rows), or set num_folds lower."
         )
     groups = np.array([_content_hash(seed, group) for group in rows["group"]])
     order = np.argsort(groups, kind="stable")

@@ -21,12 +21,9 @@ def write_submission(path: str | Path, ids: list[str], probs: np.ndarray) -> Non
     probs = np.clip(probs, SMALLEST, 1 - SMALLEST)
     probs = probs / probs.sum(axis=1, keepdims=True)
     table = pd.DataFrame({ID: ids, **{name: probs[:, i] for i, name in enumerate(LABEL_COLUMNS)}})
-
-    def write(temporary: Path) -> None:
+    with write_whole(path) as temporary:
         table.to_csv(temporary, index=False)
         check_submission(temporary, ids)
-
-    write_whole(path, write)
 
 
 def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
@@ -39,9 +36,9 @@ def check_submission(path: str | Path, ids: list[str]) -> pd.DataFrame:
     for number, (found, wanted) in enumerate(zip(table[ID], ids, strict=True), 1):
         if found != wanted:
             raise UserError(
-                f"{path}: row {number} has id {shown(found)}; the test file has {shown(wanted)} there. Keep its order."
+                f"{path}: row {number} has id {shown(found)}; the test file has {shown(wanted)} there. Keep the order."
             )
-    with reading(path, "Every probability must be a number."):
+    with reading(path, "Each probability must be a number."):
         # Python's float reads back every bit in every version of pandas; an empty cell is NaN, refused below
         for name in LABEL_COLUMNS:
             table[name] = [float(cell or "nan") for cell in table[name]]

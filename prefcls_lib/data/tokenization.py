@@ -142,9 +142,9 @@ class SideTokenizer:
             if pair == expected and None not in (cls_id, sep_id, tokenizer.pad_token_id) and cls_id != sep_id:
                 return [cls_id], between, [sep_id]
         raise UserError(
-            f"{type(tokenizer).__name__}: special tokens are not in place: it joins a pair of texts as "
-            f"{tokenizer.convert_ids_to_tokens(pair)}; expected one {tokenizer.cls_token!r} first, one "
-            f"{tokenizer.sep_token!r} last, and a token for padding. Use a folder whose tokenizer.json was written by "
+            f"{type(tokenizer).__name__}: special tokens are not in place: a pair of texts becomes "
+            f"{tokenizer.convert_ids_to_tokens(pair)}; expected are {tokenizer.cls_token!r} first, "
+            f"{tokenizer.sep_token!r} last, and a padding token. Use a folder whose tokenizer.json was written by "
             "transformers 5.4 or newer (AutoTokenizer.from_pretrained(...).save_pretrained(DIR))."
         )
 

@@ -53,8 +53,7 @@ def read_run(path: Path) -> Run:
         share = None if result["encoder_share"] is None else compare.Comparison.from_dict(result["encoder_share"])
         oof, submission = (_read_predictions(path / name) for name in ("oof.csv", "submission.csv"))
         if len(oof[["fold", "group"]]) != result["valid_rows"] or not set(oof["label"].astype(str)) <= set("012"):
-            what = f"oof.csv holds {len(oof)} rows, result.json says {result['valid_rows']}"
-            raise ValueError(f"{what}: rows are missing, or a label is not 0, 1 or 2")
+            raise ValueError(f"oof.csv has {len(oof)} of {result['valid_rows']} rows, or a label is not 0, 1 or 2")
     return Run(path.resolve().name, path, settings, result, share, oof, submission)
 
 
@@ -76,6 +75,8 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
     Returns:
         The content of blend.json.
     """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"{', '.join(map(str, folders))}: one run is named twice. Name each run once.")
     runs = [read_run(folder) for folder in folders]
     ids = shared_ids(runs)
     _check_shared_rows(runs, ids)
@@ -85,9 +86,8 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
     blend = fit_blend(labels, predictions)
     single = [scores.log_loss(labels, probs) for probs in predictions]
     best = int(np.argmin(single))
-    place = Path(out).resolve().parent
     result = {
-        "runs": [Path(os.path.relpath(folder.resolve(), place)).as_posix() for folder in folders],
+        "runs": [os.path.relpath(folder.resolve(), Path(out).resolve().parent) for folder in folders],
         **blend.to_dict(),
         "rows": len(labels),
         **compare.score_predictions(labels, nested, groups, folds),
@@ -100,14 +100,17 @@ def fit_runs(folders: list[Path], out: Path) -> dict:
     return result
 
 
-def read_blend(path: Path) -> tuple[Blend, list[Path]]:
-    """What a blend.json holds, without its runs of weight 0: the blend, and their folders."""
-    with reading(path, "Fit the blend again, or name a run folder."):
+def read_blend(path: Path) -> tuple[list[Path], Blend]:
+    """What a blend.json holds, without its runs of weight 0: their folders, and the blend."""
+    try:
         state = read_json(path)
         blend = Blend.from_dict(state)
         runs = zip(state["runs"], blend.weights, strict=True)
         used = [(Path(path).parent / run, weight) for run, weight in runs if weight > 0]
-    return Blend(tuple(weight for _, weight in used), blend.calibration), [place for place, _ in used]
+    except (UserError, LookupError, TypeError, ValueError) as error:
+        what = "`prefcls blend` did not write this" if Path(path).is_file() else "no such file"
+        raise UserError(f"{path}: {what}. Name a blend.json or a run folder.") from error
+    return [place for place, _ in used], Blend(tuple(weight for _, weight in used), blend.calibration)
 
 
 def mix(predictions: Sequence[Sequence[np.ndarray]], blend: Blend) -> np.ndarray:
@@ -125,8 +128,7 @@ def mix(predictions: Sequence[Sequence[np.ndarray]], blend: Blend) -> np.ndarray
 
 def blend_table(result: dict) -> pd.DataFrame:
     """Each run's weight and log loss on the shared rows, and the blend's nested one."""
-    columns = {"run": "runs", "weight": "weights", "log_loss": "run_log_loss"}
-    table = pd.DataFrame({name: result[key] for name, key in columns.items()}).set_index("run")
+    table = pd.DataFrame({"weight": result["weights"], "log_loss": result["run_log_loss"]}, index=result["runs"])
     table.loc["blend (nested)"] = [sum(result["weights"]), result["log_loss"]]
     return table
 
@@ -140,12 +142,12 @@ def _check_shared_rows(runs: list[Run], ids: list[str]) -> None:
     """Stop where the runs share too few rows, or have other rows, folds, labels or prompt groups than the first."""
     if len(ids) < MIN_SHARED_ROWS:
         raise UserError(
-            f"{', '.join(str(run.path) for run in runs)}: only {len(ids)} rows were predicted out of sample by all of "
-            "these runs. A blend needs runs on the same train file, validated on the same folds."
+            f"{', '.join(str(run.path) for run in runs)}: only {len(ids)} rows were validated in all of these "
+            "runs. Name runs with the same train file and the same folds."
         )
     for run in runs[1:]:
         if run.group != runs[0].group or not run.oof.loc[ids, SHARED].equals(runs[0].oof.loc[ids, SHARED]):
             raise UserError(
-                f"{run.path}: has other rows, folds or labels than {runs[0].path}. A blend needs runs on the same "
-                "train file, with the same num_folds, fold_seed and max_train_rows."
+                f"{run.path}: has other rows, folds or labels than {runs[0].path}. Name runs with the same train file, "
+                "num_folds, fold_seed and max_train_rows."
             )

@@ -67,7 +67,7 @@ class Predictor:
 def load(path: str | Path) -> Predictor:
     """Load what a run has left: a run folder, one of its model folders (model/fold0), or a blend.json."""
     path = Path(path)
-    blend, folders = read_blend(path) if path.is_file() else (Blend((1.0,), Calibration()), [path])
+    folders, blend = read_blend(path) if path.is_file() else ([path], Blend((1.0,), Calibration()))
     return Predictor(tuple(map(_load_run, folders)), blend)
 
 
@@ -83,9 +83,9 @@ def _make_rows(*columns: Sequence[Text]) -> pd.DataFrame:
     cells = {}
     for name, texts in zip(TEXT_COLUMNS, columns, strict=True):
         if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts) == len(columns[0]) > 0:
-            raise UserError(f"{name}: expected a list of texts, as many as of the others, not {shown(texts)}.")
+            raise UserError(f"{name}: expected a list with as many texts as the other lists, not {shown(texts)}.")
         cells[name] = [list(text) if isinstance(text, (list, tuple)) else [text] for text in texts]
         if wrong := [turn for turns in cells[name] for turn in turns if not isinstance(turn, (str, type(None)))]:
-            raise UserError(f"{name}: expected texts, or a list of texts for a conversation, not {shown(wrong[0])}.")
+            raise UserError(f"{name}: expected texts (of a conversation: lists of texts), not {shown(wrong[0])}.")
     ids = {ID: [str(number) for number in range(len(columns[0]))]}
     return parse_rows("predict_proba", ids | cells, labelled=False)

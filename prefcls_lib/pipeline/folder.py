@@ -1,15 +1,8 @@
 """The run folder: what a run leaves behind, and what a second start finds in it.
 
-config.json         settings, and SHA-256 of the data files: written and compared at every start
-submission.csv      the prior's, then the baseline's, then the trained models'
-model/fold0/        one folder a fold and seed, there once it is done: weights, tokenizer, and its history.csv, oof.csv,
-                    test.csv, fold.json; with num_seeds = 2 there is also fold0-seed1/
-history.csv         one line a validation of every fold
-oof.csv             id, fold, label, prompt group and the out-of-sample probabilities, the best step chosen on other
-                    rows, seeds averaged
-oof_baselines.csv   the same of every baseline
-result.json         the numbers; written last: a run that has it is complete
-checkpoint/         what an interrupted run resumes from; deleted when the run is complete
+"Run folder" in prefcls_lib/README.md lists its files. config.json is written and compared at every start. model/fold0/
+is there once that model is done. result.json is written last: a run that has it is complete, and its checkpoint/, from
+which an interrupted run resumes, is deleted.
 """
 
 import shutil
@@ -51,8 +44,7 @@ def model_folders(run: Path) -> list[Path]:
     folders = [run / "model" / name for name in fold_models(read_config(run))]
     if missing := [folder.name for folder in folders if not folder.is_dir()]:
         raise UserError(
-            f"{run}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same command again to "
-            "finish it."
+            f"{run}: the run is not finished, {', '.join(missing)} is missing in model/. Run the same command again."
         )
     return folders
 
@@ -101,11 +93,9 @@ def prediction_table(rows: pd.DataFrame, probs: np.ndarray) -> pd.DataFrame:
     return rows[columns].reset_index(drop=True).assign(**dict(zip(LABEL_COLUMNS, probs.T, strict=True)))
 
 
-def write_model_tables(
-    folder: Path, record: dict, history: pd.DataFrame, oof: pd.DataFrame, test: pd.DataFrame
-) -> None:
-    """Write history.csv, oof.csv and test.csv beside a model's files, then fold.json with the SHA-256 of all."""
-    for name, table in (("history", history), ("oof", oof), ("test", test)):
+def write_model_tables(folder: Path, record: dict, **tables: pd.DataFrame) -> None:
+    """Write tables (history, oof, test) as CSV beside a model's files, then fold.json with the SHA-256 of all."""
+    for name, table in tables.items():
         write_table(folder / f"{name}.csv", table)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
@@ -127,7 +117,8 @@ def write_mean(run: Path, ids: Sequence[str], models: list[Path]) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, whole or not at all; floats keep every bit."""
-    write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
+    with write_whole(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def read_table(path: Path) -> pd.DataFrame:

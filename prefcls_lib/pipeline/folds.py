@@ -4,7 +4,6 @@ import math
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from prefcls_lib.models.predict import predict_proba, score_differences
 from prefcls_lib.models.saved import build_model, save_model
 from prefcls_lib.pipeline.folder import fold_models, prediction_table, write_model_tables
 from prefcls_lib.pipeline.job import TEST, Job, load_baseline
-from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
+from prefcls_lib.runtime.devices import begin_tracking, make_accelerator
 from prefcls_lib.runtime.files import write_whole
 from prefcls_lib.training.checkpoint import Session, stop_on_sigterm
 from prefcls_lib.training.loop import fit
@@ -33,8 +32,7 @@ REWARD_ROWS = 2000  # training rows that a reward model's temperature is fitted 
 
 def train_models(job: Job, names: list[str]) -> None:
     """Train models one after the other, with an equal share of the time that is left for each."""
-    sides = np.unique(job.examples.sides[job.table["fold"] == TEST])
-    tokens_to_predict = sum(len(job.examples.token_ids[side]) for side in sides)
+    tokens_to_predict = int(job.examples.lengths[job.table["fold"] == TEST].sum())
     end = job.started_at + 3600 * (job.config.time_budget_hours or math.inf)
     with stop_on_sigterm() as stop:
         for number, name in enumerate(names):
@@ -50,8 +48,7 @@ def split_rows(job: Job, fold: int) -> tuple[Examples, Examples, Examples, Basel
     baseline, offsets = load_baseline(job.folder, fold)
     labels, folds, sources = (job.table[name].to_numpy() for name in ("label", "fold", SOURCE))
     on_baseline = job.config.start_from != "none"
-    given = (labels, offsets.astype(np.float32)) if on_baseline else (labels,)
-    examples = Examples(job.examples.token_ids, job.examples.sides, *given)
+    examples = replace(job.examples, labels=labels, offsets=offsets.astype(np.float32) if on_baseline else None)
     valid, test = folds == fold, folds == TEST
     is_train = np.isfinite(offsets[:, 0]) & ~valid & ~test
     train = examples.take(is_train)
@@ -105,10 +102,10 @@ def _train_model(job: Job, name: str, session: Session) -> None:
     test_probs, test_tokens = predict_proba(model, test, accelerator, f"{name}: test")
     if accelerator.is_main_process:
         rows, probs = job.table[job.table["fold"] == fold], fitted.valid_probs[fitted.chosen]
+        predicted = fitted.valid_tokens + test_tokens
         labels, chosen, last = rows["label"].to_numpy(), fitted.history.iloc[fitted.chosen], fitted.history.iloc[-1]
         if len(rows) >= MIN_ROWS_TO_SELECT:  # each row predicted at the validation that is best on other rows
             probs = compare.choose_cross_fitted(fitted.valid_probs, labels, rows["group"].to_numpy())
-        tokens = fitted.valid_tokens + test_tokens
         record = {
             "fold": fold,
             "seed": seed,
@@ -123,18 +120,14 @@ def _train_model(job: Job, name: str, session: Session) -> None:
             "planned_steps": fitted.planned_steps,
             "tokens": [fitted.tokens.real, fitted.tokens.computed],
             "step_seconds": fitted.step_seconds,
-            "predicted_tokens": [tokens.real, tokens.computed],
+            "predicted_tokens": [predicted.real, predicted.computed],
             "seconds": max(time.perf_counter() - started, float(last["seconds"])),  # the latter: of all sessions
         }
-        track(accelerator, {f"result/{key}": value for key, value in record.items()})
-
-        def write(folder: Path) -> None:
+        with write_whole(job.folder / "model" / name) as folder:
             save_model(folder, model, job.backbone, job.config, baseline)
             history = fitted.history.assign(fold=fold, seed=seed)
-            tables = prediction_table(rows, probs), prediction_table(job.test_rows[[ID]], test_probs)
-            write_model_tables(folder, record, history, *tables)
-
-        write_whole(job.folder / "model" / name, write)
+            oof, test = prediction_table(rows, probs), prediction_table(job.test_rows[[ID]], test_probs)
+            write_model_tables(folder, record, history=history, oof=oof, test=test)
         shutil.rmtree(session.folder, ignore_errors=True)
-    end_tracking(accelerator)
     accelerator.wait_for_everyone()
+    accelerator.end_training()

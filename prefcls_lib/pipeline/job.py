@@ -10,7 +10,7 @@ checkpoint/baseline-fold0/   model/         the fold's baseline, as the model fo
 
 import time
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,8 @@ def open_folder(job: Job, backbone: Backbone | None = None) -> Job:
     if not complete:
         for name in ("model", "checkpoint"):
             if (earlier / name).is_dir() and not (folder / name).is_dir():
-                write_whole(folder / name, partial(run_files.copy_folder, earlier / name))
+                with write_whole(folder / name) as copy:
+                    run_files.copy_folder(earlier / name, copy)
         write_json(folder / "config.json", {"settings": config.to_dict(), "data_sha256": job.data_sha256})
         write_table(folder / "checkpoint" / "table.csv", job.table[[ID, "fold", "label", "group", SOURCE]])
     if not submission.exists():
@@ -132,18 +133,15 @@ def load_job(folder: Path, started_at: float) -> Job:
 def prepare(job: Job) -> Job:
     """The job with the token ids of all rows, mapped; they are written into checkpoint/, unless they were before."""
     place = job.folder / "checkpoint" / "rows"
-
-    def write(folder: Path) -> None:
+    if not place.is_dir():
         texts = (job.config.max_length, job.config.text_cleaning, job.config.architecture)
         examples = encode_rows(job.table, job.backbone.tokenizer, *texts)
         lengths = np.array([len(ids) for ids in examples.token_ids])
         arrays = {"lengths": lengths, "sides": examples.sides, "full_lengths": examples.full_lengths}
-        folder.mkdir()
-        np.save(folder / "tokens.npy", np.concatenate(examples.token_ids))
-        save_file(arrays, folder / "sides.safetensors")
-
-    if not place.is_dir():
-        write_whole(place, write)
+        with write_whole(place) as folder:
+            folder.mkdir()
+            np.save(folder / "tokens.npy", np.concatenate(examples.token_ids))
+            save_file(arrays, folder / "sides.safetensors")
     with reading(place, "Delete it, and run the same command again."):
         arrays = load_file(place / "sides.safetensors")
         tokens = np.load(place / "tokens.npy", mmap_mode="r").view(np.ndarray)
@@ -198,13 +196,11 @@ def _fit_fold(job: Job, inputs: BaselineInputs, fold: int, place: Path) -> None:
     tables = {one: prediction_table(rows.iloc[valid], values) for one, values in probs.items()}
     test = prediction_table(job.test_rows[[ID]], softmax(offsets[folds == TEST], axis=1))
     seconds = time.perf_counter() - started
-
-    def write(temporary: Path) -> None:
+    with write_whole(place) as temporary:
         baseline.save(temporary / "model")
         np.save(temporary / "offsets.npy", offsets)
         all_tables = [table.assign(model=one, seconds=seconds) for one, table in tables.items()]
         write_table(temporary / "baselines.csv", pd.concat(all_tables))
         record = {"fold": fold, "valid_rows": len(valid), "seconds": seconds}
-        write_model_tables(temporary / "model", record, pd.DataFrame(columns=["fold"]), tables[name], test)
-
-    write_whole(place, write)
+        no_history = pd.DataFrame(columns=["fold"])
+        write_model_tables(temporary / "model", record, history=no_history, oof=tables[name], test=test)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import TextIO
 
 import torch
@@ -15,14 +16,11 @@ import torch
 from prefcls_lib.runtime.files import RESUME, UserError
 from prefcls_lib.training.checkpoint import Stopped, stop_on_sigterm
 
-WORKER = "PREFCLS_WORKER"  # set in a process that was started here, which starts no further ones
 SECONDS_TO_STOP = 120  # to save a checkpoint after SIGTERM: 5 GB for ELECTRA-large
 
 
 def count_processes(wanted: int | None) -> int:
-    """How many processes to work in: `num_processes`, or one a GPU; 1 inside a worker or under torchrun."""
-    if WORKER in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return 1
+    """How many processes to work in: `num_processes`, or one a GPU."""
     gpus = torch.cuda.device_count()
     if wanted is not None and 0 < gpus < wanted:
         raise UserError(f"setting num_processes={wanted}: this machine has {gpus} GPUs. Set {gpus}, or leave it out.")
@@ -34,8 +32,7 @@ def run_workers(num_processes: int, command: list[str]) -> None:
 
     A UserError where one of them fails; Stopped after SIGTERM: they were asked to save and stop.
     """
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # what this process holds, the workers may need
+    torch.cuda.empty_cache()  # what this process holds, the workers may need
     alone = ["--standalone", "--local-addr=127.0.0.1"]  # no look-up of the host's name
     torchrun = ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={num_processes}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
@@ -50,11 +47,9 @@ def run_workers(num_processes: int, command: list[str]) -> None:
                     raise Stopped("stopped")
         finally:
             workers.terminate()  # it gives its processes time to save
-            with workers.stdin:
-                try:
-                    workers.wait(SECONDS_TO_STOP + 10)
-                except subprocess.TimeoutExpired:
-                    workers.kill()
+            with workers.stdin, suppress(subprocess.TimeoutExpired):
+                workers.wait(SECONDS_TO_STOP + 10)
+            workers.kill()
             reader.join(timeout=10)
     if workers.returncode:
         failed = f"a process failed; its last lines are above. {RESUME}"
@@ -80,13 +75,11 @@ def end_with_parent() -> None:
             pass
         os._exit(1)
 
-    if WORKER in os.environ:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _environment(num_processes: int) -> dict[str, str]:
     environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}  # lengths vary: fragments less
-    environment |= {WORKER: "1"}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SECONDS_TO_STOP)  # torchrun kills its processes after 30
     environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // num_processes))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the library may only be on a notebook's path

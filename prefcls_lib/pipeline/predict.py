@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,10 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefcls_lib.baselines.columns import BaselineInputs
-from prefcls_lib.baselines.out_of_fold import BaselineMean
 from prefcls_lib.data.schema import NUM_CLASSES, TEXT_COLUMNS
-from prefcls_lib.models.saved import NetworkInputs, SavedNetwork, load_model
+from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline.launch import count_processes
 from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.kaggle import is_competition_rerun
@@ -37,15 +35,25 @@ def predict_models(
     order = np.argsort(-lengths.to_numpy(), kind="stable")
     blocks = [order[start : start + BLOCK_ROWS] for start in range(0, len(order), BLOCK_ROWS)]
     run = inputs = None
-    with progress_bar(len(folders) * len(rows), "predict", "row") as bar:
+    idle = deque(range(count_processes(None)))  # GPUs; as many threads, so one is idle where a thread begins a block
+
+    def predict(block: np.ndarray) -> np.ndarray | None:
+        gpu = idle.popleft()
+        try:
+            with torch.cuda.device(gpu if torch.cuda.is_available() else -1):  # of this thread; -1: as it is
+                return None if time.time() > deadline else models[gpu].predict_proba(inputs.take(block))
+        finally:
+            idle.append(gpu)
+
+    with progress_bar(len(folders) * len(rows), "predict", "row") as bar, ThreadPoolExecutor(len(idle)) as threads:
         for number, folder in enumerate(folders):
             try:
-                models = [load_model(folder) for _ in range(count_processes(None))]
+                models = [load_model(folder) for _ in range(len(idle))]
                 if folder.parent != run:  # a run's models share its inputs; another's are freed first
                     run = inputs = None
                     inputs, run = models[0].read_inputs(rows), folder.parent
                 probs = np.empty((len(rows), NUM_CLASSES))
-                for block, values in zip(blocks, predict_blocks(models, inputs, blocks, deadline), strict=True):
+                for block, values in zip(blocks, threads.map(predict, blocks), strict=True):
                     if values is None:
                         return
                     probs[block] = values
@@ -58,25 +66,3 @@ def predict_models(
                 traceback.print_exception(error)
             else:
                 add(number, probs)
-
-
-def predict_blocks(
-    models: list[SavedNetwork | BaselineMean], inputs: NetworkInputs | BaselineInputs, blocks: list[np.ndarray],
-    deadline: float,
-) -> Iterator[np.ndarray | None]:  # fmt: skip
-    """Probabilities of blocks of rows, in their order; `models`: the same one for each GPU.
-
-    A block goes to the GPU that is idle first. None in place of one that was not begun before the deadline.
-    """
-    idle = deque(enumerate(models))  # as many threads as models: one is always idle where a thread begins a block
-
-    def predict(block: np.ndarray) -> np.ndarray | None:
-        gpu, model = idle.popleft()
-        try:
-            with torch.cuda.device(gpu if torch.cuda.is_available() else -1):  # of this thread; -1: as it is
-                return None if time.time() > deadline else model.predict_proba(inputs.take(block))
-        finally:
-            idle.append((gpu, model))
-
-    with ThreadPoolExecutor(len(models)) as threads:
-        yield from threads.map(predict, blocks)

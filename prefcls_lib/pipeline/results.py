@@ -48,9 +48,8 @@ def describe_duration(job: Job, model: PreferenceModel) -> str:
     valid = job.table["fold"].isin(config.folds).sum() / num_folds
     train = (num_rows - valid) * (1 + BACKWARD) / (2 if config.architecture == "cross" else 1)  # one of its two orders
     passes = config.num_epochs * (train + config.validations_per_epoch * valid) + len(job.test_rows)
-    models = num_folds * config.num_seeds
-    in_a_row = models / min(count_processes(config.num_processes), models)
-    seconds = BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * in_a_row
+    models = num_folds * config.num_seeds / count_processes(config.num_processes)  # that each process trains
+    seconds = BASELINE_SECONDS * num_rows * num_folds + passes * seconds_per_row * models
     hours = config.time_budget_hours
     amount = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
     budget = f"; time_budget_hours={hours:g} cuts it" if hours is not None and seconds > 3600 * hours else ""
@@ -175,7 +174,7 @@ def verdict(result: dict) -> str:
         "80 % of such samples"
     )
     warnings = [f"{name}: the encoder does not contribute: {why}" for name, why in result["encoder_warnings"].items()]
-    ideas = [(warnings or result["rows"] < 5_000, f"train on more rows than {result['rows']:,} (`extra_train`)"),
+    ideas = [(warnings or result["rows"] < 5_000, "train on more rows (`extra_train`; `max_train_rows` if set)"),
              (c.verdict == "INCONCLUSIVE", "validate on more rows (`folds`)"),
              (c.verdict == "LOSES", "stop earlier (`num_epochs`) or lower the `learning_rate`"),
              (c.verdict == "BEATS", "train a second seed (`num_seeds`), and blend with `prefcls ladder`"),

@@ -9,7 +9,6 @@ result = finish(job)             submission.csv, the tables, result.json
 
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from prefcls_lib.config import RunConfig
@@ -22,7 +21,7 @@ from prefcls_lib.pipeline.folds import train_models
 from prefcls_lib.pipeline.job import Job, open_folder, read_job
 from prefcls_lib.pipeline.launch import count_processes, run_workers
 from prefcls_lib.pipeline.results import describe_duration, describe_run, write_card
-from prefcls_lib.runtime.devices import begin_tracking, end_tracking, make_accelerator, track
+from prefcls_lib.runtime.devices import begin_tracking, make_accelerator, track
 from prefcls_lib.runtime.files import read_json, write_json, write_whole
 
 
@@ -59,12 +58,12 @@ def fit_folds(job: Job) -> None:
             print(f"{name}: done before, kept in {place}", flush=True)
         else:
             left.append(name)
-    if not left or num_processes == 1:
-        train_models(job, left)
-        return
     processes = num_processes if len(left) == 1 else min(num_processes, len(left))
-    given = ["--started-at", str(job.started_at), str(job.folder), *left]
-    run_workers(processes, ["-m", "prefcls_lib", "fit", *given])
+    if processes > 1:
+        given = ["--started-at", str(job.started_at), str(job.folder), *left]
+        run_workers(processes, ["-m", "prefcls_lib", "fit", *given])
+    else:
+        train_models(job, left)
 
 
 def finish(job: Job) -> dict:
@@ -79,7 +78,7 @@ def finish(job: Job) -> dict:
     accelerator = make_accelerator("no", job.config.report_to, folder / "logs")
     begin_tracking(accelerator, job.config.to_dict(), folder.name)
     track(accelerator, result)
-    end_tracking(accelerator)
+    accelerator.end_training()
     write_json(folder / "result.json", result)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return result
@@ -103,7 +102,7 @@ def run(config: RunConfig, network: bool = True) -> Path:
         fit_folds(prepare(job))
     else:
         for name in run_files.fold_models(job.config):  # the folds' baselines become the models of the run
-            fitted = job.folder / "checkpoint" / f"baseline-{name}" / "model"
-            write_whole(job.folder / "model" / name, partial(shutil.copytree, fitted))
+            with write_whole(job.folder / "model" / name) as model:
+                shutil.copytree(job.folder / "checkpoint" / f"baseline-{name}" / "model", model)
     finish(job)
     return job.folder

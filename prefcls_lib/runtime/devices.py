@@ -56,7 +56,7 @@ def make_accelerator(mixed_precision: str, report_to: str = "none", logs: Path |
 
 
 def begin_tracking(accelerator: Accelerator, settings: Mapping[str, object], run: str) -> None:
-    """Begin a run of this name in each tracker of an accelerator, with its settings."""
+    """Begin a run of this name in each tracker of an accelerator, with its settings; `end_training` ends it."""
     plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
     names = {"wandb": {"name": run}, "trackio": {"name": run}}
     accelerator.init_trackers("prefcls", config=plain, init_kwargs=names)
@@ -66,12 +66,6 @@ def track(accelerator: Accelerator, values: Mapping[str, object], step: int | No
     """Send those of the values that are numbers to the trackers; the first process does so, once."""
     plain = {k: float(v) for k, v in values.items() if isinstance(v, numbers.Real) and not isinstance(v, bool)}
     accelerator.log(plain, step=step)
-
-
-def end_tracking(accelerator: Accelerator) -> None:
-    """End the run in each tracker. `Accelerator.end_training` would also end the group of processes."""
-    for tracker in accelerator.trackers:
-        tracker.finish()
 
 
 def versions() -> dict[str, str]:
@@ -84,4 +78,4 @@ def machine_name() -> str:
     """A short name of the device that computes: the GPUs, or the CPU and its cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"

@@ -6,7 +6,7 @@ import os
 import re
 import reprlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -51,9 +51,10 @@ def reading(path: str | Path, remedy: str = "Download the file again.", missing:
         raise UserError(f"{path}: cannot be read ({reason(error)}). {remedy}") from error
 
 
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename it over `path`: an older file or folder stays until
-    then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` for the body to write, then renamed over `path`: an older file or folder stays
+    until then, a failure leaves nothing half-written, and what a killed process left of this file is removed."""
     path = Path(path)
     temporary = path.parent / f".tmp-{path.name}"  # with_name would raise for / and .
     older = path.parent / f".{path.name}.old"
@@ -62,7 +63,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, which root can replace
             raise OSError("it is neither a file nor a folder")
         _remove(temporary)
-        write(temporary)
+        yield temporary
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(older, ignore_errors=True)
             path.replace(older)  # killed after this line, the older folder is still there under that name
@@ -112,7 +113,8 @@ def refuse_overwriting(out: str | Path, *inputs: str | Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -123,9 +125,7 @@ def write_json(path: str | Path, value: object) -> None:
 def read_json(path: str | Path) -> dict:
     """Read a JSON object that this library wrote."""
     with reading(path, "Copy the run folder again.", "Is this the folder of a finished run?"):
-        if isinstance(value := json.loads(Path(path).read_text(encoding="utf-8")), dict):
-            return value
-        raise ValueError(f"not an object, but a {type(value).__name__}")
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def sha256(path: str | Path) -> str:

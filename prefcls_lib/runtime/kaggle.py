@@ -42,8 +42,8 @@ def find_competition_file(name: str) -> Path:
     places = "\n  ".join(str(input_root() / pattern) for patterns in levels for pattern in patterns)
     raise UserError(
         f"the competition's {name} was not found. Tried:\n  {places}\n"
-        f"On Kaggle attach the competition {COMPETITION!r} as an input; elsewhere name a CSV file, or sample for "
-        "the shipped rows."
+        f"On Kaggle attach the competition {COMPETITION!r} as an input; elsewhere give --{Path(name).stem} FILE.csv, "
+        f"or --{Path(name).stem} sample for the shipped rows (with papermill -p in place of --)."
     )
 
 

@@ -23,8 +23,7 @@ def progress_bar(total: int, label: str, unit: str, shown: bool = True, done: in
         where = {"mininterval": 1, "ncols": 100, "ascii": False, "file": show}
     elif not sys.stderr.isatty():
         show = _lines(lambda text: print(text, file=sys.stderr, flush=True))
-        seconds = dict.fromkeys(("mininterval", "maxinterval", "delay"), SECONDS_IN_LOG)
-        where = {**seconds, "ncols": 100, "file": show}
+        where = dict.fromkeys(("mininterval", "maxinterval", "delay"), SECONDS_IN_LOG) | {"ncols": 100, "file": show}
     return tqdm(total=total, initial=done, desc=label, unit=unit, disable=not shown, **where)
 
 

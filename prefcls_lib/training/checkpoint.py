@@ -90,19 +90,20 @@ def save_checkpoint(
     """Write a checkpoint, in place of the last one. The first process does, where there is a folder for it."""
     if folder is None or not accelerator.is_main_process:
         return
-    device, scaler = accelerator.device, accelerator.scaler
     saved = {
         "state": vars(state) | {"valid_probs": torch.as_tensor(np.array(state.valid_probs)), "best_weights": None},
         "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else {},
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
         "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "cuda_random": torch.cuda.get_rng_state(accelerator.device) if accelerator.device.type == "cuda" else None,
     }
     both = {"model": model.state_dict(), "best": state.best_weights or {}}
     weights = {f"{kind}/{k}": v.cpu().contiguous() for kind, tensors in both.items() for k, v in tensors.items()}
     place = folder / f"weights-{state.step}.safetensors"
-    write_whole(place, lambda temporary: save_file(weights, temporary))
-    write_whole(folder / "state.pt", lambda temporary: torch.save(saved, temporary))
+    with write_whole(place) as temporary:
+        save_file(weights, temporary)
+    with write_whole(folder / "state.pt") as temporary:
+        torch.save(saved, temporary)
     for older in set(folder.glob("*.safetensors")) - {place}:  # a killed process's temporary file, too
         older.unlink()
 

@@ -51,8 +51,7 @@ def fit(
             if accelerator.is_main_process:
                 bar.write(f"{label}: {line}")
 
-        if state.step:
-            log(f"resumed at step {state.step}")
+        log(f"resumed at step {state.step}" if state.step else "starts at step 0")
         while state.position < plan.steps and state.flagged < 2:
             started, before = time.perf_counter(), state.position
             rate = rate_factor(before, plan.steps, state.records, config)

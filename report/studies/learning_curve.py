@@ -9,7 +9,7 @@ an order that the seed draws are a training file; `prefcls run` trains one model
 on the last tenth, as it would for a user with N rows. The baselines are fitted on the same nine tenths. A seed stands
 for one draw of rows and one training. A network with other settings (--set) is a curve of its own.
 What is done is kept in --out and not done again; what was stopped is resumed.
---collect writes learning_curve.json and learning_curve.svg beside this file, from everything in --out.
+--collect writes learning_curve.json and learning_curve.svg beside this file, from all points in --out, of one file.
 """
 
 import argparse
@@ -21,13 +21,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prefcls_lib.baselines.columns import read_inputs
-from prefcls_lib.baselines.estimators import ENSEMBLE
-from prefcls_lib.baselines.out_of_fold import fit_out_of_fold, fit_simple
+from prefcls_lib.baselines.out_of_fold import fit_simple
 from prefcls_lib.config import RunConfig
 from prefcls_lib.data.loading import read_rows
 from prefcls_lib.data.schema import ID
 from prefcls_lib.data.splits import assign_folds, take_rows
 from prefcls_lib.evaluation import compare, plots, scores
+from prefcls_lib.evaluation.calibration import blend_cross_fitted
 from prefcls_lib.models.saved import load_model
 from prefcls_lib.pipeline import steps
 from prefcls_lib.pipeline.job import read_job
@@ -38,9 +38,9 @@ from report.tables import COMPARED, comparison_cells
 SETTINGS = {"max_length": 256, "num_folds": 10, "folds": (0,), "test": "sample"}
 SPLIT_SEED = 42
 FOLDER = Path(__file__).parent
-PUBLISHED = read_json(FOLDER.parent / "published.json")["learning_curve"]
+TITLES = read_json(FOLDER.parent / "published.json")["learning_curve"]["sources"]
+MODELS = ("network", "baseline")  # that are compared
 MARKS = ((plots.BLUE, "s"), (plots.GREEN, "^"), (plots.PINK, "v"), (plots.GREY, "D"))
-BAND = ("structure_logistic", "structure_tfidf", "baseline")  # from the best to the worst of these
 
 
 def split_rows(path: Path, max_rows: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -66,28 +66,20 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table = table[table[ID].isin(set(draw_rows(pool, count, settings["seed"])[ID]))].drop_duplicates(ID)
-    write_whole(folder / "rows.csv", lambda temporary: table.to_csv(temporary, index=False))
+    with write_whole(folder / "rows.csv") as temporary:
+        table.to_csv(temporary, index=False)
     places = {"train": str(folder / "rows.csv"), "out": str(folder / "run")}
     config = RunConfig.from_mapping({**settings, **places}, "--set")
     steps.run(config)
     job, network = read_job(config), load_model(folder / "run" / "model" / "fold0")
     train = job.rows[job.rows["fold"] != 0].reset_index(drop=True)
-    labels, groups = train["label"].to_numpy(), train["group"].to_numpy().astype(str)
-    given, inputs = read_inputs(train), read_inputs(scored)
-    fitted = fit_simple(given, labels)
-    fitted["structure_logistic"], _ = fit_out_of_fold("structure_logistic", given, labels, groups, config.seed)
-    baseline = network.baseline or fit_out_of_fold(ENSEMBLE, given, labels, groups, config.seed)[0]
-    if len(members := baseline.members()) > 1:
-        fitted |= members
-    probs = {name: model.predict_proba(inputs) for name, model in {**fitted, "baseline": baseline}.items()}
+    fitted = {**fit_simple(read_inputs(train), train["label"].to_numpy()), "baseline": network.baseline}
+    inputs = read_inputs(scored)
+    probs = {name: model.predict_proba(inputs) for name, model in fitted.items()}
     probs["network"] = network.predict_proba(network.read_inputs(scored), label="score")
     rows = {"label": scored["label"].to_numpy(), "group": scored["group"].to_numpy().astype(str)}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **rows, **probs)
-
-    write_whole(folder / "point.npz", write)
+    with write_whole(folder / "point.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **rows, **probs)
 
 
 def read_point(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -107,17 +99,21 @@ def average_seeds(points: Sequence[tuple]) -> dict:
         raise SystemExit("points of one number of rows were scored on different rows: --max-rows must stay the same")
     # The geometric mean is not normalised: so the loss of a row is the mean of the seeds' losses.
     probs = {name: np.exp(np.mean([np.log(one[name]) for *_, one in points], axis=0)) for name in points[0][2]}
-    losses = [{name: scores.log_loss(labels, one[name]) for name in ("network", "baseline")} for *_, one in points]
+    losses = [{name: scores.log_loss(labels, one[name]) for name in MODELS} for *_, one in points]
     return {
         "eval_rows": len(labels),
         "log_loss": {name: scores.log_loss(labels, values) for name, values in probs.items()},
         "seed_differences": [one["network"] - one["baseline"] for one in losses],
-        "comparison": compare.compare(labels, probs["network"], probs["baseline"], groups),
+        "comparison": compare.compare(labels, *(probs[name] for name in MODELS), groups),
     }
 
 
 def collect(out: Path) -> list[dict]:
-    """A line for each file, network and number of rows in `out`; p is corrected for all of them."""
+    """A line for each network and number of rows in `out`; p is corrected for all of them.
+
+    "calibrated" compares network and baseline after both were calibrated on other prompts: what is left is more than
+    another temperature and tie bias of the baseline.
+    """
     points: dict[tuple, dict] = {}
     for path in out.glob("*/*/point.npz"):
         count, seed = map(int, path.parent.name.split("-"))
@@ -125,34 +121,36 @@ def collect(out: Path) -> list[dict]:
     lines = []
     for (name, count), found in sorted(points.items()):
         source, _, network = name.partition("--")
-        title = PUBLISHED["sources"].get(source, source)
-        about = {"source": source, "title": title, "network": network, "rows": count, "seeds": sorted(found)}
-        lines.append(about | average_seeds([found[seed] for seed in sorted(found)]))
+        about = {"source": source, "title": TITLES.get(source, source), "network": network, "rows": count}
+        seeds, points_of = sorted(found), [found[seed] for seed in sorted(found)]
+        calibrated = [(labels, groups, {one: blend_cross_fitted(labels, [probs[one]], groups) for one in MODELS})
+                      for labels, groups, probs in points_of]  # fmt: skip
+        about |= {"seeds": seeds, "calibrated": average_seeds(calibrated)["comparison"].to_dict()}
+        lines.append(about | average_seeds(points_of))
     corrected = compare.holm_correction([line["comparison"] for line in lines])
     return [line | {"comparison": one.to_dict()} for line, one in zip(lines, corrected, strict=True)]
 
 
 def make_table(lines: Sequence[dict]) -> str:
     """The lines of `collect` as a Markdown table."""
-    cells, several = [], len({line["title"] for line in lines}) > 1
+    cells = []
     for line in lines:
-        who = escape_text(line["network"]) + f"<br><small>{line['title']}</small>" * several
         losses = [f"{line['log_loss'][name]:.4f}" for name in ("baseline", "network")]
         *compared, _, verdict = comparison_cells(compare.Comparison.from_dict(line["comparison"]))
-        seeds = line["seed_differences"]
-        spread = f"{min(seeds):+.4f} to {max(seeds):+.4f}" if len(seeds) > 1 else ""
-        cells.append([who, f"{line['rows']:,}", str(len(seeds)), *losses, *compared, verdict, signed(spread)])
-    header = ("network", "rows", "seeds", "its baseline", "network", *COMPARED[:3], COMPARED[-1], "range of seeds")
+        rest = signed("{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format(**line["calibrated"]))
+        who, rows, seeds = escape_text(line["network"]), f"{line['rows']:,}", str(len(line["seeds"]))
+        cells.append([who, rows, seeds, *losses, *compared, verdict, rest])
+    header = ("network", "rows", "seeds", "its baseline", "network", *COMPARED[:3], COMPARED[-1], "both calibrated")
     return markdown_table(header, cells, (0, 8))
 
 
 def plot_learning_curve(lines: Sequence[dict]) -> Figure:
-    """Against the number of training rows: log loss, the network minus its baseline, and what others published.
+    """Against the number of rows: log loss, and the network minus its baseline.
 
-    `lines`: those of `collect` for one file; each network has a mark, each seed a small cross.
+    `lines`: those of `collect`; each network has a mark, each seed a small cross.
     """
     figure = Figure(figsize=(7.5, 2.7), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    left, right = figure.subplots(1, 2)
     curves: dict[str, list[dict]] = {}
     for line in lines:
         curves.setdefault(line["network"], []).append(line)
@@ -160,39 +158,32 @@ def plot_learning_curve(lines: Sequence[dict]) -> Figure:
         color, mark = MARKS[place % len(MARKS)]
         rows, losses = [line["rows"] for line in found], pd.DataFrame([line["log_loss"] for line in found])
         if place == 0:
-            band = losses[[name for name in BAND if name in losses]]
-            best, worst = band.min(axis=1), band.max(axis=1)
             left.plot(rows, losses["prior"], color="black", lw=1, ls=":", label="class shares")
-            left.fill_between(rows, best, worst, color=plots.ORANGE, alpha=0.4, lw=0, label="baselines")
-            left.plot(rows, best, color=plots.ORANGE, lw=1, ls="--")
+            left.plot(rows, losses["baseline"], "o--", color=plots.ORANGE, ms=4, label="baseline")
         left.plot(rows, losses["network"], f"{mark}-", color=color, ms=4, label=network)
         for line in found:
             c, at = line["comparison"], line["rows"] * 1.1**place  # side by side
             error = np.maximum(0, [[c["difference"] - c["low"]], [c["high"] - c["difference"]]])
-            middle.errorbar(at, c["difference"], error, fmt=mark, color=color, ms=4, lw=1)
-            middle.plot([at] * len(line["seeds"]), line["seed_differences"], "x", color=color, ms=4)
-    middle.axhline(0, color="black", lw=1, ls=":")
+            right.errorbar(at, c["difference"], error, fmt=mark, color=color, ms=4, lw=1)
+            right.plot([at] * len(line["seeds"]), line["seed_differences"], "x", color=color, ms=4)
+    right.axhline(0, color="black", lw=1, ls=":")
     left.set(title=lines[0]["title"], ylabel="log loss, unsmoothed")
     left.legend(frameon=False, fontsize=7)
-    middle.set(title="network minus its baseline")
-    others, style = pd.DataFrame(PUBLISHED["points"]), {"fmt": "D--", "color": plots.PINK, "mfc": "white", "capsize": 3}
-    right.errorbar(others["rows"], others["log_loss"], others["sd"], **style)
-    right.set(title=PUBLISHED["title"])
-    ours = {line["rows"] for line in lines}
-    for axes, ticks in ((left, ours), (middle, ours), (right, set(others["rows"]))):
+    right.set(title="network minus its baseline")
+    ticks = sorted({line["rows"] for line in lines})
+    for axes in (left, right):
         axes.set_xscale("log")
-        axes.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)], fontsize=7.5)
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7.5)
         axes.set_xticks([], minor=True)
         axes.tick_params(axis="y", labelsize=8)
-        axes.set_xlabel("training rows", fontsize=8.5)
+        axes.set_xlabel("rows, of which nine tenths train", fontsize=8.5)
     return plots.finish(figure)
 
 
 def write(lines: list[dict], folder: Path) -> None:
     """learning_curve.json and learning_curve.svg of what `collect` returns."""
     write_json(folder / "learning_curve.json", {"lines": lines, "table": make_table(lines)})
-    first = [line for line in lines if line["source"] == lines[0]["source"]]
-    (folder / "learning_curve.svg").write_bytes(draw_svg(plot_learning_curve(first)))
+    (folder / "learning_curve.svg").write_bytes(draw_svg(plot_learning_curve(lines)))
 
 
 def main() -> None:
@@ -223,7 +214,7 @@ def main() -> None:
             folder = place / f"{count}-{seed}"
             run_point(arguments.file, pool, scored, count, {**settings, "seed": seed}, folder)
             found = average_seeds([read_point(folder / "point.npz")])["log_loss"]
-            print({name: round(found[name], 4) for name in ("prior", *BAND, "network") if name in found}, folder)
+            print({name: round(loss, 4) for name, loss in found.items()}, folder)
 
 
 if __name__ == "__main__":

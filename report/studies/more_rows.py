@@ -14,6 +14,7 @@ from pathlib import Path
 from prefcls_lib.data.schema import ID
 from prefcls_lib.ensemble.blend import COLUMNS, Run, read_run, shared_ids
 from prefcls_lib.evaluation import compare, scores
+from prefcls_lib.evaluation.calibration import blend_cross_fitted
 from prefcls_lib.pipeline.folder import read_table
 from prefcls_lib.runtime.files import write_json
 
@@ -30,7 +31,8 @@ PAIRS = {
 
 
 def describe(plain: Run, more: Run, both: Run) -> dict:
-    """What each step adds: rows, log loss before and after, and the difference, p corrected for all of them."""
+    """What each step adds: log loss before and after, and the difference, p corrected for all of them; "calibrated" is
+    the difference after both were calibrated on other prompts."""
     probs, shared = {}, shared_ids((plain, more, both))
     rows = {"competition": shared, "both": list(both.oof.index), "arena": list(both.oof.index.difference(shared))}
     for name, run in (("plain", plain), ("more", more), ("both", both)):
@@ -42,6 +44,8 @@ def describe(plain: Run, more: Run, both: Run) -> dict:
         labels, groups = (both.oof.loc[rows[scored], column].to_numpy() for column in ("label", "group"))
         one, other = (probs[model].loc[rows[scored]].to_numpy() for model in (before, after))
         lines[name] = {"before": scores.log_loss(labels, one), "after": scores.log_loss(labels, other)}
+        calibrated = (blend_cross_fitted(labels, [model], groups) for model in (other, one))
+        lines[name]["calibrated"] = compare.compare(labels, *calibrated, groups).to_dict()
         found.append(compare.compare(labels, other, one, groups))
     corrected = zip(lines, compare.holm_correction(found), strict=True)
     return {name: lines[name] | {"comparison": comparison.to_dict()} for name, comparison in corrected}

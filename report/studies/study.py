@@ -36,7 +36,8 @@ def main() -> None:
         call_prefcls("run", "--out", str(RUNS / name), settings=settings)
     call_prefcls("blend", "--runs", str(RUNS / "ladder"), str(RUNS / "minilm"), "--out", str(RUNS / "blend.json"))
     for name in ["blend.json", *(f"{run}/{file}" for run in ("ladder", *NETWORKS) for file in KEPT_FILES)]:
-        write_whole(KEPT / name, lambda temporary, name=name: shutil.copyfile(RUNS / name, temporary))
+        with write_whole(KEPT / name) as temporary:
+            shutil.copyfile(RUNS / name, temporary)
     print(f"run folders without weights: {KEPT}")
 
 
