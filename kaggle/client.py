@@ -152,8 +152,7 @@ class Kaggle:
 
     def gpu_hours(self) -> tuple[float, float] | None:
         """GPU hours of this week's quota that are left, and those that running kernels reserve; None if unknown."""
-        answer = self._find("the GPU quota", self._api.quota_view)
-        quota = answer and answer.gpu_quota
+        quota = getattr(self._find("the GPU quota", self._api.quota_view), "gpu_quota", None)
         if quota is None or quota.total_time_allowed is None:
             return None
         times = (quota.total_time_allowed, quota.time_used, quota.time_reserved)

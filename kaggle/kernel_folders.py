@@ -33,8 +33,7 @@ for _name, _mark in _sent.items():
 
 def default_parameters(notebook: str, backbone: str) -> dict:
     """What a training kernel sets: `notebook` of layout.OWN_BACKBONE, `backbone` as `layout.backbone_slug` gives it."""
-    seeds = 1 if notebook in ONE_SEED else 2
-    return {"backbone": backbone, "num_seeds": seeds, "time_budget_hours": TRAIN_HOURS}
+    return {"backbone": backbone, "num_seeds": 1 if notebook in ONE_SEED else 2, "time_budget_hours": TRAIN_HOURS}
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:

@@ -46,7 +46,7 @@ def read_given(preset: str, settings: list[str]) -> dict:
         given[name.strip()] = value
     if "out" in given:
         raise UserError("SET: out cannot be set; the run lies at the top of the kernel's output. Leave it out.")
-    return given
+    return {name: value for name, value in given.items() if (name, value) != ("init_from", "none")}  # none: no preset's
 
 
 def read_parameters(notebook: str, backbone: str, given: dict, extra: Collection[str]) -> dict:
@@ -93,7 +93,8 @@ def was_cut_off(kaggle: Kaggle, kernel: Kernel, parameters: dict, runs: Path) ->
             f"{kernel.make('watch')}; or stop it on its page first."
         )
     files = kaggle.output_files(kernel)
-    if "result.json" in files and follow.find_here(kaggle, files, runs) is None:
+    places = (runs, runs / "first", runs.parent)  # kaggle-first has a folder of its own in runs/
+    if "result.json" in files and not any(follow.find_here(kaggle, files, place) for place in places):
         raise UserError(
             f"{kernel} has finished a run that is not in {runs} yet. Nothing was started. Bring it here first: "
             f"{kernel.make('watch')}"
@@ -101,9 +102,10 @@ def was_cut_off(kaggle: Kaggle, kernel: Kernel, parameters: dict, runs: Path) ->
     if "result.json" in files or not holds_run(files) or "resume_from" in parameters:
         return False
     earlier = follow.read_remote(kaggle, files["config.json"])["settings"]
-    for name, now in parameters.items():
+    for name, now in RunConfig.from_mapping(parameters).to_dict().items():
         before = earlier.get(name, now)
-        if name not in FREE_SETTINGS and before != now:
+        known = now is not None or name in ("init_from", "extra_train")  # else it is of the backbone's recipe
+        if name not in FREE_SETTINGS and known and before != now:
             raise UserError(
                 f"{kernel} was cut off with {name}={before!r}, this command has {name}={now!r}. Resume it with the "
                 'same SET and PRESET, or start from the beginning with SET="resume_from=none ...".'

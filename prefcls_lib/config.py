@@ -52,7 +52,7 @@ class RunConfig:
     max_tokens_per_micro_step: Annotated[int | None, 16, 10**9] = None  # tokens held for one backward pass
     gradient_checkpointing: bool = False  # recompute activations: a third more time, far less memory
     validations_per_epoch: Annotated[int | None, 1, 1000] = None
-    schedule: Literal["linear", "plateau"] | None = None  # to zero, or a tenth after an epoch without progress
+    schedule: Literal["linear", "plateau"] | None = None  # to zero, or a tenth where validations stop improving
     warmup_ratio: Annotated[float | None, 0, 1] = None
     label_smoothing: Annotated[float | None, 0, 0.5] = None  # of the training loss, never of a reported number
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"

@@ -95,7 +95,7 @@ ARENA_FILES = {
         {"140k.parquet": [
             arena_row(1, "both_bad", talk("p", PARTS), talk("p", "n"), evaluation_order=1),
             arena_row(2, "model_a", talk(IMAGE, "m"), talk(IMAGE, "n"), evaluation_order=1),
-            arena_row(3, "model_a", talk("shorter!", "m"), talk("shorter!", "n"), evaluation_order=2),
+            arena_row(3, "model_a", talk("shorter!", "m"), talk("shorter!", "n"), evaluation_order="2.0"),
         ]},
         "1 rows of text, 1 written, 0 duplicates, 2 left out (1 with more than text; 1 later votes of a session)",
         [("140k-q1", 2, ["p"], ["a\nb"], ["n"])],

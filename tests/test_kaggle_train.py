@@ -13,6 +13,7 @@ import train
 from conftest import check, read_tree
 from kaggle_stand_in import CANCELLED, COMPLETE, KEY, NOT_FOUND, OWNER, PROGRESS, QUEUED, RUNNING, fill_disk, quota
 
+from prefcls_lib.config import RunConfig
 from prefcls_lib.runtime.files import UserError
 from report import build
 
@@ -59,7 +60,7 @@ def cut_run(tmp_path_factory, finished_run) -> Path:
     folder = tmp_path_factory.mktemp("cut") / "run"
     shutil.copytree(finished_run, folder, ignore=shutil.ignore_patterns("fold1", "result.json", "oof.csv"))
     config = json.loads((folder / "config.json").read_text())
-    config["settings"] |= {"backbone": "backbone", "num_seeds": 2, "folds": [0]}
+    config["settings"] = RunConfig(backbone="backbone", num_seeds=2, max_length=384, num_epochs=1).to_dict()
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "checkpoint" / "fold0-seed1").mkdir(parents=True)
     (folder / "checkpoint" / "fold0-seed1" / "state.pt").touch()
@@ -160,12 +161,12 @@ def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, 
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, CANCELLED]
     server.take_output(cut_run)
     again = f"make kaggle-train OWNER={OWNER} NOTEBOOK={NAME}"
-    check(run(), 1, "cut off; models done: fold0. Resume it", again)
+    check(run("--set", "max_length=384"), 1, "cut off; models done: fold0. Resume it", again)
     folder = place / "runs" / NAME
     assert read_tree(folder) == server.output
     server.calls.clear()
     server.script["GetKernelSessionStatus"] = [CANCELLED, COMPLETE]
-    check(run(), 1, "its output is attached", f"{folder} holds an earlier run and is kept")
+    check(run("--set", "max_length=384"), 1, "its output is attached", f"{folder} holds an earlier run and is kept")
     (kernel,) = server.sent("SaveKernel")
     assert kernel["kernelDataSources"] == [KERNEL]
     assert injected(server)["resume_from"] == f"prefcls-{NAME}"
@@ -173,13 +174,13 @@ def test_session_that_was_cut_off_is_downloaded_and_gone_on_with(place, server, 
 
 
 def test_cut_off_session_with_other_settings_is_not_overwritten(server, run, cut_run):
-    """Named; and how to start from the beginning all the same."""
+    """Named, also where one was set only then; and how to start from the beginning all the same."""
     server.script["GetKernelSessionStatus"] = [CANCELLED]
     server.take_output(cut_run)
-    words = ("max_length=32, this command has max_length=384", "resume_from=none")
-    check(run("--set", "max_length=384"), 2, *words)
+    for settings, now in ((["num_epochs=1"], 512), (["max_length=256"], 256)):
+        check(run("--set", *settings), 2, f"max_length=384, this command has max_length={now}", "resume_from=none")
     assert not server.sent("SaveKernel")
-    run("--set", "max_length=384", "resume_from=none")
+    run("--set", "max_length=256", "resume_from=none")
     assert injected(server)["resume_from"] is None
 
 
@@ -262,6 +263,7 @@ def test_finished_run_that_is_not_here_is_fetched_before_another_starts(place, s
     result.write_text(json.dumps({**json.loads(result.read_text()), follow.PUBLIC_SCORE: {"score": 1.0}}))
     check(run(), 2, "Kaggle still shows the output of the run in")  # an old output is not taken for the new one
     assert len(server.sent("SaveKernel")) == 1
+    assert run("--runs", str(place / "runs" / "first"))[0] == 0  # kaggle-first knows it, too
     assert run("--watch")[0] == 0
     assert len(list((place / "runs").glob("0*"))) == 1
 
@@ -299,6 +301,7 @@ def test_preset_and_set_name_what_is_trained(run, monkeypatch):
         (["backbone=b/encoder"], "b/encoder"),
         (["init_from=a/scorer", "--preset", "strong"], "a/scorer"),
         (["--preset", "strong"], "OpenAssistant/reward-model-deberta-v3-large-v2"),
+        (["init_from=none", "--preset", "strong"], "roberta-base"),
         ([], "roberta-base"),
     ):
         assert train.main([OWNER, NAME, "--set", *settings]) == 0

@@ -152,46 +152,50 @@ def test_steps_without_finite_gradients_are_left_out_and_counted(tiny, monkeypat
 
 
 def test_position_under_a_time_budget_by_hand(monkeypatch):
-    """100 steps in 1,000 s, 60 of them for saving; 500 tokens are predicted after the last step. A step takes 10 s for
-    100 tokens, so a token 0.04 s without the backward pass, and 920 s are left for steps. After two of these and a
-    validation of 4 s, 896 s are left."""
+    """100 steps in 1,000 s, 60 of them for saving. Two slow steps at first do not tell the pace. Then 0.1 s a token,
+    0.04 s without the backward pass, reserve 40 s for 1,000 tokens; 20 s of these are a validation, for which there is
+    time while 40 s are left, and at the end."""
     now = [50.0]
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def take_step(clock: loop.Clock, state: TrainingState) -> float:
-        now[0] += 10
+    def take_step(clock: loop.Clock, state: TrainingState, seconds: float = 10) -> tuple[float, bool]:
+        now[0] += seconds
         state.tokens += TokenCount(100, 128)
-        assert not clock.count_step(state, now[0] - 10, make_accelerator("no"))
-        return state.position
+        stopping, has_time = clock.count_step(state, now[0] - seconds, make_accelerator("no"))
+        return pytest.approx(state.position), has_time and not stopping
 
-    clock, state = loop.Clock(Session(deadline=1050.0, tokens_to_predict=300), 200), TrainingState(512, 100)
-    assert [take_step(clock, state) for _ in range(2)] == pytest.approx([100 * 10 / 920, 100 * 20 / 920])
-    now[0] += 4
-    assert take_step(clock, state) == pytest.approx(100 - 100 * 900 / 920 * 886 / 896)
-    now[0] = 50 + 919
-    assert take_step(clock, state) == 100
-    assert (state.step, state.step_seconds) == (4, 40)
+    clock, state = loop.Clock(Session(deadline=1050.0, tokens_to_predict=500), 500), TrainingState(512, 100)
+    found = [take_step(clock, state, seconds) for seconds in (50, 50, 10)]
+    assert found == [(100 * share, True) for share in (50 / 940, 100 / 940, 1 - 840 / 940 * 790 / 800)]
+    for moment, has_time in ((859, True), (861, False), (939, True)):
+        now[0] = 50 + moment - 10
+        assert take_step(clock, state)[1] == has_time
+    assert (state.position, state.step, state.step_seconds) == (100, 6, 140)
     state = TrainingState(512, 100, step=40, position=40)  # resumed with 500 s left: 60 more steps need 600
-    assert take_step(loop.Clock(Session(deadline=now[0] + 500), 0), state) == pytest.approx(40 + 60 * 10 / (500 - 50))
-    for deadline in (None, now[0] + 5000):
-        clock, state = loop.Clock(Session(deadline=deadline), 200), TrainingState(512, 100)
-        assert [take_step(clock, state) for _ in range(3)] == [1, 2, 3]
+    assert take_step(loop.Clock(Session(deadline=now[0] + 500), 0), state) == (40 + 60 * 10 / (500 - 50), True)
+    for session in (Session(), Session(deadline=now[0] + 5000)):
+        clock, state = loop.Clock(session, 200), TrainingState(512, 100)
+        assert [take_step(clock, state) for _ in range(3)] == [(1, True), (2, True), (3, True)]
 
 
 def test_time_budget_cuts_the_steps_and_not_the_course_of_the_rate(tiny, monkeypatch):
-    """A step takes a second. 1.5 times the time of all: nearly all are done; half: the rate ends near zero, in time."""
-    now, config = itertools.count(), make_config(num_epochs=5, batch_size=4, **LEARNS)
-    seconds = [0]
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: seconds[-1]))
-    monkeypatch.setattr(loop, "train_step", lambda *given: seconds.append(next(now)) or step.train_step(*given))
-    result = fit(make_model(tiny, config), config, session=Session(deadline=1.5 * 60))
+    """A step takes a second, the first one ten, a validation 4: 109 in all, and 40 for test rows. 1.5 times the time:
+    nearly all steps are done. About half of it without test rows: the rate ends near zero, in time."""
+    now, config = [0], make_config(num_epochs=5, batch_size=4, validations_per_epoch=2, **LEARNS)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: sum(now)))
+    train, paces = make_examples(48, 1), itertools.chain([10], itertools.repeat(1))
+    monkeypatch.setattr(loop, "train_step", lambda *given: now.append(next(paces)) or step.train_step(*given))
+    monkeypatch.setattr(loop, "validate", lambda *given: now.append(4) or validation.validate(*given))
+    session = Session(deadline=1.5 * 149, tokens_to_predict=10 * int(train.lengths.sum()))
+    result = fit(make_model(tiny, config), config, session=session, valid=train)
     assert result.history["step"].iloc[-1] >= 0.95 * result.planned_steps == 0.95 * 60
-    deadline = seconds[-1] + 0.5 * 60
-    result = fit(make_model(tiny, config), config, session=Session(deadline=deadline))
-    assert seconds[-1] < deadline
-    assert 0.2 * 60 < result.history["step"].iloc[-1] < 0.6 * 60
-    assert result.history["learning_rate"].iloc[-1] < 0.05 * config.learning_rate  # some 23 steps
-    assert result.history["valid_log_loss"].iloc[-1] < result.history["valid_log_loss"].iloc[0]
+    for budget in (50, 60, 70):
+        session = Session(deadline=sum(now) + budget)
+        result = fit(make_model(tiny, config), config, session=session, valid=train)
+        assert sum(now) <= session.deadline
+        assert 0.2 * 60 < result.history["step"].iloc[-1] < 0.6 * 60
+        assert result.history["learning_rate"].iloc[-1] < 0.05 * config.learning_rate
+        assert result.history["valid_log_loss"].iloc[-1] < result.history["valid_log_loss"].iloc[0]
 
 
 def test_run_out_of_time_ends_with_a_checked_submission(home, tmp_path):

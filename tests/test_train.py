@@ -133,17 +133,15 @@ def test_learning_rate_by_hand():
 
 
 def test_plateau_by_hand():
-    """A tenth after two ends of an epoch without a new best, as of ReduceLROnPlateau with patience 1."""
-    losses = [1.0, 0.9, 0.95, 0.91, 0.92, 0.93, 0.8]
+    """A tenth after two validations without a new best, as of ReduceLROnPlateau with patience 1."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, threshold=0.0)
-    records, config, found = [], make_config(schedule="plateau", warmup_ratio=0.0), []
-    for epoch, loss in enumerate(losses, 1):
-        records += [{"epoch": epoch - 0.5, "valid_log_loss": 2.0}, {"epoch": float(epoch), "valid_log_loss": loss}]
-        found.append(optim.rate_factor(1, 10, records, config))
+    records, config = [], make_config(schedule="plateau", warmup_ratio=0.0)
+    for loss, share in ((1.0, 1), (0.9, 1), (0.95, 1), (0.91, 0.1), (0.92, 0.1), (0.93, 0.01), (0.8, 0.01)):
+        records.append({"valid_log_loss": loss})
         scheduler.step(loss)
-        assert found[-1] == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert found == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+        found = [optim.rate_factor(1, 10, records, config), optimizer.param_groups[0]["lr"]]
+        assert found == pytest.approx([share, share])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])

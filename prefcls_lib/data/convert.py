@@ -95,7 +95,7 @@ def _read_row(place: str, form: str, row: dict) -> list:
         return texts + [cell if isinstance(cell, str) else str(int(cell or 0)) for cell in winners]
     if row[WINNER] not in WINNERS:
         raise UserError(f"{place}, column {WINNER!r}: {shown(row[WINNER])} is none of {', '.join(WINNERS)}.")
-    if int(row.get(ORDER) or 1) > 1:
+    if float(row.get(ORDER) or 1) > 1:  # with a cell missing, pandas writes 1.0
         raise LeftOut("later votes of a session")
     texts = [row[name] for name in FORMS[form][:-1]]
     sides = [[text or ""] for text in texts] if form == "WSDM" else _read_conversations(*texts)

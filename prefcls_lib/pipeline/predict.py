@@ -50,8 +50,8 @@ def predict_models(
             try:
                 models = [load_model(folder) for _ in range(len(idle))]
                 if folder.parent != run:  # a run's models share its inputs; another's are freed first
-                    run, inputs = folder.parent, None
-                    inputs = models[0].read_inputs(rows)
+                    run = inputs = None
+                    inputs, run = models[0].read_inputs(rows), folder.parent
                 probs = np.empty((len(rows), NUM_CLASSES))
                 for block, values in zip(blocks, threads.map(predict, blocks), strict=True):
                     if values is None:

@@ -21,6 +21,7 @@ from prefcls_lib.training.validation import judge_encoder, validate, why_collaps
 
 SAVE_EVERY_SECONDS = 1200  # a checkpoint at least this often, and at every validation
 FINISH_SECONDS, FINISH_SHARE = 60, 0.1  # of a time budget, kept for saving the model: the smaller of the two
+FIRST_SHARE = 0.1  # of the steps, after which the pace is known: a GPU's first one may take a hundred times as long
 FORWARD_SHARE = 0.4  # of a token's time in training, reserved for each token predicted afterwards: an upper limit
 
 
@@ -57,17 +58,16 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
             norm = train_step(model, optimizer, *plan.batch(state.step), state, config, accelerator, log)
-            stopping = clock.count_step(state, started, accelerator)
-            if state.step % 10 == 0:
-                words = f"loss {state.train_log_loss or math.nan:.4f}, {state.tokens_per_second:,.0f} tokens/s"
-                bar.set_postfix_str(words, refresh=False)
+            stopping, has_time = clock.count_step(state, started, accelerator)
+            words = f"loss {state.train_log_loss or math.nan:.4f}, {state.tokens_per_second:,.0f} tokens/s"
+            bar.set_postfix_str(words, refresh=False)
             bar.update()
-            if validation_due := plan.validation_due(before, state.position):
+            if validation_due := has_time and plan.validation_due(before, state.position):
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
                          "learning_rate": rate * config.learning_rate, "gradient_norm": norm,
                          "seconds": state.elapsed + time.perf_counter() - started}  # fmt: skip
                 validate(model, valid, state, place, accelerator, log)
-                judge_encoder(state, why_collapsed(state.records[-1], train, valid), config, log)
+                judge_encoder(state, why_collapsed(state.records[-1], train, valid), len(train), config, log)
             state.elapsed += time.perf_counter() - started
             if stopping or validation_due or time.perf_counter() - saved_at >= SAVE_EVERY_SECONDS:
                 save_checkpoint(session.folder, state, model, optimizer, accelerator)
@@ -132,20 +132,26 @@ class Clock:
     """
 
     def __init__(self, session: Session, valid_tokens: int):
-        self.session, self.tokens_ahead, self.end = session, valid_tokens + session.tokens_to_predict, math.inf
-        if session.deadline is not None:
-            budget = session.deadline - time.perf_counter()
-            self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * budget)
+        self.session, self.valid_tokens = session, valid_tokens
+        self.first = 0.0, 0  # seconds and tokens of the first steps
+        budget = session.deadline - time.perf_counter()
+        self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * budget)
 
-    def count_step(self, state: TrainingState, started: float, accelerator: Accelerator) -> bool:
-        """Count a step that began at `started`, and move the position on; whether some process was asked to stop."""
-        seconds = time.perf_counter() - started
+    def count_step(self, state: TrainingState, started: float, accelerator: Accelerator) -> tuple[bool, bool]:
+        """Count a step that began at `started`, and move the position on; whether a process was asked to stop, and
+        whether there is time for a validation: but for the last one it may take half of what is left for steps."""
+        seconds, seconds_per_token = time.perf_counter() - started, 0.0
         state.step += 1
-        seconds_per_token = (state.step_seconds + seconds) / max(1, state.tokens.real)
-        left = self.end - started - FORWARD_SHARE * seconds_per_token * self.tokens_ahead
+        state.step_seconds += seconds
+        if state.position <= FIRST_SHARE * state.planned_steps:
+            self.first = state.step_seconds, state.tokens.real
+        else:
+            paces = ((state.step_seconds - s) / (state.tokens.real - n) for s, n in ((0, 0), self.first))
+            seconds_per_token = FORWARD_SHARE * min(paces)  # of those that are predicted
+        left = self.end - started - seconds_per_token * (self.valid_tokens + self.session.tokens_to_predict)
         share = seconds / left if seconds < left else 1.0
         position = max(state.step, state.position + share * (state.planned_steps - state.position))
-        own = [seconds, position] if accelerator.is_main_process else [0, 0]  # one clock counts: all make the same plan
-        asked, seconds, state.position = sum_counts([self.session.stop.is_set(), *own], accelerator)
-        state.step_seconds += seconds
-        return bool(asked)
+        has_time = position >= state.planned_steps or left - seconds > 2 * seconds_per_token * self.valid_tokens
+        own = [position, has_time] if accelerator.is_main_process else [0, 0]  # one clock counts: all have one plan
+        asked, state.position, has_time = sum_counts([self.session.stop.is_set(), *own], accelerator)
+        return bool(asked), bool(has_time)

@@ -43,24 +43,18 @@ def make_optimizer(model: PreferenceModel, config: RunConfig, device: torch.devi
 
 
 def rate_factor(position: float, steps: int, records: list[dict], config: RunConfig) -> float:
-    """Share of the peak learning rate: a linear warm-up, then by `config.schedule` linear to 0, or by plateaus.
+    """Share of the peak learning rate: a linear warm-up, then by `config.schedule` linear to 0, or by plateaus: a tenth
+    after every second validation in a row without a new best, as torch's ReduceLROnPlateau has it with patience 1.
 
-    `position` goes from 0 (the first step) to `steps` (the end), see `TrainingState.position`; `records` are the
-    validations so far, of which "plateau" looks at those at the end of an epoch.
+    `position` goes from 0 (the first step) to `steps` (the end); `records` are the validations so far.
     """
     warmup_steps = round(steps * config.warmup_ratio)
     if position < warmup_steps:
         return (position + 1) / (warmup_steps + 1)
-    if config.schedule == "plateau":
-        return plateau_factor([record["valid_log_loss"] for record in records if float(record["epoch"]).is_integer()])
-    return (steps - position) / max(1, steps - warmup_steps)
-
-
-def plateau_factor(losses: list[float]) -> float:
-    """Share of the peak rate after validations with these losses, as torch's ReduceLROnPlateau has it with patience 1:
-    after every second validation in a row without a new best it is a tenth of what it was."""
+    if config.schedule == "linear":
+        return (steps - position) / max(1, steps - warmup_steps)
     best, waited, share = float("inf"), 0, 1.0
-    for loss in losses:
+    for loss in (record["valid_log_loss"] for record in records):
         best, waited = (loss, 0) if loss < best else (best, waited + 1)
         if waited == 2:
             share, waited = share * 0.1, 0

@@ -86,17 +86,17 @@ def why_collapsed(record: dict, train: Examples, valid: Examples) -> str:
     )
 
 
-def judge_encoder(state: TrainingState, reason: str, config: RunConfig, log: Log) -> None:
+def judge_encoder(state: TrainingState, reason: str, train_rows: int, config: RunConfig, log: Log) -> None:
     """Log and keep why an encoder contributes nothing, if there is a reason; count the validations in a row in which
-    it counts as collapsed."""
-    rows = state.step * config.batch_size
-    judged = rows >= config.warmup_ratio * state.planned_steps * config.batch_size + COLLAPSE_AFTER_ROWS
+    it counts as collapsed. `train_rows`: of an epoch."""
+    rows = round(state.records[-1]["epoch"] * train_rows)
+    judged = rows >= config.warmup_ratio * config.num_epochs * train_rows + COLLAPSE_AFTER_ROWS
     state.flagged = state.flagged + 1 if reason and judged else 0
     if state.chosen == len(state.records) - 1:
         state.warning = reason
     if reason:
-        verdict = "has collapsed" if judged else "does not contribute yet"
-        log(f"the encoder {verdict} after {rows:,} rows: {reason}")
+        log(f"the encoder {'has collapsed' if judged else 'does not contribute yet'} after {rows:,} rows: {reason}")
     if state.flagged == 2:
-        log(f"training ends early, because the encoder had collapsed at two validations in a row. {ADVICE}")
-        state.warning = f"{state.warning or 'it collapsed later'}; training ended early. {ADVICE}"
+        early = "; training ended early" if state.position < state.planned_steps else ""
+        log(f"the encoder had collapsed at two validations in a row{early}. {ADVICE}")
+        state.warning = f"{state.warning or 'it collapsed later'}{early}. {ADVICE}"
