@@ -59,8 +59,9 @@ def fit(
                 group["lr"] = group["peak"] * rate
             norm = train_step(model, optimizer, *plan.batch(state.step), state, config, accelerator, log)
             stopping, has_time = clock.count_step(state, started, accelerator)
-            words = f"loss {state.train_log_loss or math.nan:.4f}, {state.tokens_per_second:,.0f} tokens/s"
-            bar.set_postfix_str(words, refresh=False)
+            if state.step % 10 == 0:  # reading the loss waits for the GPU
+                words = f"loss {state.train_log_loss or math.nan:.4f}, {state.tokens_per_second:,.0f} tokens/s"
+                bar.set_postfix_str(words, refresh=False)
             bar.update()
             if validation_due := has_time and plan.validation_due(before, state.position):
                 place = {"step": state.step, "epoch": state.step / plan.steps_per_epoch,
@@ -134,8 +135,7 @@ class Clock:
     def __init__(self, session: Session, valid_tokens: int):
         self.session, self.valid_tokens = session, valid_tokens
         self.first = 0.0, 0  # seconds and tokens of the first steps
-        budget = session.deadline - time.perf_counter()
-        self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * budget)
+        self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * (session.deadline - time.perf_counter()))
 
     def count_step(self, state: TrainingState, started: float, accelerator: Accelerator) -> tuple[bool, bool]:
         """Count a step that began at `started`, and move the position on; whether a process was asked to stop, and
