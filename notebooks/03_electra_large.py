@@ -15,29 +15,32 @@
 # %% [markdown]
 # # 03 · ELECTRA-large: which of two answers do people prefer?
 #
-# *If this page comes from `make demo`:* it ran on the 770 rows that come with the library and scores 154 of them,
-# with MiniLM, a small encoder, in the place of ELECTRA-large. It shows that every step works, what the baselines
-# reach on so few rows, and how a result is read. It cannot show what an encoder reaches on the competition's 57,477
-# rows: with 154 rows a log loss is known to about ±0.04. The text describes ELECTRA-large; the outputs are those of
-# MiniLM.
+# *If this page comes from `make demo`:* it ran on the 770 rows that come with the library and scores 154 of them, with
+# MiniLM, a small encoder, in the place of ELECTRA-large. It shows that every step works, what the baselines reach on so
+# few rows, and how a result is read. It cannot show what an encoder reaches on the competition's 57,477 rows: with 154
+# rows a log loss is known to about ±0.04. The text describes ELECTRA-large; the outputs are those of MiniLM.
 #
-# A prompt, two answers, one vote. We predict the probabilities P(A wins), P(B wins) and P(tie), and are scored by log
-# loss. A **Siamese** network does this: one encoder reads (prompt, answer A) and (prompt, answer B) with the same
-# weights, and a small head compares the two embeddings. It does not start from zero. A **baseline** is
-# fitted first, on the CPU: the mean of a linear model of words and structure features and of boosted trees. The network
-# learns to correct its predictions.
+# A prompt, two answers, one vote: we call this a **row**. We predict the probabilities P(A wins), P(B wins) and P(tie),
+# and are scored by log loss. A **Siamese** network does this. A **side** of a row is the prompt with one of the
+# answers: side 0 has answer A, side 1 has answer B. One encoder reads both sides with the same weights, and a small
+# head compares the two embeddings.
 #
-# This notebook uses the discriminator of **ELECTRA-large** (Clark et al. 2020, <https://arxiv.org/abs/2003.10555>):
-# 24 layers of width 1,024 with 16 heads, 334 million parameters. It is the largest of the three backbones, and the
-# one that failed in the original study: after 11 of 12 hours it predicted the same three probabilities, (.349, .335,
-# .316), for every row. Notebooks 01 and 02 do the same with DeBERTa-v3-xsmall and RoBERTa-base: the code cells are
-# equal, and only the text and the backbone differ.
+# The network does not start from zero. A **baseline** is fitted first, on the CPU: the geometric mean of a linear model
+# of words and structure features (lengths, lists, code and the like) and of boosted trees of structure features. The
+# network learns to correct its predictions.
+#
+# This notebook uses the discriminator of **ELECTRA-large** (Clark et al. 2020, <https://arxiv.org/abs/2003.10555>): 24
+# layers of width 1,024 with 16 heads, 334 million parameters. It is the largest of the three backbones, and the one
+# that failed in the original study (<https://github.com/mhmodir/llm-preference-classification>): there it has the log
+# loss of the class shares and predicts the same three probabilities, (.349, .335, .316), for each of the three test
+# rows. Notebooks 01 and 02 do the same with DeBERTa-v3-xsmall and RoBERTa-base: the code cells are equal, and only the
+# text and the backbone differ.
 
 # %% [markdown]
 # ## 1. Parameters
 #
 # The next cell has the settings that are changed most often. Papermill replaces their values by name (`papermill
-# this.ipynb out.ipynb -p num_epochs 1 -p train sample -p test sample`). A name that does not exist stops the run, and
+# this.ipynb out.ipynb -p num_epochs 1 -p train sample -p test sample`). A name that is no setting stops the run, and
 # the error names the nearest right one. The cell must contain literals only: a value that is computed in it would be
 # computed before papermill's values are set. All settings are in `prefcls_lib/config.py`.
 
@@ -62,9 +65,9 @@ resume_from = None  # the attached output of an earlier session that was cut off
 # ## 2. The library
 #
 # On Kaggle, `prefcls_lib` comes with an attached data set; elsewhere `make install` has installed it. The notebook
-# defines no function of its own: it calls the library, shows what comes back, and prints the library's source where
-# the source is the best explanation. The table shows whether this machine can do the job, and which versions it has.
-# They are also written into `result.json`, because a score cannot be reproduced without them.
+# defines no function of its own: it calls the library, shows what comes back, and prints the library's source where the
+# source is the best explanation. The table shows whether this machine can do the job, and which versions it has. The
+# versions are also written into `result.json`, because a score cannot be reproduced without them.
 
 # %%
 import importlib.util
@@ -108,10 +111,11 @@ checks.first_look(config)
 # ## 3. Check the inputs, write a first submission
 #
 # `steps.start` reads both CSV files, plans the folds, finds the backbone and checks its tokenizer, so that a wrong
-# input stops the run before time is spent. Then it writes a valid submission with the class shares into the run
-# folder. That of the baseline replaces it later, and the network's at the end, so a submission exists even
-# if the session is cut off. The table shows the settings that were set for this run, then those that the backbone's
-# recipe fills in, then the defaults.
+# input stops the run before time is spent. It prints a rough estimate of how long the run will take on this machine.
+# Then it writes a valid submission with the class shares into the run folder. The baseline's predictions replace it
+# later, and the network's at the end, so a submission exists even if the session is cut off. The table shows the
+# settings that were set for this run, then those that the backbone's recipe fills in, then the defaults. A **recipe**
+# is the library's training settings for a type of backbone (`prefcls_lib/models/recipes.py`).
 
 # %%
 job = steps.start(config)
@@ -120,14 +124,16 @@ results.settings_table(config, job.config)
 # %% [markdown]
 # ## 4. The rows
 #
-# A cell of the CSV is a JSON list with one text for each turn, written in ASCII with `\uXXXX` escapes, so it is
-# parsed before any cleaning. ELECTRA has the vocabulary of BERT, English and lower case, and a character that is not
-# in it becomes `[UNK]`. In the full data, about a quarter of the rows contain characters outside ASCII. This encoder
-# can use little of them; a multilingual backbone would read them.
+# A cell of the CSV is a JSON list with one text for each turn, written in ASCII with `\uXXXX` escapes, so it is parsed
+# before any cleaning. ELECTRA has the vocabulary of BERT, English and lower case, and a word with a character that is
+# not in it becomes `[UNK]`. Of the 770 shipped rows, 22 % contain characters outside ASCII. This encoder can use little
+# of them; a multilingual backbone would read them. `null` stands for an answer that is missing; it becomes the empty
+# text, and a structure feature marks it.
 #
-# Below the tables, one comparison is printed in full. Read a few before you train: which answer would you choose, and
-# how sure are you? People often disagree on these rows, which is one reason why the best solutions of the earlier
-# competition on this data have a log loss of about 0.97.
+# Below the tables and the figure, one comparison is printed in full. Read a few before you train: which answer would
+# you choose, and how sure are you? People often disagree about such pairs (the report measures how often, on other
+# prompts). This is one reason why the log loss of the best solutions of the earlier competition on this data is still
+# about 0.97 (private leaderboard of “LMSYS - Chatbot Arena Human Preference Predictions”, Kaggle 2024).
 
 # %%
 display(loading.describe_rows(job.rows), job.rows.drop(columns=["group", "source"]).head(3))
@@ -139,10 +145,11 @@ print(loading.format_row(job.rows.iloc[0]))
 # %% [markdown]
 # ## 5. Folds
 #
-# In the full data, every sixth row shares its prompt with another row. If one of them were used for training and the
-# other for validation, the validation score would be too good. So the folds are grouped by prompt and stratified by
-# label. They depend on the content of the rows, not on their order. All models here, the baselines too, use the same
-# folds.
+# A **fold** is a part of the training rows. A model is validated on one fold and trained on all others. Several rows
+# can share a prompt: compare “rows” and “different prompts” in the table above. If one of them were used for training
+# and the other for validation, the validation score would be too good. So the folds are grouped by prompt and
+# stratified by label. They depend on the content of the rows and on the seed, not on the order of the rows. All models
+# here, the baselines too, use the same folds. The table counts the rows of each fold by their votes.
 
 # %%
 pd.crosstab(job.rows["fold"], job.rows["label"].map(dict(enumerate(["A wins", "B wins", "tie"]))))
@@ -151,20 +158,26 @@ pd.crosstab(job.rows["fold"], job.rows["label"].map(dict(enumerate(["A wins", "B
 # ## 6. The baselines, and where the network starts
 #
 # Models that need no GPU are fitted on the training folds and scored on the validation rows that the network is scored
-# on: the class shares (`prior`), a table of length differences (`length_bins`), a linear model of words and structure
-# features (`structure_tfidf`; structure features are lists, code, refusals and the like, see `data/features.py`),
-# boosted trees of structure features (`structure_boosting`), and the geometric mean of its members
-# (`structure_ensemble`). On this data, published networks have lost to such models. `low` and `high` are the limits of
-# a 95 % interval, from a bootstrap over prompts.
+# on: the class shares (`prior`), a table by which answer is longer and by how much (`length_bins`), a linear model of
+# words and structure features (`structure_tfidf`; structure features are lengths, lists, code, refusals and the like,
+# see `data/features.py`), boosted trees of structure features (`structure_boosting`), and the geometric mean of the
+# last two (`structure_ensemble`). Such models are strong here: others report a log loss of 1.036 for a linear model of
+# words, and the networks of the original study have 1.037 to 1.097, on other splits (`report/published.json`). `low`
+# and `high` are the limits of a 95 % interval, from a bootstrap over prompts.
 #
-# The network starts from the last of them, unless `start_from` names another. With its probabilities p, the log-odds
+# The network starts from `structure_ensemble`, unless `start_from` names another baseline. With the baseline's
+# probabilities p, the log-odds
 #
 # m = (log p_A − log p_B) / 2 and t = log p_tie − (log p_A + log p_B) / 2
 #
 # are added to the network's logits as a fixed **offset** (m, −m, t). A baseline fits its own training rows better than
-# new ones, and the network must not learn to rely on that. Therefore each training row gets its offset from a model
-# that was fitted without its prompt (five inner folds); validation and test rows get the mean of the five. All
-# baselines of a fold are fitted together, and `seconds` is the time of all.
+# new ones, and the network must not learn to rely on that. Therefore the training rows are cut into five inner folds,
+# and a model of each kind is fitted without each of them. A training row gets its offset from the models that were
+# fitted without its prompt; validation and test rows get the mean offset of all of them.
+#
+# The cell prints a line for each fitted model. The **strength** in these lines is how closely a model may fit its
+# training rows: C of the linear model, and the number of boosting steps of the trees. It is chosen in the inner folds.
+# All baselines of a fold are fitted together, and `seconds` is the time of all.
 
 # %%
 results.baseline_table(steps.fit_baselines(job)).round(3)
@@ -182,8 +195,9 @@ results.baseline_table(steps.fit_baselines(job)).round(3)
 #   through its raw backend, the tokenizer cuts every text at 256 without a warning.
 # - `model_max_length` is not set and reads as 1e30. The limit of 512 comes from the configuration.
 #
-# The function below decides what is kept of a side that is too long: the last turns first, the head and the tail of a
-# long text, and at most a quarter of a turn's tokens for the prompt while the answer needs the rest.
+# A side has at most `max_length` tokens. The function below decides what is kept of one that is too long: the last
+# turns first, the head and the tail of a long text, and at most a quarter of a turn's tokens for the prompt while the
+# answer needs the rest. `steps.prepare` tokenises all rows; then one row is printed as token ids and as text.
 
 # %%
 print(inspect.getsource(tokenization.SideTokenizer.lay_out))
@@ -203,11 +217,14 @@ plots.plot_token_lengths(examples.lengths, job.config.max_length)
 # %% [markdown]
 # ## 8. Batches
 #
-# 24 layers of width 1,024 keep about 0.98 MB for each token until the backward pass, beside 6 GB of weights,
-# gradients and optimizer state. A T4 has 15 GB, so the recipe allows 6,144 tokens in one backward pass (computed, not
-# measured on a T4). A step of 32 pairs becomes several **micro-batches**, whose gradients add up to exactly that of
-# the whole step. In each, the sides are sorted by length and pass through the encoder in **padded batches** of nearly
-# equal length.
+# A step is one update of the weights, from `batch_size` rows; a row's two sides are called a **pair**. 24 layers of
+# width 1,024 keep about 0.98 MB for each token until the backward pass, beside 6 GB of weights, gradients and optimizer
+# state. A T4 has 14.6 GiB, and the recipe has 6,144 tokens in one backward pass (computed, not measured on a T4). So a
+# step is cut into **micro-batches** of whole pairs, each with at most `max_tokens_per_micro_step` tokens; their
+# gradients add up to that of the whole step. In a micro-batch, the sides are sorted by length and pass through the
+# encoder in **padded batches** of nearly equal length. If 16 random pairs of the shipped rows were padded to the
+# longest side instead, 54 % of the computed tokens would be real ones. The cell shows the batches of a CPU; on a GPU
+# lengths are rounded up to multiples of 8, and a batch may have more padding.
 
 # %%
 from prefcls_lib.pipeline.folds import new_model, split_rows
@@ -225,24 +242,26 @@ for taken, length in batching.plan_padded_batches(token_ids):
 # %% [markdown]
 # ## 9. The network
 #
-# ELECTRA was not trained to fill gaps. A generator of a quarter of its size replaced some tokens by plausible ones,
-# and the discriminator, which we use, had to decide **for every token whether it is the original** (replaced-token
-# detection). Every position gives a training signal, not only the 15 % that are masked, so the paper reaches
-# RoBERTa's results with less than a quarter of its compute. But there is no task about the text as a whole (no
-# next-sentence prediction).
+# ELECTRA was not trained to fill gaps. A generator of a quarter of its size replaced some tokens by plausible ones, and
+# the discriminator, which we use, had to decide **for every token whether it is the original** (replaced-token
+# detection). Every position gives a training signal, not only the 15 % that are masked, so the paper reaches RoBERTa's
+# results with less than a quarter of its compute. But there is no task about the text as a whole (no next-sentence
+# prediction).
 #
-# The head gets u, v, u − v and u ∗ v, and has one hidden layer with two outputs. The
-# **correction** is added to the baseline's offset: this sum is the prediction. The **auxiliary output** predicts
-# without the offset, in training only; the two losses are added. Without it, rows that the baseline already explains
-# would give the encoder little gradient.
+# The embedding of a side, **u** for A and **v** for B, is the mean of the encoder's last hidden states over the real
+# tokens. The head reads nothing else: it gets u, v, u − v and u ∗ v, and has one hidden layer with two outputs. The
+# **correction** is added to the baseline's offset: this sum gives the logits of the prediction. The **auxiliary
+# output** is trained to predict without the offset; the two losses are added, and no prediction of the model uses it.
+# Without it, rows that the baseline already explains would give the encoder little gradient.
 #
 # Both orders of the answers are computed and averaged, with A and B swapped back, so that swapping the answers swaps
-# the probabilities exactly. Without this, models for this task change their verdict on up to 72 % of the rows when
-# the answers change places.
+# the probabilities exactly. With one order alone this does not hold: a cross-encoder (both answers in one sequence)
+# changed its prediction of the winner on 31 % of the shipped rows when the answers changed places (`report/log.md`).
 #
-# The last layer of the correction starts at zero. So the untrained network predicts what the baseline predicts, and
-# the log loss below is the baseline's on these rows. It shows at once whether data, labels, baseline and head fit
-# together.
+# The last layer of the correction starts at zero. So the untrained network predicts what the baseline predicts, and the
+# log loss below is the baseline's on these rows. (With `start_from = "none"` there is no offset, the auxiliary output
+# is the prediction, and it starts at the class shares.) The number shows at once whether data, labels, baseline and
+# head fit together.
 
 # %%
 source = inspect.getsource(network.PreferenceHead.forward) + inspect.getsource(network.PreferenceHead._one_order)
@@ -261,19 +280,27 @@ print(f"untrained model, log loss on {len(few)} validation rows: {scores.log_los
 # %% [markdown]
 # ## 10. Training
 #
-# The recipe: learning rates of 3e-5 for the encoder and 5e-4 for the head, 2 epochs, warm-up over the first tenth of
-# the steps, in each layer 0.9 times the rate of the layer above, and no dropout. Typical of this backbone: **it
-# collapses**, to a point where every input has the same embedding and the gradient vanishes. The original study used
-# 1e-5 with dropout 0.1 and without warm-up, and its predictions stayed at the class shares. In our experiments with
-# an ELECTRA as deep, from random weights, the study's recipe collapsed with two of three seeds, and this one with none.
-# Warm-up and lower rates in lower layers are its authors' recipe.
+# The recipe of this backbone: learning rates of 3e-5 for the encoder and 5e-4 for the head, 2 epochs, warm-up over the
+# first tenth of the steps, in each layer 0.9 times the rate of the layer above, and no dropout. This backbone **can
+# collapse**: then its predictions are the same for every row. The original study used 1e-5 with dropout 0.1 and without
+# warm-up, and its predictions stayed at the class shares. In our experiments with an ELECTRA as deep, from random
+# weights, the study's recipe collapsed with two of three seeds, and this one with none. Warm-up and lower rates in
+# lower layers are in the recipe of ELECTRA's authors.
 #
-# A fold that is finished is saved, and is not trained again if you run this notebook on the same folder; a fold that
-# was cut off resumes at its last checkpoint. Each validation also predicts the rows by the auxiliary output alone:
-# this is what the encoder knows without the baseline. If these predictions are nearly the same for all
-# rows, or the encoder improves neither on the class shares nor on the baseline, it has collapsed. An encoder is judged
-# after the warm-up and 10,000 more rows; if it has collapsed at two validations in a row, its training ends early, and
-# the result says what to set.
+# The weights stay in fp32, and matrix products are computed in half precision where the device is fast at it (bf16 or
+# fp16). In fp16 a gradient can overflow; such a step is left out and counted (`skipped_steps` in `history.csv`).
+#
+# A model is trained for each fold and seed. The first line says where it starts: `starts at step 0`, or `resumed at
+# step N` at the last checkpoint of a session that was cut off. A model that is finished is saved, and is not trained
+# again if you run this notebook on the same folder. With `time_budget_hours`, training ends after fewer steps if
+# necessary, and a validation for which there is no time is left out.
+#
+# Each validation prints a line: the training loss since the last validation, and log loss and accuracy on the
+# validation rows. It also scores the auxiliary output: what the encoder knows without the baseline. If these
+# predictions are nearly the same for all rows, or if they are no better than the class shares and the network is no
+# better than its baseline, a line says that the encoder does not contribute yet. After the warm-up and 10,000 more rows
+# such an encoder counts as **collapsed**. If this is so at two validations in a row, the training of this model ends
+# early, and the result says what to set.
 
 # %%
 steps.fit_folds(job)
@@ -282,8 +309,10 @@ steps.fit_folds(job)
 # ## 11. The course of training
 #
 # The trained models have also predicted the test rows. `steps.finish` averages these predictions, replaces the
-# submission, and checks the new one. All lines of the plot are unsmoothed log loss: label smoothing, where a preset
-# uses it, is in the training loss only, and in no number that is shown here.
+# submission, and checks the new one. With at least 2,000 validation rows the weights of the best validation are kept,
+# with fewer those of the last step, since the best one would be a matter of chance. All lines of the plot are
+# unsmoothed log loss: label smoothing, where a preset uses it, is in the training loss only, and in no number that is
+# shown here.
 
 # %%
 result = steps.finish(job)
@@ -293,10 +322,12 @@ plots.plot_history(history, result["baseline_log_loss"])
 # %% [markdown]
 # ## 12. The result, beside the baselines
 #
-# What does the encoder add? The network is compared with the baseline that it started from, on the same rows. The
-# verdict is BEATS or LOSES only if the whole 95 % interval of the difference lies on one side of zero (p at most .05),
-# else INCONCLUSIVE: the interval says which differences are still possible. With few validation rows most verdicts are
-# INCONCLUSIVE; the sentence ends with the size that a difference needs to be found in 80 % of samples like this one.
+# What does the encoder add? The network is compared with the baseline that it started from (with `start_from = "none"`,
+# with `structure_ensemble`), on the same rows. The verdict is BEATS or LOSES only if the whole 95 % interval of the
+# difference lies on one side of zero (p at most .05), else INCONCLUSIVE: the interval says which differences are still
+# possible. With few validation rows most verdicts are INCONCLUSIVE; the sentence ends with the size that a difference
+# needs to be found in 80 % of samples like this one. A part of a difference can be better calibration, which needs no
+# encoder: compare `calibrated_log_loss` below with that of a run of `prefcls ladder`, which fits the baseline alone.
 # The last line is what to try next.
 
 # %%
@@ -308,11 +339,13 @@ plots.plot_results(table)
 # %% [markdown]
 # ## 13. Calibration
 #
-# Log loss punishes unjustified confidence. Where points lie below the diagonal, the model is overconfident. A
-# temperature and a tie bias that are fitted on other out-of-sample rows can correct that: `calibrated_log_loss` is
-# the result on rows that they were not fitted on. With a few hundred rows it is often worse, and then the
-# probabilities are better left as they are. `prefcls blend` applies this calibration. `flip_rate` is the share of
-# rows whose verdict changes when the answers change places.
+# Log loss punishes unjustified confidence. Confidence is the probability of the most probable class, and the expected
+# calibration error is the mean distance of the points from the diagonal. Where points lie below it, the model is
+# overconfident. A temperature and a tie bias that are fitted on other out-of-sample rows can correct that:
+# `calibrated_log_loss` is the result on rows that they were not fitted on. With a few hundred rows it can be worse than
+# `log_loss`, and then the probabilities are better left as they are. `prefcls blend` applies this calibration.
+# `flip_rate` is the share of rows whose most probable class does not follow when the answers change places: 0 with the
+# symmetric head.
 
 # %%
 oof = folder.read_table(job.folder / "oof.csv").set_index("id")
@@ -326,10 +359,11 @@ plots.plot_reliability(scores.reliability_table(labels, probs), ece)
 # %% [markdown]
 # ## 14. Slices
 #
-# The first table counts the votes (lines) by the class that the model holds for the most probable (columns). Ties are
-# seldom the most probable class, although their probabilities are right on average. The second table has each slice
-# of the validation rows with its number of rows and its 95 % interval; slices with fewer than ten prompts get none.
-# Look at count and interval before you believe a difference.
+# The first table counts the votes (lines) by the class that the model holds for the most probable (columns). A tie is
+# the rarest vote (31 % in the competition's file), and still less often the most probable class (for the report's
+# network, on 23 % of the shipped rows). A slice is a part of the validation rows with a property in common. The second
+# table has the log loss of each slice with its number of rows and its 95 % interval; slices with fewer than ten prompts
+# get none. Look at count and interval before you believe a difference.
 
 # %%
 display(slices.confusion_matrix(labels, probs))
@@ -373,7 +407,10 @@ for first, second in (answers, answers[::-1]):
 # %% [markdown]
 # ## What next
 #
-# - The original study ended at 1.0974, the log loss of the class shares. The recipe of ELECTRA's authors is 5e-5 with
-#   a layer-wise decay of 0.9, warm-up over 10 %, batches of 32, and 3 epochs.
-# - This backbone is projected to need hours on two T4: try a few thousand rows first (`max_train_rows = 4000`).
-# - More folds: `folds = [0, 1]`, in one session each.
+# - We have not trained this backbone on the competition's rows yet; what we measured, with MiniLM, is in `report/`. The
+#   original study ended at 1.0974, the log loss of the class shares. The recipe of ELECTRA's authors is 5e-5 with a
+#   layer-wise decay of 0.9, warm-up over 10 %, batches of 32, and 3 epochs.
+# - The two epochs of the recipe are projected to take 1.1 to 6.7 hours on two T4 (`report/studies/t4_plan.md`): try a
+#   few thousand rows first (`max_train_rows = 4000`).
+# - More folds: `folds = [0, 1]` trains two models. If a session is too short for both, a second one resumes the run
+#   (`resume_from`).
