@@ -30,8 +30,8 @@ class RunConfig:
     max_train_rows: Annotated[int, 0, 10**9] = 0  # rows of the training file to use, chosen by content; 0: all
     num_folds: Annotated[int, 2, 100] = 10  # stratified folds grouped by prompt
     folds: tuple[int, ...] = (0,)  # folds to validate on, one model each; (0,) is a 90/10 split
-    seed: Annotated[int, 0, 2**32 - 1] = 42
-    fold_seed: Annotated[int | None, 0, 2**32 - 1] = None  # of rows, folds and baselines; None: as seed
+    seed: Annotated[int, 0, 2**32 - 1] = 42  # of training: first weights of the head, order of the rows, dropout
+    fold_seed: Annotated[int | None, 0, 2**32 - 1] = None  # of max_train_rows, folds and baselines; None: as seed
     num_seeds: Annotated[int, 1, 100] = 1  # models a fold, with seeds seed, seed + 1, ...; predictions averaged
     # tokens
     text_cleaning: Literal["none", "ascii"] = "none"  # see `tokenization.clean_text`
@@ -44,19 +44,19 @@ class RunConfig:
     start_from: Literal["structure_ensemble", "structure_tfidf", "structure_logistic", "none"] | None = None
     dropout: Annotated[float | None, 0, 0.9] = None  # in encoder and head
     # training
-    num_epochs: Annotated[int | None, 1, 1000] = None
+    num_epochs: Annotated[int | None, 1, 1000] = None  # passes over the training rows
     learning_rate: Annotated[float | None, 0, 1] = None  # peak rate of the encoder's top layer
-    layer_decay: Annotated[float | None, 0.1, 1] = None  # a layer's rate as a share of the rate of the one above
-    head_learning_rate: Annotated[float | None, 0, 1] = None
+    layer_decay: Annotated[float | None, 0.1, 1] = None  # a layer's rate as a share of that of the layer above
+    head_learning_rate: Annotated[float | None, 0, 1] = None  # peak rate of the head; its correction has 0.4 of it
     batch_size: Annotated[int, 1, 65_536] = 32  # pairs in one optimizer step
-    max_tokens_per_micro_step: Annotated[int | None, 16, 10**9] = None  # tokens held for one backward pass
-    gradient_checkpointing: bool = False  # recompute activations: a third more time, far less memory
-    validations_per_epoch: Annotated[int | None, 1, 1000] = None
-    schedule: Literal["linear", "plateau"] | None = None  # to zero, or a tenth where validations stop improving
-    warmup_ratio: Annotated[float | None, 0, 1] = None
+    max_tokens_per_micro_step: Annotated[int | None, 16, 10**9] = None  # most tokens of a micro-batch; bounds memory
+    gradient_checkpointing: bool = False  # activations computed twice: a third more time, far less memory
+    validations_per_epoch: Annotated[int | None, 1, 1000] = None  # at equal distances, the last at the epoch's end
+    schedule: Literal["linear", "plateau"] | None = None  # to 0, or a tenth after 2 validations without a new best
+    warmup_ratio: Annotated[float | None, 0, 1] = None  # share of the steps in which the rate rises to its peak
     label_smoothing: Annotated[float | None, 0, 0.5] = None  # of the training loss, never of a reported number
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    num_processes: Annotated[int | None, 1, 1024] = None  # None: one a GPU, for folds and seeds or for one model
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: what the device is fast at
+    num_processes: Annotated[int | None, 1, 1024] = None  # None: one for each GPU; they share the models, or one model
     time_budget_hours: Annotated[float | None, 0.001, 1000] = None  # for the whole command; None: no limit
     report_to: str = "none"  # trackers: tensorboard, wandb, mlflow, trackio, ... with commas between them; or all
     resume_from: str | None = None  # an earlier run's folder, only read: it is copied, and that run is resumed

@@ -1,4 +1,4 @@
-"""What the baselines read of rows: structure features, kinds of odd rows, and the answers' words, hashed.
+"""What the baselines read of rows: structure features, special kinds of rows, and the answers' words, hashed.
 
 The words are hashed, so that no vocabulary is learned or stored: only their IDF, from the training texts.
 """
@@ -14,9 +14,9 @@ from prefcls_lib.data.schema import NUM_CLASSES, PROMPT, RESPONSES, SOURCE, SWAP
 
 HASHED_COLUMNS = 2**15
 MIN_TEXTS = 3  # a text column counts if so many training answers have it
-TEXT_SCALE = 8.0  # TF-IDF rows have length 1: brings their weights into the range of the strengths
-ROWS_AT_ONCE = 4096  # in reading and predicting: bounds the memory for what is only needed on the way
-CLIP = 4.0  # of standardised features, so that one very long answer does not dominate a fit
+TEXT_SCALE = 8.0  # length of a row of TF-IDF: with it the same strengths suit words and features
+ROWS_AT_ONCE = 4096  # in reading and predicting: bounds the memory for intermediate results
+CLIP = 4.0  # standard deviations: limit of a feature, so that one very long answer does not dominate a fit
 ORDINARY, EMPTY_A, EMPTY_B, EMPTY_BOTH, IDENTICAL = range(5)  # kinds of rows
 SHRINKAGE_ROWS = 10.0  # the base probability counts as much as so many rows
 
@@ -140,5 +140,5 @@ def shrink(counts: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 
 def shrink_kinds(counts: np.ndarray, kinds: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Probabilities of odd rows from `count_kinds`, see `shrink`. Ordinary rows keep their `base` (N, 3)."""
+    """Probabilities (N, 3): of special kinds from `count_kinds`, see `shrink`; ordinary rows keep `base` (N, 3)."""
     return np.where((kinds == ORDINARY)[:, None], base, shrink(counts[kinds], base))

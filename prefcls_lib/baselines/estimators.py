@@ -37,21 +37,21 @@ LENGTH_EDGES = np.log((1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0))  # |log ratio| of t
 class Baseline:
     """A fitted baseline: what it learned, as plain arrays.
 
-    A kind of model says how it learns and predicts rows that are not odd. `learn_path(inputs, labels, weights,
+    A kind of model says how it learns, and how it predicts ordinary rows. `learn_path(inputs, labels, weights,
     strengths)` yields the state for each strength; weights (N,) are those of `columns.tie_weights`.
-    `predict_ordinary(inputs)` gives probabilities (N, 3) as if no row was odd.
+    `predict_ordinary(inputs)` gives probabilities (N, 3) as if all rows were ordinary.
     """
 
     state: dict[str, np.ndarray]
 
     name: ClassVar[str]
     reads_text: ClassVar[bool] = False
-    choices: ClassVar[tuple[float, ...]] = (0.0,)  # strengths
+    choices: ClassVar[tuple[float, ...]] = (0.0,)  # strengths: how closely a model may fit its training rows
     rows_each: ClassVar[int] = 0  # training rows that are needed for each unit of strength
 
     @classmethod
     def strengths(cls, rows: int) -> tuple[float, ...]:
-        """Those of `choices` that so many training rows can bear, one at least."""
+        """Those of `choices` for which there are enough training rows, the first at least."""
         return tuple(one for one in cls.choices if one * cls.rows_each <= rows) or cls.choices[:1]
 
     @classmethod
@@ -112,7 +112,7 @@ class StructureLogistic(Baseline):
 
     @classmethod
     def learn_path(cls, inputs, labels, weights, strengths):
-        """Columns once, then the coefficients for each strength."""
+        """The columns, once; then the coefficients for each strength."""
         state = columns.fit_dense(inputs.dense) | (columns.fit_text(inputs.counts) if cls.reads_text else {})
         blocks, fitted = columns.make_columns(state, inputs), None
         for strength in strengths:
@@ -136,7 +136,7 @@ class StructureBoosting(Baseline):
 
     name = "structure_boosting"
     choices = (12, 25, 50, 100, 200, 400)
-    rows_each = 32  # with more steps for so few rows, trees learn rows by heart
+    rows_each = 32  # with more steps for so few rows, trees overfit
 
     @classmethod
     def learn_path(cls, inputs, labels, weights, strengths):

@@ -15,8 +15,8 @@ import torch
 
 from prefcls_lib.data.schema import NUM_CLASSES, SWAP
 
-WINDOW_STEPS = 8  # steps whose pairs are sorted by length together, then dealt out in random order
-PADDING = 128  # most tokens of padding in a padded batch: one more batch costs as much, measured on a CPU
+WINDOW_STEPS = 8  # steps whose pairs are sorted by length together
+PADDING = 128  # most tokens of padding in a padded batch; on a CPU one more batch costs about as much, as measured
 PADDING_ON_GPU = 256  # an assumption: on a T4 the launch of a batch's kernels is the time of 40 to 1,000 tokens
 CPU = torch.device("cpu")
 
@@ -154,8 +154,8 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     """The optimizer steps of one epoch: arrays of row numbers, each row once.
 
     All rows are shuffled and cut into windows of WINDOW_STEPS steps; inside a window pairs are sorted by length, so
-    that a step's pairs are alike; then the steps of the whole epoch are shuffled. Which rows share a window, and the
-    order of the steps, is new in every epoch. The last step of an epoch may be shorter.
+    that the pairs of a step have similar lengths; then the steps of the epoch are shuffled. Which rows share a window,
+    and the order of the steps, are new in every epoch. The last step of an epoch may be shorter.
 
     `lengths`: (N, 2) tokens of the two sides of each row; `batch_size`: pairs in a step.
     """

@@ -1,10 +1,10 @@
-"""Structure features: length, lists, code, refusals and the like, which predict the vote without reading the answers.
+"""Structure features: length, lists, code, refusals and the like, which predict the vote from the form of the answers.
 
 `ANSWER_FEATURES` measure one answer, `ROW_FEATURES` the prompt and both answers. The columns are differences of the
 former (A minus B: they change sign when A and B change places), and means, distances and the latter, which stay.
 `SIGNS` tells them apart, so that swapping the answers is exactly `columns * SIGNS`.
 
-Each function takes time in proportion to the length of its text: no run of characters is looked through twice.
+Each function takes time in proportion to the length of its text: no run of characters is scanned twice.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Predict test rows with several finished runs and their blend, within a time budget: what is submitted to Kaggle.
 
-A valid submission is there from the first second, made of the class shares. The baselines replace it, which take
-seconds; then one fold of every network by falling weight, then the next folds: each model makes the submission better.
-What is not complete at the deadline is left out.
+A valid submission, made of the class shares, is written before any text is read. The models of the runs without a
+network replace it; then one model of each network by falling weight, then the next ones: after each model a submission
+of all that are complete is written. What is not complete at the deadline is left out.
 """
 
 import time
@@ -25,7 +25,7 @@ from prefcls_lib.runtime.devices import machine_name
 from prefcls_lib.runtime.files import UserError, read_json, write_json
 from prefcls_lib.runtime.kaggle import attached_runs, find_blend, is_competition_rerun
 
-RERUN_ROWS = 25_000  # about as many hidden test rows there are
+RERUN_ROWS = 25_000  # about the number of hidden test rows
 CPU_ROWS = 60  # of the shipped ones, where there is no GPU to predict all
 RESERVED = 0.1  # share of the time budget that is kept for the block under way, and for a machine that slows down
 
@@ -109,7 +109,7 @@ def order_models(runs: list[Path], blend: Blend) -> list[tuple[int, Path]]:
 def predict_within(
     runs: list[Path], blend: Blend, rows: pd.DataFrame, write: Callable[[np.ndarray], None], hours: float
 ) -> dict:
-    """Predict `rows` (from `loading.read_rows`), better and better, until done or until RESERVED of `hours` is left.
+    """Predict `rows` (from `loading.read_rows`), model after model, until RESERVED of `hours` is left at the latest.
 
     `write` is called after each model with the probabilities (N, 3) of all that are complete.
 

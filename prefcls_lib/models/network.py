@@ -17,7 +17,7 @@ The cross-encoder reads both answers in one sequence, in one order and in the ot
 
     u = pool(encoder(prompt, answer A, answer B)),  v = pool(encoder(prompt, answer B, answer A))
     h(u) = MLP(u)
-    logits = (h(u) + P h(v)) / 2                                     as exact under a swap; in training one order, drawn
+    logits = (h(u) + P h(v)) / 2                                     exact under a swap; in training one random order
 
 Started from a reward model (`reward.py`), whose score is s(u) = w u, a linear skip adds w (u - v) / T to the logit of
 A minus that of B.

@@ -49,7 +49,7 @@ def predict_from_embeddings(
 
 
 def offsets_of(examples: Examples, rows: np.ndarray | slice, device: torch.device) -> torch.Tensor | None:
-    """Offsets (B, 3) of some rows on the device, if there are any."""
+    """Offsets (B, 3) of some rows on the device; None where the examples have none."""
     return None if examples.offsets is None else to_device(examples.offsets[rows], device)
 
 

@@ -26,16 +26,16 @@ _COMMON = {"schedule": "linear", "warmup_ratio": 0.1, "label_smoothing": 0.0, "l
            "head_learning_rate": 5e-4, "dropout": 0.0, "max_tokens_per_micro_step": 8192,
            "start_from": "structure_ensemble"}  # fmt: skip
 RECIPES = {
-    # DeBERTa-v3-xsmall is small, and its validation loss stays at the prior for about 10,000 rows: the highest rate
+    # DeBERTa-v3-xsmall is small and may start slowly: the highest rate of the three backbones; not measured
     "deberta-v2": {**_COMMON, "learning_rate": 4e-5, "num_epochs": 3, "validations_per_epoch": 4},
-    # RoBERTa-base learns within one epoch and overfits after two
+    # RoBERTa-base: in the original study the second epoch was the best
     "roberta": {**_COMMON, "learning_rate": 2e-5, "num_epochs": 2, "validations_per_epoch": 4},
-    # ELECTRA-large, 24 layers: without warm-up it stays at the prior; lower layers have lower rates (its authors' 0.9 a
-    # layer); 0.98 MB for each token held, so that 6,144 fit into a T4 of 15 GiB beside 6 GB of weights and optimizer
+    # ELECTRA-large can collapse: warm-up, and 0.9 times the rate in the next lower layer, as its authors have; memory:
+    # 0.98 MB a token, so 6,144 fit into a T4's 14.6 GiB beside 6 GB of weights and optimizer, as computed
     "electra": {**_COMMON, "learning_rate": 3e-5, "num_epochs": 2, "validations_per_epoch": 2, "layer_decay": 0.9,
                 "max_tokens_per_micro_step": 6144},
-    # the demo's MiniLM (384 wide) is already a sentence encoder: one epoch is enough, three overfit 1,000 rows; its
-    # rate was the best of three on 2,000 rows, two seeds (report/log.md)
+    # the demo's MiniLM (384 wide) is already a sentence encoder: one epoch, for a gain of two was not shown; its rate
+    # was the best of three on 2,000 rows, two seeds (report/log.md)
     "bert": {**_COMMON, "learning_rate": 1e-4, "num_epochs": 1, "validations_per_epoch": 2},
     # within the range that its authors searched on GLUE, 1e-5 to 8e-5 (Warner et al. 2024, https://arxiv.org/abs/2412.13663)
     "modernbert": {**_COMMON, "learning_rate": 5e-5, "num_epochs": 2, "validations_per_epoch": 4},

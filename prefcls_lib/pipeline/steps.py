@@ -3,7 +3,7 @@
 job = start(config)              everything that can be wrong is found here; a prior submission is in place
 baselines = fit_baselines(job)   plain models on the same folds: what the networks start from
 job = prepare(job)               token ids of all rows, written once
-fit_folds(job)                   one model a fold (and seed), each saved when it is done; on several GPUs side by side
+fit_folds(job)                   one model for each fold and seed, saved when it is done; on several GPUs side by side
 result = finish(job)             submission.csv, the tables, result.json
 """
 
@@ -47,10 +47,10 @@ prepare = job_steps.prepare
 
 
 def fit_folds(job: Job) -> None:
-    """Train the models of the run that are not done yet; one that was stopped resumes from its checkpoint.
+    """Train the models of the run that are not done yet; one that was interrupted resumes from its checkpoint.
 
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
-    all processes together. After SIGTERM, the state of what was under way is saved, and `Stopped` is raised.
+    all processes together. After SIGTERM, the state of the models in training is saved, and `Stopped` is raised.
     """
     left, num_processes = [], count_processes(job.config.num_processes)
     for name in run_files.fold_models(job.config):

@@ -32,8 +32,8 @@ def fit(
     """Train `model` in place; untrained, it predicts its baseline, or the class shares where it starts from none.
 
     With at least MIN_ROWS_TO_SELECT validation rows the weights of the best validation are restored, else the last are
-    kept. Where an earlier session left a checkpoint, training resumes from it. On a CPU of the same kind the end is the
-    same to the bit; on a GPU nearly, because some kernels add in any order there.
+    kept. Where an earlier session left a checkpoint, training resumes from it. On a CPU of the same kind the weights
+    are the same to the bit; on a GPU not exactly, because some kernels add in any order there.
 
     Args:
         config: with the recipe filled in.
@@ -120,7 +120,7 @@ class StepPlan:
         return self.examples, self.batches[place]
 
     def validation_due(self, before: float, after: float) -> bool:
-        """Whether a step from position `before` to `after` passes a planned validation: even parts of each epoch."""
+        """Whether a step from position `before` to `after` passes a planned validation: equal parts of each epoch."""
         return any(before < planned <= after for planned in self.validations)
 
 
@@ -138,8 +138,8 @@ class Clock:
         self.end = session.deadline - min(FINISH_SECONDS, FINISH_SHARE * (session.deadline - time.perf_counter()))
 
     def count_step(self, state: TrainingState, started: float, accelerator: Accelerator) -> tuple[bool, bool]:
-        """Count a step that began at `started`, and move the position on; whether a process was asked to stop, and
-        whether there is time for a validation: but for the last one it may take half of what is left for steps."""
+        """Count a step that began at `started`, and move the position on. Returns whether a process was asked to stop,
+        and whether there is time for a validation: half of what is left for steps, or if it is the last one."""
         seconds, seconds_per_token = time.perf_counter() - started, 0.0
         state.step += 1
         state.step_seconds += seconds

@@ -23,7 +23,7 @@ from prefcls_lib.training.checkpoint import Log, TrainingState
 
 MAX_GRAD_NORM = 1.0  # gradients are scaled down to this norm
 MAX_SKIPPED_IN_A_ROW = 20  # steps without a finite gradient; the fp16 scaler settles within a few
-SMALLEST_MICRO_BATCH = 256  # tokens; running out of memory below this is not a matter of the cap
+SMALLEST_MICRO_BATCH = 256  # tokens; if memory runs out below this, smaller micro-batches do not help
 # What cuBLAS and cuDNN, NCCL, and the allocator of the CPU say, which have no type of error for it.
 OUT_OF_MEMORY = ("ALLOC_FAILED", "out of memory", "Failed to CUDA", "allocate memory", "not enough memory")
 

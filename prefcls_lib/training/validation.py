@@ -19,10 +19,10 @@ from prefcls_lib.training.checkpoint import Log, TrainingState
 from prefcls_lib.training.step import within_memory
 
 MIN_ROWS_TO_SELECT = 2000  # with fewer validation rows the best step is noise: the last weights are kept
-COLLAPSE_AFTER_ROWS = 10_000  # rows after the warm-up before an encoder is judged: DeBERTa-v3 needs them to move
+COLLAPSE_AFTER_ROWS = 10_000  # rows after the warm-up before an encoder is judged: DeBERTa-v3 may start slowly
 COLLAPSED_SPREAD = 0.01  # a healthy encoder's predictions differ by more than this from row to row
 USEFUL_GAIN = 0.001  # log loss below a baseline's that is more than rounding
-ADVICE = "Set learning_rate to half of it and warmup_ratio to twice of it, or train on more rows."
+ADVICE = "Set learning_rate to half its value and warmup_ratio to twice its value, or train on more rows."
 
 
 def validate(
@@ -68,8 +68,8 @@ def validate(
 def why_collapsed(record: dict, train: Examples, valid: Examples) -> str:
     """Why the encoder of a validation with this record counts as collapsed, "" where it may be healthy.
 
-    Collapsed is one whose own predictions are the same for every row; and one that adds nothing:
-    not better than the prior by itself, while the whole network is not better than the baseline that it starts from.
+    It is, if its own predictions are nearly the same for every row; or if they are no better than the prior and the
+    whole network is no better than the baseline that it starts from.
     """
     spread, alone, whole = record["encoder_spread"], record["encoder_log_loss"], record["valid_log_loss"]
     if spread < COLLAPSED_SPREAD:
@@ -87,8 +87,8 @@ def why_collapsed(record: dict, train: Examples, valid: Examples) -> str:
 
 
 def judge_encoder(state: TrainingState, reason: str, train_rows: int, config: RunConfig, log: Log) -> None:
-    """Log and keep why an encoder contributes nothing, if there is a reason; count the validations in a row in which
-    it counts as collapsed. `train_rows`: of an epoch."""
+    """Log and keep why an encoder contributes nothing, if there is a `reason`; count the validations in a row at which
+    it is judged and collapsed. `train_rows`: those of an epoch."""
     rows = round(state.records[-1]["epoch"] * train_rows)
     judged = rows >= config.warmup_ratio * config.num_epochs * train_rows + COLLAPSE_AFTER_ROWS
     state.flagged = state.flagged + 1 if reason and judged else 0
