@@ -60,13 +60,13 @@ demo: install ## run one notebook on the shipped rows with a small pretrained en
 	@$(BIN)/prefcls run --config notebooks/params/demo.yaml --set backbone="$(BACKBONE)" --out $(DEMO_RUN)
 	@echo "page to look at: $(DEMO)/$(DEMO_NAME).html"
 
-test: install lint ## run the linter and the tests, in as many processes as there are cores
+test: install lint ## run the linter and the tests, in a process for each core (8 at most)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-oldest: ## the same on the oldest packages that are supported, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
-lint: install ## check style, format, and that notebooks match their .py
+lint: install ## check style and format of the code (ruff)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -76,7 +76,7 @@ notebooks: install ## build notebooks/*.ipynb from their .py
 figs: install ## draw the figures in figs/ (SVG and PNG) from their code
 	@$(BIN)/python -m figs
 
-benchmark: install ## speed beside what one would use instead: numbers and figure in report/studies/
+benchmark: install ## speed beside that of Hugging Face Trainer and of the study's loop, into report/studies/
 	$(BIN)/python -m report.studies.benchmark
 
 gpu-check: install ## on a machine with a GPU: speed, memory, precision, waits, a resume, each with a verdict (ARGS=)
@@ -88,19 +88,19 @@ report: install ## build report/report.html and report.pdf from run folders, and
 study: install ## baselines and networks on the shipped rows, five folds, for the report (under an hour on 2 cores)
 	@$(BIN)/python -m report.studies.study
 
-kaggle-first: install ## half an hour on Kaggle that shows what is true there, into runs/first/ (OWNER=)
+kaggle-first: install ## two short trainings and a submission on Kaggle: which assumptions are true there (OWNER=)
 	@$(BIN)/python kaggle/first.py "$(OWNER)"
 
 kaggle-train: install ## train on Kaggle and bring the run back into runs/ (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
 	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN)
 
-kaggle-watch: install ## come back to a kernel that runs or has ended (OWNER= NOTEBOOK=)
+kaggle-watch: install ## follow a kernel that runs, or download the output of one that has ended (OWNER= NOTEBOOK=)
 	@$(BIN)/python kaggle/train.py "$(OWNER)" "$(GIVEN_NOTEBOOK)" --watch
 
 kaggle-submit: install ## submit the runs of the training kernels, or RUNS=, and bring the public score back (OWNER=)
 	@$(BIN)/python kaggle/submit.py "$(OWNER)" --runs $(RUNS)
 
-kaggle-bundle: install ## build dist/kaggle, what kaggle-train would send (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
+kaggle-bundle: install ## build what kaggle-train would send, into dist/kaggle (OWNER= NOTEBOOK= PRESET= SET= BACKBONE=)
 	@$(BIN)/python kaggle/train.py $(KAGGLE_RUN) --build
 
 kaggle-rehearsal: install ## run the notebooks in dist/kaggle here as Kaggle would, without a network (ROWS=)

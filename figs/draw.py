@@ -1,8 +1,8 @@
-"""The visual language of the figures: boxes, arrows and labels on a light panel, in centimetres, origin bottom left.
+"""What the figures are drawn with: boxes, arrows and labels on a light panel, in centimetres, origin bottom left.
 
 What a box is can be seen by its colour, and is always said in words too: BLUE has pretrained weights, ORANGE weights
 that start new, GREEN holds position embeddings, GREY is an operation without weights, WHITE is data, and PINK data to
-look at. Every text, box and arrow is kept in a list, so that a test can look for collisions.
+look at. Every text, box and arrow is kept in a list, so that a test can look for overlaps.
 """
 
 from dataclasses import dataclass, field
@@ -129,7 +129,7 @@ class Canvas:
         return box
 
     def panel(self, left: float, bottom: float, right: float, top: float, title: str = "", copies: int = 0) -> None:
-        """A quiet area behind boxes that belong together, its title in the top left corner; copies as of a box."""
+        """A light area behind boxes that belong together, its title in the top left corner; copies as of a box."""
         x, y = (left + right) / 2, (bottom + top) / 2
         for copy in range(copies, 0, -1):
             dx = x + COPY * copy
@@ -177,7 +177,7 @@ class Canvas:
         self.axes.add_patch(Circle(point, 0.065, facecolor=INK, edgecolor="none", zorder=4))
 
     def key(self, y: float, *entries: tuple[Color, str], x: float = 0.45) -> None:
-        """What the colours say, in one row: (color, words), ..."""
+        """The legend of the colours, in one row: (color, words), ..."""
         for color, words in entries:
             self._rectangle(x + 0.17, y + 0.1, 0.34, 0.24, *color, corner=0.05)
             drawn = self.write(x + 0.46, y, words, color=MUTED)

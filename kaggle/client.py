@@ -1,4 +1,4 @@
-"""Kaggle's own client, with the answers and the patience that the other modules here need.
+"""Kaggle's own client, with the answers and the repeated tries that the other modules here need.
 
 Its class `KaggleApi` is called, not the program `kaggle`, which prints sentences where facts are needed and ends with
 exit code 0 after some failures. What the class prints is kept back: with VERBOSE=1 it prints credentials.

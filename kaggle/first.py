@@ -1,4 +1,4 @@
-"""The first half hour on Kaggle, which tells what is true there: make kaggle-first OWNER=me
+"""Two short trainings and a submission, which show what is true on Kaggle: make kaggle-first OWNER=me
 
 Trains notebook 01 on 2,000 rows and submits it, then trains notebook 03 on 1,000 rows, one model on both GPUs. Prints
 each assumption of README.md with what was seen of it, and writes them into runs/first/assumptions.json.

@@ -13,7 +13,7 @@ from prefcls_lib.runtime.kaggle import COMPETITION
 
 TRAIN_HOURS = 11.5  # of the 12 that a Kaggle run may take
 SUBMIT_HOURS = 8.0  # of the 9 that a rerun in a code competition may take
-ONE_SEED = ("03-electra-large",)  # others train two, one on each T4; why: README.md
+ONE_SEED = ("03-electra-large",)  # the others train two, one on each T4; README.md says why
 FIRST_CELL = """\
 # Stops where another version of a data set is attached than was sent with this notebook; not in a rerun, where less
 # is better than nothing.

@@ -22,7 +22,7 @@
 # %% tags=["parameters"]
 test = "competition"  # a CSV, "sample", or the attached competition
 out = "submission.csv"
-time_budget_hours = 8.0  # models that are not complete by then are left out, those of the least weight first
+time_budget_hours = 8.0  # models that are not complete by then are left out
 
 # %% [markdown]
 # ## The library, and whether this machine can do it
@@ -56,13 +56,13 @@ checks.first_look()
 # %% [markdown]
 # ## Predict
 #
-# A valid submission made from the class shares is written first, before any text is read. Then come that of the
-# baselines' run and a better one after each model of each network. All GPUs share the rows; what is not complete when
-# time is up is left out. `blend.json`, where one is attached, says how to weigh the runs and how to calibrate the
-# result. Otherwise the weights are fitted here on the rows that all runs predicted out of sample.
+# A valid submission made from the class shares is written first, before any text is read. A new one is written after
+# each model: first those of a run without a network, then one of each network by falling weight, then the next ones.
+# All GPUs share the rows; what is not complete in time is left out. `blend.json`, where one is attached, says how to
+# weigh and calibrate the runs. Otherwise the weights are fitted here on the rows that all runs predicted out of sample.
 #
-# The first run has three rows, which prove nothing about time. So it predicts the shipped rows as well, and prints how
-# long the hidden ones would take. In the rerun a broken row is printed and kept, since nobody could correct it.
+# The first run has three rows, too few to measure a pace. So it predicts the shipped rows as well, and prints how long
+# the hidden ones would take at most. In the rerun a broken row is printed and kept, since nobody could correct it.
 
 # %%
 path = loading.locate_csv(test, "test")

@@ -1,4 +1,4 @@
-"""Test rows as irregular as the hidden ones may be: the shipped rows, and cells that have broken submissions before."""
+"""Test rows as irregular as the hidden ones may be: the shipped rows, and cells with unusual texts."""
 
 import csv
 import json
