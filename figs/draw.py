@@ -20,8 +20,8 @@ from prefcls_lib.runtime.files import write_whole
 
 Point = tuple[float, float]
 
-# fill, edge, line width: tints of Okabe and Ito's colours, which the colour-blind tell apart. In grey print BLUE is the
-# darkest, and ORANGE has the heaviest edge.
+# fill, edge, line width: tints of Okabe and Ito's colours, which colour-blind people distinguish. In grey print BLUE is
+# the darkest, and ORANGE has the heaviest edge.
 Color = tuple[str, str, float]
 BLUE, ORANGE, GREEN = ("#b9d8ef", "#0a5d94", 0.9), ("#ffe8bb", "#a86400", 1.7), ("#cdebdb", "#00694d", 0.9)
 PINK, GREY, WHITE = ("#f4d9e8", "#97406f", 0.9), ("#ececea", "#5c5c5c", 0.9), ("#ffffff", "#5c5c5c", 0.9)

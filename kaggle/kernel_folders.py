@@ -15,8 +15,8 @@ TRAIN_HOURS = 11.5  # of the 12 that a Kaggle run may take
 SUBMIT_HOURS = 8.0  # of the 9 that a rerun in a code competition may take
 ONE_SEED = ("03-electra-large",)  # the others train two, one on each T4; README.md says why
 FIRST_CELL = """\
-# Stops where another version of a data set is attached than was sent with this notebook; not in a rerun, where less
-# is better than nothing.
+# Stops where another version of a data set is attached than was sent with this notebook; not in a rerun, where
+# any submission is better than none.
 import os
 from pathlib import Path
 

@@ -27,7 +27,7 @@ OWN_BACKBONE = {
 SUBMIT = "submit"
 CONTENT = "content.txt"  # in every data set: its mark
 METADATA = "dataset-metadata.json"  # for Kaggle's client, which does not upload it
-SOURCES = ("prefcls_lib", "notebooks", "kaggle")  # what is sent is made of
+SOURCES = ("prefcls_lib", "notebooks", "kaggle")  # folders from which everything that is sent is made
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 

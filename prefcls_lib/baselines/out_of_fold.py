@@ -99,7 +99,7 @@ class BaselineMean:
 
 
 def fit_simple(inputs: BaselineInputs, labels: np.ndarray) -> dict[str, Baseline]:
-    """The baselines that nothing starts from, by name: a comparison asks what a network adds to them, too."""
+    """The baselines that no network starts from, by name, fitted once on training rows with labels (N,)."""
     return {kind.name: next(kind.fit_path(inputs, labels, kind.choices)) for kind in (Prior, LengthBins)}
 
 
@@ -140,7 +140,7 @@ def fit_out_of_fold(
 
 
 def assign_inner_folds(groups: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) the inner fold of each row: prompt groups in random order, dealt out to INNER_FOLDS."""
+    """(N,) the inner fold of each row: prompt groups in random order, distributed over INNER_FOLDS."""
     _, index = np.unique(groups, return_inverse=True)
     return np.random.default_rng([seed, INNER_FOLDS]).permutation(index.max() + 1)[index] % INNER_FOLDS
 

@@ -1,4 +1,4 @@
-"""Column names, label order and the swap of A and B, spelled once."""
+"""Column names, label order and the swap of A and B: defined here alone."""
 
 import numpy as np
 

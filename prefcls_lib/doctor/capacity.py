@@ -32,7 +32,7 @@ def disk_bytes(config: PretrainedConfig, models: int, at_once: int) -> int:
 def bytes_per_token(config: PretrainedConfig, half: bool, length: int = 512, checkpointing: bool = False) -> int:
     """Bytes for each token of a side of `length` tokens at the peak, which is where the backward pass starts.
 
-    What all layers hold, and half a layer's worth that its backward pass needs for a moment. With gradient
+    What all layers hold, and half as much as one layer that its backward pass needs for a moment. With gradient
     checkpointing: every layer's input, and all of the one layer that is being computed again.
     """
     layer = BYTES_PER_UNIT.get(config.model_type, 24) * config.hidden_size

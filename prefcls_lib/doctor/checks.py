@@ -42,7 +42,7 @@ SCRIPTS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. state: "ok"; "note", worth knowing; "bad", this machine cannot do the job as it is."""
+    """One finding. state: "ok"; "note", to be known; "bad", this machine cannot do the job as it is."""
 
     name: str
     state: str
@@ -81,7 +81,7 @@ def format_checks(checks: list[Check]) -> str:
 def first_look(config: RunConfig | None = None):
     """The notebooks' first cell with the library: the checks as a table.
 
-    A bad one stops the notebook, but not a competition rerun, where less is better than nothing.
+    A bad one stops the notebook, but not a competition rerun, where any submission is better than none.
     """
     checks = examine(config)
     bad = [check for check in checks if check.state == "bad"]

@@ -27,7 +27,7 @@ from prefcls_lib.runtime.kaggle import attached_runs, find_blend, is_competition
 
 RERUN_ROWS = 25_000  # about the number of hidden test rows
 CPU_ROWS = 60  # of the shipped ones, where there is no GPU to predict all
-RESERVED = 0.1  # share of the time budget that is kept for the block under way, and for a machine that slows down
+RESERVED = 0.1  # share of the time budget that is kept for the last block, and for a machine that slows down
 
 
 def submit_file(test: Path, out: str | Path, time_budget_hours: float) -> dict:

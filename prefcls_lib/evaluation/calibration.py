@@ -17,8 +17,8 @@ from prefcls_lib.evaluation.scores import SMALLEST_PROB
 from prefcls_lib.runtime.files import UserError
 
 MAX_TEMPERATURE, MAX_TIE_BIAS = 20.0, 5.0
-# Penalties on the summed loss, each a normal prior: the weights sum to 1 give or take 1 / sqrt(50), and the tie bias is
-# 0 give or take 1 / sqrt(400). Which prediction gets the weight is free. Chosen on few rows (report/log.md).
+# Penalties on the summed loss, each a normal prior: the sum of the weights is 1 with SD 1 / sqrt(50), and the tie bias
+# 0 with SD 1 / sqrt(400). Which prediction gets the weight is free. Chosen on few rows (report/log.md).
 SUM_PENALTY, TIE_PENALTY = 50.0, 400.0
 NUM_PARTS = 20  # of a cross-fit: a blend of 19 parts is nearly the one of all rows, which is applied
 

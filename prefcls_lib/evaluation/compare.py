@@ -82,7 +82,7 @@ class Comparison:
 
 
 def compare(labels: np.ndarray, probs: np.ndarray, other_probs: np.ndarray, groups: np.ndarray) -> Comparison:
-    """Paired bootstrap over prompt groups of the difference in log loss: does `probs` beat `other_probs`?"""
+    """The log loss of `probs` minus that of `other_probs`, with a paired bootstrap over prompt groups."""
     differences = scores.row_losses(labels, probs) - scores.row_losses(labels, other_probs)
     means = _bootstrap_means(differences, groups)
     if not len(means):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from prefcls_lib.data.schema import RESPONSES, class_shares
 
 UNIFORM = np.log(3)
-# As in figs/: after Okabe and Ito, told apart by the colour-blind; in grey by lightness or by their marks.
+# As in figs/: after Okabe and Ito, which the colour-blind can distinguish; in grey by lightness or by their marks.
 BLUE, ORANGE, GREY, GREEN, PINK = "#0a5d94", "#e08a1e", "#808080", "#00694d", "#97406f"
 MARKS = {"baseline": (ORANGE, "o"), "network": (BLUE, "s"), "blend": (GREEN, "D")}
 

@@ -20,7 +20,7 @@ MIN_SLICE_GROUPS = 10
 
 
 def confusion_matrix(labels: np.ndarray, probs: np.ndarray) -> pd.DataFrame:
-    """Rows by their vote (lines) and by the class that the model holds for the most probable (columns)."""
+    """(3, 3) numbers of rows by label (lines) and by the most probable class of `probs` (N, 3) (columns)."""
     names = ["A wins", "B wins", "tie"]
     counts = np.bincount(3 * labels + probs.argmax(axis=1), minlength=9).reshape(3, 3)
     return pd.DataFrame(counts, pd.Index(names, name="vote"), pd.Index(names, name="most probable"))
@@ -70,7 +70,7 @@ def flip_rate(probs: np.ndarray, swapped_probs: np.ndarray) -> float:
 
 
 def most_confident_mistakes(rows: pd.DataFrame, probs: np.ndarray, count: int) -> pd.DataFrame:
-    """The wrong predictions with the highest confidence, for reading: id, label, predicted, confidence.
+    """The wrong ones of `probs` (N, 3) with the highest confidence: id, label, predicted, confidence.
 
     The index is the position in `rows`, so `rows.iloc[table.index]` are the comparisons themselves.
     """

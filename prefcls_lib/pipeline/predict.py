@@ -18,7 +18,7 @@ from prefcls_lib.runtime.files import UserError
 from prefcls_lib.runtime.kaggle import is_competition_rerun
 from prefcls_lib.runtime.progress import progress_bar
 
-BLOCK_ROWS = 512  # rows between two looks at the clock
+BLOCK_ROWS = 512  # rows; the deadline is checked before each block
 
 
 def predict_models(
@@ -26,7 +26,7 @@ def predict_models(
 ) -> None:
     """Predict rows of `loading.read_rows` with one model after the other, on all GPUs at once.
 
-    Blocks of rows, the longest first, are dealt out to the GPUs, each of which has the model. No block is begun after
+    Blocks of rows, the longest first, are shared among the GPUs, each of which has the model. No block is begun after
     `deadline` (`time.time()`). `add` gets the model's place in `folders` and its probabilities (N, 3) once it is
     complete. In a competition rerun a model that fails is left out and its traceback printed, since nobody could
     correct it; anywhere else its error is raised.

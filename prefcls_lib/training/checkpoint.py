@@ -37,7 +37,7 @@ class Session:
     folder: Path | None = None  # where checkpoints go, and where an earlier one is looked for; None: none are kept
     deadline: float = float("inf")  # `time.perf_counter()` by which model and test predictions must be there
     tokens_to_predict: int = 0  # of the test rows, which are predicted after `fit` and before the deadline
-    stop: threading.Event = field(default_factory=threading.Event)  # set to end training after the step at hand
+    stop: threading.Event = field(default_factory=threading.Event)  # set to end training after the current step
 
 
 @dataclass
