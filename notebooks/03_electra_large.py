@@ -175,9 +175,10 @@ pd.crosstab(job.rows["fold"], job.rows["label"].map(dict(enumerate(["A wins", "B
 # and a model of each kind is fitted without each of them. A training row gets its offset from the models that were
 # fitted without its prompt; validation and test rows get the mean offset of all of them.
 #
-# The cell prints a line for each fitted model. The **strength** in these lines is how closely a model may fit its
-# training rows: C of the linear model, and the number of boosting steps of the trees. It is chosen in the inner folds.
-# All baselines of a fold are fitted together, and `seconds` is the time of all.
+# The cell prints a line for each fitted model. The **strength** says how closely a model may fit its training rows: C
+# of the linear model, and the number of boosting steps of the trees. Where the number of rows allows several strengths,
+# they are compared in the inner folds, and a line names the best. All baselines of a fold are fitted together, and
+# `seconds` is the time of all.
 
 # %%
 results.baseline_table(steps.fit_baselines(job)).round(3)
@@ -197,7 +198,8 @@ results.baseline_table(steps.fit_baselines(job)).round(3)
 #
 # A side has at most `max_length` tokens. The function below decides what is kept of one that is too long: the last
 # turns first, the head and the tail of a long text, and at most a quarter of a turn's tokens for the prompt while the
-# answer needs the rest. `steps.prepare` tokenises all rows; then one row is printed as token ids and as text.
+# answer needs the rest. A mark, `…` where the vocabulary has it, shows where a text was cut. `steps.prepare` tokenises
+# all rows; then one row is printed as token ids and as text.
 
 # %%
 print(inspect.getsource(tokenization.SideTokenizer.lay_out))
@@ -249,10 +251,11 @@ for taken, length in batching.plan_padded_batches(token_ids):
 # prediction).
 #
 # The embedding of a side, **u** for A and **v** for B, is the mean of the encoder's last hidden states over the real
-# tokens. The head reads nothing else: it gets u, v, u − v and u ∗ v, and has one hidden layer with two outputs. The
-# **correction** is added to the baseline's offset: this sum gives the logits of the prediction. The **auxiliary
-# output** is trained to predict without the offset; the two losses are added, and no prediction of the model uses it.
-# Without it, rows that the baseline already explains would give the encoder little gradient.
+# tokens. The head reads nothing else: after a normalisation (LayerNorm) it gets u, v, u − v and u ∗ v, and has one
+# hidden layer with two outputs. The **correction** is added to the baseline's offset: this sum gives the logits of the
+# prediction. The **auxiliary output** is trained to predict without the offset; the two losses are added, and no
+# prediction of the model uses it. Without it, rows that the baseline already explains would give the encoder little
+# gradient. (`skip` in the code below is for a start from a reward model, `init_from`.)
 #
 # Both orders of the answers are computed and averaged, with A and B swapped back, so that swapping the answers swaps
 # the probabilities exactly. With one order alone this does not hold: a cross-encoder (both answers in one sequence)
@@ -296,11 +299,12 @@ print(f"untrained model, log loss on {len(few)} validation rows: {scores.log_los
 # necessary, and a validation for which there is no time is left out.
 #
 # Each validation prints a line: the training loss since the last validation, and log loss and accuracy on the
-# validation rows. It also scores the auxiliary output: what the encoder knows without the baseline. If these
-# predictions are nearly the same for all rows, or if they are no better than the class shares and the network is no
-# better than its baseline, a line says that the encoder does not contribute yet. After the warm-up and 10,000 more rows
-# such an encoder counts as **collapsed**. If this is so at two validations in a row, the training of this model ends
-# early, and the result says what to set.
+# validation rows. It also scores the auxiliary output, the encoder's own predictions: what the encoder knows without
+# the baseline. If these are nearly the same for all rows, or if they are no better than the class shares and the
+# network is no better than its baseline, a line says that the encoder does not contribute yet. (In the demo it says so
+# at both validations: 616 training rows are too few.) After the warm-up and 10,000 more rows such an encoder counts as
+# **collapsed**. If this is so at two validations in a row, the training of this model ends early, and the result says
+# what to set.
 
 # %%
 steps.fit_folds(job)
