@@ -124,14 +124,14 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows():
 
 
 def test_folds_that_cannot_be_are_refused():
-    """A class without rows, fewer rows of the rarest class than folds, fewer prompts than folds, ties of one prompt."""
+    """A class without rows, fewer rows of a class than folds, fewer prompts than folds, ties or a fold of one."""
     rows = labelled_rows(60)
-    one_prompt = rows.assign(group=rows["group"].where(rows["label"] != 2, "one"))
     for table, num_folds, words in (
         (rows.assign(label=rows["label"] % 2), 5, "60 rows, those with winner_tie=1 have 0 different prompts"),
         (rows, 50, r"too few rows for num_folds=50: .* have \d+ different prompts; more than 50"),
         (labelled_rows(60, 20), 5, "have 3 different prompts"),
-        (one_prompt, 5, "those with winner_tie=1 have 1 different prompts"),
+        (rows.assign(group=rows["group"].where(rows["label"] < 2, "one")), 5, "winner_tie=1 have 1 different prompts"),
+        (rows.assign(group=rows["group"].where(rows.index < 40, "one")), 5, "0 has only one prompt, that of 20 of 60"),
     ):
         with pytest.raises(UserError, match=words):
             splits.assign_folds(table, num_folds, 42)

@@ -56,15 +56,15 @@ def test_untrained_network_predicts_what_its_baseline_does(home, tmp_path, archi
 
 
 def test_scores_are_calibrated_on_top_of_the_offset():
-    """Votes drawn from offset + score / 2 + [0, 0, 0.5]: temperature and tie bias are found again."""
+    """Votes drawn from offset + score / 200 + [0, 0, 0.5], scores of hundreds: both are found again."""
     random = np.random.default_rng(0)
     m, t, score = random.normal(size=(3, 20_000))
     offset = np.column_stack([m, -m, t])
-    scores = np.column_stack([score, -score, 0 * score])
-    probs = softmax(offset + scores / 2 + np.array([0, 0, 0.5]), axis=1)
+    scores = np.column_stack([score, -score, 0 * score]) * 100
+    probs = softmax(offset + scores / 200 + np.array([0, 0, 0.5]), axis=1)
     labels = (random.random((len(probs), 1)) > probs.cumsum(axis=1)).sum(axis=1)
     found = fit_calibration_on(offset, scores, labels)
-    assert (found.temperature, found.tie_bias) == (pytest.approx(2, abs=0.1), pytest.approx(0.5, abs=0.05))
+    assert (found.temperature, found.tie_bias) == (pytest.approx(200, abs=10), pytest.approx(0.5, abs=0.05))
 
 
 def share_of_the_encoder(tiny, rows: pd.DataFrame, inputs, encoded, seed: int, leak: bool) -> compare.Comparison:

@@ -182,15 +182,16 @@ def test_gradient_checkpointing_changes_no_gradient(kind, backbone_folders):
 
 
 def test_no_smoothed_loss_is_reported(tiny):
-    """With all rates zero the model stays at the prior: both losses reported are its cross-entropy."""
+    """With all rates zero the model stays at the prior: both losses are its cross-entropy; tie shifts count."""
     config = make_config(learning_rate=0.0, head_learning_rate=0.0, label_smoothing=0.3)
-    train = replace(make_examples(40, 1), labels=np.repeat([2, 0], [30, 10]))
+    shifts = np.repeat([0, np.log(0.25)], [30, 10]).astype(np.float32)  # the odds of a tie are 4, in an extra file 1
+    train = replace(make_examples(40, 1), labels=np.repeat([2, 0], [30, 10]), tie_shifts=shifts)
     valid = replace(make_examples(30, 2), labels=np.repeat([2, 1], [20, 10]))
     history = fit(make_model(tiny, config, (0.1, 0.1, 0.8)), config, train=train, valid=valid).history
+    losses = np.repeat(-np.log([[0.1, 0.1, 0.8], [0.25, 0.25, 0.5]]), [30, 10], axis=0)
     for name, labels in (("train_log_loss", train.labels), ("valid_log_loss", valid.labels)):
-        per_row = -np.log([0.1, 0.1, 0.8])
-        plain = per_row[labels].mean()
-        assert abs(0.7 * plain + 0.3 * per_row.mean() - plain) > 0.02  # a smoothed loss would be seen
+        plain = losses[range(len(labels)), labels].mean()
+        assert abs(0.3 * (losses[: len(labels)].mean() - plain)) > 0.02  # a smoothed loss would be seen
         np.testing.assert_allclose(history[name], plain, atol=1e-5)
 
 

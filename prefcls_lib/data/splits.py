@@ -19,12 +19,9 @@ def take_rows(rows: pd.DataFrame, max_rows: int, seed: int) -> pd.DataFrame:
 
 
 def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Path = "training rows") -> np.ndarray:
-    """The folds of every baseline and network: stratified by label, no prompt group in two folds.
+    """(N,) int: the fold in which each row is validated; stratified by label, no prompt group in two folds.
 
-    The plan depends on the rows' content and on `seed`, not on the order of the rows.
-
-    Returns:
-        (N,) int array: the fold in which each row is validated. Messages name the rows' file, `source`.
+    The plan depends on the rows' content and on `seed`, not on the order of the rows. `source` is for messages.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # late, as in `trees.fit_trees`
 
@@ -42,6 +39,9 @@ def assign_folds(rows: pd.DataFrame, num_folds: int, seed: int, source: str | Pa
     splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=False)
     for fold, (_, valid) in enumerate(splitter.split(order, labels[order], groups[order])):
         folds[order[valid]] = fold
+        if len(np.unique(groups[order[valid]])) < 2:  # the score would have no interval
+            what = f"fold {fold} has only one prompt, that of {len(valid)} of {len(rows)} rows"
+            raise UserError(f"{source}: {what}. Set num_folds lower, or leave out some of these rows.")
     return folds
 
 

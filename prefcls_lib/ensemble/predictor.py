@@ -43,7 +43,7 @@ class Predictor:
 
         Returns:
             (N, 3) float64, P(A wins), P(B wins), P(tie), each row summing to 1. If A and B are exchanged, the first
-            two columns are exchanged, exactly.
+            two columns are exchanged, exactly; of a network with head=concat only about.
 
         Example:
             >>> model = prefcls_lib.load("runs/demo/02_roberta_base-minilm")

@@ -95,17 +95,17 @@ def fit_blend(labels: np.ndarray, predictions: Sequence[np.ndarray]) -> Blend:
 
 def fit_calibration_on(offsets: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Calibration:
     """Temperature and tie bias for logits offsets + scores / temperature + [0, 0, tie_bias], each (N, 3)."""
-    one_hot = np.eye(NUM_CLASSES)[labels]
+    one_hot, size = np.eye(NUM_CLASSES)[labels], float(scores.std()) or 1.0  # scores of any size
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = offsets + parameters[0] * scores + np.array([0.0, 0.0, parameters[1]])
+        logits = offsets + parameters[0] / size * scores + np.array([0.0, 0.0, parameters[1]])
         error = (softmax(logits, axis=1) - one_hot) / len(labels)
         loss = (logsumexp(logits, axis=1) - (one_hot * logits).sum(axis=1)).mean()
-        return loss, np.array([(error * scores).sum(), error[:, 2].sum()])
+        return loss, np.array([(error * scores).sum() / size, error[:, 2].sum()])
 
     bounds = [(1 / MAX_TEMPERATURE, MAX_TEMPERATURE), (-MAX_TIE_BIAS, MAX_TIE_BIAS)]
     power, tie_bias = minimize(objective, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Calibration(float(1 / power), float(tie_bias))
+    return Calibration(float(size / power), float(tie_bias))
 
 
 def blend_cross_fitted(labels: np.ndarray, predictions: Sequence[np.ndarray], groups: np.ndarray) -> np.ndarray:

@@ -47,13 +47,13 @@ def plot_token_lengths(lengths: np.ndarray, max_length: int) -> Figure:
 
 
 def plot_history(history: pd.DataFrame, baseline_log_loss: float) -> Figure:
-    """Unsmoothed log loss over the epochs of every fold, beside that of the baseline and of a uniform guess."""
+    """Unsmoothed log loss over the epochs of every model, beside that of the baseline and of a uniform guess."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axes = figure.subplots()
-    for number, (_, fold) in enumerate(history.groupby("fold")):
+    for number, (_, model) in enumerate(history.groupby(["fold", "seed"])):
         names = ("training rows", "validation rows") if number == 0 else (None, None)
-        axes.plot(fold["epoch"], fold["train_log_loss"], "o--", color=GREY, label=names[0])
-        axes.plot(fold["epoch"], fold["valid_log_loss"], "o-", color=BLUE, label=names[1])
+        axes.plot(model["epoch"], model["train_log_loss"], "o--", color=GREY, label=names[0])
+        axes.plot(model["epoch"], model["valid_log_loss"], "o-", color=BLUE, label=names[1])
     axes.axhline(UNIFORM, color="black", lw=1, ls=":", label="uniform guess, ln 3")
     axes.axhline(baseline_log_loss, color=GREEN, lw=1.5, ls="--", label="the baseline")
     axes.set(title="Log loss while training", xlabel="epoch", ylabel="log loss (unsmoothed)", xlim=(0, None))

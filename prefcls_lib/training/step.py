@@ -34,8 +34,8 @@ def train_step(
 ) -> float | None:  # fmt: skip
     """One optimizer step on the pairs with these row numbers (B,), of which each process takes its share.
 
-    Its tokens and unsmoothed losses are added to the state. `state.max_tokens` are held for one backward pass at most,
-    fewer where memory runs out.
+    Its tokens and unsmoothed losses, with the tie shifts of extra rows, are added to the state. At most
+    `state.max_tokens` are held for one backward pass, fewer where memory runs out.
 
     Returns:
         Norm of the gradients before they were clipped; None where it was not finite and the step was left out.
@@ -81,8 +81,7 @@ def accumulate_gradients(
         u, *v = (embeddings[side] for side in to_device(places.reshape(len(some), -1), device).T)
         outputs = model.head(u, v[0] if v else None, offsets_of(train, some, device))
         accelerator.backward(training_loss(outputs, train, some, label_smoothing) / batch_size)
-        labels = to_device(train.labels[some], device)
-        loss_sum += cross_entropy(outputs[0].detach(), labels, reduction="sum")
+        loss_sum += training_loss((outputs[0].detach(),), train, some, label_smoothing=0.0)
         tokens += TokenCount(sum(map(len, token_ids)), sum(len(taken) * length for taken, length in planned))
     return loss_sum, tokens
 
@@ -136,12 +135,12 @@ def within_memory(work: Callable, state: TrainingState, log: Log, repeat: bool =
 
 
 def training_loss(
-    outputs: tuple[torch.Tensor, torch.Tensor], train: Examples, rows: np.ndarray, label_smoothing: float
+    outputs: tuple[torch.Tensor, ...], train: Examples, rows: np.ndarray, label_smoothing: float
 ) -> torch.Tensor:
     """Cross-entropy of the logits (B, 3) of some rows, summed.
 
-    On a baseline that of the auxiliary logits is added. Where the offset is good it leaves little gradient; the
-    auxiliary output has to predict without it, so the encoder learns as much as a network without a baseline.
+    On a baseline that of the auxiliary logits, if given, is added. Where the offset is good it leaves little gradient;
+    the auxiliary output has to predict without it, so the encoder learns as much as a network without a baseline.
     Extra rows have their file's share of ties: a shift is added to the logit of a tie.
     """
     labels = to_device(train.labels[rows], outputs[0].device)
