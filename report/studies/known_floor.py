@@ -2,9 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m report.studies.known_floor --out runs/floor --rows 24000 --seeds 42 43 44
 
-A scaled ELECTRA of 24 layers, on a CPU; one thread is faster than two on layers this narrow. A run that is complete is
-not made again, and one that was stopped is resumed. The committed lines with the head trained first were made with a
-setting that the library no longer has (commit 12816a7).
+A scaled ELECTRA of 24 layers, on a CPU; one thread is faster than two on layers this narrow: five to seven minutes a
+run. A run that is complete is not made again, and one that was stopped is resumed.
 
 Rows come in the competition's columns. Answers are made of nonsense words; each word has a known worth, and with d the
 worth of answer A minus that of B (and a little for length), the label is drawn from
