@@ -129,7 +129,7 @@ def test_without_a_blend_the_weights_are_fitted_here(attach, finished_run, ladde
         submit.find_runs(tmp_path / "blend.json")
     paths = [attach(finished_run, "network")]
     assert submit.find_runs(tmp_path / "blend.json")[1] == Blend((1.0,), Calibration())
-    paths.append(attach(ladder_run, "ladder"))
+    paths.insert(0, attach(ladder_run, "ladder"))  # the order in which they are found: another one rounds otherwise
     runs, fitted = submit.find_runs(tmp_path / "blend.json")
     wanted = blend.fit_runs(paths, tmp_path / "again.json")
     weights = {path.name: weight for path, weight in zip(paths, wanted["weights"], strict=True) if weight > 0}
