@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for name, why in found.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
-    print(f"report of {len(found.runs)} runs and {len(found.blends)} blends: {arguments.out / 'report.html'}")
+    print(f"report: {arguments.out / 'report.html'} (runs: {len(found.runs)}, blends: {len(found.blends)})")
     return 0
 
 

@@ -215,7 +215,7 @@ def test_broken_runs_and_blends_are_named_and_left_out(quick, runs, tmp_path, ca
     printed = capsys.readouterr()
     assert build.main(["--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
-    assert "report of 1 runs and 0 blends" in printed.out
+    assert "report.html (runs: 1, blends: 0)" in printed.out
     *of_runs, said = printed.err.split("left out: ")[1 : len(BROKEN_RUNS) + 2]
     for number, why in enumerate(BROKEN_RUNS):
         assert of_runs[number].startswith(f"{runs / f'broken{number:02}'}: ") and why in of_runs[number]
