@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
                   formatter_class=argparse.RawDescriptionHelpFormatter, epilog=LICENCES)  # fmt: skip
     convert.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Parquet or CSV, as published")
     convert.add_argument("--out", required=True, type=Path, help="CSV to write")
-    convert.add_argument("--against", type=Path, metavar="train.csv", help="leave out the rows of this training file")
+    convert.add_argument("--against", metavar="train.csv", help='leave out rows of this training file, or "sample"')
     doctor = add("doctor", _doctor, help="check this machine; exit code 0: usable, 1: not usable", parents=[settings])
     doctor.add_argument("--backbone", metavar="NAME", help="check this backbone, too, and memory and disk for it")
 
@@ -109,8 +109,7 @@ def _run(arguments: argparse.Namespace, network: bool = True) -> None:
 
     folder = steps.run(config, network)
     result = read_json(folder / "result.json")
-    print(results.result_table(result).to_string(float_format="{:.4f}".format))
-    print(results.verdict(result))
+    print(results.result_table(result).to_string(float_format="{:.4f}".format), results.verdict(result), sep="\n")
     print(f"submission: {folder / 'submission.csv'}")
 
 
@@ -150,8 +149,9 @@ def _check_submission(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    refuse_overwriting(arguments.out, *arguments.files, *filter(None, [arguments.against]))
-    print(*convert_files(arguments.files, arguments.out, arguments.against), f"extra rows: {arguments.out}", sep="\n")
+    against = arguments.against and loading.locate_csv(arguments.against, "train")
+    refuse_overwriting(arguments.out, *arguments.files, *filter(None, [against]))
+    print(*convert_files(arguments.files, arguments.out, against), f"extra rows: {arguments.out}", sep="\n")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -335,10 +335,13 @@ def test_folder_of_another_run_is_refused_by_name(refuse, finished_run, home, tm
     assert read_tree(finished_run) == before
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}'])
-def test_foreign_config_in_the_output_folder_is_refused(refuse_run, out, content):
-    """A config.json that no run wrote is never overwritten."""
-    assert str(put(out / "config.json", content)) in refuse_run()
+@pytest.mark.parametrize("name", ["config.json", "README.md", "oof.csv", "checkpoint/mine"])
+def test_foreign_files_in_the_output_folder_are_refused(refuse_run, out, name):
+    """What no run wrote is never overwritten, and not deleted."""
+    for content in (b"{", b"[]", b'{"a": 1}'):
+        put(out / name, content)
+        assert f"{out}" in (message := refuse_run()) and name.partition("/")[0] in message
+        assert (out / name).read_bytes() == content
 
 
 def test_place_that_cannot_be_written_is_refused(refuse, finished_run, home, tmp_path):

@@ -43,8 +43,7 @@ WRONG = {
 def test_text_becomes_the_type_of_the_setting(name, text, value):
     """Papermill and --set deliver text; a run sees the same value as one who typed it in Python."""
     coerced = getattr(RunConfig.from_mapping({name: text}), name)
-    assert coerced == value
-    assert type(coerced) is type(value)
+    assert coerced == value and type(coerced) is type(value)
 
 
 @pytest.mark.parametrize("words", WRONG)

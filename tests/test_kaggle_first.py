@@ -73,6 +73,5 @@ def test_what_was_not_reached_is_said(server, run):
     """The first kernel fails: one line each, and its exit code."""
     server.script["GetKernelSessionStatus"] = [NOT_FOUND, NOT_FOUND, ERROR]
     code, found = run()
-    assert code == 1
-    assert len(server.sent("SaveKernel")) == 1
+    assert code == 1 and len(server.sent("SaveKernel")) == 1
     assert list(found.values()).count("not seen") == 8

@@ -38,8 +38,7 @@ def test_ipynb_is_what_its_py_builds(name):
     nbformat.validate(read(name))
     assert read(name).metadata["kernelspec"]["name"] == "python3"
     for cell in read(name).cells:
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
+        assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
 def test_code_cells_are_the_same_in_all_three():

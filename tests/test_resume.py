@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import read_tree, run_arguments, run_small
+from conftest import TWO_FOLDS, read_tree, run_arguments, run_small
 from test_train import LEARNS, assert_same_weights, fit, make_config, make_examples, make_model
 
 from prefcls_lib import cli
@@ -224,10 +224,11 @@ def test_earlier_session_is_found_by_its_name(tmp_path, monkeypatch, mount):
     assert earlier_run(here, "prefcls-02") == here
 
 
-def test_broken_checkpoint_is_named(home, tmp_path, prefcls):
+def test_broken_checkpoint_is_named(home, finished_run, tmp_path, prefcls):
     """One message with the folder and the way out; nothing is trained over it."""
-    state = tmp_path / "run" / "checkpoint" / "fold0"
+    state = tmp_path / "checkpoint" / "fold0"
     state.mkdir(parents=True)
     (state / "state.pt").write_bytes(b"cut off")
-    code, _, error = prefcls(*run_arguments(home, tmp_path / "run"))
+    shutil.copy(finished_run / "config.json", tmp_path)
+    code, _, error = prefcls(*run_arguments(home, tmp_path, *TWO_FOLDS))
     assert code == 2 and f"{state}: cannot be read" in error and "Delete it" in error

@@ -20,6 +20,7 @@ from prefcls_lib.runtime.files import UserError, read_json, reading, sha256, wri
 from prefcls_lib.runtime.kaggle import find_attached
 
 LADDER = "ladder"  # the backbone of a run without a network
+WRITTEN = ("README.md", "history.csv", "oof.csv", "model", "checkpoint")  # a run has written config.json before these
 # settings that may differ when a run is resumed: places (their data is compared by SHA-256) and the session
 FREE_SETTINGS = ("train", "test", "out", "resume_from", "time_budget_hours", "num_processes", "report_to")
 
@@ -69,6 +70,8 @@ def copy_folder(source: Path, target: Path) -> None:
 def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) -> None:
     """Raise a UserError that names the setting or the data file in which the run here, if there is one, differs."""
     if not (run / "config.json").exists():
+        if taken := [name for name in WRITTEN if (run / name).exists()]:
+            raise UserError(f"{run}: is no run, but holds {', '.join(taken)}. Name another folder with --out.")
         return
     with reading(run / "config.json", "It is not of a run of this version: name another folder with --out."):
         found, settings = read_json(run / "config.json"), config.to_dict()

@@ -52,12 +52,10 @@ def fit_folds(job: Job) -> None:
     On several GPUs (or with `num_processes`) several models are trained side by side, one in a process; a single one by
     all processes together. After SIGTERM, the state of the models in training is saved, and `Stopped` is raised.
     """
-    left, num_processes = [], count_processes(job.config.num_processes)
-    for name in run_files.fold_models(job.config):
-        if (place := job.folder / "model" / name).is_dir():
-            print(f"{name}: done before, kept in {place}", flush=True)
-        else:
-            left.append(name)
+    models, num_processes = run_files.fold_models(job.config), count_processes(job.config.num_processes)
+    left = [name for name in models if not (job.folder / "model" / name).is_dir()]
+    if done := ", ".join(name for name in models if name not in left):
+        print(f"{done}: done before, kept in {job.folder / 'model'}", flush=True)
     processes = num_processes if len(left) == 1 else min(num_processes, len(left))
     if processes > 1:
         given = ["--started-at", str(job.started_at), str(job.folder), *left]
@@ -90,10 +88,8 @@ def run(config: RunConfig, network: bool = True) -> Path:
     Without a network (`prefcls ladder`) the models are the folds' baselines, in the files of any other run. Of the
     settings only `start_from` and those of rows and folds matter then; history.csv is empty.
     """
-    if network:
-        job = start(config)
-    else:
-        job = open_folder(read_job(replace(config, backbone=run_files.LADDER, init_from=None, num_seeds=1)))
+    ladder = {"backbone": run_files.LADDER, "init_from": None, "num_seeds": 1}
+    job = start(config) if network else open_folder(read_job(replace(config, **ladder)))
     if (job.folder / "result.json").is_file():
         print(f"{job.folder}: this run is complete; for a new one name another --out.", flush=True)
         return job.folder
