@@ -123,11 +123,11 @@ def _get(address: str, **options) -> requests.Response:
     return answer
 
 
-def find_here(kaggle: Kaggle, files: Mapping[str, str], runs: Path) -> Path | None:
-    """The folder in `runs` of the finished run among the files of an output, whatever score was written into it."""
+def find_here(kaggle: Kaggle, files: Mapping[str, str], *places: Path) -> Path | None:
+    """The folder in one of `places` of the finished run in an output, whatever score was written into it."""
     if "result.json" in files:
         result = read_remote(kaggle, files["result.json"])
-        for path in sorted(runs.glob("*/result.json")):
+        for path in (path for place in places for path in sorted(place.glob("*/result.json"))):
             if {name: value for name, value in read_json(path).items() if name != PUBLIC_SCORE} == result:
                 return path.parent
     return None

@@ -94,7 +94,7 @@ def was_cut_off(kaggle: Kaggle, kernel: Kernel, parameters: dict, runs: Path) ->
         )
     files = kaggle.output_files(kernel)
     places = (runs, runs / "first", runs.parent)  # kaggle-first has a folder of its own in runs/
-    if "result.json" in files and not any(follow.find_here(kaggle, files, place) for place in places):
+    if "result.json" in files and follow.find_here(kaggle, files, *places) is None:
         raise UserError(
             f"{kernel} has finished a run that is not in {runs} yet. Nothing was started. Bring it here first: "
             f"{kernel.make('watch')}"

@@ -68,7 +68,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def refuse_another(run: Path, config: RunConfig, data_sha256: dict[str, str]) -> None:
-    """Raise a UserError that names the setting or the data file in which the run here, if there is one, differs."""
+    """Raise a UserError that names the setting or data file in which the run here differs, or foreign files."""
     if not (run / "config.json").exists():
         if taken := [name for name in WRITTEN if (run / name).exists()]:
             raise UserError(f"{run}: is no run, but holds {', '.join(taken)}. Name another folder with --out.")
