@@ -77,9 +77,8 @@ def run_point(path: Path, pool: pd.DataFrame, scored: pd.DataFrame, count: int, 
     inputs = read_inputs(scored)
     probs = {name: model.predict_proba(inputs) for name, model in fitted.items()}
     probs["network"] = network.predict_proba(network.read_inputs(scored), label="score")
-    rows = {"label": scored["label"].to_numpy(), "group": scored["group"].to_numpy().astype(str)}
     with write_whole(folder / "point.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **rows, **probs)
+        np.savez(file, label=scored["label"].to_numpy(), group=scored["group"].to_numpy().astype(str), **probs)
 
 
 def read_point(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -207,6 +206,8 @@ def main() -> None:
     name = "+".join([Path(arguments.backbone).name, *arguments.set])
     place = arguments.out / f"{arguments.file.name.split('.')[0]}--{name}"
     settings = {**SETTINGS, "backbone": arguments.backbone, **dict(text.split("=", 1) for text in arguments.set)}
+    if settings.get("start_from") == "none":
+        parser.error("start_from=none: a network is compared with the baseline that it starts from")
     for count in sorted(arguments.rows):
         for seed in arguments.seeds:
             if count > len(pool):

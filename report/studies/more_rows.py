@@ -31,8 +31,7 @@ PAIRS = {
 
 
 def describe(plain: Run, more: Run, both: Run) -> dict:
-    """What each step adds: log loss before and after, and the difference, p corrected for all of them; "calibrated" is
-    the difference after both were calibrated on other prompts."""
+    """What each step adds: log losses, their difference (p corrected for all), and that with both calibrated."""
     probs, shared = {}, shared_ids((plain, more, both))
     rows = {"competition": shared, "both": list(both.oof.index), "arena": list(both.oof.index.difference(shared))}
     for name, run in (("plain", plain), ("more", more), ("both", both)):
